@@ -1,0 +1,54 @@
+# Every target sets up what it needs: a machine with Python 3.11 or newer is enough.
+PYTHON ?= python3
+
+DEV := .venv
+# Without torch: what running the service takes.
+RUN := .venv-demo
+# The generator of the stubs is older than the packages we run with.
+PROTO := .venv-proto
+
+.DEFAULT_GOAL := help
+.PHONY: help demo serve test lint proto
+.DELETE_ON_ERROR:
+
+help: ## Show the targets
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 8
+
+demo: $(RUN)/.stamp ## Start the server on the embedded model, translate, stop
+	$(RUN)/bin/python examples/demo.py
+
+serve: $(RUN)/.stamp ## Serve the embedded model on localhost:50051
+	$(RUN)/bin/dragoman-server
+
+test: $(DEV)/.stamp ## Run the tests
+	$(DEV)/bin/pytest
+
+lint: $(DEV)/.stamp $(PROTO)/.stamp ## Check format, types, import order and the generated stubs
+	$(DEV)/bin/ruff format --check
+	$(DEV)/bin/ruff check
+	$(DEV)/bin/mypy
+	$(DEV)/bin/lint-imports
+	PYTHON=$(PROTO)/bin/python proto/check.sh
+
+proto: $(PROTO)/.stamp ## Generate the stubs in client/ from proto/
+	PYTHON=$(PROTO)/bin/python proto/generate.sh client
+
+$(DEV)/.stamp: pyproject.toml constraints.txt
+	$(call create-venv,$(DEV))
+	$(DEV)/bin/pip install --quiet -c constraints.txt -e '.[cli,dev,export]'
+	touch $@
+
+$(RUN)/.stamp: pyproject.toml constraints.txt
+	$(call create-venv,$(RUN))
+	$(RUN)/bin/pip install --quiet -c constraints.txt -e '.[cli,server]'
+	touch $@
+
+$(PROTO)/.stamp: proto/requirements.txt
+	$(call create-venv,$(PROTO))
+	$(PROTO)/bin/pip install --quiet -r proto/requirements.txt
+	touch $@
+
+define create-venv
+@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Dragoman needs Python 3.11 or newer: make PYTHON=python3.12 ...")'
+$(PYTHON) -m venv --clear $(1)
+endef

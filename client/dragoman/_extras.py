@@ -1,0 +1,25 @@
+"""Entry points that say which extra to install, where a traceback would be no help."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+_OWN_PACKAGES = frozenset({"dragoman", "dragoman_server", "dragoman_export"})
+
+
+@contextmanager
+def require_extra(extra: str) -> Iterator[None]:
+    """Ends the program with a line that names `extra` when an import inside fails.
+
+    Only for the imports of a command line: it raises SystemExit. A module of our own that
+    is missing is a fault of ours, and raises as it is.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        missing = (error.name or "").partition(".")[0]
+        if missing in _OWN_PACKAGES:
+            raise
+        raise SystemExit(
+            f"This command needs the package {missing!r}. Install it with:\n"
+            f"    pip install 'dragoman[{extra}]'"
+        ) from None

@@ -1,0 +1,185 @@
+"""What translating returns: immutable values, free of protobuf."""
+
+import math
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Literal, TypeAlias
+
+Segmentation: TypeAlias = Literal["line", "sentence"]
+"""How a line is cut into the segments that the model translates in one piece: never, or
+always into sentences. Without either, only lines too long for the model are cut."""
+
+
+class FinishReason(StrEnum):
+    """Why decoding of a hypothesis ended."""
+
+    STOP = "stop"
+    """The model emitted the end-of-sentence token."""
+
+    LENGTH = "length"
+    """The limit on target tokens was reached: the translation is probably cut off."""
+
+    UNSPECIFIED = "unspecified"
+    """A reason that this version of the SDK does not know."""
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """One token of a hypothesis."""
+
+    id: int
+    """Index in the model's target vocabulary."""
+
+    piece: str
+    """The vocabulary entry, with the tokenizer's own marks such as "▁" for a space."""
+
+    logprob: float
+    """Natural logarithm of the probability that the model gave to this token."""
+
+
+@dataclass(frozen=True, slots=True)
+class Hypothesis:
+    """A finished candidate translation."""
+
+    text: str
+    """The translation."""
+
+    tokens: tuple[Token, ...]
+    """The decoded tokens, with the end-of-sentence token where the model emitted it."""
+
+    sum_logprob: float
+    """Sum of the log-probabilities of the tokens."""
+
+    score: float
+    """What hypotheses are ranked by, greater is better: `sum_logprob / len(tokens)`."""
+
+    finish_reason: FinishReason
+    """Why decoding ended."""
+
+    @property
+    def token_ids(self) -> tuple[int, ...]:
+        """The ids of the tokens."""
+        return tuple(token.id for token in self.tokens)
+
+
+@dataclass(frozen=True, slots=True)
+class TextSpan:
+    """A half-open range of the source text: `text[span.begin:span.end]`."""
+
+    begin: int
+    """Index of the first code point."""
+
+    end: int
+    """Index after the last code point."""
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """A part of the source text that the model translated in one piece."""
+
+    source_span: TextSpan
+    """Where the segment stands in the source text."""
+
+    hypotheses: tuple[Hypothesis, ...]
+    """The candidates, best first; at least one."""
+
+    source_tokens: int
+    """Number of tokens that the encoder read, language tags and end-of-sentence included."""
+
+
+@dataclass(frozen=True, slots=True)
+class RequestStats:
+    """Time and amount of work behind one translation.
+
+    The segments of a text are translated together: each time is that of the slowest one.
+    """
+
+    queue_seconds: float
+    """From arrival at the engine until the encoder started."""
+
+    encode_seconds: float
+    """Time in the encoder."""
+
+    decode_seconds: float
+    """From the end of encoding until the last token."""
+
+    source_tokens: int
+    """Tokens read, over all segments."""
+
+    target_tokens: int
+    """Tokens of the best hypotheses, over all segments."""
+
+
+@dataclass(frozen=True, slots=True)
+class Translation:
+    """The translation of one text.
+
+    `tokens`, `token_ids`, `sum_logprob`, `score` and `finish_reason` are those of the best
+    translation of the whole text. Where it has several segments, tokens follow each other,
+    log-probabilities add up, the score is the sum over the number of all tokens, and a
+    segment cut off by its length makes the whole cut off.
+    """
+
+    text: str
+    """The translation, with the white space and line breaks of the source."""
+
+    segments: tuple[Segment, ...]
+    """The segments in the order of the source; none for blank text."""
+
+    model: str
+    """The model and version that translated, as "name@digest"."""
+
+    source_language: str
+    """Language code of the source."""
+
+    target_language: str
+    """Language code of the translation."""
+
+    stats: RequestStats
+    """Where the time went, and how much was translated."""
+
+    @property
+    def hypotheses(self) -> tuple[Hypothesis, ...]:
+        """The candidates for the text, best first; at least one.
+
+        A text of several segments has one, made of the best of each: the others stand in
+        `segments`.
+        """
+        if len(self.segments) == 1:
+            return self.segments[0].hypotheses
+        tokens = self.tokens
+        return (Hypothesis(self.text, tokens, self.sum_logprob, self.score, self.finish_reason),)
+
+    @property
+    def tokens(self) -> tuple[Token, ...]:
+        """The decoded tokens, with the end-of-sentence token of every segment."""
+        return tuple(token for best in self._best() for token in best.tokens)
+
+    @property
+    def token_ids(self) -> tuple[int, ...]:
+        """The ids of `tokens`."""
+        return tuple(token.id for token in self.tokens)
+
+    @property
+    def sum_logprob(self) -> float:
+        """Log-probability of the translation under the model; 0 for blank text."""
+        return math.fsum(best.sum_logprob for best in self._best())
+
+    @property
+    def score(self) -> float:
+        """`sum_logprob` over the number of tokens, greater is better; 0 for blank text."""
+        if len(self.segments) == 1:
+            return self.segments[0].hypotheses[0].score
+        return self.sum_logprob / max(1, len(self.tokens))
+
+    @property
+    def finish_reason(self) -> FinishReason:
+        """LENGTH if any segment was cut off, else what all segments ended with."""
+        reasons = {best.finish_reason for best in self._best()}
+        for reason in (FinishReason.LENGTH, FinishReason.UNSPECIFIED):
+            if reason in reasons:
+                return reason
+        return FinishReason.STOP
+
+    def _best(self) -> tuple[Hypothesis, ...]:
+        return tuple(segment.hypotheses[0] for segment in self.segments)

@@ -1,0 +1,329 @@
+"""The Transformer of Vaswani et al. 2017, "Attention Is All You Need", as one readable file of plain PyTorch.
+
+Shapes are written with these letters: B sentences, S source positions, T target positions, H heads, D = `d_model`,
+K = D / H (the width of one head), V vocabulary entries. Masks are boolean and True where attention is allowed.
+"""
+
+import math
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+KeyValue = tuple[Tensor, Tensor]  # keys and values, each [B, H, positions, K]
+
+
+@dataclass(frozen=True)
+class Dimensions:
+    """Everything that decides the shape and the arithmetic of a model, and nothing about how it was trained.
+
+    The defaults are the paper's choices; the other values are what published checkpoints (Marian, M2M-100, NLLB) need.
+    """
+
+    source_vocabulary_size: int
+    target_vocabulary_size: int
+    d_model: int = 512
+    num_heads: int = 8
+    d_feed_forward: int = 2048
+    num_encoder_layers: int = 6
+    num_decoder_layers: int = 6
+    max_positions: int = 512  # longest source and longest target, in tokens
+    shared_vocabulary: bool = True  # source, target and output projection are one matrix; otherwise the last two are
+    norm: Literal["post", "pre"] = "post"  # where layer norm stands relative to the residual (paper: post)
+    activation: Literal["relu", "gelu", "silu"] = "relu"
+    positions: Literal["sinusoidal", "learned"] = "sinusoidal"
+    position_layout: Literal["interleaved", "split"] = "interleaved"  # sin, cos, sin, cos ... or all sin, then all cos
+    position_offset: int = 0  # row of the position table that the first token uses
+    scale_embedding: bool = True  # multiply embeddings by sqrt(D), section 3.4 of the paper
+    output_bias: bool = False
+
+    def __post_init__(self) -> None:
+        if self.d_model % self.num_heads:
+            raise ValueError(f"d_model {self.d_model} is not a multiple of num_heads {self.num_heads}")
+        if self.d_head % 8:
+            raise ValueError(f"the head size {self.d_head} (d_model / num_heads) is not a multiple of 8")
+        if self.shared_vocabulary and self.source_vocabulary_size != self.target_vocabulary_size:
+            raise ValueError(
+                f"a shared vocabulary has one size, not {self.source_vocabulary_size} and {self.target_vocabulary_size}"
+            )
+
+    @property
+    def d_head(self) -> int:
+        return self.d_model // self.num_heads
+
+
+def scaled_dot_product_attention(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """softmax(Q K^T / sqrt(K)) V, equation 1 of the paper.
+
+    query [B, H, T, K], key and value [B, H, S, K], mask broadcastable to [B, H, T, S]. Returns the mixed values
+    [B, H, T, K] and the weights [B, H, T, S]. Sentences are short, so writing it out costs nothing: PyTorch's fused
+    kernel hides the weights and its backward pass is several times slower than this on a CPU.
+    """
+    scores = (query / math.sqrt(query.size(-1))) @ key.transpose(-2, -1)
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -torch.inf)
+    weights = scores.softmax(dim=-1)
+    return weights.to(value.dtype) @ value, weights
+
+
+class MultiHeadAttention(nn.Module):
+    """H attentions over learned projections of the same states, side by side (section 3.2.2)."""
+
+    def __init__(self, dims: Dimensions) -> None:
+        super().__init__()
+        self.num_heads = dims.num_heads
+        self.query = nn.Linear(dims.d_model, dims.d_model)
+        self.key = nn.Linear(dims.d_model, dims.d_model)
+        self.value = nn.Linear(dims.d_model, dims.d_model)
+        self.output = nn.Linear(dims.d_model, dims.d_model)
+
+    def split_heads(self, states: Tensor) -> Tensor:
+        """[B, T, D] -> [B, H, T, K]"""
+        return states.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+
+    def key_value(self, states: Tensor) -> KeyValue:
+        """Projects the states [B, S, D] that will be attended to; this is what a cache keeps."""
+        return self.split_heads(self.key(states)), self.split_heads(self.value(states))
+
+    def forward(
+        self, states: Tensor, key_value: KeyValue, mask: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """The states [B, T, D] attend to `key_value`; returns [B, T, D] and the weights [B, H, T, S]."""
+        query = self.split_heads(self.query(states))
+        mixed, weights = scaled_dot_product_attention(query, *key_value, mask)
+        return self.output(mixed.transpose(1, 2).flatten(-2)), weights
+
+
+class FeedForward(nn.Module):
+    """Two linear maps with a non-linearity between, the same at every position (section 3.3)."""
+
+    def __init__(self, dims: Dimensions) -> None:
+        super().__init__()
+        self.inner = nn.Linear(dims.d_model, dims.d_feed_forward)
+        self.outer = nn.Linear(dims.d_feed_forward, dims.d_model)
+        self.activation = {"relu": F.relu, "gelu": F.gelu, "silu": F.silu}[dims.activation]
+
+    def forward(self, states: Tensor) -> Tensor:
+        return self.outer(self.activation(self.inner(states)))  # type: ignore[no-any-return]
+
+
+class Residual(nn.Module):
+    """x + sublayer(x) with its layer norm: after the sum (post, the paper) or before the sub-layer (pre).
+
+    A sub-layer is applied between `enter` and `leave`, so that one that returns more than states needs no special form.
+    """
+
+    def __init__(self, dims: Dimensions, dropout: float) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(dims.d_model)
+        self.dropout = nn.Dropout(dropout)
+        self.is_pre = dims.norm == "pre"
+
+    def enter(self, states: Tensor) -> Tensor:
+        return self.norm(states) if self.is_pre else states  # type: ignore[no-any-return]
+
+    def leave(self, states: Tensor, update: Tensor) -> Tensor:
+        total = states + self.dropout(update)
+        return total if self.is_pre else self.norm(total)
+
+
+class EncoderLayer(nn.Module):
+    def __init__(self, dims: Dimensions, dropout: float) -> None:
+        super().__init__()
+        self.self_attention = MultiHeadAttention(dims)
+        self.self_attention_residual = Residual(dims, dropout)
+        self.feed_forward = FeedForward(dims)
+        self.feed_forward_residual = Residual(dims, dropout)
+
+    def forward(self, states: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        entered = self.self_attention_residual.enter(states)
+        mixed, weights = self.self_attention(entered, self.self_attention.key_value(entered), mask)
+        states = self.self_attention_residual.leave(states, mixed)
+        update = self.feed_forward(self.feed_forward_residual.enter(states))
+        return self.feed_forward_residual.leave(states, update), weights
+
+
+class DecoderLayer(nn.Module):
+    def __init__(self, dims: Dimensions, dropout: float) -> None:
+        super().__init__()
+        self.self_attention = MultiHeadAttention(dims)
+        self.self_attention_residual = Residual(dims, dropout)
+        self.cross_attention = MultiHeadAttention(dims)
+        self.cross_attention_residual = Residual(dims, dropout)
+        self.feed_forward = FeedForward(dims)
+        self.feed_forward_residual = Residual(dims, dropout)
+
+    def forward(
+        self,
+        states: Tensor,
+        past: KeyValue | None,
+        self_mask: Tensor | None,
+        cross_kv: KeyValue,
+        cross_mask: Tensor | None,
+    ) -> tuple[Tensor, KeyValue, Tensor, Tensor]:
+        """Returns the new states, the self keys and values grown by these positions, and both kinds of weights."""
+        entered = self.self_attention_residual.enter(states)
+        self_kv = self.self_attention.key_value(entered)
+        if past is not None:
+            self_kv = (torch.cat([past[0], self_kv[0]], dim=2), torch.cat([past[1], self_kv[1]], dim=2))
+        mixed, self_weights = self.self_attention(entered, self_kv, self_mask)
+        states = self.self_attention_residual.leave(states, mixed)
+
+        entered = self.cross_attention_residual.enter(states)
+        mixed, cross_weights = self.cross_attention(entered, cross_kv, cross_mask)
+        states = self.cross_attention_residual.leave(states, mixed)
+
+        update = self.feed_forward(self.feed_forward_residual.enter(states))
+        return self.feed_forward_residual.leave(states, update), self_kv, self_weights, cross_weights
+
+
+def sinusoids(num_positions: int, width: int, layout: Literal["interleaved", "split"]) -> Tensor:
+    """Position table [num_positions, width] of section 3.5: PE(p, 2i) = sin(p / 10000^(2i / width)), odd columns cos.
+
+    `split` keeps the same numbers but puts all the sines first, as Marian does.
+    """
+    positions = torch.arange(num_positions, dtype=torch.float64).unsqueeze(1)
+    angles = positions * torch.pow(10000.0, -torch.arange(0, width, 2, dtype=torch.float64) / width)
+    sin, cos = angles.sin(), angles.cos()
+    table = torch.cat([sin, cos], dim=1) if layout == "split" else torch.stack([sin, cos], dim=2).flatten(1)
+    return table.float()
+
+
+class Embedding(nn.Module):
+    """Token embeddings, scaled, plus positions (sections 3.4 and 3.5)."""
+
+    def __init__(self, dims: Dimensions, tokens: nn.Embedding, dropout: float) -> None:
+        super().__init__()
+        self.tokens = tokens
+        self.scale = math.sqrt(dims.d_model) if dims.scale_embedding else 1.0
+        self.offset = dims.position_offset
+        num_rows = dims.max_positions + dims.position_offset
+        if dims.positions == "sinusoidal":
+            table = sinusoids(num_rows, dims.d_model, dims.position_layout)
+            self.register_buffer("positions", table, persistent=False)
+        else:
+            self.positions = nn.Parameter(torch.randn(num_rows, dims.d_model) * 0.02)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, token_ids: Tensor, first_position: int = 0) -> Tensor:
+        """[B, T] -> [B, T, D]"""
+        start = first_position + self.offset
+        positions = self.positions[start : start + token_ids.size(1)]
+        return self.dropout(self.tokens(token_ids) * self.scale + positions)  # type: ignore[no-any-return]
+
+
+class Attentions(NamedTuple):
+    """Softmax weights of every layer and head; each row is one query and sums to 1."""
+
+    encoder: Tensor  # [B, L_enc, H, S, S]
+    decoder: Tensor  # [B, L_dec, H, T, T], causal
+    cross: Tensor  # [B, L_dec, H, T, S]; row t is the step that emits target token t
+
+
+@dataclass
+class DecoderState:
+    """What one decoding step hands to the next; `self_kv` grows by one position a step, the rest is fixed."""
+
+    cross_kv: list[KeyValue]
+    source_mask: Tensor  # [B, S]
+    self_kv: list[KeyValue] = field(default_factory=list)
+
+    @property
+    def num_steps(self) -> int:
+        return self.self_kv[0][0].size(2) if self.self_kv else 0
+
+
+class Transformer(nn.Module):
+    """Encoder and decoder stacks over (shared) embeddings, with the output projection tied to the target embedding."""
+
+    def __init__(self, dims: Dimensions, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.dims = dims
+        target_tokens = nn.Embedding(dims.target_vocabulary_size, dims.d_model)
+        source_tokens = (
+            target_tokens if dims.shared_vocabulary else nn.Embedding(dims.source_vocabulary_size, dims.d_model)
+        )
+        self.source_embedding = Embedding(dims, source_tokens, dropout)
+        self.target_embedding = Embedding(dims, target_tokens, dropout)
+        self.encoder_layers = nn.ModuleList(EncoderLayer(dims, dropout) for _ in range(dims.num_encoder_layers))
+        self.decoder_layers = nn.ModuleList(DecoderLayer(dims, dropout) for _ in range(dims.num_decoder_layers))
+        # With pre-norm the residual stream itself is never normalised, so each stack ends with a norm of its own.
+        self.encoder_norm = nn.LayerNorm(dims.d_model) if dims.norm == "pre" else nn.Identity()
+        self.decoder_norm = nn.LayerNorm(dims.d_model) if dims.norm == "pre" else nn.Identity()
+        self.output_bias = nn.Parameter(torch.zeros(dims.target_vocabulary_size)) if dims.output_bias else None
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Xavier-uniform matrices, zero biases, and embeddings whose scaled rows start with unit variance."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
+            elif isinstance(module, nn.Embedding):
+                nn.init.normal_(module.weight, std=self.dims.d_model**-0.5)
+
+    def encode(self, source_ids: Tensor, source_mask: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """source_ids int64 [B, S], source_mask bool [B, S] (False = padding).
+
+        Returns the encoder hidden states [B, S, D] and each layer's self-attention weights [B, H, S, S].
+        """
+        states, weights = self.source_embedding(source_ids), []
+        for layer in self.encoder_layers:
+            states, layer_weights = layer(states, source_mask[:, None, None, :])
+            weights.append(layer_weights)
+        return self.encoder_norm(states), weights
+
+    def decode(
+        self, target_ids: Tensor, encoder_hidden_states: Tensor, source_mask: Tensor
+    ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+        """Teacher forcing: decoder input int64 [B, T], all positions at once.
+
+        Position t sees decoder inputs 0..t only, so padding at the end of a row changes nothing before it. Returns the
+        decoder hidden states [B, T, D] and each layer's self [B, H, T, T] and cross [B, H, T, S] attention weights.
+        """
+        length = target_ids.size(1)
+        causal = torch.ones(length, length, dtype=torch.bool, device=target_ids.device).tril()
+        states, self_weights, cross_weights = self.target_embedding(target_ids), [], []
+        for layer in self.decoder_layers:
+            cross_kv = layer.cross_attention.key_value(encoder_hidden_states)
+            states, _, layer_self, layer_cross = layer(
+                states, None, causal, cross_kv, source_mask[:, None, None, :]
+            )
+            self_weights.append(layer_self)
+            cross_weights.append(layer_cross)
+        return self.decoder_norm(states), self_weights, cross_weights
+
+    def project(self, hidden: Tensor) -> Tensor:
+        """Decoder hidden states [..., D] -> logits [..., V]."""
+        return F.linear(hidden, self.target_embedding.tokens.weight, self.output_bias)
+
+    def forward(
+        self, source_ids: Tensor, source_mask: Tensor, target_ids: Tensor
+    ) -> tuple[Tensor, Attentions]:
+        """The teacher-forced pass: logits [B, T, V] for decoder input `target_ids` [B, T], and all attention weights."""
+        hidden, encoder_weights = self.encode(source_ids, source_mask)
+        decoded, self_weights, cross_weights = self.decode(target_ids, hidden, source_mask)
+        attentions = Attentions(*(torch.stack(w, dim=1) for w in (encoder_weights, self_weights, cross_weights)))
+        return self.project(decoded), attentions
+
+    def start(self, source_ids: Tensor, source_mask: Tensor) -> DecoderState:
+        """Encodes a batch and projects the cross-attention keys and values once for all steps to come."""
+        hidden, _ = self.encode(source_ids, source_mask)
+        return DecoderState([layer.cross_attention.key_value(hidden) for layer in self.decoder_layers], source_mask)
+
+    def decode_step(self, token_ids: Tensor, state: DecoderState) -> Tensor:
+        """One token per row, int64 [B] -> logits of the next one [B, V]; `state` grows by this position."""
+        states = self.target_embedding(token_ids.unsqueeze(1), first_position=state.num_steps)
+        past = state.self_kv or [None] * self.dims.num_decoder_layers
+        grown = []
+        for layer, layer_past, cross_kv in zip(self.decoder_layers, past, state.cross_kv, strict=True):
+            states, self_kv, _, _ = layer(
+                states, layer_past, None, cross_kv, state.source_mask[:, None, None, :]
+            )
+            grown.append(self_kv)
+        state.self_kv = grown
+        return self.project(self.decoder_norm(states)).squeeze(1)

@@ -1,0 +1,64 @@
+"""A model bundle on disk: checked once when it is opened, trusted afterwards."""
+
+import hashlib
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+
+from dragoman_server.bundle.manifest import MANIFEST_FILE, Manifest
+from dragoman_server.errors import BundleError
+
+ENCODER_FILE, DECODER_STEP_FILE, ATTENTION_FILE = "encoder.onnx", "decoder_step.onnx", "attention.onnx"
+WEIGHTS_FILE, TOKENIZER_FILE = "weights.bin", "tokenizer.model"
+REQUIRED_FILES = (ENCODER_FILE, DECODER_STEP_FILE, ATTENTION_FILE, WEIGHTS_FILE, TOKENIZER_FILE)
+
+
+def embedded_bundle() -> Path:
+    """The default model that is shipped inside this package."""
+    return Path(str(resources.files("dragoman_server"))) / "models" / "default"
+
+
+def file_sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """An opened bundle: its files are present and are the ones the manifest was written for."""
+
+    folder: Path
+    manifest: Manifest
+    version: str  # first 12 hex digits of the manifest's sha256, which covers those of all files
+
+    @classmethod
+    def open(cls, folder: Path) -> "Bundle":
+        """Reads the manifest and checks every file against it.
+
+        A model is code, so nothing but the files in the manifest is ever opened, and none through a link: a link could
+        lead out of the bundle.
+
+        Raises:
+            BundleError: naming the first file that is missing, is not a plain file or has other contents.
+        """
+        if not folder.is_dir():
+            raise BundleError(f"{folder} is not a directory; a model bundle is one, with a {MANIFEST_FILE} in it")
+        manifest = Manifest.read(folder)
+        for name in REQUIRED_FILES:
+            if name not in manifest.files:
+                raise BundleError(f"{folder / MANIFEST_FILE}: files has no entry for {name}")
+        for name, expected in manifest.files.items():
+            path = folder / name
+            if path.is_symlink() or not path.is_file():
+                raise BundleError(f"{path} is missing or not a plain file")
+            if file_sha256(path) != expected:
+                raise BundleError(f"{path} is damaged: its sha256 is not the one in {MANIFEST_FILE}")
+        return cls(folder, manifest, file_sha256(folder / MANIFEST_FILE)[:12])
+
+    @property
+    def resource_name(self) -> str:
+        return f"{self.manifest.name}@{self.version}"
+
+    @property
+    def tokenizer_path(self) -> Path:
+        return self.folder / TOKENIZER_FILE

@@ -1,0 +1,167 @@
+"""The bundle format: what stands in `manifest.json`. Standard library only; written by the exporter, read here."""
+
+import dataclasses
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from dragoman_server.errors import BundleError
+
+FORMAT_VERSION = 1
+MANIFEST_FILE = "manifest.json"
+MAX_MANIFEST_BYTES = 16 << 20
+
+Precision = Literal["fp32", "int8"]
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """The shapes the engine needs to know; the graphs know the rest."""
+
+    num_encoder_layers: int
+    num_decoder_layers: int
+    num_heads: int
+    d_head: int
+    vocabulary_size: int  # of the target
+
+
+@dataclass(frozen=True)
+class Limits:
+    """All in tokens."""
+
+    max_source_tokens: int  # with language tag and end-of-sentence
+    max_target_tokens: int  # with end-of-sentence
+    segment_tokens: int  # a longer line is split into sentences unless the caller forbids it
+
+
+@dataclass(frozen=True)
+class StateTensors:
+    """Names of the step graph's inputs that live in the KV pool, by kind; a value's name follows its key's."""
+
+    self_kv: tuple[str, ...]  # grows by one position a step, written in place
+    cross_kv: tuple[str, ...]  # fixed once the source is encoded
+
+
+@dataclass(frozen=True)
+class Golden:
+    """One sentence of the parity certificate with what PyTorch made of it."""
+
+    source_ids: tuple[int, ...]
+    token_ids: tuple[int, ...]  # greedy, end-of-sentence included
+    token_logprobs: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Parity:
+    """The parity certificate: differences the exporter measured between ONNX Runtime and PyTorch, and samples to replay."""
+
+    max_logprob_difference: float  # largest seen at export, teacher-forced, natural log
+    logprob_tolerance: float  # a replay beyond this is refused
+    max_attention_difference: float
+    token_agreement: float  # share of sentences with identical greedy ids
+    num_sentences: int
+    golden: tuple[Golden, ...]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Everything the server knows about a model apart from its weights."""
+
+    name: str
+    architecture: Architecture
+    precision: Precision
+    directions: tuple[tuple[str, str], ...]  # (source language code, target language code)
+    source_prefix_ids: dict[str, tuple[int, ...]]  # by target language: control ids that open every source
+    decoder_start_token_id: int
+    eos_token_id: int
+    pad_token_id: int
+    limits: Limits
+    state: StateTensors
+    parity: Parity
+    files: dict[str, str]  # file name -> sha256, hex
+    format_version: int = FORMAT_VERSION
+
+    def to_json(self) -> str:
+        return json.dumps(dataclasses.asdict(self), indent=1) + "\n"
+
+    @classmethod
+    def read(cls, folder: Path) -> "Manifest":
+        """Raises BundleError naming the file, the field and the fault."""
+        path = folder / MANIFEST_FILE
+        if not path.is_file():
+            raise BundleError(f"{folder} is not a model bundle: it has no {MANIFEST_FILE}")
+        if path.stat().st_size > MAX_MANIFEST_BYTES:
+            raise BundleError(f"{path} is {path.stat().st_size} bytes long; at most {MAX_MANIFEST_BYTES} are read")
+        try:
+            return cls.from_json(path.read_text(encoding="utf-8"))
+        except (ValueError, RecursionError) as error:
+            raise BundleError(f"{path}: {error}") from error
+
+    @classmethod
+    def from_json(cls, text: str) -> "Manifest":
+        """Raises ValueError naming the first field that is missing, unknown or of the wrong type."""
+        values = json.loads(text)
+        if not isinstance(values, dict):
+            raise ValueError("the manifest is not a JSON object")
+        # Before anything else: a newer format may have other fields.
+        if values.get("format_version") != FORMAT_VERSION:
+            raise ValueError(
+                f"format_version is {values.get('format_version')!r}; this server reads version {FORMAT_VERSION}"
+            )
+        manifest: Manifest = _read(cls, values, "")
+        manifest._check()
+        return manifest
+
+    def _check(self) -> None:
+        sizes = dataclasses.asdict(self.architecture) | dataclasses.asdict(self.limits)
+        for name, value in sizes.items():
+            if value < 1:
+                raise ValueError(f"{name} is {value}, must be at least 1")
+        if self.precision not in get_args(Precision):
+            raise ValueError(f"precision is {self.precision!r}, must be one of {', '.join(get_args(Precision))}")
+        for _, target in self.directions:
+            if target not in self.source_prefix_ids:
+                raise ValueError(f"source_prefix_ids has no entry for target language {target!r}")
+        num_tensors = 2 * self.architecture.num_decoder_layers
+        for kind, names in dataclasses.asdict(self.state).items():
+            if len(names) != num_tensors:
+                raise ValueError(f"state.{kind} names {len(names)} tensors, the decoder layers need {num_tensors}")
+        for name in self.files:
+            if Path(name).name != name or name in ("", ".", ".."):
+                raise ValueError(f"files: {name!r} is not a plain file name")
+
+
+def _read(kind: Any, value: Any, path: str) -> Any:
+    """Builds `kind` (a dataclass, tuple, dict or scalar type) from parsed JSON, strictly."""
+    origin, arguments = getattr(kind, "__origin__", None), getattr(kind, "__args__", ())
+    if dataclasses.is_dataclass(kind) and isinstance(kind, type):
+        if not isinstance(value, dict):
+            raise ValueError(f"{path or 'the manifest'} is not an object")
+        names = {f.name for f in dataclasses.fields(kind)}
+        if value.keys() != names:
+            missing, unknown = sorted(names - value.keys()), sorted(value.keys() - names)
+            raise ValueError(f"{path or 'the manifest'}: missing fields {missing}, unknown fields {unknown}")
+        return kind(**{f.name: _read(f.type, value[f.name], f"{path}{f.name}.") for f in dataclasses.fields(kind)})
+    name = path.rstrip(".")
+    if origin is tuple:
+        if not isinstance(value, list):
+            raise ValueError(f"{name} is not a list")
+        if arguments[-1] is not Ellipsis and len(value) != len(arguments):
+            raise ValueError(f"{name} has {len(value)} elements, not {len(arguments)}")
+        kinds = [arguments[0]] * len(value) if arguments[-1] is Ellipsis else arguments
+        return tuple(_read(k, v, f"{name}[{i}].") for i, (k, v) in enumerate(zip(kinds, value, strict=True)))
+    if origin is dict:
+        if not isinstance(value, dict):
+            raise ValueError(f"{name} is not an object")
+        return {k: _read(arguments[1], v, f"{name}[{k}].") for k, v in value.items()}
+    if origin is Literal:
+        kind = str
+    if kind is float and type(value) is int:
+        value = float(value)
+    if type(value) is not kind:
+        raise ValueError(f"{name} is {value!r}, not of type {kind.__name__}")
+    if kind is float and not math.isfinite(value):
+        raise ValueError(f"{name} is {value}, not a finite number")
+    return value

@@ -1,0 +1,241 @@
+"""Continuous batching: one thread that, step by step, lets finished rows leave and waiting requests join.
+
+    schedule -> encode arrivals -> decode_step over all rows -> update -> deliver
+
+The thread owns the scheduler and the runner; everybody else talks to it through `submit` and the futures it returns.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from collections.abc import Sequence as Rows
+from concurrent.futures import Future
+from dataclasses import dataclass
+
+from dragoman_server.config import EngineOptions
+from dragoman_server.engine.runner import Runner
+from dragoman_server.engine.scheduler import Scheduler
+from dragoman_server.engine.sequence import Completion, FinishReason, Request, Sequence
+from dragoman_server.errors import DeadlineError, DragomanError, EngineDeadError, InferenceError, QueueFullError
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class StepReport:
+    """What one step did, for metrics. Durations are 0 for a phase that did not run."""
+
+    num_waiting: int  # after the step
+    num_running: int  # after the step
+    num_encoded: int
+    num_encoded_tokens: int  # without padding
+    num_decoded: int  # rows of the decode step, each of which gained a token
+    encode_seconds: float
+    decode_seconds: float
+    num_dropped: int  # cancelled or past their deadline
+
+
+class Engine:
+    """Translates token ids into token ids.
+
+    Args:
+        runner: the model; only the engine's thread calls it once `start` was called.
+        decoder_start_token_id: what every row is fed first.
+        eos_token_id: what ends a row.
+        on_step: called on the engine's thread after every step; must be quick.
+        on_death: called on the engine's thread when an error ends it, after all callers were answered.
+    """
+
+    def __init__(
+        self,
+        runner: Runner,
+        decoder_start_token_id: int,
+        eos_token_id: int,
+        options: EngineOptions,
+        on_step: Callable[[StepReport], None] = lambda _: None,
+        on_death: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._runner = runner
+        self._decoder_start_token_id = decoder_start_token_id
+        self._eos_token_id = eos_token_id
+        self._options = options
+        self._on_step, self._on_death = on_step, on_death
+        self._scheduler = Scheduler(options.max_running, options.max_encoder_tokens)
+        self._changed = threading.Condition()  # guards the four below
+        self._inbox: list[Sequence] = []
+        self._num_pending = 0
+        self._is_stopping = False
+        self._refusal: DragomanError | None = EngineDeadError("the engine has not been started")
+        self._thread = threading.Thread(target=self._run, name="dragoman-engine", daemon=True)
+
+    # -- any thread ------------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        with self._changed:
+            self._refusal = None
+        self._thread.start()
+
+    @property
+    def is_alive(self) -> bool:
+        return self._refusal is None
+
+    @property
+    def num_pending(self) -> int:
+        """Sequences submitted and not yet answered."""
+        return self._num_pending
+
+    def submit(self, requests: Rows[Request]) -> list["Future[Completion]"]:
+        """Queues all requests or none; never blocks. Cancelling a future withdraws its request.
+
+        Raises:
+            QueueFullError: more would wait than `max_waiting`.
+            EngineDeadError: the engine has ended or was stopped.
+        """
+        arrived = time.monotonic()
+        sequences = [Sequence(request, arrived) for request in requests]
+        with self._changed:
+            if self._refusal is not None:
+                raise self._refusal
+            num_waiting = self._num_pending - self._scheduler.num_running
+            if num_waiting + len(sequences) > self._options.max_waiting:
+                raise QueueFullError(
+                    f"{num_waiting} segments are waiting and {len(sequences)} more would exceed the limit of "
+                    f"{self._options.max_waiting}",
+                    retry_after_seconds=1.0,
+                )
+            self._num_pending += len(sequences)
+            self._inbox.extend(sequences)
+            self._changed.notify()
+        return [sequence.future for sequence in sequences]
+
+    def stop(self) -> None:
+        """Ends the thread after its current step; requests not finished by then get an EngineDeadError."""
+        with self._changed:
+            self._is_stopping = True
+            self._refusal = EngineDeadError("the engine was stopped")
+            self._changed.notify()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    # -- the engine's thread ---------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        try:
+            while self._receive():
+                self._step()
+            self._fail_everything(EngineDeadError("the engine was stopped"))
+        except BaseException:
+            logger.critical("the engine has died", exc_info=True)
+            error = EngineDeadError("the engine has died")
+            with self._changed:
+                self._refusal = error
+            self._fail_everything(error)
+            self._on_death()
+
+    def _receive(self) -> bool:
+        """Takes what was submitted, waiting for it when idle; False when the engine shall stop."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._inbox or self._scheduler.has_work or self._is_stopping)
+            self._scheduler.add(self._inbox)
+            self._inbox.clear()
+            return not self._is_stopping
+
+    def _step(self) -> None:
+        num_dropped = self._drop_abandoned()
+        arrivals = self._scheduler.schedule()
+        encode_seconds = self._encode(arrivals)
+        num_decoded = self._scheduler.num_running
+        decode_seconds = self._decode()
+        self._on_step(
+            StepReport(
+                num_waiting=self._scheduler.num_waiting,
+                num_running=self._scheduler.num_running,
+                num_encoded=len(arrivals),
+                num_encoded_tokens=sum(sequence.num_source_tokens for sequence in arrivals),
+                num_decoded=num_decoded,
+                encode_seconds=encode_seconds,
+                decode_seconds=decode_seconds,
+                num_dropped=num_dropped,
+            )
+        )
+
+    def _drop_abandoned(self) -> int:
+        """Forgets what was cancelled or is past its deadline, wherever it is; returns how many."""
+        now = time.monotonic()
+        abandoned = {s for s in (*self._scheduler.waiting, *self._scheduler.running) if s.is_abandoned(now)}
+        if abandoned:
+            self._scheduler.remove_waiting(abandoned)
+            self._runner.move_rows(self._scheduler.remove_running(abandoned))
+            for sequence in abandoned:
+                self._answer(sequence, DeadlineError("the deadline passed before the translation was finished"))
+        return len(abandoned)
+
+    def _encode(self, arrivals: list[Sequence]) -> float:
+        """Encodes the arrivals, which hold the last rows; returns the seconds it took."""
+        if not arrivals:
+            return 0.0
+        started = time.monotonic()
+        first_row = self._scheduler.num_running - len(arrivals)
+        try:
+            self._runner.encode([sequence.request.source_ids for sequence in arrivals], first_row)
+        except Exception as error:
+            self._fail(arrivals, error)
+            return 0.0
+        seconds = time.monotonic() - started
+        for sequence in arrivals:
+            sequence.joined, sequence.encode_seconds = started, seconds
+        return seconds
+
+    def _decode(self) -> float:
+        """One token more for every running sequence; answers the finished ones; returns the seconds the model took."""
+        rows = self._scheduler.running
+        if not rows:
+            return 0.0
+        started = time.monotonic()
+        try:
+            output = self._runner.decode_step(
+                [s.token_ids[-1] if s.token_ids else self._decoder_start_token_id for s in rows],
+                [s.num_target_tokens for s in rows],
+            )
+        except Exception as error:
+            self._fail(rows, error)
+            return 0.0
+        now = time.monotonic()
+        finished: dict[Sequence, FinishReason] = {}
+        for sequence, token_id, logprob in zip(
+            rows, output.top_ids[:, 0].tolist(), output.top_logprobs[:, 0].tolist(), strict=True
+        ):
+            if finish_reason := sequence.append(token_id, logprob, self._eos_token_id):
+                finished[sequence] = finish_reason
+        self._runner.move_rows(self._scheduler.remove_running(finished.keys()))
+        for sequence, finish_reason in finished.items():
+            self._answer(sequence, sequence.completion(finish_reason, now))
+        return now - started
+
+    def _fail(self, sequences: Rows[Sequence], cause: Exception) -> None:
+        """A failed batch answers all its members and nobody else."""
+        logger.error("inference failed for %d sequences", len(sequences), exc_info=cause)
+        failed = set(sequences)
+        self._runner.move_rows(self._scheduler.remove_running(failed))
+        for sequence in failed:
+            self._answer(sequence, InferenceError("the model could not be run on this batch"))
+
+    def _fail_everything(self, error: DragomanError) -> None:
+        with self._changed:
+            self._scheduler.add(self._inbox)
+            self._inbox.clear()
+        for sequence in (*self._scheduler.waiting, *self._scheduler.running):
+            self._answer(sequence, error)
+        self._scheduler = Scheduler(self._options.max_running, self._options.max_encoder_tokens)
+
+    def _answer(self, sequence: Sequence, answer: Completion | DragomanError) -> None:
+        """Every sequence ends here, exactly once."""
+        with self._changed:
+            self._num_pending -= 1
+        if not sequence.future.set_running_or_notify_cancel():
+            return  # cancelled: nobody listens
+        if isinstance(answer, Completion):
+            sequence.future.set_result(answer)
+        else:
+            sequence.future.set_exception(answer)

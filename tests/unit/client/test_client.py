@@ -1,0 +1,298 @@
+import asyncio
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import grpc
+import pytest
+from google.rpc.error_details_pb2 import BadRequest, ErrorInfo
+
+from dragoman import (
+    AsyncClient,
+    Client,
+    DeadlineExceededError,
+    DragomanError,
+    InternalError,
+    InvalidArgumentError,
+    NotFoundError,
+    UnavailableError,
+)
+from dragoman.v1 import translation_pb2
+from dragoman.v1.translation_pb2 import TranslateRequest, TranslateResponse
+from support.fake_server import MODEL, FakeServer, abort, failed, translated, upper
+
+Call = Callable[..., Any]
+
+
+def test_a_text_gives_a_translation(server: FakeServer, call: Call) -> None:
+    translation = call("translate", "good morning", source="en", target="fr")
+
+    assert translation.text == "GOOD MORNING"
+    assert translation.model == MODEL
+    assert (translation.source_language, translation.target_language) == ("en", "fr")
+    assert translation.token_ids == (7, 2)
+    [request] = server.requests
+    assert [source.text for source in request.inputs] == ["good morning"]
+    assert (request.source_language_code, request.target_language_code) == ("en", "fr")
+    assert request.model == ""
+    assert not request.options.HasField("max_target_tokens")
+    assert request.segmentation == translation_pb2.SEGMENTATION_UNSPECIFIED
+
+
+def test_options_reach_the_server(server: FakeServer, call: Call) -> None:
+    call(
+        "translate",
+        "a",
+        source="en",
+        target="de",
+        model="big",
+        max_target_tokens=5,
+        segmentation="sentence",
+    )
+
+    [request] = server.requests
+    assert request.model == "big"
+    assert request.options.max_target_tokens == 5
+    assert request.segmentation == translation_pb2.SEGMENTATION_SENTENCE
+
+
+def test_a_list_gives_a_list_in_order(call: Call) -> None:
+    translations = call("translate", ["a", "", "c"], source="en", target="fr")
+
+    assert [translation.text for translation in translations] == ["A", "", "C"]
+
+
+def test_an_empty_list_needs_no_call(server: FakeServer, call: Call) -> None:
+    assert call("translate", [], source="en", target="fr") == []
+    assert server.requests == []
+
+
+def test_a_long_list_goes_out_in_several_calls_and_comes_back_in_order(
+    server: FakeServer, call: Call
+) -> None:
+    first_calls = threading.Barrier(2, timeout=10)
+
+    def answer(request: TranslateRequest, context: grpc.ServicerContext) -> TranslateResponse:
+        # Passes only with two calls under way at a time; then the later one answers first.
+        if request.inputs[0].text in ("text 0", "text 128"):
+            first_calls.wait()
+        if request.inputs[0].text == "text 0":
+            time.sleep(0.02)
+        return upper(request, context)
+
+    server.handler = answer
+    texts = [f"text {number}" for number in range(300)]
+
+    translations = call("translate", texts, source="en", target="fr")
+
+    assert [translation.text for translation in translations] == [text.upper() for text in texts]
+    assert sorted(len(request.inputs) for request in server.requests) == [44, 128, 128]
+
+
+def test_long_texts_are_spread_over_calls_by_their_bytes(server: FakeServer, call: Call) -> None:
+    call("translate", ["é" * 300_000] * 3, source="fr", target="en")
+
+    assert [len(request.inputs) for request in server.requests] == [1, 1, 1]
+
+
+def test_the_first_failed_input_of_a_list_is_raised(server: FakeServer, call: Call) -> None:
+    violation = BadRequest.FieldViolation(field="inputs[2].text", description="900 tokens")
+
+    def answer(request: TranslateRequest, context: grpc.ServicerContext) -> TranslateResponse:
+        response = upper(request, context)
+        if request.inputs[0].text == "text 128":
+            response.results[2].CopyFrom(
+                failed(
+                    grpc.StatusCode.INVALID_ARGUMENT,
+                    "The text is too long",
+                    ErrorInfo(reason="TEXT_TOO_LONG", domain="dragoman"),
+                    BadRequest(field_violations=[violation]),
+                )
+            )
+        return response
+
+    server.handler = answer
+    texts = [f"text {number}" for number in range(140)]
+
+    with pytest.raises(InvalidArgumentError) as caught:
+        call("translate", texts, source="en", target="fr")
+
+    assert str(caught.value) == "input 130: The text is too long"
+    assert caught.value.reason == "TEXT_TOO_LONG"
+    assert caught.value.input_index == 130
+    # The server speaks of its own call; the caller knows only the list.
+    assert [violation.field for violation in caught.value.field_violations] == ["inputs[130].text"]
+
+    results = call("translate", texts, source="en", target="fr", errors="return")
+
+    assert isinstance(results[130], InvalidArgumentError)
+    assert [result.text for result in results if not isinstance(result, DragomanError)] == [
+        text.upper() for text in texts if text != "text 130"
+    ]
+
+
+def test_a_failed_single_text_is_raised(server: FakeServer, call: Call) -> None:
+    server.handler = lambda request, context: TranslateResponse(
+        results=[failed(grpc.StatusCode.NOT_FOUND, "No such pair")]
+    )
+
+    with pytest.raises(NotFoundError, match="No such pair"):
+        call("translate", "a", source="en", target="xx")
+
+
+def test_a_failed_call_is_raised_with_its_details(server: FakeServer, call: Call) -> None:
+    def answer(request: TranslateRequest, context: grpc.ServicerContext) -> TranslateResponse:
+        info = ErrorInfo(reason="MODEL_NOT_FOUND", domain="dragoman", metadata={"model": "big"})
+        abort(context, grpc.StatusCode.NOT_FOUND, "There is no model big", info)
+        return TranslateResponse()
+
+    server.handler = answer
+
+    with pytest.raises(NotFoundError) as caught:
+        call("translate", ["a"], source="en", target="fr", model="big", errors="return")
+
+    assert caught.value.code is grpc.StatusCode.NOT_FOUND
+    assert caught.value.reason == "MODEL_NOT_FOUND"
+    assert caught.value.metadata == {"model": "big"}
+    assert caught.value.message == "There is no model big"
+
+
+@pytest.mark.parametrize(
+    "response",
+    [
+        TranslateResponse(),
+        TranslateResponse(results=[translated("a"), translated("b")]),
+        TranslateResponse(results=[translation_pb2.TranslationResult()]),
+        TranslateResponse(
+            results=[
+                translation_pb2.TranslationResult(
+                    translation=translation_pb2.Translation(segments=[translation_pb2.Segment()])
+                )
+            ]
+        ),
+    ],
+    ids=["too few results", "too many results", "empty result", "segment without hypothesis"],
+)
+def test_an_answer_that_makes_no_sense_is_an_internal_error(
+    server: FakeServer, call: Call, response: TranslateResponse
+) -> None:
+    server.handler = lambda request, context: response
+
+    with pytest.raises(InternalError):
+        call("translate", "a", source="en", target="fr")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"max_target_tokens": 0}, {"max_target_tokens": 2**32}, {"segmentation": "word"}],
+    ids=str,
+)
+def test_options_that_cannot_be_sent_are_invalid(
+    server: FakeServer, call: Call, options: dict[str, Any]
+) -> None:
+    with pytest.raises(InvalidArgumentError, match=next(iter(options))):
+        call("translate", "a", source="en", target="fr", **options)
+    assert server.requests == []
+
+
+def test_a_lone_surrogate_is_invalid(server: FakeServer, call: Call) -> None:
+    with pytest.raises(InvalidArgumentError, match=r"input 1: .*surrogate"):
+        call("translate", ["fine", "broken \ud800"], source="en", target="fr")
+    assert server.requests == []
+
+
+def test_the_deadline_is_the_timeout_of_the_call(server: FakeServer, call: Call) -> None:
+    server.handler = server.hang
+
+    with pytest.raises(DeadlineExceededError) as caught:
+        call("translate", "a", source="en", target="fr", timeout=0.1)
+    assert isinstance(caught.value, TimeoutError)
+
+
+def test_the_deadline_is_else_that_of_the_client(server: FakeServer) -> None:
+    remaining: list[float] = []
+
+    def answer(request: TranslateRequest, context: grpc.ServicerContext) -> TranslateResponse:
+        remaining.append(context.time_remaining() or 0.0)
+        return upper(request, context)
+
+    server.handler = answer
+    with Client(server.address) as client:
+        client.translate("a", source="en", target="fr")
+    with Client(server.address, timeout=600.0) as client:
+        client.translate("a", source="en", target="fr")
+
+    assert 20.0 < remaining[0] < 35.0
+    assert 590.0 < remaining[1] < 605.0
+
+
+def test_the_deadline_covers_all_calls_of_a_list(server: FakeServer, call: Call) -> None:
+    def answer(request: TranslateRequest, context: grpc.ServicerContext) -> TranslateResponse:
+        time.sleep(0.15)
+        return upper(request, context)
+
+    server.handler = answer
+
+    with pytest.raises(DeadlineExceededError):
+        call("translate", ["a"] * 128 * 8, source="en", target="fr", timeout=0.3)
+    assert len(server.requests) < 8
+
+
+def test_unavailable_is_tried_again(server: FakeServer, call: Call) -> None:
+    def answer(request: TranslateRequest, context: grpc.ServicerContext) -> TranslateResponse:
+        if len(server.requests) < 3:
+            context.abort(grpc.StatusCode.UNAVAILABLE, "not yet")
+        return upper(request, context)
+
+    server.handler = answer
+
+    assert call("translate", "a", source="en", target="fr").text == "A"
+    assert len(server.requests) == 3
+
+
+async def test_many_calls_lost_at_once_are_all_tried_again(server: FakeServer) -> None:
+    def answer(request: TranslateRequest, context: grpc.ServicerContext) -> TranslateResponse:
+        if "grpc-previous-rpc-attempts" not in dict(context.invocation_metadata()):
+            context.abort(grpc.StatusCode.UNAVAILABLE, "this replica is gone")
+        return upper(request, context)
+
+    server.handler = answer
+    async with AsyncClient(server.address) as client:
+        answers = await asyncio.gather(
+            *(client.translate("a", source="en", target="fr") for _ in range(64))
+        )
+    assert [answer.text for answer in answers] == ["A"] * 64
+    assert len(server.requests) == 128
+
+
+def test_unavailable_is_raised_after_four_attempts(server: FakeServer, call: Call) -> None:
+    server.handler = lambda request, context: context.abort(grpc.StatusCode.UNAVAILABLE, "stopping")
+
+    with pytest.raises(UnavailableError, match="stopping"):
+        call("translate", "a", source="en", target="fr")
+    assert len(server.requests) == 4
+
+
+def test_other_errors_are_not_tried_again(server: FakeServer, call: Call) -> None:
+    server.handler = lambda request, context: context.abort(grpc.StatusCode.INTERNAL, "broken")
+
+    with pytest.raises(InternalError, match="broken"):
+        call("translate", "a", source="en", target="fr")
+    assert len(server.requests) == 1
+
+
+def test_health_says_whether_the_server_is_ready(server: FakeServer, call: Call) -> None:
+    server.set_serving(is_serving=True)
+    assert call("health") is True
+    server.set_serving(is_serving=False)
+    assert call("health") is False
+
+
+def test_health_is_false_where_nobody_listens() -> None:
+    with FakeServer() as stopped:
+        address = stopped.address
+    with Client(address) as client:
+        assert client.health() is False
+        with pytest.raises(UnavailableError):
+            client.translate("a", source="en", target="fr")

@@ -35,6 +35,19 @@ def raise_first_error(
     return translations
 
 
+def only_translation(results: Sequence[Translation | DragomanError]) -> Translation:
+    """The result for a single text.
+
+    Raises:
+        DragomanError: the text could not be translated.
+    """
+    [result] = results
+    if isinstance(result, DragomanError):
+        result.input_index = None  # the caller gave no list that it could be an index of
+        raise result
+    return result
+
+
 def not_serving(error: DragomanError) -> Literal[False]:
     """False where a failed health check means "not ready".
 

@@ -45,9 +45,7 @@ def translate_requests(
             f"segmentation is {segmentation!r}: use one of {get_args(types.Segmentation)} or None"
         )
     if max_target_tokens is not None and not 0 < max_target_tokens < 2**32:
-        raise InvalidArgumentError(
-            f"max_target_tokens is {max_target_tokens}: use a number of at least 1, or None"
-        )
+        raise InvalidArgumentError(f"max_target_tokens is {max_target_tokens}: use a number of at least 1, or None")
 
     def request() -> translation_pb2.TranslateRequest:
         return translation_pb2.TranslateRequest(
@@ -84,12 +82,9 @@ def outcomes(
         InternalError: the answer does not have one result per input.
     """
     if len(response.results) != len(request.inputs):
-        raise InternalError(
-            f"The server answered {len(request.inputs)} inputs with {len(response.results)} results"
-        )
+        raise InternalError(f"The server answered {len(request.inputs)} inputs with {len(response.results)} results")
     return [
-        _outcome(request, response.model, result, first_index, index)
-        for index, result in enumerate(response.results)
+        _outcome(request, response.model, result, first_index, index) for index, result in enumerate(response.results)
     ]
 
 

@@ -20,6 +20,5 @@ def require_extra(extra: str) -> Iterator[None]:
         if missing in _OWN_PACKAGES:
             raise
         raise SystemExit(
-            f"This command needs the package {missing!r}. Install it with:\n"
-            f"    pip install 'dragoman[{extra}]'"
+            f"This command needs the package {missing!r}. Install it with:\n    pip install 'dragoman[{extra}]'"
         ) from None

@@ -29,9 +29,7 @@ class AsyncClient:
             print((await client.translate("Good morning.", source="en", target="fr")).text)
     """
 
-    def __init__(
-        self, address: str | None = None, *, timeout: float = _calls.DEFAULT_TIMEOUT_SECONDS
-    ) -> None:
+    def __init__(self, address: str | None = None, *, timeout: float = _calls.DEFAULT_TIMEOUT_SECONDS) -> None:
         self._address = resolve_address(address)
         self._timeout = timeout
         self._closed = False
@@ -105,13 +103,10 @@ class AsyncClient:
             segmentation=segmentation,
         )
         with self._while_open() as channel:
-            results = await self._translate(
-                channel, requests, self._timeout if timeout is None else timeout
-            )
-        if isinstance(text, str) or errors == "raise":
-            translations = _calls.raise_first_error(results)
-            return translations[0] if isinstance(text, str) else translations
-        return results
+            results = await self._translate(channel, requests, self._timeout if timeout is None else timeout)
+        if isinstance(text, str):
+            return _calls.only_translation(results)
+        return _calls.raise_first_error(results) if errors == "raise" else results
 
     async def health(self, *, timeout: float | None = None) -> bool:
         """Whether the server is ready to translate: see `dragoman.Client.health`.
@@ -121,9 +116,7 @@ class AsyncClient:
         """
         try:
             with self._while_open() as channel:
-                check: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(
-                    _calls.HEALTH_CHECK_METHOD
-                )
+                check: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(_calls.HEALTH_CHECK_METHOD)
                 answer = await check(
                     _calls.HEALTH_CHECK_REQUEST,
                     timeout=self._timeout if timeout is None else timeout,
@@ -158,9 +151,9 @@ class AsyncClient:
         )
         deadline = time.monotonic() + timeout
         results: list[Translation | DragomanError] = []
-        under_way: deque[
-            tuple[TranslateRequest, grpc.aio.UnaryUnaryCall[TranslateRequest, TranslateResponse]]
-        ] = deque()
+        under_way: deque[tuple[TranslateRequest, grpc.aio.UnaryUnaryCall[TranslateRequest, TranslateResponse]]] = (
+            deque()
+        )
 
         async def collect() -> None:
             request, call = under_way.popleft()

@@ -206,9 +206,7 @@ def error_from_status(status: status_pb2.Status, first_index: int, index: int) -
     return error
 
 
-def _build(
-    code: grpc.StatusCode, message: str, status: status_pb2.Status, first_index: int
-) -> DragomanError:
+def _build(code: grpc.StatusCode, message: str, status: status_pb2.Status, first_index: int) -> DragomanError:
     error = _CLASS_BY_CODE[code](message or code.name, code=code)
     for detail in status.details:
         # Unpack tells whether the detail is of this type, and raises on damaged bytes.

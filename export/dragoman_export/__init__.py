@@ -1,0 +1,1 @@
+"""Making models for Dragoman: training in PyTorch, export to ONNX, quantisation, comparison with the source."""

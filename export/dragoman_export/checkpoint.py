@@ -63,7 +63,7 @@ class Checkpoint:
 
     @classmethod
     def load(cls, folder: Path) -> "Checkpoint":
-        """Raises FileNotFoundError for a missing file and ValueError naming every missing, extra or misshapen tensor."""
+        """Raises FileNotFoundError for a missing file, ValueError naming every missing, extra or misshapen tensor."""
         config = Config.from_json((folder / CONFIG_FILE).read_text(encoding="utf-8"))
         tokenizer = (folder / TOKENIZER_FILE).read_bytes()
         model = Transformer(config.dimensions)

@@ -5,10 +5,10 @@
     attention      source and target in one teacher-forced pass -> all softmax weights, token log-probs
 
 They are written out rather than traced because what makes them fast and exact are choices that no tracer makes: ONNX
-Runtime's in-place attention with a length of its own per row, one product for Q, K and V, log-softmax and top-k inside,
-and quantisation by row. All states are 2-D, [rows, D]: one row per token, so a row's result cannot depend on another's.
+Runtime's in-place attention with a length of its own per row, one product for Q, K and V, log-softmax and top-k
+inside, and quantisation by row. All states are 2-D, [rows, D], a row per token: no row's result depends on another's.
 
-Letters in shapes: b rows or sentences, s source and t target positions, H heads, D model width, K = D / H, V vocabulary.
+Letters in shapes: b rows or sentences, s source and t target positions, H heads, D width, K = D / H, V vocabulary.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,8 +19,15 @@ from numpy.typing import NDArray
 from onnx import TensorProto
 from torch import Tensor, nn
 
-from dragoman_export.model import DecoderLayer, Embedding, EncoderLayer, FeedForward, MultiHeadAttention, Residual
-from dragoman_export.model import Transformer
+from dragoman_export.model import (
+    DecoderLayer,
+    Embedding,
+    EncoderLayer,
+    FeedForward,
+    MultiHeadAttention,
+    Residual,
+    Transformer,
+)
 from dragoman_export.onnx_builder import MICROSOFT, GraphBuilder, WeightFile
 from dragoman_server.bundle.manifest import Precision
 
@@ -29,12 +36,16 @@ FLOAT, INT32, INT64 = TensorProto.FLOAT, TensorProto.INT32, TensorProto.INT64
 
 def cross_kv_names(model: Transformer) -> tuple[str, ...]:
     """Inputs of the step graph that the encoder fills, in Hugging Face optimum's naming."""
-    return tuple(f"past_key_values.{i}.encoder.{kv}" for i in range(len(model.decoder_layers)) for kv in ("key", "value"))
+    return tuple(
+        f"past_key_values.{i}.encoder.{kv}" for i in range(len(model.decoder_layers)) for kv in ("key", "value")
+    )
 
 
 def self_kv_names(model: Transformer) -> tuple[str, ...]:
     """Inputs of the step graph that grow in place."""
-    return tuple(f"past_key_values.{i}.decoder.{kv}" for i in range(len(model.decoder_layers)) for kv in ("key", "value"))
+    return tuple(
+        f"past_key_values.{i}.decoder.{kv}" for i in range(len(model.decoder_layers)) for kv in ("key", "value")
+    )
 
 
 def present(name: str) -> str:
@@ -103,7 +114,7 @@ class LayerWriter:
         return graph.op("Mul", product, row_scales)
 
     def _quantize_rows(self, states: str) -> tuple[str, str, str]:
-        """uint8 states, their scales [rows, 1], and the zero point; done once per tensor however many products use it."""
+        """uint8 states, their scales [rows, 1], and the zero point; done once however many products use them."""
         if states not in self._quantized:
             graph = self.graph
             largest = graph.op("ReduceMax", graph.op("Abs", states), graph.constant([-1], np.int64), keepdims=0)
@@ -196,7 +207,6 @@ class LayerWriter:
     def encoder_layers(self, states: str, attend: Callable[[int, str, str, str], str]) -> str:
         """`attend(layer, query, key, value)` mixes [rows, D] projections; returns the encoder hidden states."""
         for i, layer in enumerate(self.model.encoder_layers):
-            assert isinstance(layer, EncoderLayer)
             name = f"encoder.{i}"
 
             def self_attention(entered: str, i: int = i, layer: EncoderLayer = layer, name: str = name) -> str:
@@ -217,7 +227,6 @@ class LayerWriter:
     ) -> str:
         """`attend_self` gets the fused QKV [rows, 3 D], `attend_cross` the query [rows, D]; both return [rows, D]."""
         for i, layer in enumerate(self.model.decoder_layers):
-            assert isinstance(layer, DecoderLayer)
             name = f"decoder.{i}"
 
             def self_attention(entered: str, i: int = i, layer: DecoderLayer = layer, name: str = name) -> str:
@@ -252,10 +261,9 @@ class LayerWriter:
         return self.linear(states, f"{name}.qkv", [attention.query, attention.key, attention.value])
 
     def cross_key_values(self, hidden: str) -> list[str]:
-        """Encoder states [rows, D] -> the cross keys and values of all decoder layers, each [rows, D], in one product."""
+        """Encoder states [rows, D] -> cross keys and values of all decoder layers, each [rows, D], in one product."""
         linears = []
         for layer in self.model.decoder_layers:
-            assert isinstance(layer, DecoderLayer)
             linears += [layer.cross_attention.key, layer.cross_attention.value]
         fused = self.linear(hidden, "decoder.cross_key_values", linears)
         return self.graph.split(fused, len(linears))
@@ -268,7 +276,7 @@ class LayerWriter:
 
 
 def write_encoder(model: Transformer, precision: Precision, weights: WeightFile) -> GraphBuilder:
-    """input_ids int64 [b, s], attention_mask int32 [b, s] (1 = token) -> present.*.encoder.key/value [b, H, s, K]."""
+    """input_ids int64 [b, s], attention_mask int32 [b, s] (1 = token) -> present.*.encoder.key|value [b, H, s, K]."""
     dims = model.dims
     graph = GraphBuilder("encoder", weights)
     writer = LayerWriter(graph, model, precision)
@@ -291,8 +299,8 @@ def write_encoder(model: Transformer, precision: Precision, weights: WeightFile)
 def write_decoder_step(model: Transformer, precision: Precision, weights: WeightFile) -> GraphBuilder:
     """One decoding step for b rows at positions of their own.
 
-    Inputs: input_ids int64 [b], position_ids int64 [b], source_lengths int32 [b], score_ids int64 [b, 1], top_k int64 [1]
-    and the state, [b, H, capacity, K] each. Outputs: top_ids int64 and top_logprobs float [b, top_k], best first;
+    Inputs: input_ids int64 [b], position_ids int64 [b], source_lengths int32 [b], score_ids int64 [b, 1], top_k int64
+    [1] and the state, [b, H, capacity, K] each. Outputs: top_ids int64 and top_logprobs float [b, top_k], best first;
     score_logprobs [b, 1], the log-probs of score_ids (for forced decoding); the state, to be bound to the same memory.
 
     Positions beyond a row's own length are never read, so capacity and neighbours do not matter.
@@ -315,9 +323,7 @@ def write_decoder_step(model: Transformer, precision: Precision, weights: Weight
     longest_source = graph.op("ReduceMax", source_lengths, keepdims=0)
     # The last source position of each row and head, for GatherND over [b, H, source, K].
     heads = graph.op("Concat", writer.size(ids, 0), graph.constant([dims.num_heads, 1], np.int64), axis=0)
-    last_source_index = graph.op(
-        "Expand", writer.reshape(graph.op("Cast", last_source, to=INT64), -1, 1, 1), heads
-    )
+    last_source_index = graph.op("Expand", writer.reshape(graph.op("Cast", last_source, to=INT64), -1, 1, 1), heads)
 
     def attend(query: str, key: str, value: str, state: Sequence[str], last: str, longest: str) -> str:
         mixed, grown_key, grown_value = graph.ops(
@@ -383,8 +389,8 @@ def write_attention(model: Transformer, precision: Precision, weights: WeightFil
     scale = graph.constant(dims.d_head**-0.5, np.float32)
     weights_of: dict[str, list[str]] = {"encoder": [], "decoder": [], "cross": []}
 
-    def attend(kind: str, query: str, key: str, value: str, allowed: str) -> str:
-        query, key, value = (writer.split_heads(p, num_sentences) for p in (query, key, value))
+    def attend(kind: str, allowed: str, *projections: str) -> str:
+        query, key, value = (writer.split_heads(p, num_sentences) for p in projections)
         scores = graph.op("MatMul", graph.op("Mul", query, scale), graph.op("Transpose", key, perm=[0, 1, 3, 2]))
         softmax = graph.op("Softmax", graph.op("Where", allowed, scores, minus_infinity), axis=-1)
         weights_of[kind].append(graph.op("Unsqueeze", softmax, graph.constant([1], np.int64)))
@@ -392,16 +398,20 @@ def write_attention(model: Transformer, precision: Precision, weights: WeightFil
         return writer.reshape(mixed, -1, dims.d_model)
 
     hidden = writer.encoder_layers(
-        writer.embed_sequences(ids, "source"), lambda _, *qkv: attend("encoder", *qkv, source_mask)
+        writer.embed_sequences(ids, "source"), lambda _, *qkv: attend("encoder", source_mask, *qkv)
     )
     cross = writer.cross_key_values(hidden)
     states = writer.decoder_layers(
         writer.embed_sequences(target_ids, "target"),
-        lambda _, qkv: attend("decoder", *graph.split(qkv, 3), causal),
-        lambda i, query: attend("cross", query, *cross[2 * i : 2 * i + 2], source_mask),
+        lambda _, qkv: attend("decoder", causal, *graph.split(qkv, 3)),
+        lambda i, query: attend("cross", source_mask, query, *cross[2 * i : 2 * i + 2]),
     )
     log_probs = graph.op("GatherElements", writer.log_probs(states), writer.reshape(labels, -1, 1), axis=1)
-    for kind, queries, keys in (("encoder", "source", "source"), ("decoder", "target", "target"), ("cross", "target", "source")):
+    for kind, queries, keys in (
+        ("encoder", "source", "source"),
+        ("decoder", "target", "target"),
+        ("cross", "target", "source"),
+    ):
         stacked = graph.op("Concat", *weights_of[kind], axis=1)
         num_layers = dims.num_encoder_layers if kind == "encoder" else dims.num_decoder_layers
         graph.output(f"{kind}_attentions", stacked, FLOAT, ["batch", num_layers, dims.num_heads, queries, keys])

@@ -1,6 +1,7 @@
 """Greedy translation in PyTorch: the reference that ONNX graphs and the server are held against."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import sacrebleu
 import sentencepiece as spm
@@ -61,11 +62,22 @@ def translate_texts(
     return translations
 
 
-def corpus_scores(translations: Sequence[str], references: Sequence[str]) -> dict[str, float | str]:
-    """BLEU and chrF by sacrebleu with their signatures."""
+@dataclass(frozen=True)
+class CorpusScores:
+    """BLEU and chrF in percent, with sacrebleu's signatures."""
+
+    bleu: float
+    chrf: float
+    bleu_signature: str
+    chrf_signature: str
+
+
+def corpus_scores(translations: Sequence[str], references: Sequence[str]) -> CorpusScores:
+    """Scores by sacrebleu (Post 2018) with its default settings."""
     bleu, chrf = sacrebleu.BLEU(), sacrebleu.CHRF()
-    scores: dict[str, float | str] = {
-        "bleu": bleu.corpus_score(list(translations), [list(references)]).score,
-        "chrf": chrf.corpus_score(list(translations), [list(references)]).score,
-    }
-    return scores | {"bleu_signature": str(bleu.get_signature()), "chrf_signature": str(chrf.get_signature())}
+    return CorpusScores(
+        bleu.corpus_score(list(translations), [list(references)]).score,
+        chrf.corpus_score(list(translations), [list(references)]).score,
+        str(bleu.get_signature()),
+        str(chrf.get_signature()),
+    )

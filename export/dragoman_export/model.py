@@ -5,8 +5,9 @@ K = D / H (the width of one head), V vocabulary entries. Masks are boolean and T
 """
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -83,15 +84,14 @@ class MultiHeadAttention(nn.Module):
 
     def split_heads(self, states: Tensor) -> Tensor:
         """[B, T, D] -> [B, H, T, K]"""
-        return states.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+        num_sentences, length, _ = states.shape
+        return states.view(num_sentences, length, self.num_heads, -1).transpose(1, 2)
 
     def key_value(self, states: Tensor) -> KeyValue:
         """Projects the states [B, S, D] that will be attended to; this is what a cache keeps."""
         return self.split_heads(self.key(states)), self.split_heads(self.value(states))
 
-    def forward(
-        self, states: Tensor, key_value: KeyValue, mask: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
+    def forward(self, states: Tensor, key_value: KeyValue, mask: Tensor | None) -> tuple[Tensor, Tensor]:
         """The states [B, T, D] attend to `key_value`; returns [B, T, D] and the weights [B, H, T, S]."""
         query = self.split_heads(self.query(states))
         mixed, weights = scaled_dot_product_attention(query, *key_value, mask)
@@ -105,10 +105,11 @@ class FeedForward(nn.Module):
         super().__init__()
         self.inner = nn.Linear(dims.d_model, dims.d_feed_forward)
         self.outer = nn.Linear(dims.d_feed_forward, dims.d_model)
-        self.activation = {"relu": F.relu, "gelu": F.gelu, "silu": F.silu}[dims.activation]
+        activations: dict[str, Callable[[Tensor], Tensor]] = {"relu": torch.relu, "gelu": F.gelu, "silu": F.silu}
+        self.activation = activations[dims.activation]
 
     def forward(self, states: Tensor) -> Tensor:
-        return self.outer(self.activation(self.inner(states)))  # type: ignore[no-any-return]
+        return cast("Tensor", self.outer(self.activation(self.inner(states))))
 
 
 class Residual(nn.Module):
@@ -124,14 +125,16 @@ class Residual(nn.Module):
         self.is_pre = dims.norm == "pre"
 
     def enter(self, states: Tensor) -> Tensor:
-        return self.norm(states) if self.is_pre else states  # type: ignore[no-any-return]
+        return cast("Tensor", self.norm(states)) if self.is_pre else states
 
     def leave(self, states: Tensor, update: Tensor) -> Tensor:
         total = states + self.dropout(update)
-        return total if self.is_pre else self.norm(total)
+        return total if self.is_pre else cast("Tensor", self.norm(total))
 
 
 class EncoderLayer(nn.Module):
+    """Self-attention over the source, then the feed-forward network (section 3.1)."""
+
     def __init__(self, dims: Dimensions, dropout: float) -> None:
         super().__init__()
         self.self_attention = MultiHeadAttention(dims)
@@ -148,6 +151,8 @@ class EncoderLayer(nn.Module):
 
 
 class DecoderLayer(nn.Module):
+    """Masked self-attention, attention to the encoder, then the feed-forward network (section 3.1)."""
+
     def __init__(self, dims: Dimensions, dropout: float) -> None:
         super().__init__()
         self.self_attention = MultiHeadAttention(dims)
@@ -249,8 +254,10 @@ class Transformer(nn.Module):
         )
         self.source_embedding = Embedding(dims, source_tokens, dropout)
         self.target_embedding = Embedding(dims, target_tokens, dropout)
-        self.encoder_layers = nn.ModuleList(EncoderLayer(dims, dropout) for _ in range(dims.num_encoder_layers))
-        self.decoder_layers = nn.ModuleList(DecoderLayer(dims, dropout) for _ in range(dims.num_decoder_layers))
+        encoder_layers = nn.ModuleList(EncoderLayer(dims, dropout) for _ in range(dims.num_encoder_layers))
+        decoder_layers = nn.ModuleList(DecoderLayer(dims, dropout) for _ in range(dims.num_decoder_layers))
+        self.encoder_layers = cast("Sequence[EncoderLayer]", encoder_layers)
+        self.decoder_layers = cast("Sequence[DecoderLayer]", decoder_layers)
         # With pre-norm the residual stream itself is never normalised, so each stack ends with a norm of its own.
         self.encoder_norm = nn.LayerNorm(dims.d_model) if dims.norm == "pre" else nn.Identity()
         self.decoder_norm = nn.LayerNorm(dims.d_model) if dims.norm == "pre" else nn.Identity()
@@ -290,9 +297,7 @@ class Transformer(nn.Module):
         states, self_weights, cross_weights = self.target_embedding(target_ids), [], []
         for layer in self.decoder_layers:
             cross_kv = layer.cross_attention.key_value(encoder_hidden_states)
-            states, _, layer_self, layer_cross = layer(
-                states, None, causal, cross_kv, source_mask[:, None, None, :]
-            )
+            states, _, layer_self, layer_cross = layer(states, None, causal, cross_kv, source_mask[:, None, None, :])
             self_weights.append(layer_self)
             cross_weights.append(layer_cross)
         return self.decoder_norm(states), self_weights, cross_weights
@@ -301,10 +306,8 @@ class Transformer(nn.Module):
         """Decoder hidden states [..., D] -> logits [..., V]."""
         return F.linear(hidden, self.target_embedding.tokens.weight, self.output_bias)
 
-    def forward(
-        self, source_ids: Tensor, source_mask: Tensor, target_ids: Tensor
-    ) -> tuple[Tensor, Attentions]:
-        """The teacher-forced pass: logits [B, T, V] for decoder input `target_ids` [B, T], and all attention weights."""
+    def forward(self, source_ids: Tensor, source_mask: Tensor, target_ids: Tensor) -> tuple[Tensor, Attentions]:
+        """The teacher-forced pass: logits [B, T, V] for decoder input `target_ids` [B, T], and all attentions."""
         hidden, encoder_weights = self.encode(source_ids, source_mask)
         decoded, self_weights, cross_weights = self.decode(target_ids, hidden, source_mask)
         attentions = Attentions(*(torch.stack(w, dim=1) for w in (encoder_weights, self_weights, cross_weights)))
@@ -318,12 +321,10 @@ class Transformer(nn.Module):
     def decode_step(self, token_ids: Tensor, state: DecoderState) -> Tensor:
         """One token per row, int64 [B] -> logits of the next one [B, V]; `state` grows by this position."""
         states = self.target_embedding(token_ids.unsqueeze(1), first_position=state.num_steps)
-        past = state.self_kv or [None] * self.dims.num_decoder_layers
+        past: Sequence[KeyValue | None] = state.self_kv or [None] * self.dims.num_decoder_layers
         grown = []
         for layer, layer_past, cross_kv in zip(self.decoder_layers, past, state.cross_kv, strict=True):
-            states, self_kv, _, _ = layer(
-                states, layer_past, None, cross_kv, state.source_mask[:, None, None, :]
-            )
+            states, self_kv, _, _ = layer(states, layer_past, None, cross_kv, state.source_mask[:, None, None, :])
             grown.append(self_kv)
         state.self_kv = grown
         return self.project(self.decoder_norm(states)).squeeze(1)

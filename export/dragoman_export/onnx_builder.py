@@ -90,7 +90,9 @@ class GraphBuilder:
     ) -> list[str]:
         """Appends a node with several outputs; an empty string stands for an input left out."""
         outputs = [f"{kind}_{len(self._nodes)}_{i}" for i in range(num_outputs)]
-        self._nodes.append(helper.make_node(kind, list(inputs), outputs, domain=domain, **attributes))
+        node = helper.make_node(kind, list(inputs), outputs, domain=domain)
+        node.attribute.extend(helper.make_attribute(key, value) for key, value in attributes.items())
+        self._nodes.append(node)
         return outputs
 
     def split(self, value: str, num_parts: int) -> list[str]:

@@ -82,8 +82,8 @@ class Comparison:
 def compare(checkpoint: Checkpoint, bundle: Bundle, sources: Sequence[tuple[int, ...]]) -> Comparison:
     """Decodes every source greedily with PyTorch and holds the step and attention graphs against it.
 
-    The graphs are run exactly as the server runs them. The whole distribution of a step is compared, log-probs being the
-    logits up to a normaliser that is compared with them.
+    The graphs are run exactly as the server runs them. The whole distribution of a step is compared, log-probs being
+    the logits up to a normaliser that is compared with them.
     """
     manifest = bundle.manifest
     num_threads = torch.get_num_threads()
@@ -127,7 +127,8 @@ def compare(checkpoint: Checkpoint, bundle: Bundle, sources: Sequence[tuple[int,
                 ),
                 max_distribution_difference=_largest_difference(expected, found),
                 max_attention_difference=max(
-                    _largest_difference(ours.numpy(), theirs) for ours, theirs in zip(weights, found_weights, strict=True)
+                    _largest_difference(ours.numpy(), theirs)
+                    for ours, theirs in zip(weights, found_weights, strict=True)
                 ),
             )
         )

@@ -17,9 +17,9 @@ def train_tokenizer(sentences: Iterable[str], vocabulary_size: int, languages: S
     """Returns a serialized unigram model (Kudo 2018).
 
     Normalisation is SentencePiece's own `nmt_nfkc` rule: Unicode NFKC, control characters dropped, every kind of space
-    (French U+202F and U+00A0 among them) an ordinary one, runs of spaces joined. As the rule is part of the model, pieces
-    keep their offsets into the caller's text. Byte fallback makes every string encodable; tags are control symbols,
-    which no text can produce.
+    (French U+202F and U+00A0 among them) an ordinary one, runs of spaces joined. As the rule is part of the model,
+    pieces keep their offsets into the caller's text. Byte fallback makes every string encodable; tags are control
+    symbols, which no text can produce.
 
     Raises:
         ValueError: the text is too small for the vocabulary size.

@@ -1,12 +1,14 @@
 """`dragoman-export train`: from files of sentence pairs to a trained checkpoint."""
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import sentencepiece as spm
 from rich.console import Console
-from rich.progress import BarColumn, Progress as ProgressBar, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as ProgressBar
 
 from dragoman_export.checkpoint import TOKENIZER_FILE, Checkpoint, Config
 from dragoman_export.corpus import Direction, ParallelText, TextPair, TokenRows, read_held_out, read_pairs, split_pairs
@@ -41,7 +43,6 @@ class CorpusOptions:
     files: tuple[CorpusFile, ...]
     held_out: tuple[Path, ...] = ()  # files of test sentences that may not be trained on
     both_directions: bool = True
-    vocabulary_size: int = 8000
     development_share: float = 0.002
     max_development_pairs: int = 200  # per direction, so that validation stays short
 
@@ -50,14 +51,14 @@ def train(
     name: str,
     folder: Path,
     corpus: CorpusOptions,
-    dimensions: dict[str, object],
+    dimensions: Dimensions,
     options: TrainingOptions,
     device: str,
     console: Console,
 ) -> Checkpoint:
     """Reads the corpora, trains the tokenizer if the folder has none, trains the model and saves it in `folder`.
 
-    `dimensions` are the fields of `Dimensions` apart from the vocabulary sizes, which the tokenizer decides.
+    The vocabulary sizes in `dimensions` are wishes: a small corpus does not fill a large vocabulary.
     """
     held_out = read_held_out(corpus.held_out)
     texts = [split_pairs(f.languages, read_pairs(f.path), held_out, corpus.development_share) for f in corpus.files]
@@ -67,13 +68,15 @@ def train(
             f"development, {text.num_held_out:,} left out because they are in the test set"
         )
     languages = sorted({code for text in texts for code in text.languages})
-    tokenizer = _tokenizer(folder, texts, corpus.vocabulary_size, languages)
+    tokenizer = _tokenizer(folder, texts, dimensions.target_vocabulary_size, languages)
     processor = spm.SentencePieceProcessor(model_proto=tokenizer)
     directions = _directions(texts, processor, corpus.both_directions)
     vocabulary_size = processor.get_piece_size()
     config = Config(
         name=name,
-        dimensions=Dimensions(vocabulary_size, vocabulary_size, **dimensions),  # type: ignore[arg-type]
+        dimensions=dataclasses.replace(
+            dimensions, source_vocabulary_size=vocabulary_size, target_vocabulary_size=vocabulary_size
+        ),
         pad_token_id=PAD_ID,
         bos_token_id=BOS_ID,
         eos_token_id=EOS_ID,
@@ -94,7 +97,7 @@ def train(
 
         def report(event: Progress | Validation) -> None:
             if isinstance(event, Validation):
-                figures = "  ".join(f"{k} {v['bleu']:.1f}" for k, v in event.scores.items())
+                figures = "  ".join(f"{k} {v.bleu:.1f}" for k, v in event.scores.items())
                 bar.console.print(f"step {event.step:,}: development BLEU {figures}")
                 return
             bar.update(
@@ -126,9 +129,7 @@ def _tokenizer(folder: Path, texts: Sequence[ParallelText], vocabulary_size: int
     return path.read_bytes()
 
 
-def _directions(
-    texts: Sequence[ParallelText], processor: spm.SentencePieceProcessor, both: bool
-) -> list[Direction]:
+def _directions(texts: Sequence[ParallelText], processor: spm.SentencePieceProcessor, both: bool) -> list[Direction]:
     directions = []
     for text in texts:
         sides = [TokenRows.of(processor.encode([pair[side] for pair in text.training])) for side in (0, 1)]

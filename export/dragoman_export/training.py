@@ -2,10 +2,9 @@
 
 import dataclasses
 import math
-import os
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from torch import Tensor
 
 from dragoman_export.checkpoint import Checkpoint, Config, load_tensors, unique_tensors
 from dragoman_export.corpus import BatchOptions, Direction, Example, TextPair, batch_arrays, plan_epoch
-from dragoman_export.greedy import corpus_scores, translate_texts
+from dragoman_export.greedy import CorpusScores, corpus_scores, translate_texts
 from dragoman_export.model import Transformer
 
 STATE_FILE, SNAPSHOT_FOLDER = "training_state.pt", "snapshots"
@@ -89,10 +88,10 @@ class Progress:
 
 @dataclass(frozen=True)
 class Validation:
-    """Scores on development data, after `step` steps: {"en-fr": {"bleu": ..., "chrf": ...}}."""
+    """Scores on development data, after `step` steps, by direction such as "en-fr"."""
 
     step: int
-    scores: dict[str, dict[str, float | str]]
+    scores: dict[str, CorpusScores]
 
 
 Report = Callable[[Progress | Validation], None]
@@ -107,7 +106,7 @@ class Trainer:
         config: Config,
         tokenizer: bytes,
         directions: Sequence[Direction],
-        development: dict[tuple[str, str], Sequence[TextPair]],
+        development: Mapping[tuple[str, str], Sequence[TextPair]],
         options: TrainingOptions,
         device: str = "cpu",
         report: Report = lambda _: None,
@@ -136,7 +135,7 @@ class Trainer:
         return self.step > 0
 
     def run(self) -> Checkpoint:
-        """Trains to the end and returns the final model in eval mode; raises FloatingPointError if the loss diverges."""
+        """Trains to the end, returns the final model in eval mode; raises FloatingPointError if the loss diverges."""
         self.model.train()
         self._train()
         self._save()
@@ -149,7 +148,7 @@ class Trainer:
             "epochs": round(self.epoch, 2),
             "hours": round(self.elapsed_seconds / 3600, 2),
             "device": self.device.type,
-            "development": scores,
+            "development": {direction: dataclasses.asdict(score) for direction, score in scores.items()},
         }
         config = dataclasses.replace(self.config, training={**self.config.training, **training})
         return Checkpoint(config, self.model.eval(), self.tokenizer)
@@ -210,7 +209,7 @@ class Trainer:
             logits = self.model.project(decoded[is_token])
         return smoothed_cross_entropy(logits, labels[is_token], self.options.label_smoothing)
 
-    def validate(self) -> dict[str, dict[str, float | str]]:
+    def validate(self) -> dict[str, CorpusScores]:
         """BLEU and chrF of greedy translations of the development pairs, by direction."""
         tokenizer = spm.SentencePieceProcessor(model_proto=self.tokenizer)
         self.model.eval()
@@ -225,7 +224,7 @@ class Trainer:
         """Writes a snapshot, then the state that refers to it; each by rename, so that a kill leaves the old one."""
         snapshot = self._snapshot(self.step)
         save_file({k: v.contiguous() for k, v in unique_tensors(self.model).items()}, snapshot.with_suffix(".tmp"))
-        os.replace(snapshot.with_suffix(".tmp"), snapshot)
+        snapshot.with_suffix(".tmp").replace(snapshot)
         state = {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -240,7 +239,7 @@ class Trainer:
             state["cuda_rng"] = torch.cuda.get_rng_state(self.device)
         partial = self.folder / (STATE_FILE + ".tmp")
         torch.save(state, partial)
-        os.replace(partial, self.folder / STATE_FILE)
+        partial.replace(self.folder / STATE_FILE)
         for old in self._snapshots()[: -self.options.average_last]:
             old.unlink()
 
@@ -266,6 +265,4 @@ class Trainer:
 
     def _average_snapshots(self) -> None:
         snapshots = [load_file(path) for path in self._snapshots()[-self.options.average_last :]]
-        load_tensors(
-            self.model, {name: torch.stack([s[name] for s in snapshots]).mean(dim=0) for name in snapshots[0]}
-        )
+        load_tensors(self.model, {name: torch.stack([s[name] for s in snapshots]).mean(dim=0) for name in snapshots[0]})

@@ -55,9 +55,7 @@ def status(code: grpc.StatusCode, message: str, *details: Message) -> status_pb2
     return status_pb2.Status(code=code.value[0], message=message, details=packed)
 
 
-def abort(
-    context: grpc.ServicerContext, code: grpc.StatusCode, message: str, *details: Message
-) -> None:
+def abort(context: grpc.ServicerContext, code: grpc.StatusCode, message: str, *details: Message) -> None:
     """Fails a whole call, with rich details in the trailer."""
     rich = status(code, message, *details).SerializeToString()
     context.set_trailing_metadata((("grpc-status-details-bin", rich),))
@@ -66,9 +64,7 @@ def abort(
 
 def upper(request: TranslateRequest, context: grpc.ServicerContext) -> TranslateResponse:
     """The handler that translates everything."""
-    return TranslateResponse(
-        results=[translated(source.text) for source in request.inputs], model=MODEL
-    )
+    return TranslateResponse(results=[translated(source.text) for source in request.inputs], model=MODEL)
 
 
 class FakeServer(translation_pb2_grpc.TranslationServiceServicer):
@@ -81,16 +77,12 @@ class FakeServer(translation_pb2_grpc.TranslationServiceServicer):
         """Set at the end, for handlers that wait for the end of the test."""
         self.health = health.HealthServicer()
         self._lock = threading.Lock()
-        self._server = grpc.server(
-            futures.ThreadPoolExecutor(max_workers=8), options=[("grpc.so_reuseport", 0)]
-        )
+        self._server = grpc.server(futures.ThreadPoolExecutor(max_workers=8), options=[("grpc.so_reuseport", 0)])
         translation_pb2_grpc.add_TranslationServiceServicer_to_server(self, self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self.health, self._server)
         self.address = f"127.0.0.1:{self._server.add_insecure_port('127.0.0.1:0')}"
 
-    def Translate(
-        self, request: TranslateRequest, context: grpc.ServicerContext
-    ) -> TranslateResponse:
+    def Translate(self, request: TranslateRequest, context: grpc.ServicerContext) -> TranslateResponse:
         """Records the request and lets the handler answer."""
         with self._lock:
             self.requests.append(request)

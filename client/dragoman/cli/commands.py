@@ -60,9 +60,7 @@ def translate(
         Path | None,
         typer.Option("--output", dir_okay=False, help="Write to FILE, not to standard output."),
     ] = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Write one JSON object per text, with all details.")
-    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Write one JSON object per text, with all details.")] = False,
 ) -> None:
     """Translate texts, the lines of a file, or the lines of standard input.
 

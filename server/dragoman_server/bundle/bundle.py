@@ -19,6 +19,7 @@ def embedded_bundle() -> Path:
 
 
 def file_sha256(path: Path) -> str:
+    """The digest of a file's contents, in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

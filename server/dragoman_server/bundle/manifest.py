@@ -5,7 +5,7 @@ import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, get_args, get_origin
 
 from dragoman_server.errors import BundleError
 
@@ -55,7 +55,7 @@ class Golden:
 
 @dataclass(frozen=True)
 class Parity:
-    """The parity certificate: differences the exporter measured between ONNX Runtime and PyTorch, and samples to replay."""
+    """The parity certificate: how far ONNX Runtime was from PyTorch at export, and samples to replay."""
 
     max_logprob_difference: float  # largest seen at export, teacher-forced, natural log
     logprob_tolerance: float  # a replay beyond this is refused
@@ -135,7 +135,8 @@ class Manifest:
 
 def _read(kind: Any, value: Any, path: str) -> Any:
     """Builds `kind` (a dataclass, tuple, dict or scalar type) from parsed JSON, strictly."""
-    origin, arguments = getattr(kind, "__origin__", None), getattr(kind, "__args__", ())
+    origin: Any = get_origin(kind)
+    arguments: tuple[Any, ...] = get_args(kind)
     if dataclasses.is_dataclass(kind) and isinstance(kind, type):
         if not isinstance(value, dict):
             raise ValueError(f"{path or 'the manifest'} is not an object")

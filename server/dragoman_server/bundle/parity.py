@@ -9,8 +9,8 @@ from dragoman_server.errors import BundleError
 def replay(bundle: Bundle, runner: Runner) -> float:
     """Feeds the golden targets through the decoder and compares; returns the largest log-prob difference (nats).
 
-    At fp32 the model must also choose every golden token by itself. int8 chooses differently now and then, which is what
-    the recorded tolerance is for.
+    At fp32 the model must also choose every golden token by itself. int8 chooses differently now and then, which is
+    what the recorded tolerance is for.
 
     Raises:
         BundleError: naming the golden sentence and what differs.

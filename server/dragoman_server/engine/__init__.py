@@ -1,0 +1,1 @@
+"""The decoding engine: continuous batching on one thread."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import onnxruntime as ort
@@ -39,9 +39,9 @@ class Runner(Protocol):
 class OnnxRunner:
     """Decodes on the CPU. Not thread-safe: the engine thread is the only one to call it.
 
-    The pool has one array [max_rows, heads, capacity, head size] per state tensor. A step binds the first n rows of each
-    as input and, at the same address, as output; one binding per n is kept, so that a step allocates nothing. Pages of
-    the pool take up memory only once they have been written to.
+    The pool has one array [max_rows, heads, capacity, head size] per state tensor. A step binds the first n rows of
+    each as input and, at the same address, as output; one binding per n is kept, so that a step allocates nothing.
+    Pages of the pool take up memory only once they have been written to.
     """
 
     def __init__(self, bundle: Bundle, max_rows: int, num_threads: int, top_k: int = 1) -> None:
@@ -54,8 +54,8 @@ class OnnxRunner:
 
         self._encoder_outputs = tuple(present(name) for name in manifest.state.cross_kv)
         heads, d_head, limits = manifest.architecture.num_heads, manifest.architecture.d_head, manifest.limits
-        shapes = {name: (max_rows, heads, limits.max_target_tokens, d_head) for name in manifest.state.self_kv}
-        shapes |= {name: (max_rows, heads, limits.max_source_tokens, d_head) for name in manifest.state.cross_kv}
+        shapes = dict.fromkeys(manifest.state.self_kv, (max_rows, heads, limits.max_target_tokens, d_head))
+        shapes |= dict.fromkeys(manifest.state.cross_kv, (max_rows, heads, limits.max_source_tokens, d_head))
         self._pool = {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
         self._self_pool = tuple(self._pool[name] for name in manifest.state.self_kv)
         self._cross_pool = tuple(self._pool[name] for name in manifest.state.cross_kv)
@@ -64,7 +64,7 @@ class OnnxRunner:
         self._position_ids = np.zeros(max_rows, np.int64)
         self._score_ids = np.zeros((max_rows, 1), np.int64)
         self._top_k = np.array([top_k], np.int64)
-        self._inputs = {
+        self._inputs: dict[str, NDArray[Any]] = {
             "input_ids": self._input_ids,
             "position_ids": self._position_ids,
             "source_lengths": self._source_lengths,
@@ -74,7 +74,7 @@ class OnnxRunner:
         self._top_ids = np.zeros((max_rows, top_k), np.int64)
         self._top_logprobs = np.zeros((max_rows, top_k), np.float32)
         self._score_logprobs = np.zeros((max_rows, 1), np.float32)
-        self._outputs = {
+        self._outputs: dict[str, NDArray[Any]] = {
             "top_ids": self._top_ids,
             "top_logprobs": self._top_logprobs,
             "score_logprobs": self._score_logprobs,
@@ -90,7 +90,9 @@ class OnnxRunner:
                 raise BundleError(f"{folder / file} has inputs {sorted(inputs)}, not {sorted(expected[file])}")
         outputs = {argument.name for argument in self._decoder.get_outputs()}
         if outputs != self._outputs.keys():
-            raise BundleError(f"{folder / DECODER_STEP_FILE} has outputs {sorted(outputs)}, not {sorted(self._outputs)}")
+            raise BundleError(
+                f"{folder / DECODER_STEP_FILE} has outputs {sorted(outputs)}, not {sorted(self._outputs)}"
+            )
 
     def encode(self, sources: Sequence[Sequence[int]], first_row: int) -> None:
         lengths = [len(source) for source in sources]
@@ -118,13 +120,11 @@ class OnnxRunner:
         if num_rows not in self._bindings:
             self._bindings[num_rows] = self._bind(num_rows)
         self._decoder.run_with_iobinding(self._bindings[num_rows])
-        return StepOutput(
-            self._top_ids[:num_rows], self._top_logprobs[:num_rows], self._score_logprobs[:num_rows, 0]
-        )
+        return StepOutput(self._top_ids[:num_rows], self._top_logprobs[:num_rows], self._score_logprobs[:num_rows, 0])
 
     def _bind(self, num_rows: int) -> ort.IOBinding:
         binding = self._decoder.io_binding()
-        for bind, arrays in ((binding.bind_input, self._inputs), (binding.bind_output, self._outputs)):
+        for arrays, bind in ((self._inputs, binding.bind_input), (self._outputs, binding.bind_output)):
             for name, array in arrays.items():
                 view = array[:num_rows]
                 bind(name, "cpu", 0, view.dtype, view.shape, view.ctypes.data)

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 
 
 class FinishReason(enum.Enum):
+    """Why a hypothesis ended."""
+
     STOP = "stop"  # the model emitted end-of-sentence
     LENGTH = "length"  # max_target_tokens was reached first
 

@@ -1,0 +1,1 @@
+"""What stands between bytes and plain values: gRPC services, errors, health."""

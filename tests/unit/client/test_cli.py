@@ -57,9 +57,7 @@ def test_a_file_is_translated_line_by_line(run: Run, server: FakeServer, tmp_pat
     source, target = tmp_path / "in.txt", tmp_path / "out.txt"
     source.write_text("\n".join(lines), encoding="utf-8")
 
-    result = run(
-        "translate", "--from", "es", "--to", "en", "--input", str(source), "--output", str(target)
-    )
+    result = run("translate", "--from", "es", "--to", "en", "--input", str(source), "--output", str(target))
 
     assert (result.exit_code, result.stdout, result.stderr) == (0, "", "")
     assert target.read_text(encoding="utf-8").splitlines() == [line.upper() for line in lines]
@@ -131,9 +129,7 @@ def test_health_is_an_exit_status(run: Run, server: FakeServer) -> None:
 def test_an_error_is_one_line(
     server: FakeServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    server.handler = lambda request, context: context.abort(
-        grpc.StatusCode.NOT_FOUND, "No such pair\nof languages"
-    )
+    server.handler = lambda request, context: context.abort(grpc.StatusCode.NOT_FOUND, "No such pair\nof languages")
     arguments = ["translate", "--address", server.address, "--from", "en", "--to", "xx", "a"]
     monkeypatch.setattr(sys, "argv", ["dragoman", *arguments])
 

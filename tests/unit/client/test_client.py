@@ -68,9 +68,7 @@ def test_an_empty_list_needs_no_call(server: FakeServer, call: Call) -> None:
     assert server.requests == []
 
 
-def test_a_long_list_goes_out_in_several_calls_and_comes_back_in_order(
-    server: FakeServer, call: Call
-) -> None:
+def test_a_long_list_goes_out_in_several_calls_and_comes_back_in_order(server: FakeServer, call: Call) -> None:
     first_calls = threading.Barrier(2, timeout=10)
 
     def answer(request: TranslateRequest, context: grpc.ServicerContext) -> TranslateResponse:
@@ -137,8 +135,9 @@ def test_a_failed_single_text_is_raised(server: FakeServer, call: Call) -> None:
         results=[failed(grpc.StatusCode.NOT_FOUND, "No such pair")]
     )
 
-    with pytest.raises(NotFoundError, match="No such pair"):
+    with pytest.raises(NotFoundError, match=r"^No such pair$") as caught:
         call("translate", "a", source="en", target="xx")
+    assert caught.value.input_index is None
 
 
 def test_a_failed_call_is_raised_with_its_details(server: FakeServer, call: Call) -> None:
@@ -188,9 +187,7 @@ def test_an_answer_that_makes_no_sense_is_an_internal_error(
     [{"max_target_tokens": 0}, {"max_target_tokens": 2**32}, {"segmentation": "word"}],
     ids=str,
 )
-def test_options_that_cannot_be_sent_are_invalid(
-    server: FakeServer, call: Call, options: dict[str, Any]
-) -> None:
+def test_options_that_cannot_be_sent_are_invalid(server: FakeServer, call: Call, options: dict[str, Any]) -> None:
     with pytest.raises(InvalidArgumentError, match=next(iter(options))):
         call("translate", "a", source="en", target="fr", **options)
     assert server.requests == []
@@ -259,9 +256,7 @@ async def test_many_calls_lost_at_once_are_all_tried_again(server: FakeServer) -
 
     server.handler = answer
     async with AsyncClient(server.address) as client:
-        answers = await asyncio.gather(
-            *(client.translate("a", source="en", target="fr") for _ in range(64))
-        )
+        answers = await asyncio.gather(*(client.translate("a", source="en", target="fr") for _ in range(64)))
     assert [answer.text for answer in answers] == ["A"] * 64
     assert len(server.requests) == 128
 

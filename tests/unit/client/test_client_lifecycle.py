@@ -89,24 +89,18 @@ async def test_cancelling_the_task_cancels_the_call(server: FakeServer) -> None:
 def test_threads_share_a_client(server: FakeServer) -> None:
     texts = [f"text {number}" for number in range(32)]
     with Client(server.address) as client, ThreadPoolExecutor(8) as pool:
-        answers = pool.map(
-            lambda text: client.translate(text, source="en", target="fr").text, texts
-        )
+        answers = pool.map(lambda text: client.translate(text, source="en", target="fr").text, texts)
         assert list(answers) == [text.upper() for text in texts]
 
 
 async def test_tasks_share_a_client(server: FakeServer) -> None:
     texts = [f"text {number}" for number in range(32)]
     async with AsyncClient(server.address) as client:
-        answers = await asyncio.gather(
-            *(client.translate(text, source="en", target="fr") for text in texts)
-        )
+        answers = await asyncio.gather(*(client.translate(text, source="en", target="fr") for text in texts))
     assert [answer.text for answer in answers] == [text.upper() for text in texts]
 
 
-def test_the_address_comes_from_the_environment(
-    server: FakeServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_address_comes_from_the_environment(server: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DRAGOMAN_ADDRESS", server.address)
     with Client() as client:
         assert client.translate("a", source="en", target="fr").text == "A"

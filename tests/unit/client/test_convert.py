@@ -23,9 +23,7 @@ def translate_one(hypothesis: translation_pb2.Hypothesis) -> Translation:
         source_language_code="en",
         target_language_code="fr",
     )
-    response = TranslateResponse(
-        results=[translation_pb2.TranslationResult(translation=message)], model="default@1"
-    )
+    response = TranslateResponse(results=[translation_pb2.TranslationResult(translation=message)], model="default@1")
     [result] = outcomes(request, response, 0)
     assert isinstance(result, Translation)
     return result

@@ -95,9 +95,7 @@ def test_every_field_violation_is_kept() -> None:
         BadRequest.FieldViolation(field="options.max_target_tokens", description="zero"),
     ]
     error = error_from_call(
-        failed_call(
-            grpc.StatusCode.INVALID_ARGUMENT, "Bad", BadRequest(field_violations=violations)
-        ),
+        failed_call(grpc.StatusCode.INVALID_ARGUMENT, "Bad", BadRequest(field_violations=violations)),
         first_index=128,
     )
 
@@ -154,9 +152,7 @@ def test_missing_or_damaged_details_do_not_hide_the_error(
 
 def test_the_damaged_detail_of_the_test_above_is_one() -> None:
     detail = Any(type_url="type.googleapis.com/google.rpc.ErrorInfo", value=b"\xff")
-    assert detail.SerializeToString() == (
-        b"\x0a\x28type.googleapis.com/google.rpc.ErrorInfo\x12\x01\xff"
-    )
+    assert detail.SerializeToString() == (b"\x0a\x28type.googleapis.com/google.rpc.ErrorInfo\x12\x01\xff")
 
 
 def test_errors_travel_between_processes() -> None:

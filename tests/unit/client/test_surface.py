@@ -57,7 +57,5 @@ def test_the_sdk_imports_without_extras() -> None:
         "print([m for m in ('numpy', 'onnxruntime', 'torch', 'typer', 'rich')"
         " if m in sys.modules])"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=30
-    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=30)
     assert done.stdout.strip() == "[]"

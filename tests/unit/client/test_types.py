@@ -43,9 +43,7 @@ def test_several_segments_add_up() -> None:
     assert result.tokens == first.tokens + second.tokens
     assert result.sum_logprob == -7.0
     assert result.score == pytest.approx(-7.0 / 3)
-    assert result.hypotheses == (
-        Hypothesis("un\ndeux", result.tokens, -7.0, result.score, FinishReason.STOP),
-    )
+    assert result.hypotheses == (Hypothesis("un\ndeux", result.tokens, -7.0, result.score, FinishReason.STOP),)
 
 
 def test_blank_text_has_an_empty_hypothesis() -> None:
@@ -65,9 +63,7 @@ def test_blank_text_has_an_empty_hypothesis() -> None:
         ((FinishReason.UNSPECIFIED, FinishReason.STOP), FinishReason.UNSPECIFIED),
     ],
 )
-def test_a_segment_cut_off_makes_the_text_cut_off(
-    reasons: tuple[FinishReason, ...], expected: FinishReason
-) -> None:
+def test_a_segment_cut_off_makes_the_text_cut_off(reasons: tuple[FinishReason, ...], expected: FinishReason) -> None:
     segments = [(hypothesis("un", -1.0, reason=reason),) for reason in reasons]
     assert translation("un un", *segments).finish_reason is expected
 

@@ -1,0 +1,197 @@
+"""The commands of `dragoman-export`: what each takes, does and prints."""
+
+import math
+import resource
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from dragoman_export.bundle_writer import export as write_bundle
+from dragoman_export.checkpoint import Checkpoint
+from dragoman_export.corpus import BatchOptions
+from dragoman_export.evaluation import TestSet
+from dragoman_export.evaluation import evaluate as evaluate_bundle
+from dragoman_export.model import Dimensions
+from dragoman_export.parity import Comparison, ParityError, compare
+from dragoman_export.sources import read_sources
+from dragoman_export.train_command import CorpusFile, CorpusOptions
+from dragoman_export.train_command import train as train_model
+from dragoman_export.training import TrainingOptions
+from dragoman_server.bundle.bundle import Bundle
+from dragoman_server.bundle.manifest import Precision
+from dragoman_server.config import EngineOptions
+from dragoman_server.errors import DragomanError
+
+EXPECTED_ERRORS = (ValueError, OSError, ParityError, DragomanError, FloatingPointError)
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+console = Console(soft_wrap=True)
+
+CheckpointFolder = Annotated[Path, typer.Argument(help="Folder with model.safetensors, config.json, tokenizer.model.")]
+NewFolder = Annotated[Path, typer.Argument(help="Folder of the bundle, to be created.")]
+Sources = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="SOURCE-TARGET=FILE",
+        help="Sentences to compare PyTorch and ONNX Runtime on, one a line: en-fr=english.txt. Repeatable. "
+        "Without it, random tokens.",
+    ),
+]
+NumSources = Annotated[int, typer.Option(min=1, help="Sentences to compare on.")]
+
+
+@app.callback()
+def _root() -> None:
+    """Train translation models, export them to bundles that dragoman-server loads, and check what was exported."""
+
+
+@app.command()
+def train(
+    folder: Annotated[Path, typer.Argument(help="Checkpoint folder; one that has a saved state is continued.")],
+    pair: Annotated[
+        list[str],
+        typer.Option(
+            metavar="FIRST-SECOND=FILE",
+            help="Tab-separated sentence pairs, or a zip of such files: en-fr=fra-eng.zip. Repeatable.",
+        ),
+    ],
+    held_out: Annotated[
+        list[Path] | None, typer.Option(help="File of test sentences to keep out of training. Repeatable.")
+    ] = None,
+    name: Annotated[str, typer.Option(help="Name of the model.")] = "model",
+    both_directions: Annotated[bool, typer.Option(help="Train the second language to the first as well.")] = True,
+    vocabulary_size: Annotated[int, typer.Option(help="Pieces of the joint tokenizer.")] = 8000,
+    d_model: Annotated[int, typer.Option(help="Width of the model.")] = 256,
+    num_heads: Annotated[int, typer.Option(help="Attention heads; d_model / num_heads is a multiple of 8.")] = 8,
+    d_feed_forward: Annotated[int, typer.Option(help="Inner width of the feed-forward layers.")] = 1024,
+    num_encoder_layers: Annotated[int, typer.Option(min=1, help="Layers of the encoder.")] = 4,
+    num_decoder_layers: Annotated[int, typer.Option(min=1, help="Layers of the decoder.")] = 3,
+    epochs: Annotated[float, typer.Option(help="Passes over the data, at most.")] = 10.0,
+    max_minutes: Annotated[
+        float, typer.Option(help="Minutes of training, at most, summed over resumptions.")
+    ] = math.inf,
+    learning_rate: Annotated[float, typer.Option(help="Peak rate, reached after warm-up; falls linearly to 0.")] = 1e-3,
+    warmup_steps: Annotated[int, typer.Option(min=1, help="Steps of linear warm-up.")] = 800,
+    label_smoothing: Annotated[float, typer.Option(min=0.0, max=1.0, help="0 turns it off.")] = 0.1,
+    dropout: Annotated[float, typer.Option(min=0.0, max=1.0, help="0 turns it off.")] = 0.1,
+    batch_tokens: Annotated[int, typer.Option(help="Padded tokens of the longer side in one batch.")] = 3072,
+    join_share: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="Share of the pairs joined into longer examples.")
+    ] = 0.1,
+    seed: Annotated[int, typer.Option(help="Of the initial weights and the order of the data.")] = 1,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+) -> None:
+    """Train a model on sentence pairs. Killed at any moment, the same command goes on where it was."""
+    corpus = CorpusOptions(tuple(CorpusFile.parse(text) for text in pair), tuple(held_out or ()), both_directions)
+    dimensions = Dimensions(
+        source_vocabulary_size=vocabulary_size,
+        target_vocabulary_size=vocabulary_size,
+        d_model=d_model,
+        num_heads=num_heads,
+        d_feed_forward=d_feed_forward,
+        num_encoder_layers=num_encoder_layers,
+        num_decoder_layers=num_decoder_layers,
+    )
+    options = TrainingOptions(
+        epochs=epochs,
+        max_minutes=max_minutes,
+        peak_learning_rate=learning_rate,
+        warmup_steps=warmup_steps,
+        label_smoothing=label_smoothing,
+        dropout=dropout,
+        seed=seed,
+        batch=BatchOptions(batch_tokens=batch_tokens, join_share=join_share),
+    )
+    train_model(name, folder, corpus, dimensions, options, device, console)
+    console.print(f"The model is in {folder}. Next: dragoman-export export {folder} BUNDLE")
+
+
+@app.command()
+def export(
+    checkpoint: CheckpointFolder, bundle: NewFolder, sources: Sources = None, num_sources: NumSources = 200
+) -> None:
+    """Export a checkpoint to a bundle at fp32. Fails unless ONNX Runtime reproduces PyTorch."""
+    _export(checkpoint, bundle, "fp32", sources, num_sources)
+
+
+@app.command()
+def quantize(
+    checkpoint: CheckpointFolder, bundle: NewFolder, sources: Sources = None, num_sources: NumSources = 200
+) -> None:
+    """Export a checkpoint to a bundle at int8: a quarter of the size, faster, slightly other translations."""
+    _export(checkpoint, bundle, "int8", sources, num_sources)
+
+
+def _export(checkpoint: Path, folder: Path, precision: Precision, sources: list[str] | None, num_sources: int) -> None:
+    if folder.exists():
+        raise ValueError(f"{folder} exists already; a bundle is never overwritten")
+    loaded = Checkpoint.load(checkpoint)
+    sentences = read_sources(loaded, [CorpusFile.parse(text) for text in sources or ()], num_sources)
+    bundle, comparison = write_bundle(loaded, folder, precision, sentences)
+    _print_comparison(comparison)
+    megabytes = sum(path.stat().st_size for path in folder.iterdir()) / 1e6
+    console.print(f"Wrote {bundle.resource_name} at {precision} to {folder}: {megabytes:.1f} MB.")
+
+
+@app.command()
+def verify(
+    checkpoint: CheckpointFolder,
+    bundle: Annotated[Path, typer.Argument(help="Folder of the bundle.")],
+    sources: Sources = None,
+    num_sources: NumSources = 200,
+) -> None:
+    """Hold a bundle against the checkpoint it was made from: every step, token and attention weight.
+
+    Fails when an fp32 bundle differs by more than rounding, or a quantized one by more than its manifest allows.
+    """
+    loaded, opened = Checkpoint.load(checkpoint), Bundle.open(bundle)
+    sentences = read_sources(loaded, [CorpusFile.parse(text) for text in sources or ()], num_sources)
+    comparison = compare(loaded, opened, sentences)
+    _print_comparison(comparison)
+    if opened.manifest.precision == "fp32":
+        comparison.require_equality()
+    tolerance = opened.manifest.parity.logprob_tolerance
+    if not comparison.max_logprob_difference <= tolerance:
+        raise ParityError(
+            f"the log-probs differ by {comparison.max_logprob_difference:.3g}; the manifest allows {tolerance:.3g}"
+        )
+
+
+def _print_comparison(comparison: Comparison) -> None:
+    console.print(f"{len(comparison.sentences)} sentences compared with PyTorch, largest differences:")
+    console.print(f"  log-probs of the target   {comparison.max_logprob_difference:.2e}")
+    console.print(f"  log-probs of all tokens   {comparison.max_distribution_difference:.2e}")
+    console.print(f"  attention weights         {comparison.max_attention_difference:.2e}")
+    console.print(f"  identical greedy tokens   {comparison.token_agreement:.1%}")
+    for d in comparison.divergences:
+        console.print(
+            f"  sentence {d.sentence} differs first at step {d.step}: token {d.onnx_token_id} instead of "
+            f"{d.torch_token_id}, which PyTorch preferred by {d.margin:.2e}"
+        )
+
+
+@app.command()
+def evaluate(
+    bundle: Annotated[Path, typer.Argument(help="Folder of the bundle.")],
+    test: Annotated[
+        list[str],
+        typer.Option(metavar="SOURCE-TARGET=FILE,FILE", help="Sentences and their reference translations. Repeatable."),
+    ],
+    num_threads: Annotated[int, typer.Option(help="0: as many as there are CPUs.")] = 0,
+) -> None:
+    """BLEU and chrF of a bundle, with load time, speed and memory."""
+    options = EngineOptions(num_threads=num_threads, max_waiting=1_000_000)
+    results = evaluate_bundle(bundle, [TestSet.parse(text) for text in test], options)
+    table = Table("direction", "sentences", "BLEU", "chrF", "tokens/s")
+    for scores in results.directions:
+        figures = (f"{scores.bleu:.1f}", f"{scores.chrf:.1f}", f"{scores.tokens_per_second:.0f}")
+        table.add_row(scores.direction, str(scores.num_sentences), *figures)
+    console.print(table)
+    console.print(f"BLEU {results.directions[0].bleu_signature}")
+    console.print(f"chrF {results.directions[0].chrf_signature}")
+    # This process also holds PyTorch: an upper bound for the server's memory.
+    peak_megabytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    console.print(f"loaded in {results.load_seconds:.2f} s, peak resident memory {peak_megabytes:.0f} MiB")

@@ -1,0 +1,191 @@
+"""Builds the server in the order in which a request flows, runs it, and takes it down again."""
+
+import asyncio
+import contextlib
+import logging
+import signal
+from collections.abc import Callable, Iterator
+
+import grpc
+from grpc_health.v1 import health_pb2_grpc
+
+from dragoman.v1 import translation_pb2_grpc
+from dragoman_server.bundle.bundle import Bundle, embedded_bundle
+from dragoman_server.bundle.parity import replay
+from dragoman_server.config import Config, parse_address, validate
+from dragoman_server.engine.engine import Engine
+from dragoman_server.engine.runner import OnnxRunner
+from dragoman_server.errors import StartError
+from dragoman_server.metrics import Metrics, MetricsPage
+from dragoman_server.text.tokenizer import Tokenizer
+from dragoman_server.translator import Translator
+from dragoman_server.wire.guard import Guard
+from dragoman_server.wire.health import HealthServicer
+from dragoman_server.wire.translation import SERVICE_NAME, TranslationServicer
+
+logger = logging.getLogger(__name__)
+
+EXIT_OK = 0
+EXIT_ENGINE_DEAD = 70  # EX_SOFTWARE of sysexits.h
+
+# What callers get to read the last answers, once the engine has answered them all.
+_LAST_WORDS_SECONDS = 1.0
+
+
+async def serve(config: Config) -> int:
+    """Serves until SIGTERM or SIGINT, or until the engine dies; returns the exit code.
+
+    Prints one line to stdout when it takes calls.
+
+    On the first signal health turns NOT_SERVING, new calls are refused, and those in flight
+    have `shutdown_grace_seconds` to finish; what is left then, or at a second signal, is
+    answered with UNAVAILABLE. When the engine dies it answers all its callers so, and the
+    server stops.
+
+    Raises:
+        StartError: an option is wrong, an address cannot be listened on, or the model bundle
+            is missing, damaged or does not reproduce its source.
+    """
+    validate(config)
+    loop = asyncio.get_running_loop()
+    stop, hurry, engine_died = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    def on_signal() -> None:
+        (hurry if stop.is_set() else stop).set()
+
+    def on_death() -> None:  # on the engine's thread
+        loop.call_soon_threadsafe(engine_died.set)
+
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(_signals(loop, on_signal))
+
+        metrics = Metrics()
+        health = HealthServicer([SERVICE_NAME])
+        server, port = _bind(config, Guard(metrics))
+        metrics_page = stack.enter_context(_bind_metrics(config, metrics))
+
+        bundle, runner = await asyncio.to_thread(_load, config)
+        manifest = bundle.manifest
+        metrics.set_model(manifest.name, bundle.version, manifest.precision)
+        engine = Engine(
+            runner,
+            manifest.decoder_start_token_id,
+            manifest.eos_token_id,
+            config.engine,
+            on_step=metrics.observe_step,
+            on_death=on_death,
+        )
+        translator = Translator(
+            manifest,
+            bundle.resource_name,
+            Tokenizer(bundle.tokenizer_path),
+            engine,
+            config.limits,
+            max_segments=config.engine.max_waiting,
+        )
+        stack.callback(translator.close)
+        translation_pb2_grpc.add_TranslationServiceServicer_to_server(TranslationServicer(translator), server)
+        health_pb2_grpc.add_HealthServicer_to_server(health, server)
+
+        if stop.is_set():  # while the model was loaded
+            return EXIT_OK
+        engine.start()
+        stack.callback(engine.stop)
+        await server.start()
+        await health.serve()
+        directions = ", ".join(f"{source}-{target}" for source, target in manifest.directions)
+        print(
+            f"serving {bundle.resource_name} ({directions}) on "
+            f"{_with_port(config.listen, port)}, metrics on "
+            f"http://{_with_port(config.metrics_listen, metrics_page.port)}/metrics",
+            flush=True,
+        )
+        await _first_of(stop, engine_died)
+        if engine_died.is_set():
+            logger.critical("the engine has died: the server stops")
+            await _drain(server, health, engine, hurry, grace_seconds=0.0)
+            return EXIT_ENGINE_DEAD
+        logger.info("stopping: calls in flight have %g s", config.shutdown_grace_seconds)
+        await _drain(server, health, engine, hurry, config.shutdown_grace_seconds)
+        return EXIT_ENGINE_DEAD if engine_died.is_set() else EXIT_OK
+
+
+@contextlib.contextmanager
+def _signals(loop: asyncio.AbstractEventLoop, handler: Callable[[], None]) -> Iterator[None]:
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    for number in numbers:
+        loop.add_signal_handler(number, handler)
+    try:
+        yield
+    finally:
+        for number in numbers:
+            loop.remove_signal_handler(number)
+
+
+def _load(config: Config) -> tuple[Bundle, OnnxRunner]:
+    bundle = Bundle.open(config.model or embedded_bundle())
+    runner = OnnxRunner(bundle, config.engine.max_running, config.engine.resolved_num_threads())
+    replay(bundle, runner)
+    return bundle, runner
+
+
+def _bind(config: Config, guard: Guard) -> tuple[grpc.aio.Server, int]:
+    """The gRPC server and its port, bound but not yet started."""
+    server = grpc.aio.server(
+        interceptors=[guard],
+        options=[
+            # Else a second server on the same port would silently get half of the calls.
+            ("grpc.so_reuseport", 0),
+            ("grpc.max_receive_message_length", config.limits.max_message_bytes),
+            # The size of an answer follows from that of the request and the model's limits.
+            ("grpc.max_send_message_length", -1),
+            # Callers that ping to notice a hung server would be sent away by default. Ours
+            # ping every 10 s, and a ping may arrive sooner after the last than it was sent.
+            ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
+            ("grpc.keepalive_permit_without_calls", 1),
+        ],
+    )
+    try:
+        return server, server.add_insecure_port(config.listen)
+    except RuntimeError as error:
+        raise StartError(
+            f"cannot listen on {config.listen}: the port is in use, or the address is none of this machine's"
+        ) from error
+
+
+def _bind_metrics(config: Config, metrics: Metrics) -> MetricsPage:
+    try:
+        return MetricsPage(metrics, *parse_address("metrics_listen", config.metrics_listen))
+    except OSError as error:
+        raise StartError(f"cannot listen on {config.metrics_listen} for metrics: {error.strerror or error}") from error
+
+
+async def _drain(
+    server: grpc.aio.Server,
+    health: HealthServicer,
+    engine: Engine,
+    hurry: asyncio.Event,
+    grace_seconds: float,
+) -> None:
+    await health.drain()
+    # Refuses new calls from here on, and ends when the last one has its answer.
+    finishing = asyncio.create_task(server.stop(grace_seconds + 2 * _LAST_WORDS_SECONDS))
+    hurrying = asyncio.create_task(hurry.wait())
+    await asyncio.wait((finishing, hurrying), timeout=grace_seconds, return_when=asyncio.FIRST_COMPLETED)
+    hurrying.cancel()
+    # Whoever still waits for the engine is told so now, and not left to a broken connection.
+    await asyncio.to_thread(engine.stop)
+    await server.stop(_LAST_WORDS_SECONDS)
+    await finishing
+
+
+async def _first_of(*events: asyncio.Event) -> None:
+    waits = [asyncio.create_task(event.wait()) for event in events]
+    await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+    for wait in waits:
+        wait.cancel()
+
+
+def _with_port(address: str, port: int) -> str:
+    """The address with the port that was taken, in place of 0."""
+    return f"{address.rpartition(':')[0]}:{port}"

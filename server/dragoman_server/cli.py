@@ -1,0 +1,142 @@
+"""The command line of the server: a flag and an environment variable for every option."""
+
+import asyncio
+import logging
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dragoman_server.app import serve
+from dragoman_server.config import Config, EngineOptions, InputLimits
+
+_CAPACITY = "Capacity"
+_LIMITS = "Limits of a call"
+
+_DEFAULTS = Config()
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.command()
+def run(
+    model: Annotated[
+        Path | None,
+        typer.Option(
+            envvar="DRAGOMAN_MODEL",
+            metavar="FOLDER",
+            show_default="the model shipped with the server",
+            help="Model bundle to serve, a folder written by dragoman-export.",
+        ),
+    ] = _DEFAULTS.model,
+    listen: Annotated[
+        str,
+        typer.Option(
+            envvar="DRAGOMAN_LISTEN",
+            metavar="HOST:PORT",
+            help="Where to take gRPC calls. There is no authentication, so by default only "
+            "this machine can call; 0.0.0.0:50051 opens the server to the network. Port 0 "
+            "takes a free one.",
+        ),
+    ] = _DEFAULTS.listen,
+    metrics_listen: Annotated[
+        str,
+        typer.Option(
+            envvar="DRAGOMAN_METRICS_LISTEN",
+            metavar="HOST:PORT",
+            help="Where to show metrics to Prometheus, as http://HOST:PORT/metrics.",
+        ),
+    ] = _DEFAULTS.metrics_listen,
+    shutdown_grace_seconds: Annotated[
+        float,
+        typer.Option(
+            envvar="DRAGOMAN_SHUTDOWN_GRACE_SECONDS",
+            help="How long calls in flight may go on after SIGTERM or Ctrl-C. A second signal ends them at once.",
+        ),
+    ] = _DEFAULTS.shutdown_grace_seconds,
+    num_threads: Annotated[
+        int,
+        typer.Option(
+            envvar="DRAGOMAN_NUM_THREADS",
+            rich_help_panel=_CAPACITY,
+            help="Threads that compute; 0 takes the number of CPUs this process may use, by "
+            "the quota of its container.",
+        ),
+    ] = _DEFAULTS.engine.num_threads,
+    max_running: Annotated[
+        int,
+        typer.Option(
+            envvar="DRAGOMAN_MAX_RUNNING",
+            rich_help_panel=_CAPACITY,
+            help="Segments (lines or sentences) translated together. More need more memory.",
+        ),
+    ] = _DEFAULTS.engine.max_running,
+    max_waiting: Annotated[
+        int,
+        typer.Option(
+            envvar="DRAGOMAN_MAX_WAITING",
+            rich_help_panel=_CAPACITY,
+            help="Segments that may queue for that. Calls that do not fit get RESOURCE_EXHAUSTED at once.",
+        ),
+    ] = _DEFAULTS.engine.max_waiting,
+    max_encoder_tokens: Annotated[
+        int,
+        typer.Option(
+            envvar="DRAGOMAN_MAX_ENCODER_TOKENS",
+            rich_help_panel=_CAPACITY,
+            help="Source tokens read per step: less makes translations under way smoother, "
+            "more starts waiting ones sooner.",
+        ),
+    ] = _DEFAULTS.engine.max_encoder_tokens,
+    max_inputs: Annotated[
+        int,
+        typer.Option(
+            envvar="DRAGOMAN_MAX_INPUTS",
+            rich_help_panel=_LIMITS,
+            help="Texts in one call.",
+        ),
+    ] = _DEFAULTS.limits.max_inputs,
+    max_text_characters: Annotated[
+        int,
+        typer.Option(
+            envvar="DRAGOMAN_MAX_TEXT_CHARACTERS",
+            rich_help_panel=_LIMITS,
+            help="Characters (Unicode code points) of one text.",
+        ),
+    ] = _DEFAULTS.limits.max_text_characters,
+    max_message_bytes: Annotated[
+        int,
+        typer.Option(
+            envvar="DRAGOMAN_MAX_MESSAGE_BYTES",
+            rich_help_panel=_LIMITS,
+            help="Bytes of one request.",
+        ),
+    ] = _DEFAULTS.limits.max_message_bytes,
+) -> None:
+    """Translate over gRPC.
+
+    Without any options the server serves the model it is shipped with, to this machine
+    alone. It prints one line when it is ready, and stops on SIGTERM or Ctrl-C once the
+    calls in flight are answered.
+
+    Try it: dragoman translate --from en --to fr "Good morning."
+    """
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    config = Config(
+        model=model,
+        listen=listen,
+        metrics_listen=metrics_listen,
+        shutdown_grace_seconds=shutdown_grace_seconds,
+        engine=EngineOptions(
+            max_running=max_running,
+            max_waiting=max_waiting,
+            max_encoder_tokens=max_encoder_tokens,
+            num_threads=num_threads,
+        ),
+        limits=InputLimits(
+            max_inputs=max_inputs,
+            max_text_characters=max_text_characters,
+            max_message_bytes=max_message_bytes,
+        ),
+    )
+    raise typer.Exit(asyncio.run(serve(config)))

@@ -1,0 +1,144 @@
+"""Every Prometheus metric of the server, declared once, and the page that shows them."""
+
+from threading import Thread
+from typing import Self
+from wsgiref.simple_server import WSGIServer
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    ProcessCollector,
+    start_http_server,
+)
+
+from dragoman_server.engine.engine import StepReport
+
+_CALL_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+_STEP_SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0)
+_ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+
+
+class Metrics:
+    """The metrics of one server, on a registry of their own. Thread-safe."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        # Memory, CPU time and open files, under Prometheus' own names.
+        ProcessCollector(registry=self.registry)
+        self._requests = Counter(
+            "dragoman_requests_total",
+            "RPCs that have ended, by method and gRPC status code.",
+            ("method", "code"),
+            registry=self.registry,
+        )
+        self._request_duration = Histogram(
+            "dragoman_request_duration_seconds",
+            "Time in the handler of an RPC, whatever its outcome.",
+            ("method",),
+            buckets=_CALL_SECONDS,
+            registry=self.registry,
+        )
+        self._num_requests_waiting = Gauge(
+            "dragoman_num_requests_waiting",
+            "Segments that wait for a row to be decoded in.",
+            registry=self.registry,
+        )
+        self._num_requests_running = Gauge(
+            "dragoman_num_requests_running",
+            "Rows being decoded, each a segment.",
+            registry=self.registry,
+        )
+        self._batch_size = Histogram(
+            "dragoman_batch_size",
+            "Rows decoded together, per decoding step.",
+            buckets=_ROWS,
+            registry=self.registry,
+        )
+        self._encode_seconds = Histogram(
+            "dragoman_encode_seconds",
+            "Duration of an encoder run.",
+            buckets=_STEP_SECONDS,
+            registry=self.registry,
+        )
+        self._decode_step_seconds = Histogram(
+            "dragoman_decode_step_seconds",
+            "Duration of a decoding step.",
+            buckets=_STEP_SECONDS,
+            registry=self.registry,
+        )
+        self._source_tokens = Counter(
+            "dragoman_source_tokens_total",
+            "Tokens encoded, language tags and end-of-sentence included.",
+            registry=self.registry,
+        )
+        self._generated_tokens = Counter(
+            "dragoman_generated_tokens_total",
+            "Tokens decoded, end-of-sentence included.",
+            registry=self.registry,
+        )
+        self._dropped = Counter(
+            "dragoman_segments_dropped_total",
+            "Segments given up because their caller left or their deadline passed.",
+            registry=self.registry,
+        )
+        self._model_info = Gauge(
+            "dragoman_model_info",
+            "Always 1; the labels say which model is served.",
+            ("model", "version", "precision"),
+            registry=self.registry,
+        )
+
+    def observe_request(self, method: str, code: str, seconds: float) -> None:
+        """Counts an RPC that has ended; `method` must be one of a bounded set."""
+        self._requests.labels(method, code).inc()
+        self._request_duration.labels(method).observe(seconds)
+
+    def observe_step(self, step: StepReport) -> None:
+        """Counts a step of the engine."""
+        self._num_requests_waiting.set(step.num_waiting)
+        self._num_requests_running.set(step.num_running)
+        self._dropped.inc(step.num_dropped)
+        if step.num_encoded:
+            self._encode_seconds.observe(step.encode_seconds)
+            self._source_tokens.inc(step.num_encoded_tokens)
+        if step.num_decoded:
+            self._batch_size.observe(step.num_decoded)
+            self._decode_step_seconds.observe(step.decode_seconds)
+            self._generated_tokens.inc(step.num_decoded)
+
+    def set_model(self, model: str, version: str, precision: str) -> None:
+        """Says which model is served."""
+        self._model_info.labels(model, version, precision).set(1)
+
+
+class MetricsPage:
+    """/metrics over HTTP, on a thread of its own, so that it answers even when calls do not."""
+
+    def __init__(self, metrics: Metrics, host: str, port: int) -> None:
+        """Starts to listen; port 0 takes a free one.
+
+        Raises:
+            OSError: the address cannot be listened on.
+        """
+        server, thread = start_http_server(port, host, metrics.registry)
+        self._server: WSGIServer = server
+        self._thread: Thread = thread
+
+    @property
+    def port(self) -> int:
+        """The port that is listened on."""
+        return self._server.server_port
+
+    def close(self) -> None:
+        """Stops listening."""
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

@@ -1,0 +1,132 @@
+"""The one interceptor: what grpc.aio does with bad bytes, errors and cancellation, done right.
+
+grpc.aio alone answers undecodable requests and uncaught exceptions with UNKNOWN and the text
+of the exception, and never answers a call whose handler was cancelled by anything but the
+caller. Here every call ends with a status from the table in `wire/status.py`, and is counted.
+"""
+
+import asyncio
+import logging
+import secrets
+import time
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+import grpc
+from google.protobuf.message import DecodeError
+from google.rpc.status_pb2 import Status
+
+from dragoman_server.errors import DragomanError, DrainingError, MalformedMessageError
+from dragoman_server.metrics import Metrics
+from dragoman_server.wire.status import CODES, internal_status, status_of
+
+logger = logging.getLogger(__name__)
+
+_T = TypeVar("_T")
+if TYPE_CHECKING:
+    _Handler = grpc.RpcMethodHandler[Any, Any]  # generic in its stubs alone
+_Context = grpc.aio.ServicerContext[Any, Any]
+_Behaviour = Callable[[Any, _Context], Awaitable[Any]]
+
+# A caller whose deadline passes cancels the call, and that can arrive a moment before the
+# deadline passes here.
+_DEADLINE_SLACK_SECONDS = 0.05
+
+_STATUS_CODES = {code.value[0]: code for code in grpc.StatusCode}
+
+# One label for all methods that do not exist: callers must not be able to make up metrics.
+_UNKNOWN_METHOD = "unknown"
+
+
+class Guard(grpc.aio.ServerInterceptor):
+    """Wraps the handler of every method; those of streams must be coroutines that `write`."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+        self._guarded: dict[str, _Handler] = {}
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable["_Handler | None"]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> "_Handler | None":
+        """Replaces the handler by a guarded one."""
+        method = handler_call_details.method.lstrip("/")
+        if method not in self._guarded:
+            handler = await continuation(handler_call_details)
+            if handler is None:  # grpc answers UNIMPLEMENTED
+                self._metrics.observe_request(_UNKNOWN_METHOD, "UNIMPLEMENTED", 0.0)
+                return None
+            self._guarded[method] = self._guard(method, handler)
+        return self._guarded[method]
+
+    def _guard(self, method: str, handler: "_Handler") -> "_Handler":
+        if handler.request_streaming:
+            raise NotImplementedError(f"{method}: streams of requests cannot be guarded")
+        is_stream = handler.response_streaming
+        behaviour = cast(_Behaviour, handler.unary_stream if is_stream else handler.unary_unary)
+        parse = handler.request_deserializer
+
+        # Without a deserializer, grpc hands over the bytes.
+        async def guarded(message: bytes, context: _Context) -> Any:
+            async def answer() -> Any:
+                return await behaviour(_parsed(parse, message), context)
+
+            return await self._answer(method, context, answer)
+
+        wrap = grpc.unary_stream_rpc_method_handler if is_stream else grpc.unary_unary_rpc_method_handler
+        return wrap(guarded, request_deserializer=None, response_serializer=handler.response_serializer)
+
+    async def _answer(self, method: str, context: _Context, answer: Callable[[], Awaitable[_T]]) -> _T:
+        started = time.monotonic()
+        remaining = context.time_remaining()  # None: no deadline
+
+        def count(code: grpc.StatusCode) -> None:
+            self._metrics.observe_request(method, code.name, time.monotonic() - started)
+
+        try:
+            result = await answer()
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                # The caller has left. The context does not tell why, so the clock must.
+                left = time.monotonic() - started + _DEADLINE_SLACK_SECONDS
+                is_late = remaining is not None and left >= remaining
+                count(grpc.StatusCode.DEADLINE_EXCEEDED if is_late else grpc.StatusCode.CANCELLED)
+                raise  # a cancellation that is swallowed leaks
+            # Something of ours was cancelled under the call. Passed on, it would leave the
+            # caller without an answer.
+            status = status_of(DrainingError("the server gave up this call; it may be repeated"))
+        except grpc.aio.AbortError:
+            count(context.code())
+            raise
+        except DragomanError as error:
+            status = status_of(error) if type(error) in CODES else _failed(method, error)
+        except Exception as error:
+            status = _failed(method, error)
+        else:
+            count(grpc.StatusCode.OK)
+            return result
+        code = _STATUS_CODES[status.code]
+        count(code)
+        trailers = (("grpc-status-details-bin", status.SerializeToString()),)
+        return await context.abort(code, status.message, trailers)
+
+
+def _parsed(parse: Callable[[bytes], _T] | None, message: bytes) -> _T:
+    if parse is None:
+        raise NotImplementedError("a method without a message type cannot be guarded")
+    try:
+        return parse(message)
+    except DecodeError as error:
+        # The text of the error names classes and fields, nothing that the caller can use.
+        raise MalformedMessageError(
+            "the request is not valid: its bytes are no message of this method, or a string in it is no UTF-8"
+        ) from error
+
+
+def _failed(method: str, error: Exception) -> Status:
+    """The status of a fault of ours, whose details are for the log alone."""
+    error_id = secrets.token_hex(8)
+    logger.error("error id %s in %s", error_id, method, exc_info=error)
+    return internal_status(error_id)

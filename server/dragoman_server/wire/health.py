@@ -1,0 +1,68 @@
+"""grpc.health.v1: whether the server takes calls. Never waits for the engine or a queue."""
+
+import asyncio
+from collections.abc import Iterable
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
+
+from dragoman_server.errors import DrainingError
+
+Context = grpc.aio.ServicerContext[HealthCheckRequest, HealthCheckResponse]
+
+
+class HealthServicer(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
+    """All services have one status: NOT_SERVING until `serve`, and again from `drain` on.
+
+    It stands in for the servicer of grpc_health, where a watcher that does not read holds the
+    lock that a change of status needs, and where watchers stay until the server has waited
+    for them in vain.
+    """
+
+    def __init__(self, services: Iterable[str]) -> None:
+        """`services` are full names; "" for the server as a whole is always known."""
+        self._services = frozenset({"", *services})
+        self._status = HealthCheckResponse.NOT_SERVING
+        self._is_draining = False
+        self._changed = asyncio.Condition()
+
+    async def serve(self) -> None:
+        """From now on the status is SERVING, unless the server drains already."""
+        await self._set(HealthCheckResponse.SERVING, self._is_draining)
+
+    async def drain(self) -> None:
+        """From now on and for ever the status is NOT_SERVING; watchers learn it and are ended."""
+        await self._set(HealthCheckResponse.NOT_SERVING, True)
+
+    async def Check(self, request: HealthCheckRequest, context: Context) -> HealthCheckResponse:
+        """The status of a service; NOT_FOUND where there is none of this name."""
+        status = self._status_of(request.service)
+        if status == HealthCheckResponse.SERVICE_UNKNOWN:
+            await context.abort(grpc.StatusCode.NOT_FOUND, "there is no such service")
+        return HealthCheckResponse(status=status)
+
+    async def Watch(self, request: HealthCheckRequest, context: Context) -> None:
+        """The status of a service, and each change of it."""
+        last = None
+        while True:
+            status = self._status_of(request.service)
+            if status != last:
+                await context.write(HealthCheckResponse(status=status))
+                last = status
+            if self._is_draining:
+                raise DrainingError("the server is stopping")
+            # Taken only once there is nothing to write: who reads slowly holds up nobody.
+            async with self._changed:
+                if not self._is_draining and self._status_of(request.service) == last:
+                    await self._changed.wait()
+
+    def _status_of(self, service: str) -> health_pb2.HealthCheckResponse.ServingStatus:
+        if service not in self._services:
+            return HealthCheckResponse.SERVICE_UNKNOWN
+        return self._status
+
+    async def _set(self, status: health_pb2.HealthCheckResponse.ServingStatus, is_draining: bool) -> None:
+        async with self._changed:
+            self._status, self._is_draining = status, is_draining
+            self._changed.notify_all()

@@ -1,0 +1,191 @@
+"""What the server is put together from in tests: a tiny tokenizer, a manifest, an engine that echoes."""
+
+import asyncio
+import io
+import os
+import re
+import signal
+from collections.abc import AsyncIterator, Sequence
+from concurrent.futures import Future
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import sentencepiece
+
+from dragoman_server import app
+from dragoman_server.bundle.bundle import Bundle
+from dragoman_server.bundle.manifest import Architecture, Limits, Manifest, Parity, StateTensors
+from dragoman_server.config import Config
+from dragoman_server.engine.sequence import Completion, FinishReason, Hypothesis, Request
+from dragoman_server.errors import DragomanError, EngineDeadError
+
+LANGUAGES = ("en", "fr", "de")
+EOS_ID = 3
+VERSION = "0123456789ab"
+LIMITS = Limits(max_source_tokens=64, max_target_tokens=96, segment_tokens=24)
+SENTENCES = (
+    "The old cat is sleeping on my chair.",
+    "Le vieux chat dort sur ma chaise.",
+    "Die alte Katze schläft auf meinem Stuhl.",
+    "How are you? I am well, thank you!",
+)
+
+
+def train_tokenizer(path: Path) -> None:
+    """The settings are those of the exporter, the vocabulary hardly more than letters and bytes."""
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.Train(
+        sentence_iterator=iter(SENTENCES * 20),
+        model_writer=model,
+        vocab_size=400,
+        hard_vocab_limit=False,
+        normalization_rule_name="nmt_nfkc",
+        byte_fallback=True,
+        pad_id=0,
+        unk_id=1,
+        bos_id=2,
+        eos_id=EOS_ID,
+        control_symbols=[f"<2{language}>" for language in LANGUAGES],
+        minloglevel=2,
+    )
+    path.write_bytes(model.getvalue())
+
+
+def tiny_manifest() -> Manifest:
+    directions = tuple((a, b) for a in LANGUAGES for b in LANGUAGES if "en" in (a, b) and a != b)
+    return Manifest(
+        name="tiny",
+        architecture=Architecture(1, 1, 1, 8, 400),
+        precision="fp32",
+        directions=directions,
+        source_prefix_ids={language: (4 + index,) for index, language in enumerate(LANGUAGES)},
+        decoder_start_token_id=2,
+        eos_token_id=EOS_ID,
+        pad_token_id=0,
+        limits=LIMITS,
+        state=StateTensors(("self.key", "self.value"), ("cross.key", "cross.value")),
+        parity=Parity(0.0, 0.0, 0.0, 1.0, 0, ()),
+        files={},
+    )
+
+
+def tiny_bundle(folder: Path) -> Bundle:
+    """A bundle without graphs, for servers with an engine that needs none."""
+    bundle = Bundle(folder, tiny_manifest(), VERSION)
+    train_tokenizer(bundle.tokenizer_path)
+    return bundle
+
+
+def echo(request: Request) -> Completion:
+    """The source itself, each token with log-probability -0.5, cut off at the limit."""
+    target = request.source_ids[1:]  # without the language tag
+    token_ids = target[: request.max_target_tokens]
+    reason = FinishReason.STOP if token_ids == target else FinishReason.LENGTH
+    return Completion((Hypothesis(token_ids, (-0.5,) * len(token_ids), reason),), 0.25, 0.125, 0.5)
+
+
+class FakeEngine:
+    """Answers at once, or when told to.
+
+    Attributes:
+        requests: all that were submitted.
+        futures: their futures, in the same order.
+        is_holding: whether answers wait for `release`.
+        refusal: what `submit` raises.
+    """
+
+    def __init__(self) -> None:
+        self.requests: list[Request] = []
+        self.futures: list[Future[Completion]] = []
+        self.is_holding = False
+        self.refusal: Exception | None = None
+
+    def start(self) -> None:
+        pass
+
+    def submit(self, requests: Sequence[Request]) -> list[Future[Completion]]:
+        if self.refusal is not None:
+            raise self.refusal
+        futures: list[Future[Completion]] = [Future() for _ in requests]
+        self.requests += requests
+        self.futures += futures
+        if not self.is_holding:
+            self.release()
+        return futures
+
+    def release(self) -> None:
+        for request, future in zip(self.requests, self.futures, strict=True):
+            if not future.done():
+                future.set_result(echo(request))
+
+    def fail(self, error: DragomanError) -> None:
+        for future in self.futures:
+            if not future.done():
+                future.set_exception(error)
+
+    def stop(self) -> None:
+        self.refusal = self.refusal or EngineDeadError("the engine was stopped")
+        self.fail(EngineDeadError("the engine was stopped"))
+
+    async def submitted(self, count: int = 1) -> None:
+        """Returns when `count` requests have arrived in all."""
+        while len(self.requests) < count:  # noqa: ASYNC110
+            await asyncio.sleep(0.005)
+
+
+@dataclass
+class RunningServer:
+    """A server in this process, on a port of its own."""
+
+    address: str
+    metrics_url: str
+    line: str  # what it printed
+    engine: FakeEngine
+    exit_code: "asyncio.Task[int]"
+
+    def die(self) -> None:
+        """What a dying engine does: answers everyone, refuses the next, and tells."""
+        error = EngineDeadError("the engine has died")
+        self.engine.refusal = error
+        self.engine.fail(error)
+        self.on_death()
+
+    def on_death(self) -> None:
+        raise NotImplementedError
+
+
+@asynccontextmanager
+async def running_server(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], config: Config
+) -> AsyncIterator[RunningServer]:
+    """Serves `bundle` with a FakeEngine; the ports in `config` should be 0. Ends it by SIGTERM."""
+    engine = FakeEngine()
+    callbacks = {}
+
+    def build_engine(*_: object, **keywords: object) -> FakeEngine:
+        callbacks.update(keywords)
+        return engine
+
+    monkeypatch.setattr(app, "_load", lambda _: (bundle, None))
+    monkeypatch.setattr(app, "Engine", build_engine)
+    capsys.readouterr()
+    task = asyncio.create_task(app.serve(config))
+    line = ""
+    while not line.endswith("\n") and not task.done():
+        line += capsys.readouterr().out
+        await asyncio.sleep(0.005)
+    if task.done():
+        task.result()
+    found = re.search(r" on (\S+), metrics on (\S+)$", line.strip())
+    assert found is not None, line
+    server = RunningServer(found[1], found[2], line, engine, task)
+    server.on_death = callbacks["on_death"]  # type: ignore[method-assign, assignment]
+    try:
+        yield server
+    finally:
+        if not task.done():
+            engine.release()
+            os.kill(os.getpid(), signal.SIGTERM)
+        await task

@@ -1,0 +1,79 @@
+import socket
+import urllib.request
+from dataclasses import replace
+
+import pytest
+
+from dragoman_server.engine.engine import StepReport
+from dragoman_server.metrics import Metrics, MetricsPage
+
+STEP = StepReport(
+    num_waiting=5,
+    num_running=3,
+    num_encoded=2,
+    num_encoded_tokens=17,
+    num_decoded=4,
+    encode_seconds=0.02,
+    decode_seconds=0.004,
+    num_dropped=1,
+)
+IDLE = replace(STEP, num_waiting=0, num_running=0, num_encoded=0, num_encoded_tokens=0, num_decoded=0, num_dropped=0)
+
+
+@pytest.fixture
+def metrics() -> Metrics:
+    return Metrics()
+
+
+def value(metrics: Metrics, name: str, **labels: str) -> float | None:
+    return metrics.registry.get_sample_value(f"dragoman_{name}", labels)
+
+
+def test_requests_are_counted_by_method_and_code(metrics: Metrics) -> None:
+    metrics.observe_request("Translate", "OK", 0.5)
+    metrics.observe_request("Translate", "OK", 1.0)
+    metrics.observe_request("Translate", "CANCELLED", 0.1)
+    assert value(metrics, "requests_total", method="Translate", code="OK") == 2
+    assert value(metrics, "requests_total", method="Translate", code="CANCELLED") == 1
+    assert value(metrics, "request_duration_seconds_sum", method="Translate") == pytest.approx(1.6)
+
+
+def test_a_step_moves_all_metrics_of_the_engine(metrics: Metrics) -> None:
+    metrics.observe_step(STEP)
+    assert value(metrics, "num_requests_waiting") == 5
+    assert value(metrics, "num_requests_running") == 3
+    assert value(metrics, "batch_size_sum") == 4
+    assert value(metrics, "encode_seconds_sum") == 0.02
+    assert value(metrics, "decode_step_seconds_sum") == 0.004
+    assert value(metrics, "source_tokens_total") == 17
+    assert value(metrics, "generated_tokens_total") == 4
+    assert value(metrics, "segments_dropped_total") == 1
+
+
+def test_a_phase_that_did_not_run_is_not_timed(metrics: Metrics) -> None:
+    metrics.observe_step(IDLE)
+    assert value(metrics, "num_requests_running") == 0
+    for name in ("batch_size", "encode_seconds", "decode_step_seconds"):
+        assert value(metrics, f"{name}_count") == 0
+
+
+def test_the_model_stands_in_labels(metrics: Metrics) -> None:
+    metrics.set_model("tiny", "0123", "int8")
+    assert value(metrics, "model_info", model="tiny", version="0123", precision="int8") == 1
+
+
+def test_the_page_shows_the_metrics_until_it_is_closed(metrics: Metrics) -> None:
+    metrics.observe_step(STEP)
+    with MetricsPage(metrics, "127.0.0.1", 0) as page:
+        url = f"http://127.0.0.1:{page.port}/metrics"
+        with urllib.request.urlopen(url, timeout=5) as answer:
+            text = answer.read().decode()
+    assert "dragoman_generated_tokens_total 4.0" in text
+    assert "process_resident_memory_bytes" in text
+    with pytest.raises(OSError, match="refused"):
+        urllib.request.urlopen(url, timeout=5)
+
+
+def test_a_port_in_use_is_an_error(metrics: Metrics) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other, pytest.raises(OSError, match="in use"):
+        MetricsPage(metrics, "127.0.0.1", other.getsockname()[1])

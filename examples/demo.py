@@ -1,0 +1,60 @@
+"""Starts a server on the model it is shipped with, translates in every direction, shows some metrics, stops it.
+
+Run it with `make demo`, or with any Python that has `dragoman[server]` installed.
+"""
+
+import re
+import signal
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from dragoman import Client
+
+SENTENCES = {
+    "en": ["The old cat is sleeping on my chair.", "I don't know where he lives.", "Would you like a cup of tea?"],
+    "fr": ["Je ne sais pas où il habite.", "Le train part demain matin."],
+    "de": ["Ich weiß nicht, wo er wohnt.", "Der Zug fährt morgen früh ab."],
+    "es": ["No sé dónde vive.", "El tren sale mañana por la mañana."],
+}
+METRICS = ("dragoman_requests_total", "dragoman_source_tokens_total", "dragoman_generated_tokens_total")
+
+
+@contextmanager
+def running_server() -> Iterator[tuple[list[tuple[str, str]], str, str]]:
+    """Yields the directions of the model, the address of the service and the URL of its metrics."""
+    # Port 0: whatever else runs on this machine, the demo finds room. The line printed when ready names the ports.
+    command = [sys.executable, "-m", "dragoman_server", "--listen", "localhost:0", "--metrics-listen", "localhost:0"]
+    server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    try:
+        assert server.stdout is not None
+        line = server.stdout.readline()
+        ready = re.fullmatch(r"serving \S+ \((.*)\) on (\S+), metrics on (\S+)\n", line)
+        if ready is None:
+            sys.exit("the server did not start")
+        print(line)
+        directions = [(source, target) for source, target in (d.split("-") for d in ready[1].split(", "))]
+        yield directions, ready[2], ready[3]
+    finally:
+        server.send_signal(signal.SIGTERM)
+        print(f"\nThe server has stopped with exit code {server.wait()}.")
+
+
+def main() -> None:
+    """The demo."""
+    with running_server() as (directions, address, metrics_url), Client(address) as client:
+        for source, target in directions:
+            print(f"{source} -> {target}")
+            texts = SENTENCES[source]
+            for text, translation in zip(texts, client.translate(texts, source=source, target=target), strict=True):
+                print(f"    {text}\n    {translation.text}   (score {translation.score:.2f})\n")
+        with urllib.request.urlopen(metrics_url) as page:
+            for line in page.read().decode().splitlines():
+                if line.startswith(METRICS):
+                    print(line)
+
+
+if __name__ == "__main__":
+    main()

@@ -4,11 +4,13 @@ import asyncio
 import contextlib
 import logging
 import signal
+import time
 from collections.abc import Callable, Iterator
 
 import grpc
 from grpc_health.v1 import health_pb2_grpc
 
+from dragoman._channel import KEEPALIVE_TIME_MS
 from dragoman.v1 import translation_pb2_grpc
 from dragoman_server.bundle.bundle import Bundle, embedded_bundle
 from dragoman_server.bundle.parity import replay
@@ -28,6 +30,14 @@ logger = logging.getLogger(__name__)
 EXIT_OK = 0
 EXIT_ENGINE_DEAD = 70  # EX_SOFTWARE of sysexits.h
 
+# gRPC cancels calls that it has received but not yet handed to us when a server stops, with a
+# code that callers do not retry. So a server stops only once it has looked for new calls so
+# many times and found none, or has not found such a moment for a long time. Many looks serve
+# better than a long one: where the machine is so busy that calls get stuck, they take longer.
+_QUIET_LOOKS = 10
+_SECONDS_PER_LOOK = 0.03
+_MAX_UNQUIET_SECONDS = 5.0
+
 # What callers get to read the last answers, once the engine has answered them all.
 _LAST_WORDS_SECONDS = 1.0
 
@@ -37,8 +47,8 @@ async def serve(config: Config) -> int:
 
     Prints one line to stdout when it takes calls.
 
-    On the first signal health turns NOT_SERVING, new calls are refused, and those in flight
-    have `shutdown_grace_seconds` to finish; what is left then, or at a second signal, is
+    On the first signal health turns NOT_SERVING, soon after new calls are refused, and those in
+    flight have `shutdown_grace_seconds` to finish; what is left then, or at a second signal, is
     answered with UNAVAILABLE. When the engine dies it answers all its callers so, and the
     server stops.
 
@@ -61,7 +71,8 @@ async def serve(config: Config) -> int:
 
         metrics = Metrics()
         health = HealthServicer([SERVICE_NAME])
-        server, port = _bind(config, Guard(metrics))
+        guard = Guard(metrics)
+        server, port = _bind(config, guard)
         metrics_page = stack.enter_context(_bind_metrics(config, metrics))
 
         bundle, runner = await asyncio.to_thread(_load, config)
@@ -103,10 +114,11 @@ async def serve(config: Config) -> int:
         await _first_of(stop, engine_died)
         if engine_died.is_set():
             logger.critical("the engine has died: the server stops")
-            await _drain(server, health, engine, hurry, grace_seconds=0.0)
-            return EXIT_ENGINE_DEAD
-        logger.info("stopping: calls in flight have %g s", config.shutdown_grace_seconds)
-        await _drain(server, health, engine, hurry, config.shutdown_grace_seconds)
+            hurry.set()
+        else:
+            logger.info("stopping: calls in flight have %g s", config.shutdown_grace_seconds)
+        await health.drain()
+        await _drain(server, guard, engine, hurry, config.shutdown_grace_seconds)
         return EXIT_ENGINE_DEAD if engine_died.is_set() else EXIT_OK
 
 
@@ -139,9 +151,9 @@ def _bind(config: Config, guard: Guard) -> tuple[grpc.aio.Server, int]:
             ("grpc.max_receive_message_length", config.limits.max_message_bytes),
             # The size of an answer follows from that of the request and the model's limits.
             ("grpc.max_send_message_length", -1),
-            # Callers that ping to notice a hung server would be sent away by default. Ours
-            # ping every 10 s, and a ping may arrive sooner after the last than it was sent.
-            ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
+            # By default callers that ping to notice a hung server are sent away. A ping may
+            # arrive sooner after the last one than it was sent.
+            ("grpc.http2.min_recv_ping_interval_without_data_ms", KEEPALIVE_TIME_MS // 2),
             ("grpc.keepalive_permit_without_calls", 1),
         ],
     )
@@ -161,22 +173,32 @@ def _bind_metrics(config: Config, metrics: Metrics) -> MetricsPage:
 
 
 async def _drain(
-    server: grpc.aio.Server,
-    health: HealthServicer,
-    engine: Engine,
-    hurry: asyncio.Event,
-    grace_seconds: float,
+    server: grpc.aio.Server, guard: Guard, engine: Engine, hurry: asyncio.Event, grace_seconds: float
 ) -> None:
-    await health.drain()
+    started = time.monotonic()
+    await _quiet(guard, hurry, started + min(grace_seconds, _MAX_UNQUIET_SECONDS))
     # Refuses new calls from here on, and ends when the last one has its answer.
     finishing = asyncio.create_task(server.stop(grace_seconds + 2 * _LAST_WORDS_SECONDS))
     hurrying = asyncio.create_task(hurry.wait())
-    await asyncio.wait((finishing, hurrying), timeout=grace_seconds, return_when=asyncio.FIRST_COMPLETED)
+    await asyncio.wait(
+        (finishing, hurrying),
+        timeout=started + grace_seconds - time.monotonic(),
+        return_when=asyncio.FIRST_COMPLETED,
+    )
     hurrying.cancel()
     # Whoever still waits for the engine is told so now, and not left to a broken connection.
     await asyncio.to_thread(engine.stop)
     await server.stop(_LAST_WORDS_SECONDS)
     await finishing
+
+
+async def _quiet(guard: Guard, hurry: asyncio.Event, latest: float) -> None:
+    """Returns when no calls come in any more, but no later than `latest` on the monotonic clock."""
+    num_calls, num_looks = guard.num_calls, 0
+    while num_looks < _QUIET_LOOKS and time.monotonic() < latest and not hurry.is_set():
+        await asyncio.sleep(_SECONDS_PER_LOOK)
+        num_looks = num_looks + 1 if guard.num_calls == num_calls else 0
+        num_calls = guard.num_calls
 
 
 async def _first_of(*events: asyncio.Event) -> None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dragoman_server.text.segmentation import Segmentation, segment
@@ -44,6 +44,7 @@ def by_letter_but_dropping(text: str) -> Sequence[int]:
 encoders = st.sampled_from([by_word, by_letter, by_letter_but_dropping])
 
 
+@settings(deadline=None)
 @given(texts, encoders, segmentations, limits)
 def test_separators_and_segments_are_the_text(
     text: str, encode: Callable[[str], Sequence[int]], segmentation: Segmentation, limit: int
@@ -52,6 +53,7 @@ def test_separators_and_segments_are_the_text(
     assert result.rejoin(result.source_texts()) == text
 
 
+@settings(deadline=None)
 @given(texts, encoders, segmentations, limits)
 def test_segments_are_in_order_not_empty_and_without_line_breaks(
     text: str, encode: Callable[[str], Sequence[int]], segmentation: Segmentation, limit: int
@@ -66,6 +68,7 @@ def test_segments_are_in_order_not_empty_and_without_line_breaks(
         end = part.end
 
 
+@settings(deadline=None)
 @given(texts, encoders, segmentations, limits)
 def test_separators_have_nothing_to_translate(
     text: str, encode: Callable[[str], Sequence[int]], segmentation: Segmentation, limit: int
@@ -74,6 +77,7 @@ def test_separators_have_nothing_to_translate(
         assert len(encode(separator)) == 0
 
 
+@settings(deadline=None)
 @given(texts, limits)
 def test_a_segment_over_the_limit_is_a_single_sentence(text: str, limit: int) -> None:
     result = segment(text, by_letter, Segmentation.AUTO, limit)
@@ -81,6 +85,7 @@ def test_a_segment_over_the_limit_is_a_single_sentence(text: str, limit: int) ->
         assert len(part.token_ids) <= limit or len(list(sentence_spans(source))) == 1
 
 
+@settings(deadline=None)
 @given(texts)
 def test_sentences_are_stripped_and_leave_out_only_white_space(line: str) -> None:
     end = 0

@@ -64,26 +64,26 @@ class Engine:
         self._scheduler = Scheduler(options.max_running, options.max_encoder_tokens)
         self._changed = threading.Condition()  # guards the four below
         self._inbox: list[Sequence] = []
-        self._num_pending = 0
+        self._pending: set[Sequence] = set()  # submitted and not yet answered
         self._is_stopping = False
-        self._refusal: DragomanError | None = EngineDeadError("the engine has not been started")
+        self._refusal = "the engine has not been started"  # why it takes no requests; empty when it does
         self._thread = threading.Thread(target=self._run, name="dragoman-engine", daemon=True)
 
     # -- any thread ------------------------------------------------------------------------------------------------
 
     def start(self) -> None:
         with self._changed:
-            self._refusal = None
+            self._refusal = ""
         self._thread.start()
 
     @property
     def is_alive(self) -> bool:
-        return self._refusal is None
+        return not self._refusal
 
     @property
     def num_pending(self) -> int:
         """Sequences submitted and not yet answered."""
-        return self._num_pending
+        return len(self._pending)
 
     def submit(self, requests: Rows[Request]) -> list["Future[Completion]"]:
         """Queues all requests or none; never blocks. Cancelling a future withdraws its request.
@@ -95,16 +95,16 @@ class Engine:
         arrived = time.monotonic()
         sequences = [Sequence(request, arrived) for request in requests]
         with self._changed:
-            if self._refusal is not None:
-                raise self._refusal
-            num_waiting = self._num_pending - self._scheduler.num_running
+            if self._refusal:
+                raise EngineDeadError(self._refusal)
+            num_waiting = len(self._pending) - self._scheduler.num_running
             if num_waiting + len(sequences) > self._options.max_waiting:
                 raise QueueFullError(
                     f"{num_waiting} segments are waiting and {len(sequences)} more would exceed the limit of "
                     f"{self._options.max_waiting}",
                     retry_after_seconds=1.0,
                 )
-            self._num_pending += len(sequences)
+            self._pending.update(sequences)
             self._inbox.extend(sequences)
             self._changed.notify()
         return [sequence.future for sequence in sequences]
@@ -113,7 +113,7 @@ class Engine:
         """Ends the thread after its current step; requests not finished by then get an EngineDeadError."""
         with self._changed:
             self._is_stopping = True
-            self._refusal = EngineDeadError("the engine was stopped")
+            self._refusal = "the engine was stopped"
             self._changed.notify()
         if self._thread.is_alive():
             self._thread.join()
@@ -124,13 +124,12 @@ class Engine:
         try:
             while self._receive():
                 self._step()
-            self._fail_everything(EngineDeadError("the engine was stopped"))
+            self._fail_everything()
         except BaseException:
             logger.critical("the engine has died", exc_info=True)
-            error = EngineDeadError("the engine has died")
             with self._changed:
-                self._refusal = error
-            self._fail_everything(error)
+                self._refusal = "the engine has died"
+            self._fail_everything()
             self._on_death()
 
     def _receive(self) -> bool:
@@ -221,18 +220,18 @@ class Engine:
         for sequence in failed:
             self._answer(sequence, InferenceError("the model could not be run on this batch"))
 
-    def _fail_everything(self, error: DragomanError) -> None:
+    def _fail_everything(self) -> None:
+        # Not from the scheduler: an error may have come between leaving it and being answered.
         with self._changed:
-            self._scheduler.add(self._inbox)
             self._inbox.clear()
-        for sequence in (*self._scheduler.waiting, *self._scheduler.running):
-            self._answer(sequence, error)
-        self._scheduler = Scheduler(self._options.max_running, self._options.max_encoder_tokens)
+            pending, reason = tuple(self._pending), self._refusal
+        for sequence in pending:
+            self._answer(sequence, EngineDeadError(reason))
 
     def _answer(self, sequence: Sequence, answer: Completion | DragomanError) -> None:
         """Every sequence ends here, exactly once."""
         with self._changed:
-            self._num_pending -= 1
+            self._pending.remove(sequence)
         if not sequence.future.set_running_or_notify_cancel():
             return  # cancelled: nobody listens
         if isinstance(answer, Completion):

@@ -39,9 +39,14 @@ _UNKNOWN_METHOD = "unknown"
 
 
 class Guard(grpc.aio.ServerInterceptor):
-    """Wraps the handler of every method; those of streams must be coroutines that `write`."""
+    """Wraps the handler of every method; those of streams must be coroutines that `write`.
+
+    Attributes:
+        num_calls: calls that have come in so far, of whatever method.
+    """
 
     def __init__(self, metrics: Metrics) -> None:
+        self.num_calls = 0
         self._metrics = metrics
         self._guarded: dict[str, _Handler] = {}
 
@@ -51,6 +56,7 @@ class Guard(grpc.aio.ServerInterceptor):
         handler_call_details: grpc.HandlerCallDetails,
     ) -> "_Handler | None":
         """Replaces the handler by a guarded one."""
+        self.num_calls += 1
         method = handler_call_details.method.lstrip("/")
         if method not in self._guarded:
             handler = await continuation(handler_call_details)

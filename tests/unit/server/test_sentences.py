@@ -58,6 +58,6 @@ def test_white_space_around_sentences_is_in_none() -> None:
 
 @pytest.mark.parametrize("unit", [".", ". ", "1. ", "a. ", "A. ", "a.b. ", '"', "。", ".»", ". »", "? ", "x"])
 def test_no_text_takes_long(unit: str) -> None:
-    started = time.perf_counter()
+    started = time.thread_time()
     list(sentence_spans(unit * (20_000 // len(unit))))
-    assert time.perf_counter() - started < 1.0
+    assert time.thread_time() - started < 1.0

@@ -39,9 +39,9 @@ def test_bytes_that_are_no_utf8_become_replacement_characters(tokenizer: Tokeniz
 
 @pytest.mark.parametrize("text", ["a" * 20_000, "_" * 20_000, "\ufdfa" * 20_000, "e" + "\u0301" * 20_000])
 def test_texts_that_are_hard_to_tokenize_take_no_time(tokenizer: Tokenizer, text: str) -> None:
-    started = time.perf_counter()
+    started = time.thread_time()
     tokenizer.encode(text)
-    assert time.perf_counter() - started < 1.0
+    assert time.thread_time() - started < 1.0
 
 
 @pytest.mark.parametrize("content", [None, b"", b"no model"])

@@ -26,7 +26,7 @@ from support.server_parts import EOS_ID, LIMITS, FakeEngine
 
 NOW = CallContext()
 INPUT_LIMITS = InputLimits(max_inputs=4, max_text_characters=3_000)
-MAX_SEGMENTS = 50
+MAX_SEGMENTS = 500
 LONG_LINE = " ".join(f"The cat number {number} sleeps." for number in range(1000, 1008))
 
 
@@ -209,7 +209,7 @@ async def test_a_call_may_not_have_more_segments_than_can_ever_queue(
 ) -> None:
     await translator.translate(call("a\n" * MAX_SEGMENTS), NOW)
     engine.requests.clear()
-    with pytest.raises(InvalidInputError, match="more than the 50 segments") as caught:
+    with pytest.raises(InvalidInputError, match="more than the 500 segments") as caught:
         await translator.translate(call("a\n" * MAX_SEGMENTS, "b"), NOW)
     assert caught.value.violations[0].reason == "TOO_MANY_SEGMENTS"
     assert engine.requests == []

@@ -1,0 +1,45 @@
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from dragoman_export.checkpoint import Checkpoint
+    from dragoman_export.parity import Comparison
+    from dragoman_server.bundle.bundle import Bundle
+    from dragoman_server.bundle.manifest import Precision
+
+PRECISIONS: tuple[Precision, ...] = ("fp32", "int8")
+
+# Imports are inside the fixtures, so that tests that need no model do not wait for torch.
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint() -> Checkpoint:
+    """A model of random weights, see `support.tiny_model`."""
+    import torch
+
+    from support.tiny_model import random_checkpoint
+
+    torch.set_num_threads(2)
+    return random_checkpoint()
+
+
+@pytest.fixture(scope="session")
+def tiny_exports(
+    tiny_checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory
+) -> dict[Precision, tuple[Bundle, Comparison]]:
+    """The tiny model exported at every precision, and how it compared with PyTorch over 200 sentences."""
+    from dragoman_export.bundle_writer import export
+    from support.tiny_model import random_sources
+
+    folder = tmp_path_factory.mktemp("bundles")
+    sources = random_sources(tiny_checkpoint, 200)
+    return {precision: export(tiny_checkpoint, folder / precision, precision, sources) for precision in PRECISIONS}
+
+
+@pytest.fixture(scope="session")
+def tiny_bundles(tiny_exports: dict[Precision, tuple[Bundle, Comparison]]) -> dict[Precision, Bundle]:
+    """The tiny model's bundle at every precision. Shared by all tests: to change one, copy its folder."""
+    return {precision: bundle for precision, (bundle, _) in tiny_exports.items()}

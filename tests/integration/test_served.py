@@ -1,0 +1,172 @@
+"""The whole way, from the SDK through a real server process and ONNX Runtime and back."""
+
+import asyncio
+import random
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import sentencepiece as spm
+
+from dragoman import AsyncClient, Client, FinishReason, Translation
+from dragoman_server.bundle.bundle import Bundle, embedded_bundle
+from dragoman_server.bundle.manifest import Precision
+from support.process import ServerProcess, server_process
+
+NUM_CALLERS = 64
+
+PRECISIONS: tuple[Precision, ...] = ("fp32", "int8")
+
+
+@pytest.fixture(scope="module", params=PRECISIONS)
+def bundle(request: pytest.FixtureRequest, tiny_bundles: dict[Precision, Bundle]) -> Bundle:
+    precision: Precision = request.param
+    return tiny_bundles[precision]
+
+
+@pytest.fixture(scope="module")
+def server(bundle: Bundle) -> Iterator[ServerProcess]:
+    with server_process(bundle.folder) as process:
+        yield process
+
+
+def sentences_of(bundle: Bundle, lengths: list[int]) -> list[str]:
+    """Texts that become sources of exactly these lengths in tokens, tag and end-of-sentence included."""
+    tokenizer = spm.SentencePieceProcessor(model_file=str(bundle.tokenizer_path))
+    words = [
+        piece.removeprefix("\u2581")
+        for piece in map(tokenizer.id_to_piece, range(tokenizer.get_piece_size()))
+        if piece.startswith("\u2581") and len(tokenizer.encode(piece.removeprefix("\u2581"))) == 1
+    ]
+    assert len(words) > 1
+    rng = random.Random(1)
+    texts = []
+    for length in lengths:
+        num_words = length - 2
+        text = " ".join(rng.choices(words, k=num_words))
+        assert len(tokenizer.encode(text)) == num_words
+        texts.append(text)
+    return texts
+
+
+def outcome(translation: Translation) -> tuple[object, ...]:
+    """Everything that may not depend on the neighbours, to the last bit."""
+    return (
+        translation.text,
+        tuple(translation.token_ids),
+        tuple(token.logprob for token in translation.tokens),
+        translation.sum_logprob,
+        translation.score,
+        translation.finish_reason,
+    )
+
+
+async def translate_together(address: str, texts: list[str], source: str, target: str) -> list[Translation]:
+    """Every text in a call of its own, 64 calls at a time."""
+    permits = asyncio.Semaphore(NUM_CALLERS)
+    async with AsyncClient(address, timeout=120) as client:
+
+        async def one(text: str) -> Translation:
+            async with permits:
+                return await client.translate(text, source=source, target=target)
+
+        return await asyncio.gather(*map(one, texts))
+
+
+def assert_same_alone_and_together(address: str, texts: list[str], source: str, target: str) -> None:
+    with Client(address) as client:
+        alone = [client.translate(text, source=source, target=target) for text in texts]
+        in_one_call = client.translate(texts, source=source, target=target)
+    together = asyncio.run(translate_together(address, texts, source, target))
+    assert len({outcome(t) for t in alone}) > len(texts) / 2, "a model that says the same to everything proves nothing"
+    for one, other, third in zip(alone, together, in_one_call, strict=True):
+        assert outcome(one) == outcome(other) == outcome(third)
+
+
+def test_a_translation_is_the_same_alone_and_among_64_callers(server: ServerProcess, bundle: Bundle) -> None:
+    lengths = [7, 11, 15, 63, *(random.Random(2).randint(3, 60) for _ in range(96))]
+    source, target = bundle.manifest.directions[0]
+    assert_same_alone_and_together(server.address, sentences_of(bundle, lengths), source, target)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_the_default_model_gives_500_sentences_the_same_alone_and_among_64_callers(
+    precision: Precision, default_bundles: dict[Precision, Path]
+) -> None:
+    bundle = Bundle.open(default_bundles[precision])
+    lengths = [7, 11, 15, 63] * 5 + [random.Random(3).randint(3, 80) for _ in range(480)]
+    with server_process(bundle.folder) as server:
+        assert_same_alone_and_together(server.address, sentences_of(bundle, lengths), "en", "fr")
+
+
+def test_100_calls_in_flight_are_answered_after_sigterm(tiny_bundles: dict[Precision, Bundle]) -> None:
+    bundle = tiny_bundles["int8"]
+    source, target = bundle.manifest.directions[0]
+    texts = sentences_of(bundle, [40] * 100)
+
+    async def call_and_terminate(server: ServerProcess) -> list[Translation]:
+        async with AsyncClient(server.address, timeout=60) as client:
+            assert await client.health()
+            # Two rows at a time: when the first is answered, nearly all of the others are still in the server.
+            calls = [asyncio.create_task(client.translate(t, source=source, target=target)) for t in texts]
+            await asyncio.wait(calls, return_when=asyncio.FIRST_COMPLETED)
+            assert sum(call.done() for call in calls) < len(calls)
+            server.process.terminate()
+            return await asyncio.gather(*calls)
+
+    with server_process(bundle.folder, "--max-running", "2") as server:
+        translations = asyncio.run(call_and_terminate(server))
+        assert server.process.wait(timeout=30) == 0
+    assert all(translation.token_ids for translation in translations)
+
+
+def test_the_metrics_count_what_was_translated(tiny_bundles: dict[Precision, Bundle]) -> None:
+    bundle = tiny_bundles["int8"]
+    source, target = bundle.manifest.directions[0]
+    with server_process(bundle.folder) as server:
+        with Client(server.address) as client:
+            translations = client.translate(sentences_of(bundle, [5, 9, 12]), source=source, target=target)
+        with urllib.request.urlopen(server.metrics_url) as page:
+            lines = page.read().decode().splitlines()
+    values = {name: float(value) for name, value in (line.rsplit(" ", 1) for line in lines if line[0] != "#")}
+    assert values['dragoman_requests_total{code="OK",method="dragoman.v1.TranslationService/Translate"}'] == 1
+    assert values["dragoman_source_tokens_total"] == 5 + 9 + 12
+    assert values["dragoman_generated_tokens_total"] == sum(len(t.token_ids) for t in translations)
+    assert values["dragoman_num_requests_waiting"] == values["dragoman_num_requests_running"] == 0
+    assert values["dragoman_batch_size_count"] == values["dragoman_decode_step_seconds_count"] > 0
+
+
+def test_a_length_limit_is_kept_and_reported(server: ServerProcess, bundle: Bundle) -> None:
+    source, target = bundle.manifest.directions[0]
+    with Client(server.address) as client:
+        long, cut = (
+            client.translate(sentences_of(bundle, [30])[0], source=source, target=target, max_target_tokens=n)
+            for n in (None, 2)
+        )
+    assert cut.finish_reason is FinishReason.LENGTH
+    assert cut.token_ids == long.token_ids[:2]
+
+
+def test_lines_and_white_space_come_back(server: ServerProcess, bundle: Bundle) -> None:
+    source, target = bundle.manifest.directions[0]
+    first, second = sentences_of(bundle, [6, 8])
+    with Client(server.address) as client:
+        texts = client.translate(
+            [first, second, f"  {first}\n\n\t{second} \n", "", " \n "], source=source, target=target
+        )
+    assert texts[2].text == f"  {texts[0].text}\n\n\t{texts[1].text} \n"
+    assert (texts[3].text, texts[4].text) == ("", " \n ")
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "sentence", "expected"),
+    [
+        ("en", "fr", "The old cat is sleeping on my chair.", "Le vieux chat dort sur ma chaise."),
+    ],
+)
+def test_the_default_model_translates(source: str, target: str, sentence: str, expected: str) -> None:
+    with server_process(embedded_bundle()) as server, Client(server.address) as client:
+        assert client.translate(sentence, source=source, target=target).text == expected

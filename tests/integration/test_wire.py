@@ -1,0 +1,475 @@
+"""A real server over loopback, with an engine that echoes: what callers see of every good and bad call."""
+
+import asyncio
+import gzip
+import math
+import os
+import signal
+import socket
+import time
+import urllib.request
+from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
+from typing import TypeVar
+
+import grpc
+import pytest
+from google.protobuf.message import Message
+from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, ResourceInfo, RetryInfo
+from google.rpc.status_pb2 import Status
+from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
+
+from dragoman.v1 import translation_pb2 as pb
+from dragoman_server import app
+from dragoman_server.bundle.bundle import Bundle
+from dragoman_server.config import Config, InputLimits
+from dragoman_server.errors import DeadlineError, EngineDeadError, InferenceError, QueueFullError, StartError
+from support.server_parts import LIMITS, RunningServer, running_server, tiny_bundle
+
+TRANSLATE = "/dragoman.v1.TranslationService/Translate"
+CHECK, WATCH = "/grpc.health.v1.Health/Check", "/grpc.health.v1.Health/Watch"
+SERVING, NOT_SERVING = HealthCheckResponse.SERVING, HealthCheckResponse.NOT_SERVING
+CONFIG = Config(
+    listen="127.0.0.1:0",
+    metrics_listen="127.0.0.1:0",
+    limits=InputLimits(max_inputs=128, max_text_characters=1_000, max_message_bytes=100_000),
+)
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return tiny_bundle(tmp_path_factory.mktemp("bundle"))
+
+
+@pytest.fixture
+async def server(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> AsyncIterator[RunningServer]:
+    async with running_server(bundle, monkeypatch, capsys, CONFIG) as running:
+        yield running
+
+
+T = TypeVar("T", bound=Message)
+
+
+class Caller:
+    """Calls in bytes, so that they can be wrong, and without retries."""
+
+    def __init__(self, address: str) -> None:
+        self.channel = grpc.aio.insecure_channel(address, options=[("grpc.enable_retries", 0)])
+
+    def start(
+        self, message: bytes | Message, method: str = TRANSLATE, timeout: float = 10.0
+    ) -> grpc.aio.UnaryUnaryCall[bytes, bytes]:
+        raw = message if isinstance(message, bytes) else message.SerializeToString()
+        call = self.channel.unary_unary(method)(raw, timeout=timeout)
+        assert isinstance(call, grpc.aio.UnaryUnaryCall)
+        return call
+
+    async def translate(self, request: pb.TranslateRequest, timeout: float = 10.0) -> pb.TranslateResponse:
+        return pb.TranslateResponse.FromString(await self.start(request, timeout=timeout))
+
+    async def check(self, service: str = "") -> "HealthCheckResponse.ServingStatus":
+        answer = await self.start(HealthCheckRequest(service=service), CHECK)
+        return HealthCheckResponse.FromString(answer).status
+
+    async def refusal(self, message: bytes | Message, method: str = TRANSLATE, timeout: float = 10.0) -> "Refusal":
+        call = self.start(message, method, timeout)
+        with pytest.raises(grpc.aio.AioRpcError):
+            await call
+        return await refusal(call)
+
+
+class Refusal:
+    """How a call failed."""
+
+    def __init__(self, code: grpc.StatusCode, message: str, status: Status) -> None:
+        self.code, self.message, self.status = code, message, status
+
+    def detail(self, message: T) -> T:
+        assert any(packed.Unpack(message) for packed in self.status.details)
+        return message
+
+    @property
+    def reason(self) -> str:
+        info = self.detail(ErrorInfo())
+        assert info.domain == "dragoman"
+        return info.reason
+
+
+async def refusal(call: grpc.aio.UnaryUnaryCall[bytes, bytes]) -> Refusal:
+    status = Status()
+    for key, value in await call.trailing_metadata() or ():
+        if key == "grpc-status-details-bin":
+            assert isinstance(value, bytes)
+            status.ParseFromString(value)
+            assert status.code == (await call.code()).value[0]
+    return Refusal(await call.code(), await call.details() or "", status)
+
+
+@pytest.fixture
+async def caller(server: RunningServer) -> AsyncIterator[Caller]:
+    caller = Caller(server.address)
+    yield caller
+    await caller.channel.close()
+
+
+def request(*texts: str, source: str = "en", target: str = "fr", **fields: object) -> pb.TranslateRequest:
+    message = pb.TranslateRequest(source_language_code=source, target_language_code=target, **fields)  # type: ignore[arg-type]
+    for text in texts:
+        message.inputs.add(text=text)
+    return message
+
+
+def samples(server: RunningServer) -> dict[str, float]:
+    """The metrics on the server's page."""
+    with urllib.request.urlopen(server.metrics_url, timeout=5) as answer:
+        lines = answer.read().decode().splitlines()
+    return {name: float(value) for name, value in (line.rsplit(" ", 1) for line in lines if line[0] != "#")}
+
+
+def count(server: RunningServer, code: str, method: str = TRANSLATE) -> float:
+    name = f'dragoman_requests_total{{code="{code}",method="{method.lstrip("/")}"}}'
+    return samples(server).get(name, 0.0)
+
+
+async def counted(server: RunningServer, code: str) -> None:
+    """Returns once a call of `Translate` with this code is counted, which callers may learn earlier."""
+    while not count(server, code):  # noqa: ASYNC110
+        await asyncio.sleep(0.005)
+
+
+# -- good calls --------------------------------------------------------------------------------------------------------
+
+
+async def test_a_translation_has_all_its_parts(caller: Caller) -> None:
+    response = await caller.translate(request(" The cat.\n\nHow?", ""))
+    assert response.model == "tiny@0123456789ab"
+    first, second = (result.translation for result in response.results)
+    assert first.text == " The cat.\n\nHow?"
+    assert [(s.source_span.begin, s.source_span.end) for s in first.segments] == [(1, 9), (11, 15)]
+    (hypothesis,) = first.segments[0].hypotheses
+    assert hypothesis.text == "The cat."
+    assert hypothesis.finish_reason == pb.FINISH_REASON_STOP
+    assert hypothesis.tokens[-1] == pb.Token(id=3, piece="</s>", logprob=-0.5)
+    assert first.segments[0].source_tokens == len(hypothesis.tokens) + 1
+    assert hypothesis.sum_logprob == -0.5 * len(hypothesis.tokens)
+    assert hypothesis.score == -0.5
+    assert first.stats.queue_time.ToTimedelta().total_seconds() == 0.25
+    assert first.stats.encode_time.ToTimedelta().total_seconds() == 0.125
+    assert first.stats.decode_time.ToTimedelta().total_seconds() == 0.5
+    assert first.stats.source_tokens == sum(s.source_tokens for s in first.segments)
+    assert first.stats.target_tokens == first.stats.source_tokens - 2
+    assert second == pb.Translation(text="", stats=second.stats)
+
+
+async def test_options_reach_the_engine(server: RunningServer, caller: Caller) -> None:
+    response = await caller.translate(request("The cat.", options=pb.DecodingOptions(max_target_tokens=2)))
+    assert server.engine.requests[0].max_target_tokens == 2
+    (hypothesis,) = response.results[0].translation.segments[0].hypotheses
+    assert hypothesis.finish_reason == pb.FINISH_REASON_LENGTH
+
+
+async def test_the_deadline_reaches_the_engine(server: RunningServer, caller: Caller) -> None:
+    await caller.translate(request("Hello."), timeout=20)
+    assert 15 < server.engine.requests[0].deadline - time.monotonic() < 25
+    await caller.channel.unary_unary(TRANSLATE)(request("Hello.").SerializeToString())
+    assert server.engine.requests[1].deadline == math.inf
+
+
+async def test_the_line_and_the_metrics_say_what_is_served(server: RunningServer, caller: Caller) -> None:
+    assert server.line.startswith("serving tiny@0123456789ab (en-fr, en-de, fr-en, de-en) on 127.0.0.1:")
+    await caller.translate(request("Hello."))
+    assert count(server, "OK") == 1
+    assert samples(server)['dragoman_model_info{model="tiny",precision="fp32",version="0123456789ab"}'] == 1
+
+
+# -- bad input ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "message", [b"\xff\xff\xff", b"\x0a", bytes([0x12, 0x02, 0xC3, 0x28]), b"\x0a\x04\x0a\x02\xed\xa0"]
+)
+@pytest.mark.parametrize("method", [TRANSLATE, CHECK])
+async def test_bytes_that_are_no_message_are_an_invalid_argument(
+    server: RunningServer, caller: Caller, message: bytes, method: str
+) -> None:
+    if method == CHECK and message[0] == 0x12:  # an unknown field there
+        pytest.skip("is a valid message of this method")
+    refused = await caller.refusal(message, method)
+    assert refused.code is grpc.StatusCode.INVALID_ARGUMENT
+    assert refused.reason == "MALFORMED_MESSAGE"
+    assert "google" not in refused.message
+    assert count(server, "INVALID_ARGUMENT", method) == 1
+
+
+async def test_invalid_utf8_in_a_text_is_an_invalid_argument(caller: Caller) -> None:
+    good = request("café").SerializeToString()
+    refused = await caller.refusal(good.replace("é".encode(), b"\xe9!"))
+    assert (refused.code, refused.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "MALFORMED_MESSAGE")
+
+
+async def test_all_violations_are_listed_at_once(caller: Caller) -> None:
+    message = request(source="", segmentation=9, options=pb.DecodingOptions(max_target_tokens=10_000))
+    refused = await caller.refusal(message)
+    assert refused.code is grpc.StatusCode.INVALID_ARGUMENT
+    assert {v.field: v.reason for v in refused.detail(BadRequest()).field_violations} == {
+        "inputs": "NO_INPUTS",
+        "source_language_code": "REQUIRED_FIELD",
+        "options.max_target_tokens": "OUT_OF_RANGE",
+        "segmentation": "UNKNOWN_ENUM_VALUE",
+    }
+    assert f"must be from 1 to {LIMITS.max_target_tokens}" in refused.message
+
+
+async def test_too_many_inputs_are_refused(caller: Caller) -> None:
+    refused = await caller.refusal(request(*["a"] * 129))
+    assert (refused.code, refused.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "TOO_MANY_INPUTS")
+    assert "has 129 elements, may have at most 128" in refused.message
+
+
+async def test_an_unsupported_pair_names_what_there_is(caller: Caller) -> None:
+    refused = await caller.refusal(request("Hello.", target="ja"))
+    assert (refused.code, refused.reason) == (grpc.StatusCode.NOT_FOUND, "UNSUPPORTED_LANGUAGE_PAIR")
+    assert "en-fr, en-de, fr-en, de-en" in refused.message
+    assert refused.detail(ResourceInfo()).resource_name == "en-ja"
+
+
+async def test_an_unknown_model_is_not_found(caller: Caller) -> None:
+    refused = await caller.refusal(request("Hello.", model="other"))
+    assert (refused.code, refused.reason) == (grpc.StatusCode.NOT_FOUND, "MODEL_NOT_FOUND")
+    assert refused.detail(ResourceInfo()).resource_name == "other"
+
+
+async def test_an_input_at_fault_has_its_own_error(caller: Caller) -> None:
+    response = await caller.translate(request("One.", "x" * 1_001, "Q" * 100))
+    assert response.results[0].translation.text == "One."
+    for index, reason in ((1, "TEXT_TOO_LONG"), (2, "SEGMENT_TOO_LONG")):
+        error = response.results[index].error
+        assert error.code == grpc.StatusCode.INVALID_ARGUMENT.value[0]
+        found = Refusal(grpc.StatusCode.INVALID_ARGUMENT, error.message, error)
+        assert found.reason == reason
+        assert found.detail(BadRequest()).field_violations[0].field == f"inputs[{index}].text"
+        assert len(error.message) < 200
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "\x00",
+        "\ufeff",
+        "a\u202eb",
+        "e" + "\u0301" * 900,
+        "👨\u200d👩\u200d👧",
+        "\U000e0041",
+        "\ufffe\uffff",
+        "\ufdfa",
+        "</s><pad><unk><2fr>",
+        "\x85\x1b[0m",
+    ],
+)
+async def test_odd_texts_are_translated_and_nothing_is_lost(caller: Caller, text: str) -> None:
+    (result,) = (await caller.translate(request(text))).results
+    if result.WhichOneof("outcome") == "error":
+        assert Refusal(grpc.StatusCode.OK, "", result.error).reason == "SEGMENT_TOO_LONG"
+        return
+    for segment in result.translation.segments:
+        assert 0 <= segment.source_span.begin < segment.source_span.end <= len(text)
+
+
+async def test_an_unknown_method_is_unimplemented_and_no_metric_of_its_own(
+    server: RunningServer, caller: Caller
+) -> None:
+    refused = await caller.refusal(b"", "/dragoman.v1.TranslationService/MadeUp")
+    assert refused.code is grpc.StatusCode.UNIMPLEMENTED
+    assert count(server, "UNIMPLEMENTED", "unknown") == 1
+    assert not any("MadeUp" in name for name in samples(server))
+
+
+async def test_a_message_over_the_limit_is_refused(caller: Caller) -> None:
+    refused = await caller.refusal(b"x" * 100_001)
+    assert refused.code is grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+async def test_a_message_that_unpacks_to_more_than_the_limit_is_refused(server: RunningServer) -> None:
+    packed = gzip.compress(b"x" * 10_000_000)
+    assert len(packed) < 100_000
+    options = [("grpc.default_compression_algorithm", grpc.Compression.Gzip.value), ("grpc.enable_retries", 0)]
+    async with grpc.aio.insecure_channel(server.address, options=options) as channel:
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await channel.unary_unary(TRANSLATE)(b"x" * 10_000_000, timeout=10)
+    assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+# -- faults, deadlines and cancellation --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "reason"),
+    [
+        (QueueFullError("the queue is full", 1.5), grpc.StatusCode.RESOURCE_EXHAUSTED, "QUEUE_FULL"),
+        (EngineDeadError("the engine has died"), grpc.StatusCode.UNAVAILABLE, "ENGINE_DEAD"),
+        (InferenceError("no memory"), grpc.StatusCode.INTERNAL, "INFERENCE_FAILED"),
+        (DeadlineError("too late"), grpc.StatusCode.DEADLINE_EXCEEDED, "DEADLINE_EXCEEDED"),
+    ],
+)
+async def test_errors_of_the_engine_have_their_codes(
+    server: RunningServer, caller: Caller, error: Exception, code: grpc.StatusCode, reason: str
+) -> None:
+    server.engine.refusal = error
+    refused = await caller.refusal(request("Hello."))
+    assert (refused.code, refused.reason, refused.message) == (code, reason, str(error))
+    assert count(server, code.name) == 1
+    if isinstance(error, QueueFullError):
+        assert refused.detail(RetryInfo()).retry_delay.ToMilliseconds() == 1500
+
+
+async def test_a_fault_of_ours_is_internal_and_tells_nothing_but_an_id(
+    server: RunningServer, caller: Caller, caplog: pytest.LogCaptureFixture
+) -> None:
+    server.engine.refusal = RuntimeError("/secret/path: SELECT *")
+    refused = await caller.refusal(request("Hello."))
+    assert (refused.code, refused.reason) == (grpc.StatusCode.INTERNAL, "INTERNAL")
+    assert "secret" not in refused.message
+    assert "secret" not in str(refused.status)
+    error_id = refused.detail(ErrorInfo()).metadata["error_id"]
+    assert error_id in refused.message
+    assert error_id in caplog.text
+    assert "/secret/path" in caplog.text
+
+
+async def test_a_cancellation_of_our_own_is_answered(server: RunningServer, caller: Caller) -> None:
+    server.engine.is_holding = True
+    call = caller.start(request("Hello."))
+    await server.engine.submitted()
+    started = time.monotonic()
+    server.engine.futures[0].cancel()
+    with pytest.raises(grpc.aio.AioRpcError):
+        await call
+    assert time.monotonic() - started < 5  # and not at the caller's deadline
+    assert (await refusal(call)).code is grpc.StatusCode.UNAVAILABLE
+
+
+async def test_a_caller_who_leaves_withdraws_the_call(server: RunningServer, caller: Caller) -> None:
+    server.engine.is_holding = True
+    call = caller.start(request("One.\nTwo."))
+    await server.engine.submitted(2)
+    call.cancel()
+    await counted(server, "CANCELLED")
+    assert all(future.cancelled() for future in server.engine.futures)
+
+
+async def test_a_deadline_withdraws_the_call(server: RunningServer, caller: Caller) -> None:
+    server.engine.is_holding = True
+    refused = await caller.refusal(request("Hello."), timeout=2.0)
+    assert refused.code is grpc.StatusCode.DEADLINE_EXCEEDED
+    await counted(server, "DEADLINE_EXCEEDED")
+    assert server.engine.futures[0].cancelled()
+
+
+# -- health ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("service", ["", "dragoman.v1.TranslationService"])
+async def test_a_running_server_is_serving(server: RunningServer, caller: Caller, service: str) -> None:
+    assert await caller.check(service) == SERVING
+    assert count(server, "OK", CHECK) == 1
+
+
+async def test_health_of_an_unknown_service_is_not_found(server: RunningServer, caller: Caller) -> None:
+    refused = await caller.refusal(HealthCheckRequest(service="other"), CHECK)
+    assert refused.code is grpc.StatusCode.NOT_FOUND
+    assert count(server, "NOT_FOUND", CHECK) == 1
+
+
+async def test_watchers_learn_of_the_end_and_hold_up_nobody(server: RunningServer, caller: Caller) -> None:
+    watch: Callable[..., grpc.aio.UnaryStreamCall[bytes, bytes]] = caller.channel.unary_stream(WATCH)
+    calls = [watch(HealthCheckRequest(service=service).SerializeToString()) for service in ("", "", "other")]
+    calls[0].cancel()  # must not keep the others from learning
+    seen = [HealthCheckResponse.FromString(await call.read()).status for call in calls[1:]]
+    assert seen == [SERVING, HealthCheckResponse.SERVICE_UNKNOWN]
+    started = time.monotonic()
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert HealthCheckResponse.FromString(await calls[1].read()).status == NOT_SERVING
+    for call in calls[1:]:
+        assert await call.code() is grpc.StatusCode.UNAVAILABLE
+    assert await server.exit_code == 0
+    assert time.monotonic() - started < 10  # of 30 s grace
+
+
+# -- start and stop ----------------------------------------------------------------------------------------------------
+
+
+async def test_sigterm_lets_all_calls_in_flight_finish(server: RunningServer, caller: Caller) -> None:
+    server.engine.is_holding = True
+    calls = [caller.start(request(f"Number {n}."), timeout=20) for n in range(100)]
+    await server.engine.submitted(100)
+    os.kill(os.getpid(), signal.SIGTERM)
+    await asyncio.sleep(0.3)
+    assert not server.exit_code.done()
+    server.engine.release()
+    answers = [pb.TranslateResponse.FromString(await call) for call in calls]
+    assert [answer.results[0].translation.text for answer in answers] == [f"Number {n}." for n in range(100)]
+    assert await server.exit_code == 0
+    with pytest.raises(OSError, match="refused"):
+        samples(server)
+
+
+async def test_calls_left_after_the_grace_are_told_to_go_elsewhere(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = replace(CONFIG, shutdown_grace_seconds=0.2)
+    async with running_server(bundle, monkeypatch, capsys, config) as server:
+        caller = Caller(server.address)
+        server.engine.is_holding = True
+        call = caller.start(request("Hello."), timeout=20)
+        await server.engine.submitted()
+        os.kill(os.getpid(), signal.SIGTERM)
+        with pytest.raises(grpc.aio.AioRpcError):
+            await call
+        assert (await refusal(call)).code is grpc.StatusCode.UNAVAILABLE
+        assert await server.exit_code == 0
+        await caller.channel.close()
+
+
+async def test_a_second_signal_ends_the_grace(server: RunningServer, caller: Caller) -> None:
+    server.engine.is_holding = True
+    call = caller.start(request("Hello."), timeout=20)
+    await server.engine.submitted()
+    started = time.monotonic()
+    os.kill(os.getpid(), signal.SIGINT)
+    await asyncio.sleep(0.1)
+    os.kill(os.getpid(), signal.SIGINT)
+    with pytest.raises(grpc.aio.AioRpcError):
+        await call
+    assert (await refusal(call)).code is grpc.StatusCode.UNAVAILABLE
+    assert await server.exit_code == 0
+    assert time.monotonic() - started < 10
+
+
+async def test_a_dead_engine_answers_everyone_and_ends_the_server(server: RunningServer, caller: Caller) -> None:
+    server.engine.is_holding = True
+    calls = [caller.start(request(f"Number {n}."), timeout=20) for n in range(10)]
+    await server.engine.submitted(10)
+    server.die()
+    for call in calls:
+        with pytest.raises(grpc.aio.AioRpcError):
+            await call
+        found = await refusal(call)
+        assert (found.code, found.reason) == (grpc.StatusCode.UNAVAILABLE, "ENGINE_DEAD")
+    assert await server.exit_code == app.EXIT_ENGINE_DEAD
+
+
+async def test_a_port_in_use_is_refused() -> None:
+    """Even where the other would share it: both servers would get half of the calls."""
+    with socket.create_server(("127.0.0.1", 0), reuse_port=True) as other:
+        address = f"127.0.0.1:{other.getsockname()[1]}"
+        with pytest.raises(StartError, match=f"cannot listen on {address}: the port is in use"):
+            await app.serve(replace(CONFIG, listen=address))
+
+
+async def test_a_metrics_port_in_use_is_refused() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        address = f"127.0.0.1:{other.getsockname()[1]}"
+        with pytest.raises(StartError, match=f"cannot listen on {address} for metrics: .* in use"):
+            await app.serve(replace(CONFIG, metrics_listen=address))

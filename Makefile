@@ -8,11 +8,11 @@ RUN := .venv-demo
 PROTO := .venv-proto
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test lint proto
+.PHONY: help demo serve test test-packages test-deploy lint proto
 .DELETE_ON_ERROR:
 
 help: ## Show the targets
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 8
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
 
 demo: $(RUN)/.stamp ## Start the server on the embedded model, translate, stop
 	$(RUN)/bin/python examples/demo.py
@@ -22,6 +22,12 @@ serve: $(RUN)/.stamp ## Serve the embedded model on localhost:50051
 
 test: $(DEV)/.stamp ## Run the tests
 	$(DEV)/bin/pytest
+
+test-packages: $(DEV)/.stamp ## Build the sdist and the wheels, install and try them in clean environments
+	$(DEV)/bin/pytest tests/packages
+
+test-deploy: $(DEV)/.stamp ## Scrape a server with Prometheus, try every query of the dashboard
+	$(DEV)/bin/pytest tests/deploy
 
 lint: $(DEV)/.stamp $(PROTO)/.stamp ## Check format, types, import order and the generated stubs
 	$(DEV)/bin/ruff format --check

@@ -4,6 +4,7 @@ A corpus is a set of sentence pairs of two languages; each *direction* of it (en
 Everything here is a pure function of the files and a seed, so that an interrupted training finds its place again.
 """
 
+import io
 import random
 import unicodedata
 import zipfile
@@ -35,8 +36,8 @@ def read_pairs(path: Path) -> Iterator[TextPair]:
         if not members:
             raise ValueError(f"{path} has no .txt or .tsv member")
         for member in members:
-            text = archive.read(member).decode("utf-8")
-            yield from _split_columns(text.splitlines(), f"{path}:{member}")
+            with io.TextIOWrapper(archive.open(member), encoding="utf-8") as lines:
+                yield from _split_columns(lines, f"{path}:{member}")
 
 
 def _split_columns(lines: Iterable[str], origin: str) -> Iterator[TextPair]:
@@ -57,7 +58,8 @@ def comparison_key(text: str) -> str:
 
 def read_held_out(paths: Iterable[Path]) -> frozenset[str]:
     """The comparison keys of every line of the given files: sentences that may not be trained on."""
-    lines = (line for path in paths for line in path.read_text(encoding="utf-8").splitlines())
+    # Not splitlines, which also splits at characters that may stand within a sentence.
+    lines = (line for path in paths for line in path.read_text(encoding="utf-8").split("\n"))
     return frozenset(comparison_key(line) for line in lines) - {""}
 
 

@@ -7,7 +7,7 @@ K = D / H (the width of one head), V vocabulary entries. Masks are boolean and T
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple, cast
+from typing import Literal, NamedTuple, cast, get_args, get_origin, get_type_hints
 
 import torch
 from torch import Tensor, nn
@@ -41,6 +41,13 @@ class Dimensions:
     output_bias: bool = False
 
     def __post_init__(self) -> None:
+        for name, kind in get_type_hints(Dimensions).items():
+            value = getattr(self, name)
+            if get_origin(kind) is Literal and value not in get_args(kind):
+                raise ValueError(f"{name} is {value!r}, must be one of {', '.join(get_args(kind))}")
+            lowest = 0 if name == "position_offset" else 1
+            if kind is int and value < lowest:
+                raise ValueError(f"{name} is {value}, must be at least {lowest}")
         if self.d_model % self.num_heads:
             raise ValueError(f"d_model {self.d_model} is not a multiple of num_heads {self.num_heads}")
         if self.d_head % 8:

@@ -12,9 +12,10 @@ from grpc_health.v1 import health_pb2_grpc
 
 from dragoman._channel import KEEPALIVE_TIME_MS
 from dragoman.v1 import translation_pb2_grpc
+from dragoman_server.addresses import check_free, parse_address
 from dragoman_server.bundle.bundle import Bundle, embedded_bundle
 from dragoman_server.bundle.parity import replay
-from dragoman_server.config import Config, parse_address, validate
+from dragoman_server.config import Config, validate
 from dragoman_server.engine.engine import Engine
 from dragoman_server.engine.runner import OnnxRunner
 from dragoman_server.errors import StartError
@@ -32,11 +33,11 @@ EXIT_ENGINE_DEAD = 70  # EX_SOFTWARE of sysexits.h
 
 # gRPC cancels calls that it has received but not yet handed to us when a server stops, with a
 # code that callers do not retry. So a server stops only once it has looked for new calls so
-# many times and found none, or has not found such a moment for a long time. Many looks serve
-# better than a long one: where the machine is so busy that calls get stuck, they take longer.
+# many times and found none, or has not found such a moment in half of its grace. Many looks
+# serve better than a long one: where the machine is so busy that calls get stuck, they take
+# longer.
 _QUIET_LOOKS = 10
 _SECONDS_PER_LOOK = 0.03
-_MAX_UNQUIET_SECONDS = 5.0
 
 # What callers get to read the last answers, once the engine has answered them all.
 _LAST_WORDS_SECONDS = 1.0
@@ -157,12 +158,11 @@ def _bind(config: Config, guard: Guard) -> tuple[grpc.aio.Server, int]:
             ("grpc.keepalive_permit_without_calls", 1),
         ],
     )
+    check_free("listen", config.listen)
     try:
         return server, server.add_insecure_port(config.listen)
-    except RuntimeError as error:
-        raise StartError(
-            f"cannot listen on {config.listen}: the port is in use, or the address is none of this machine's"
-        ) from error
+    except RuntimeError as error:  # taken since the line above
+        raise StartError(f"cannot listen on {config.listen}: {error}") from error
 
 
 def _bind_metrics(config: Config, metrics: Metrics) -> MetricsPage:
@@ -176,7 +176,7 @@ async def _drain(
     server: grpc.aio.Server, guard: Guard, engine: Engine, hurry: asyncio.Event, grace_seconds: float
 ) -> None:
     started = time.monotonic()
-    await _quiet(guard, hurry, started + min(grace_seconds, _MAX_UNQUIET_SECONDS))
+    await _quiet(guard, hurry, started + grace_seconds / 2)
     # Refuses new calls from here on, and ends when the last one has its answer.
     finishing = asyncio.create_task(server.stop(grace_seconds + 2 * _LAST_WORDS_SECONDS))
     hurrying = asyncio.create_task(hurry.wait())

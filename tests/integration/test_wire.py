@@ -32,6 +32,7 @@ SERVING, NOT_SERVING = HealthCheckResponse.SERVING, HealthCheckResponse.NOT_SERV
 CONFIG = Config(
     listen="127.0.0.1:0",
     metrics_listen="127.0.0.1:0",
+    shutdown_grace_seconds=50.0,
     limits=InputLimits(max_inputs=128, max_text_characters=1_000, max_message_bytes=100_000),
 )
 
@@ -52,6 +53,11 @@ async def server(
 T = TypeVar("T", bound=Message)
 
 
+def unary(channel: grpc.aio.Channel, method: str = TRANSLATE) -> grpc.aio.UnaryUnaryMultiCallable[bytes, bytes]:
+    """Without serializers, so that the bytes can be any."""
+    return channel.unary_unary(method)
+
+
 class Caller:
     """Calls in bytes, so that they can be wrong, and without retries."""
 
@@ -62,9 +68,7 @@ class Caller:
         self, message: bytes | Message, method: str = TRANSLATE, timeout: float = 10.0
     ) -> grpc.aio.UnaryUnaryCall[bytes, bytes]:
         raw = message if isinstance(message, bytes) else message.SerializeToString()
-        call = self.channel.unary_unary(method)(raw, timeout=timeout)
-        assert isinstance(call, grpc.aio.UnaryUnaryCall)
-        return call
+        return unary(self.channel, method)(raw, timeout=timeout)
 
     async def translate(self, request: pb.TranslateRequest, timeout: float = 10.0) -> pb.TranslateResponse:
         return pb.TranslateResponse.FromString(await self.start(request, timeout=timeout))
@@ -94,7 +98,7 @@ class Refusal:
     def reason(self) -> str:
         info = self.detail(ErrorInfo())
         assert info.domain == "dragoman"
-        return info.reason
+        return str(info.reason)
 
 
 async def refusal(call: grpc.aio.UnaryUnaryCall[bytes, bytes]) -> Refusal:
@@ -173,7 +177,7 @@ async def test_options_reach_the_engine(server: RunningServer, caller: Caller) -
 async def test_the_deadline_reaches_the_engine(server: RunningServer, caller: Caller) -> None:
     await caller.translate(request("Hello."), timeout=20)
     assert 15 < server.engine.requests[0].deadline - time.monotonic() < 25
-    await caller.channel.unary_unary(TRANSLATE)(request("Hello.").SerializeToString())
+    await unary(caller.channel)(request("Hello.").SerializeToString())
     assert server.engine.requests[1].deadline == math.inf
 
 
@@ -188,14 +192,18 @@ async def test_the_line_and_the_metrics_say_what_is_served(server: RunningServer
 
 
 @pytest.mark.parametrize(
-    "message", [b"\xff\xff\xff", b"\x0a", bytes([0x12, 0x02, 0xC3, 0x28]), b"\x0a\x04\x0a\x02\xed\xa0"]
+    ("method", "message"),
+    [
+        (TRANSLATE, b"\xff\xff\xff"),  # no tag
+        (TRANSLATE, b"\x0a"),  # cut off
+        (TRANSLATE, b"\x12\x02\xc3\x28"),  # a language code that is no UTF-8
+        (TRANSLATE, b"\x0a\x05\x0a\x03\xed\xa0\x80"),  # a text with a lone surrogate
+        (CHECK, b"\xff\xff\xff"),
+    ],
 )
-@pytest.mark.parametrize("method", [TRANSLATE, CHECK])
 async def test_bytes_that_are_no_message_are_an_invalid_argument(
-    server: RunningServer, caller: Caller, message: bytes, method: str
+    server: RunningServer, caller: Caller, method: str, message: bytes
 ) -> None:
-    if method == CHECK and message[0] == 0x12:  # an unknown field there
-        pytest.skip("is a valid message of this method")
     refused = await caller.refusal(message, method)
     assert refused.code is grpc.StatusCode.INVALID_ARGUMENT
     assert refused.reason == "MALFORMED_MESSAGE"
@@ -297,7 +305,7 @@ async def test_a_message_that_unpacks_to_more_than_the_limit_is_refused(server: 
     options = [("grpc.default_compression_algorithm", grpc.Compression.Gzip.value), ("grpc.enable_retries", 0)]
     async with grpc.aio.insecure_channel(server.address, options=options) as channel:
         with pytest.raises(grpc.aio.AioRpcError) as caught:
-            await channel.unary_unary(TRANSLATE)(b"x" * 10_000_000, timeout=10)
+            await unary(channel)(b"x" * 10_000_000, timeout=10)
     assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
@@ -394,7 +402,7 @@ async def test_watchers_learn_of_the_end_and_hold_up_nobody(server: RunningServe
     for call in calls[1:]:
         assert await call.code() is grpc.StatusCode.UNAVAILABLE
     assert await server.exit_code == 0
-    assert time.monotonic() - started < 10  # of 30 s grace
+    assert time.monotonic() - started < 10  # of the grace
 
 
 # -- start and stop ----------------------------------------------------------------------------------------------------
@@ -413,6 +421,15 @@ async def test_sigterm_lets_all_calls_in_flight_finish(server: RunningServer, ca
     assert await server.exit_code == 0
     with pytest.raises(OSError, match="refused"):
         samples(server)
+
+
+async def test_calls_on_their_way_when_the_signal_comes_are_answered_too(server: RunningServer, caller: Caller) -> None:
+    await caller.channel.channel_ready()
+    calls = [caller.start(request(f"Number {n}."), timeout=50) for n in range(100)]
+    os.kill(os.getpid(), signal.SIGTERM)
+    answers = [pb.TranslateResponse.FromString(await call) for call in calls]
+    assert [answer.results[0].translation.text for answer in answers] == [f"Number {n}." for n in range(100)]
+    assert await server.exit_code == 0
 
 
 async def test_calls_left_after_the_grace_are_told_to_go_elsewhere(
@@ -464,7 +481,7 @@ async def test_a_port_in_use_is_refused() -> None:
     """Even where the other would share it: both servers would get half of the calls."""
     with socket.create_server(("127.0.0.1", 0), reuse_port=True) as other:
         address = f"127.0.0.1:{other.getsockname()[1]}"
-        with pytest.raises(StartError, match=f"cannot listen on {address}: the port is in use"):
+        with pytest.raises(StartError, match=f"cannot listen on {address}: .* in use"):
             await app.serve(replace(CONFIG, listen=address))
 
 

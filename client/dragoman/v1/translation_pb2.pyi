@@ -174,7 +174,8 @@ class DecodingOptions(google.protobuf.message.Message):
     max_target_tokens: builtins.int
     """The most tokens to decode for one segment, the end-of-sentence token
     included. At least 1 and at most the model's own limit. A segment that
-    reaches it ends with FINISH_REASON_LENGTH.
+    reaches it ends with FINISH_REASON_LENGTH. Absent means three times the
+    segment's source tokens plus 32, or the model's limit where that is less.
     """
     def __init__(
         self,

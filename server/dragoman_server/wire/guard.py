@@ -96,8 +96,8 @@ class Guard(grpc.aio.ServerInterceptor):
             task = asyncio.current_task()
             if task is not None and task.cancelling():
                 # The caller has left. The context does not tell why, so the clock must.
-                left = time.monotonic() - started + _DEADLINE_SLACK_SECONDS
-                is_late = remaining is not None and left >= remaining
+                elapsed = time.monotonic() - started
+                is_late = remaining is not None and elapsed + _DEADLINE_SLACK_SECONDS >= remaining
                 count(grpc.StatusCode.DEADLINE_EXCEEDED if is_late else grpc.StatusCode.CANCELLED)
                 raise  # a cancellation that is swallowed leaks
             # Something of ours was cancelled under the call. Passed on, it would leave the

@@ -1,4 +1,3 @@
-import asyncio
 import dataclasses
 import sys
 from collections.abc import Callable
@@ -126,8 +125,3 @@ def test_a_missing_package_names_the_extra_to_install(monkeypatch: pytest.Monkey
     monkeypatch.setitem(sys.modules, "typer", None)
     with pytest.raises(SystemExit, match=r"dragoman\[server\]"):
         __main__.main()
-
-
-def test_the_exit_code_is_that_of_the_server(run: Callable[..., Config]) -> None:
-    run()  # asserts it
-    assert asyncio.run(cli.serve(Config())) == 7

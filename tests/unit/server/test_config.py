@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from dragoman_server.config import Config, EngineOptions, InputLimits, parse_address, validate
+from dragoman_server.config import Config, EngineOptions, InputLimits, validate
 from dragoman_server.cpus import available_cpus
 from dragoman_server.errors import StartError
 
@@ -39,24 +39,6 @@ def test_all_bad_options_are_named_at_once() -> None:
     config = replace(Config(), listen="nowhere", engine=EngineOptions(max_running=0, num_threads=-2))
     with pytest.raises(StartError, match=r"listen must .* max_running must .* num_threads must "):
         validate(config)
-
-
-@pytest.mark.parametrize(
-    ("address", "expected"),
-    [
-        ("127.0.0.1:0", ("127.0.0.1", 0)),
-        ("localhost:65535", ("localhost", 65535)),
-        ("[::1]:80", ("::1", 80)),
-    ],
-)
-def test_addresses_are_split(address: str, expected: tuple[str, int]) -> None:
-    assert parse_address("listen", address) == expected
-
-
-@pytest.mark.parametrize("address", ["", ":80", "host", "host:", "host:-1", "host:65536", "host:٣", "::1:80", "[]:80"])
-def test_what_is_no_address_is_refused(address: str) -> None:
-    with pytest.raises(StartError, match="listen must be HOST:PORT"):
-        parse_address("listen", address)
 
 
 def test_the_number_of_threads_is_that_of_the_option_or_of_the_cpus() -> None:

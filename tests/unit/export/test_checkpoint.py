@@ -1,0 +1,71 @@
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from dragoman_export.checkpoint import CONFIG_FILE, TOKENIZER_FILE, WEIGHTS_FILE, Checkpoint, Config, unique_tensors
+from support.tiny_model import random_checkpoint
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("shared_vocabulary", [True, False])
+def test_what_was_saved_is_loaded(tmp_path: Path, dtype: torch.dtype, shared_vocabulary: bool) -> None:
+    checkpoint = random_checkpoint(shared_vocabulary=shared_vocabulary, positions="learned")
+    checkpoint.save(tmp_path, dtype)
+    loaded = Checkpoint.load(tmp_path)
+    assert loaded.config == checkpoint.config
+    assert loaded.tokenizer == checkpoint.tokenizer
+    assert not loaded.model.training
+    for name, tensor in unique_tensors(checkpoint.model).items():
+        found = unique_tensors(loaded.model)[name]
+        assert found.dtype == torch.float32
+        assert torch.equal(found, tensor.to(dtype).float()), name
+
+
+def test_tied_weights_are_stored_once(tmp_path: Path) -> None:
+    checkpoint = random_checkpoint()
+    checkpoint.save(tmp_path, torch.float16)
+    num_parameters = sum(parameter.numel() for parameter in checkpoint.model.parameters())
+    assert sum(tensor.numel() for tensor in load_file(tmp_path / WEIGHTS_FILE).values()) == num_parameters
+    assert (tmp_path / WEIGHTS_FILE).stat().st_size < 2 * num_parameters + 16_000  # two bytes each, and the header
+
+
+def test_a_configuration_survives_json() -> None:
+    config = random_checkpoint().config
+    assert Config.from_json(config.to_json()) == config
+
+
+def test_everything_wrong_with_the_weights_is_said_at_once(tmp_path: Path) -> None:
+    random_checkpoint().save(tmp_path)
+    tensors = load_file(tmp_path / WEIGHTS_FILE)
+    del tensors["output_bias"]
+    tensors["encoder_layers.7.extra"] = torch.zeros(1)
+    tensors["encoder_layers.0.feed_forward.inner.bias"] = torch.zeros(5)
+    save_file(tensors, tmp_path / WEIGHTS_FILE)
+    with pytest.raises(ValueError, match="the weights do not fit the configuration") as raised:
+        Checkpoint.load(tmp_path)
+    for fault in (
+        "missing output_bias",
+        "unexpected encoder_layers.7.extra",
+        "encoder_layers.0.feed_forward.inner.bias has shape [5] instead of [128]",
+    ):
+        assert fault in str(raised.value)
+
+
+@pytest.mark.parametrize("name", [WEIGHTS_FILE, CONFIG_FILE, TOKENIZER_FILE])
+def test_a_missing_file_is_named(tmp_path: Path, name: str) -> None:
+    random_checkpoint().save(tmp_path)
+    (tmp_path / name).unlink()
+    with pytest.raises(FileNotFoundError, match=name):
+        Checkpoint.load(tmp_path)
+
+
+def test_a_configuration_of_an_impossible_model_is_refused(tmp_path: Path) -> None:
+    random_checkpoint().save(tmp_path)
+    values = json.loads((tmp_path / CONFIG_FILE).read_text())
+    values["dimensions"]["num_heads"] = 5
+    (tmp_path / CONFIG_FILE).write_text(json.dumps(values))
+    with pytest.raises(ValueError, match="num_heads 5"):
+        Checkpoint.load(tmp_path)

@@ -8,7 +8,7 @@ RUN := .venv-demo
 PROTO := .venv-proto
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test test-packages test-deploy lint proto
+.PHONY: help demo serve test test-slow test-packages test-deploy lint proto
 .DELETE_ON_ERROR:
 
 help: ## Show the targets
@@ -21,7 +21,10 @@ serve: $(RUN)/.stamp ## Serve the embedded model on localhost:50051
 	$(RUN)/bin/dragoman-server
 
 test: $(DEV)/.stamp ## Run the tests
-	$(DEV)/bin/pytest
+	$(DEV)/bin/pytest -m "not slow"
+
+test-slow: $(DEV)/.stamp ## Run the tests that take minutes: the default model at every precision
+	$(DEV)/bin/pytest -m slow
 
 test-packages: $(DEV)/.stamp ## Build the sdist and the wheels, install and try them in clean environments
 	$(DEV)/bin/pytest tests/packages

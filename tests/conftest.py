@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -49,3 +50,17 @@ def tiny_exports(
 def tiny_bundles(tiny_exports: dict[Precision, tuple[Bundle, Comparison]]) -> dict[Precision, Bundle]:
     """The tiny model's bundle at every precision. Shared by all tests: to change one, copy its folder."""
     return {precision: bundle for precision, (bundle, _) in tiny_exports.items()}
+
+
+@pytest.fixture(scope="session")
+def default_bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[Precision, Path]:
+    """Folders of the default model: int8 as it is shipped, fp32 exported from the checkpoint in the repository."""
+    from dragoman_export.bundle_writer import export
+    from dragoman_export.checkpoint import Checkpoint
+    from dragoman_export.sources import read_sources
+    from dragoman_server.bundle.bundle import embedded_bundle
+
+    checkpoint = Checkpoint.load(Path(__file__).parent.parent / "models" / "default")
+    folder = tmp_path_factory.mktemp("default") / "fp32"
+    export(checkpoint, folder, "fp32", read_sources(checkpoint, (), 20))
+    return {"fp32": folder, "int8": embedded_bundle()}

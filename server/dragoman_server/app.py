@@ -5,7 +5,7 @@ import contextlib
 import logging
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 
 import grpc
 from grpc_health.v1 import health_pb2_grpc
@@ -41,6 +41,10 @@ _SECONDS_PER_LOOK = 0.03
 
 # What callers get to read the last answers, once the engine has answered them all.
 _LAST_WORDS_SECONDS = 1.0
+
+# A step takes milliseconds, the longest source a second or two: this is no slow step.
+_MAX_STALLED_SECONDS = 10.0
+_SECONDS_PER_HEARTBEAT = 0.5
 
 
 async def serve(config: Config) -> int:
@@ -79,6 +83,7 @@ async def serve(config: Config) -> int:
         bundle, runner = await asyncio.to_thread(_load, config)
         manifest = bundle.manifest
         metrics.set_model(manifest.name, bundle.version, manifest.precision)
+        metrics.set_kv_cache(runner.kv_bytes_per_token, runner.kv_bytes)
         engine = Engine(
             runner,
             manifest.decoder_start_token_id,
@@ -112,7 +117,8 @@ async def serve(config: Config) -> int:
             f"http://{_with_port(config.metrics_listen, metrics_page.port)}/metrics",
             flush=True,
         )
-        await _first_of(stop, engine_died)
+        async with _heartbeat(engine, health):
+            await _first_of(stop, engine_died)
         if engine_died.is_set():
             logger.critical("the engine has died: the server stops")
             hurry.set()
@@ -133,6 +139,26 @@ def _signals(loop: asyncio.AbstractEventLoop, handler: Callable[[], None]) -> It
     finally:
         for number in numbers:
             loop.remove_signal_handler(number)
+
+
+@contextlib.asynccontextmanager
+async def _heartbeat(engine: Engine, health: HealthServicer) -> AsyncIterator[None]:
+    """Health turns NOT_SERVING while the engine has work and gets nowhere."""
+
+    async def follow() -> None:
+        is_stalled = False
+        while True:
+            await asyncio.sleep(_SECONDS_PER_HEARTBEAT)
+            if is_stalled != (engine.stalled_seconds > _MAX_STALLED_SECONDS):
+                is_stalled = not is_stalled
+                logger.error("the engine %s", "hangs" if is_stalled else "goes on")
+                await (health.pause() if is_stalled else health.serve())
+
+    task = asyncio.create_task(follow())
+    try:
+        yield
+    finally:
+        task.cancel()
 
 
 def _load(config: Config) -> tuple[Bundle, OnnxRunner]:

@@ -78,9 +78,44 @@ class Metrics:
             "Tokens decoded, end-of-sentence included.",
             registry=self.registry,
         )
-        self._dropped = Counter(
-            "dragoman_segments_dropped_total",
-            "Segments given up because their caller left or their deadline passed.",
+        self._queue_wait = Histogram(
+            "dragoman_queue_wait_seconds",
+            "Time from a segment's arrival until its encoding began.",
+            buckets=_CALL_SECONDS,
+            registry=self.registry,
+        )
+        self._time_to_first_token = Histogram(
+            "dragoman_time_to_first_token_seconds",
+            "Time from a segment's arrival until its first token.",
+            buckets=_CALL_SECONDS,
+            registry=self.registry,
+        )
+        self._rejected = Counter(
+            "dragoman_rejected_total",
+            "RPCs answered with an error, by the reason in its google.rpc.ErrorInfo.",
+            ("reason",),
+            registry=self.registry,
+        )
+        self._cancelled = Counter(
+            "dragoman_cancelled_total",
+            "Segments given up unfinished, by reason: the caller left, or its deadline passed.",
+            ("reason",),
+            registry=self.registry,
+        )
+        self._kv_cache_bytes = Gauge(
+            "dragoman_kv_cache_bytes",
+            "Keys and values of the segments being decoded.",
+            registry=self.registry,
+        )
+        self._kv_cache_limit_bytes = Gauge(
+            "dragoman_kv_cache_limit_bytes",
+            "Size of the pool for keys and values, were all rows as long as the model allows.",
+            registry=self.registry,
+        )
+        self._kv_bytes_per_token = 0
+        self._last_step = Gauge(
+            "dragoman_engine_last_step_timestamp_seconds",
+            "Unix time of the engine's last step. It stands still while there is nothing to do.",
             registry=self.registry,
         )
         self._model_info = Gauge(
@@ -95,12 +130,23 @@ class Metrics:
         self._requests.labels(method, code).inc()
         self._request_duration.labels(method).observe(seconds)
 
+    def observe_rejection(self, reason: str) -> None:
+        """Counts an RPC that was answered with an error; `reason` must be one of a bounded set."""
+        self._rejected.labels(reason).inc()
+
     def observe_step(self, step: StepReport) -> None:
         """Counts a step of the engine."""
         self._num_requests_waiting.set(step.num_waiting)
         self._num_requests_running.set(step.num_running)
-        self._dropped.inc(step.num_dropped)
-        if step.num_encoded:
+        self._kv_cache_bytes.set(step.num_cached_tokens * self._kv_bytes_per_token)
+        self._last_step.set_to_current_time()
+        self._cancelled.labels("caller").inc(step.num_cancelled)
+        self._cancelled.labels("deadline").inc(step.num_expired)
+        for seconds in step.queue_seconds:
+            self._queue_wait.observe(seconds)
+        for seconds in step.first_token_seconds:
+            self._time_to_first_token.observe(seconds)
+        if step.num_encoded_tokens:
             self._encode_seconds.observe(step.encode_seconds)
             self._source_tokens.inc(step.num_encoded_tokens)
         if step.num_decoded:
@@ -111,6 +157,11 @@ class Metrics:
     def set_model(self, model: str, version: str, precision: str) -> None:
         """Says which model is served."""
         self._model_info.labels(model, version, precision).set(1)
+
+    def set_kv_cache(self, bytes_per_token: int, limit_bytes: int) -> None:
+        """Says what a cached token takes up, and the size of the pool."""
+        self._kv_bytes_per_token = bytes_per_token
+        self._kv_cache_limit_bytes.set(limit_bytes)
 
 
 class MetricsPage:

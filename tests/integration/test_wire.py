@@ -405,6 +405,21 @@ async def test_watchers_learn_of_the_end_and_hold_up_nobody(server: RunningServe
     assert time.monotonic() - started < 10  # of the grace
 
 
+async def test_health_follows_the_heartbeat_of_the_engine(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(app, "_SECONDS_PER_HEARTBEAT", 0.01)
+    async with running_server(bundle, monkeypatch, capsys, CONFIG) as server:
+        caller = Caller(server.address)
+        watch: grpc.aio.UnaryStreamCall[bytes, bytes] = caller.channel.unary_stream(WATCH)(b"")
+        for stalled_seconds, status in ((0.0, SERVING), (11.0, NOT_SERVING), (0.0, SERVING)):
+            server.engine.stalled_seconds = stalled_seconds
+            assert HealthCheckResponse.FromString(await watch.read()).status == status
+            assert await caller.check("") == status
+        watch.cancel()
+        await caller.channel.close()
+
+
 # -- start and stop ----------------------------------------------------------------------------------------------------
 
 

@@ -108,9 +108,12 @@ def test_the_thin_wheel_holds_the_sdk_alone(thin_wheel: Path, full_wheel: Path) 
         return {name for name in names if name.startswith("dragoman/")}
 
     assert sdk(thin) == sdk(full)
+    assert any(name.endswith("/licenses/LICENSE") for name in thin)
 
 
-def test_the_thin_wheel_needs_what_the_sdk_needs() -> None:
+def test_the_thin_wheel_says_what_the_full_one_says() -> None:
+    # A link in the place of the copy would lead out of the sdist.
+    assert (ROOT / "client/LICENSE").read_bytes() == (ROOT / "LICENSE").read_bytes()
     thin, full = (
         tomllib.loads(path.read_text())["project"] for path in (ROOT / "client/pyproject.toml", ROOT / "pyproject.toml")
     )

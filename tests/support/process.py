@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+MAIN = "from dragoman_server.__main__ import main; main()"
+
 
 @dataclass(frozen=True)
 class ServerProcess:
@@ -25,11 +27,14 @@ class ServerProcess:
 
 
 @contextmanager
-def server_process(bundle: Path | None, *options: str) -> Iterator[ServerProcess]:
-    """Yields when the server has printed that it serves; kills it at the end if it still runs."""
-    command = [sys.executable, "-m", "dragoman_server", "--listen", "127.0.0.1:0", "--metrics-listen", "127.0.0.1:0"]
-    command += ["--model", str(bundle)] if bundle else []
-    process = subprocess.Popen([*command, *options], stdout=subprocess.PIPE, text=True)
+def server_process(bundle: Path, *options: str, program: str = MAIN) -> Iterator[ServerProcess]:
+    """Yields when the server has printed that it serves; kills it at the end if it still runs.
+
+    `program` is Python that runs the server, for those who want a fault in it.
+    """
+    addresses = ("--listen", "127.0.0.1:0", "--metrics-listen", "127.0.0.1:0")
+    command = [sys.executable, "-c", program, "--model", str(bundle), *addresses, *options]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     with process:
         try:
             assert process.stdout is not None

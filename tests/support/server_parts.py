@@ -10,6 +10,7 @@ from concurrent.futures import Future
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import sentencepiece
@@ -101,6 +102,7 @@ class FakeEngine:
         self.futures: list[Future[Completion]] = []
         self.is_holding = False
         self.refusal: Exception | None = None
+        self.stalled_seconds = 0.0
 
     def start(self) -> None:
         pass
@@ -168,7 +170,7 @@ async def running_server(
         callbacks.update(keywords)
         return engine
 
-    monkeypatch.setattr(app, "_load", lambda _: (bundle, None))
+    monkeypatch.setattr(app, "_load", lambda _: (bundle, SimpleNamespace(kv_bytes_per_token=32, kv_bytes=4096)))
     monkeypatch.setattr(app, "Engine", build_engine)
     capsys.readouterr()
     task = asyncio.create_task(app.serve(config))

@@ -28,12 +28,15 @@ class StepReport:
 
     num_waiting: int  # after the step
     num_running: int  # after the step
-    num_encoded: int
+    num_cached_tokens: int  # source and target tokens of the running, after the step: what the KV pool holds
     num_encoded_tokens: int  # without padding
     num_decoded: int  # rows of the decode step, each of which gained a token
     encode_seconds: float
     decode_seconds: float
-    num_dropped: int  # cancelled or past their deadline
+    queue_seconds: tuple[float, ...]  # how long each sequence that was encoded had waited
+    first_token_seconds: tuple[float, ...]  # from arrival, of each sequence that got its first token
+    num_cancelled: int  # dropped because their callers left
+    num_expired: int  # dropped because their deadlines passed
 
 
 class Engine:
@@ -62,10 +65,11 @@ class Engine:
         self._options = options
         self._on_step, self._on_death = on_step, on_death
         self._scheduler = Scheduler(options.max_running, options.max_encoder_tokens)
-        self._changed = threading.Condition()  # guards the four below
+        self._changed = threading.Condition()  # guards the five below
         self._inbox: list[Sequence] = []
         self._pending: set[Sequence] = set()  # submitted and not yet answered
         self._is_stopping = False
+        self._last_progress = time.monotonic()
         self._refusal = "the engine has not been started"  # why it takes no requests; empty when it does
         self._thread = threading.Thread(target=self._run, name="dragoman-engine", daemon=True)
 
@@ -84,6 +88,11 @@ class Engine:
     def num_pending(self) -> int:
         """Sequences submitted and not yet answered."""
         return len(self._pending)
+
+    @property
+    def stalled_seconds(self) -> float:
+        """How long there has been work and no step was finished: the engine's heartbeat, upside down."""
+        return time.monotonic() - self._last_progress if self._pending else 0.0
 
     def submit(self, requests: Rows[Request]) -> list["Future[Completion]"]:
         """Queues all requests or none; never blocks. Cancelling a future withdraws its request.
@@ -104,6 +113,8 @@ class Engine:
                     f"{self._options.max_waiting}",
                     retry_after_seconds=1.0,
                 )
+            if not self._pending:
+                self._last_progress = arrived  # until now there was nothing to do
             self._pending.update(sequences)
             self._inbox.extend(sequences)
             self._changed.notify()
@@ -141,26 +152,28 @@ class Engine:
             return not self._is_stopping
 
     def _step(self) -> None:
-        num_dropped = self._drop_abandoned()
-        arrivals = self._scheduler.schedule()
-        encode_seconds = self._encode(arrivals)
-        num_decoded = self._scheduler.num_running
-        decode_seconds = self._decode()
+        num_cancelled, num_expired = self._drop_abandoned()
+        encoded, encode_seconds = self._encode(self._scheduler.schedule())
+        decoded, decode_seconds = self._decode()
+        self._last_progress = now = time.monotonic()
         self._on_step(
             StepReport(
                 num_waiting=self._scheduler.num_waiting,
                 num_running=self._scheduler.num_running,
-                num_encoded=len(arrivals),
-                num_encoded_tokens=sum(sequence.num_source_tokens for sequence in arrivals),
-                num_decoded=num_decoded,
+                num_cached_tokens=sum(s.num_source_tokens + s.num_target_tokens for s in self._scheduler.running),
+                num_encoded_tokens=sum(s.num_source_tokens for s in encoded),
+                num_decoded=len(decoded),
                 encode_seconds=encode_seconds,
                 decode_seconds=decode_seconds,
-                num_dropped=num_dropped,
+                queue_seconds=tuple(s.joined - s.arrived for s in encoded),
+                first_token_seconds=tuple(now - s.arrived for s in decoded if s.num_target_tokens == 1),
+                num_cancelled=num_cancelled,
+                num_expired=num_expired,
             )
         )
 
-    def _drop_abandoned(self) -> int:
-        """Forgets what was cancelled or is past its deadline, wherever it is; returns how many."""
+    def _drop_abandoned(self) -> tuple[int, int]:
+        """Forgets what is cancelled or past its deadline, wherever it is; returns how many of each."""
         now = time.monotonic()
         abandoned = {s for s in (*self._scheduler.waiting, *self._scheduler.running) if s.is_abandoned(now)}
         if abandoned:
@@ -168,29 +181,33 @@ class Engine:
             self._runner.move_rows(self._scheduler.remove_running(abandoned))
             for sequence in abandoned:
                 self._answer(sequence, DeadlineError("the deadline passed before the translation was finished"))
-        return len(abandoned)
+        num_cancelled = sum(sequence.future.cancelled() for sequence in abandoned)
+        return num_cancelled, len(abandoned) - num_cancelled
 
-    def _encode(self, arrivals: list[Sequence]) -> float:
-        """Encodes the arrivals, which hold the last rows; returns the seconds it took."""
+    def _encode(self, arrivals: Rows[Sequence]) -> tuple[Rows[Sequence], float]:
+        """Encodes the arrivals, which hold the last rows; returns those encoded and the seconds it took."""
         if not arrivals:
-            return 0.0
+            return (), 0.0
         started = time.monotonic()
         first_row = self._scheduler.num_running - len(arrivals)
         try:
             self._runner.encode([sequence.request.source_ids for sequence in arrivals], first_row)
         except Exception as error:
             self._fail(arrivals, error)
-            return 0.0
+            return (), 0.0
         seconds = time.monotonic() - started
         for sequence in arrivals:
             sequence.joined, sequence.encode_seconds = started, seconds
-        return seconds
+        return arrivals, seconds
 
-    def _decode(self) -> float:
-        """One token more for every running sequence; answers the finished ones; returns the seconds the model took."""
+    def _decode(self) -> tuple[Rows[Sequence], float]:
+        """One token more for every running sequence, and an answer for the finished ones.
+
+        Returns the sequences that gained a token and the seconds it took.
+        """
         rows = self._scheduler.running
         if not rows:
-            return 0.0
+            return (), 0.0
         started = time.monotonic()
         try:
             output = self._runner.decode_step(
@@ -199,7 +216,7 @@ class Engine:
             )
         except Exception as error:
             self._fail(rows, error)
-            return 0.0
+            return (), 0.0
         now = time.monotonic()
         finished: dict[Sequence, FinishReason] = {}
         for sequence, token_id, logprob in zip(
@@ -210,7 +227,7 @@ class Engine:
         self._runner.move_rows(self._scheduler.remove_running(finished.keys()))
         for sequence, finish_reason in finished.items():
             self._answer(sequence, sequence.completion(finish_reason, now))
-        return now - started
+        return rows, now - started
 
     def _fail(self, sequences: Rows[Sequence], cause: Exception) -> None:
         """A failed batch answers all its members and nobody else."""

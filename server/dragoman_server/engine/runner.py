@@ -94,6 +94,16 @@ class OnnxRunner:
                 f"{folder / DECODER_STEP_FILE} has outputs {sorted(outputs)}, not {sorted(self._outputs)}"
             )
 
+    @property
+    def kv_bytes(self) -> int:
+        """Size of the pool."""
+        return sum(pool.nbytes for pool in self._pool.values())
+
+    @property
+    def kv_bytes_per_token(self) -> int:
+        """What one source or target token takes up in the pool."""
+        return sum(pool[0, :, 0].nbytes for pool in self._self_pool)
+
     def encode(self, sources: Sequence[Sequence[int]], first_row: int) -> None:
         lengths = [len(source) for source in sources]
         input_ids = np.full((len(sources), max(lengths)), self.pad_token_id, np.int64)

@@ -18,7 +18,7 @@ from google.rpc.status_pb2 import Status
 
 from dragoman_server.errors import DragomanError, DrainingError, MalformedMessageError
 from dragoman_server.metrics import Metrics
-from dragoman_server.wire.status import CODES, internal_status, status_of
+from dragoman_server.wire.status import CODES, internal_status, reason_of, status_of
 
 logger = logging.getLogger(__name__)
 
@@ -115,6 +115,7 @@ class Guard(grpc.aio.ServerInterceptor):
             return result
         code = _STATUS_CODES[status.code]
         count(code)
+        self._metrics.observe_rejection(reason_of(status))
         trailers = (("grpc-status-details-bin", status.SerializeToString()),)
         return await context.abort(code, status.message, trailers)
 

@@ -13,7 +13,7 @@ Context = grpc.aio.ServicerContext[HealthCheckRequest, HealthCheckResponse]
 
 
 class HealthServicer(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
-    """All services have one status: NOT_SERVING until `serve`, and again from `drain` on.
+    """All services have one status: NOT_SERVING until `serve`, while the engine hangs, and from `drain` on.
 
     It stands in for the servicer of grpc_health, where a watcher that does not read holds the
     lock that a change of status needs, and where watchers stay until the server has waited
@@ -29,7 +29,12 @@ class HealthServicer(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
 
     async def serve(self) -> None:
         """From now on the status is SERVING, unless the server drains already."""
-        await self._set(HealthCheckResponse.SERVING, self._is_draining)
+        if not self._is_draining:
+            await self._set(HealthCheckResponse.SERVING, False)
+
+    async def pause(self) -> None:
+        """From now on, until `serve`, the status is NOT_SERVING."""
+        await self._set(HealthCheckResponse.NOT_SERVING, self._is_draining)
 
     async def drain(self) -> None:
         """From now on and for ever the status is NOT_SERVING; watchers learn it and are ended."""

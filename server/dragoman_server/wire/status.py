@@ -77,6 +77,13 @@ def status_of(error: DragomanError) -> Status:
     return _status(code, str(error), [ErrorInfo(reason=reason, domain=DOMAIN), *details])
 
 
+def reason_of(status: Status) -> str:
+    """The reason in the ErrorInfo of a status made here."""
+    info = ErrorInfo()
+    status.details[0].Unpack(info)
+    return info.reason
+
+
 def internal_status(error_id: str) -> Status:
     """The status of a fault of ours: nothing but an id that stands in the server's log too."""
     info = ErrorInfo(reason="INTERNAL", domain=DOMAIN, metadata={"error_id": error_id})

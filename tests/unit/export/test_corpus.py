@@ -62,7 +62,8 @@ def test_a_zip_without_data_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "variant", ["how are you", "How are you?", "HOW  ARE\u00a0YOU?!", "“How are you?”", "how – are you …", "Ｈow are you"]
+    "variant",
+    ["how are you", "How are you?", "HOW  ARE\u00a0YOU?!", "“How are you?”", "how – are you …", "Ｈow are you"],
 )
 def test_sentences_that_differ_in_case_punctuation_and_spacing_are_the_same(variant: str) -> None:
     assert comparison_key(variant) == "how are you"
@@ -88,9 +89,7 @@ def test_pairs_are_left_out_when_either_side_is_held_out() -> None:
 def test_all_translations_of_a_sentence_fall_on_one_side_of_the_split() -> None:
     pairs = [(f"{sentence}{mark}", f"{sentence} {mark}") for mark in ".?!" for sentence in map(str, range(500))]
     text = split_pairs(("en", "fr"), pairs, frozenset(), development_share=0.3)
-    training, development = (
-        {comparison_key(first) for first, _ in side} for side in (text.training, text.development)
-    )
+    training, development = ({comparison_key(first) for first, _ in side} for side in (text.training, text.development))
     assert not training & development
     assert len(text.training) + len(text.development) == len(pairs)
     assert 100 < len(development) < 200  # of 500, at a share of 0.3

@@ -1,4 +1,5 @@
 import socket
+import time
 import urllib.request
 from dataclasses import replace
 
@@ -10,14 +11,17 @@ from dragoman_server.metrics import Metrics, MetricsPage
 STEP = StepReport(
     num_waiting=5,
     num_running=3,
-    num_encoded=2,
+    num_cached_tokens=30,
     num_encoded_tokens=17,
     num_decoded=4,
     encode_seconds=0.02,
     decode_seconds=0.004,
-    num_dropped=1,
+    queue_seconds=(0.5, 0.25),
+    first_token_seconds=(0.75,),
+    num_cancelled=1,
+    num_expired=2,
 )
-IDLE = replace(STEP, num_waiting=0, num_running=0, num_encoded=0, num_encoded_tokens=0, num_decoded=0, num_dropped=0)
+IDLE = replace(STEP, num_waiting=0, num_running=0, num_encoded_tokens=0, num_decoded=0, queue_seconds=())
 
 
 @pytest.fixture
@@ -38,8 +42,23 @@ def test_requests_are_counted_by_method_and_code(metrics: Metrics) -> None:
     assert value(metrics, "request_duration_seconds_sum", method="Translate") == pytest.approx(1.6)
 
 
+def test_rejections_are_counted_by_reason(metrics: Metrics) -> None:
+    metrics.observe_rejection("QUEUE_FULL")
+    assert value(metrics, "rejected_total", reason="QUEUE_FULL") == 1
+
+
 def test_a_step_moves_all_metrics_of_the_engine(metrics: Metrics) -> None:
+    metrics.set_kv_cache(bytes_per_token=1000, limit_bytes=64_000)
+    before = time.time()
     metrics.observe_step(STEP)
+    last_step = value(metrics, "engine_last_step_timestamp_seconds")
+    assert last_step is not None
+    assert before <= last_step <= time.time()
+    assert value(metrics, "kv_cache_bytes") == 30_000
+    assert value(metrics, "kv_cache_limit_bytes") == 64_000
+    assert value(metrics, "queue_wait_seconds_count") == 2
+    assert value(metrics, "queue_wait_seconds_sum") == 0.75
+    assert value(metrics, "time_to_first_token_seconds_sum") == 0.75
     assert value(metrics, "num_requests_waiting") == 5
     assert value(metrics, "num_requests_running") == 3
     assert value(metrics, "batch_size_sum") == 4
@@ -47,7 +66,8 @@ def test_a_step_moves_all_metrics_of_the_engine(metrics: Metrics) -> None:
     assert value(metrics, "decode_step_seconds_sum") == 0.004
     assert value(metrics, "source_tokens_total") == 17
     assert value(metrics, "generated_tokens_total") == 4
-    assert value(metrics, "segments_dropped_total") == 1
+    assert value(metrics, "cancelled_total", reason="caller") == 1
+    assert value(metrics, "cancelled_total", reason="deadline") == 2
 
 
 def test_a_phase_that_did_not_run_is_not_timed(metrics: Metrics) -> None:

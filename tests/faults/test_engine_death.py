@@ -1,0 +1,63 @@
+"""The engine's thread dies, or hangs, in a real server process."""
+
+import asyncio
+import time
+
+import pytest
+
+from dragoman import AsyncClient, Translation, UnavailableError
+from dragoman_server.bundle.bundle import Bundle
+from dragoman_server.bundle.manifest import Precision
+from support.process import ServerProcess, server_process
+
+# Runs the server's own entry point, with one method of its engine replaced.
+DIES_AT_STEP_20 = """
+import itertools
+from dragoman_server.__main__ import main
+from dragoman_server.engine.engine import Engine
+
+steps, step = itertools.count(1), Engine._step
+
+def die(engine):
+    if next(steps) == 20:
+        raise MemoryError("by a test")
+    step(engine)
+
+Engine._step = die
+main()
+"""
+
+
+@pytest.fixture
+def bundle(tiny_bundles: dict[Precision, Bundle]) -> Bundle:
+    return tiny_bundles["int8"]
+
+
+async def call_until_dead(
+    server: ServerProcess, source: str, target: str
+) -> tuple[list[Translation | Exception], float]:
+    """100 calls at once; what became of them, and how many seconds after the first failure the last was answered."""
+    failures: list[float] = []
+
+    async def call(client: AsyncClient) -> Translation | Exception:
+        try:
+            return await client.translate("the old dog sees a small bird here", source=source, target=target)
+        except UnavailableError as error:
+            failures.append(time.monotonic())
+            return error
+
+    async with AsyncClient(server.address, timeout=30) as client:
+        answers = await asyncio.gather(*(call(client) for _ in range(100)))
+        assert not await client.health(timeout=5)
+    return answers, max(failures) - min(failures)
+
+
+def test_all_callers_of_a_dead_engine_learn_it_within_two_seconds_and_the_process_ends(bundle: Bundle) -> None:
+    source, target = bundle.manifest.directions[0]
+    with server_process(bundle.folder, "--max-running", "4", program=DIES_AT_STEP_20) as server:
+        answers, seconds = asyncio.run(call_until_dead(server, source, target))
+        assert server.process.wait(timeout=10) == 70
+    dead = [answer for answer in answers if isinstance(answer, UnavailableError)]
+    assert len(dead) > 50
+    assert any(error.reason == "ENGINE_DEAD" for error in dead)
+    assert seconds < 2

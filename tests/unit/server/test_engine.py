@@ -1,0 +1,217 @@
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import CancelledError, Future
+from contextlib import contextmanager
+
+import pytest
+
+from dragoman_server.config import EngineOptions
+from dragoman_server.engine.engine import Engine, StepReport
+from dragoman_server.engine.sequence import Completion, FinishReason, Request
+from dragoman_server.engine.slots import Move
+from dragoman_server.errors import DeadlineError, EngineDeadError, InferenceError, QueueFullError
+from support.fake_runner import EOS_ID, START_ID, FakeRunner, Gate, expected
+
+REQUESTS = [Request(tuple(range(10, 10 + n)), max_target_tokens=20) for n in (3, 1, 7, 2, 5)]
+
+
+@contextmanager
+def running_engine(runner: FakeRunner, **options: int) -> Iterator[Engine]:
+    engine = Engine(runner, START_ID, EOS_ID, EngineOptions(**options))
+    engine.start()
+    try:
+        yield engine
+    finally:
+        engine.stop()
+
+
+def hypotheses(futures: list["Future[Completion]"]) -> list[object]:
+    return [future.result(timeout=30).hypotheses for future in futures]
+
+
+@pytest.mark.parametrize("max_running", [1, 2, 64])
+def test_every_request_gets_its_own_translation(max_running: int) -> None:
+    with running_engine(FakeRunner(), max_running=max_running) as engine:
+        assert hypotheses(engine.submit(REQUESTS)) == [(expected(request),) for request in REQUESTS]
+        assert engine.num_pending == 0
+
+
+def test_rows_join_and_leave_between_steps() -> None:
+    runner = FakeRunner()
+    with running_engine(runner, max_running=2) as engine:
+        hypotheses(engine.submit(REQUESTS))
+    # 4, 2, 8, 3 and 6 tokens by two rows, neither of which is ever idle while somebody waits.
+    assert runner.batch_sizes == [2] * 10 + [1] * 3
+
+
+def test_a_translation_at_its_limit_says_so() -> None:
+    with running_engine(FakeRunner()) as engine:
+        [future] = engine.submit([Request((10, 11, 12), max_target_tokens=2)])
+        [hypothesis] = future.result(timeout=30).hypotheses
+    assert hypothesis.token_ids == (12, 11)
+    assert hypothesis.finish_reason is FinishReason.LENGTH
+    assert hypothesis.sum_logprob == sum(hypothesis.token_logprobs)
+    assert hypothesis.score == hypothesis.sum_logprob / 2
+
+
+def test_a_cancelled_request_leaves_its_row_at_the_next_step_and_disturbs_nobody() -> None:
+    gate = Gate()
+    runner = FakeRunner(on_decode=gate)
+    with running_engine(runner) as engine:
+        futures = engine.submit(REQUESTS)
+        assert gate.reached.wait(timeout=30)
+        assert futures[2].cancel()
+        gate.open.set()
+        others = [0, 1, 3, 4]
+        assert hypotheses([futures[i] for i in others]) == [(expected(REQUESTS[i]),) for i in others]
+        with pytest.raises(CancelledError):
+            futures[2].result(timeout=30)
+    assert runner.batch_sizes[:2] == [5, 4]
+    assert engine.num_pending == 0
+
+
+def test_a_request_cancelled_while_it_waits_is_never_encoded() -> None:
+    gate = Gate()
+    encoded: list[object] = []
+    runner = FakeRunner(on_encode=encoded.extend, on_decode=gate)
+    with running_engine(runner, max_running=1) as engine:
+        first, second, third = engine.submit(REQUESTS[:3])
+        assert gate.reached.wait(timeout=30)
+        second.cancel()
+        gate.open.set()
+        hypotheses([first, third])
+    assert encoded == [REQUESTS[0].source_ids, REQUESTS[2].source_ids]
+
+
+def test_a_deadline_ends_what_runs_and_what_waits() -> None:
+    gate = Gate()
+    with running_engine(FakeRunner(on_decode=gate), max_running=2) as engine:
+        deadline = time.monotonic() + 0.05
+        late = [Request(r.source_ids, r.max_target_tokens, deadline) for r in REQUESTS[:1] + REQUESTS[3:]]
+        futures = engine.submit([late[0], REQUESTS[1], *late[1:]])
+        assert gate.reached.wait(timeout=30)
+        threading.Event().wait(deadline - time.monotonic())  # until the deadline, however early we are
+        gate.open.set()
+        assert futures[1].result(timeout=30).hypotheses == (expected(REQUESTS[1]),)
+        for future in (futures[0], *futures[2:]):
+            with pytest.raises(DeadlineError):
+                future.result(timeout=30)
+
+
+@pytest.mark.parametrize("failing_step", [1, 2, 4])
+def test_a_failed_step_answers_its_rows_and_the_engine_goes_on(failing_step: int) -> None:
+    steps = 0
+
+    def fail_once(_: int) -> None:
+        nonlocal steps
+        steps += 1
+        if steps == failing_step:
+            raise RuntimeError("out of memory")
+
+    with running_engine(FakeRunner(on_decode=fail_once)) as engine:
+        futures = engine.submit([REQUESTS[2], REQUESTS[4]])
+        for future in futures:
+            with pytest.raises(InferenceError):
+                future.result(timeout=30)
+        assert hypotheses(engine.submit(REQUESTS)) == [(expected(request),) for request in REQUESTS]
+
+
+def test_a_failed_encoding_answers_its_batch_and_nobody_else() -> None:
+    def refuse_long(sources: object) -> None:
+        if sources == [REQUESTS[2].source_ids]:
+            raise RuntimeError("out of memory")
+
+    # A budget of one source per step: each is a batch of its own.
+    with running_engine(FakeRunner(on_encode=refuse_long), max_encoder_tokens=1) as engine:
+        futures = engine.submit(REQUESTS)
+        with pytest.raises(InferenceError):
+            futures[2].result(timeout=30)
+        others = [0, 1, 3, 4]
+        assert hypotheses([futures[i] for i in others]) == [(expected(REQUESTS[i]),) for i in others]
+
+
+def test_a_full_queue_refuses_a_call_as_a_whole() -> None:
+    gate = Gate()
+    with running_engine(FakeRunner(on_decode=gate), max_running=1, max_waiting=3) as engine:
+        running = engine.submit(REQUESTS[:1])
+        assert gate.reached.wait(timeout=30)
+        waiting = engine.submit(REQUESTS[:2])
+        with pytest.raises(QueueFullError, match="limit of 3") as refusal:
+            engine.submit(REQUESTS[:2])
+        assert refusal.value.retry_after_seconds > 0
+        assert engine.num_pending == 3
+        waiting += engine.submit(REQUESTS[:1])  # one still fits
+        gate.open.set()
+        assert len(hypotheses(running + waiting)) == 4
+
+
+def test_stopping_answers_everyone_and_refuses_the_next() -> None:
+    gate = Gate()
+    with running_engine(FakeRunner(on_decode=gate), max_running=1) as engine:
+        futures = engine.submit(REQUESTS)
+        assert gate.reached.wait(timeout=30)
+        gate.open.set()
+        engine.stop()
+        for future in futures:
+            error = future.exception(timeout=30)
+            assert error is None or isinstance(error, EngineDeadError)
+        assert engine.num_pending == 0
+        with pytest.raises(EngineDeadError, match="stopped"):
+            engine.submit(REQUESTS)
+
+
+def test_a_dying_engine_answers_everyone_then_says_so_and_refuses_the_next() -> None:
+    died = threading.Event()
+    answered_before: list[bool] = []
+    gate = Gate()
+    futures: list[Future[Completion]] = []
+
+    def die(_: StepReport) -> None:
+        raise RuntimeError("a bug")
+
+    def on_death() -> None:
+        answered_before.append(all(future.done() for future in futures))
+        died.set()
+
+    engine = Engine(FakeRunner(on_decode=gate), START_ID, EOS_ID, EngineOptions(), on_step=die, on_death=on_death)
+    with pytest.raises(EngineDeadError, match="not been started"):
+        engine.submit(REQUESTS)
+    engine.start()
+    futures += engine.submit(REQUESTS)
+    gate.open.set()
+    assert died.wait(timeout=30)
+    assert answered_before == [True]
+    for future in futures:
+        with pytest.raises(EngineDeadError, match="has died"):
+            future.result(timeout=30)
+    assert not engine.is_alive
+    assert engine.num_pending == 0
+    with pytest.raises(EngineDeadError, match="has died"):
+        engine.submit(REQUESTS)
+
+
+def test_an_error_between_leaving_the_scheduler_and_being_answered_leaves_nobody_waiting() -> None:
+    class BrokenMoves(FakeRunner):
+        def move_rows(self, moves: Sequence[Move]) -> None:
+            raise RuntimeError("a bug")
+
+    with running_engine(BrokenMoves()) as engine:
+        for future in engine.submit(REQUESTS):
+            with pytest.raises(EngineDeadError):
+                future.result(timeout=30)
+
+
+def test_steps_are_reported() -> None:
+    reports: list[StepReport] = []
+    engine = Engine(FakeRunner(), START_ID, EOS_ID, EngineOptions(max_running=2), on_step=reports.append)
+    engine.start()
+    hypotheses(engine.submit(REQUESTS))
+    engine.stop()
+    assert sum(len(report.queue_seconds) for report in reports) == len(REQUESTS)
+    assert sum(len(report.first_token_seconds) for report in reports) == len(REQUESTS)
+    assert sum(report.num_encoded_tokens for report in reports) == sum(len(r.source_ids) for r in REQUESTS)
+    assert sum(report.num_decoded for report in reports) == sum(len(r.source_ids) + 1 for r in REQUESTS)
+    assert (reports[0].num_waiting, reports[0].num_running) == (3, 2)
+    assert reports[0].num_cached_tokens == sum(len(r.source_ids) + 1 for r in REQUESTS[:2])
+    assert (reports[-1].num_waiting, reports[-1].num_running) == (0, 0)

@@ -13,7 +13,7 @@ Conventions that hold for every message:
 * An `optional` field that is absent means "the default of the model bundle".
   An explicit value is always honoured or refused, never silently changed.
 * An enum value that the server does not know is INVALID_ARGUMENT.
-* Language codes are BCP-47 tags, for example "en" or "pt-BR".
+* Language codes are BCP-47 tags, for example "en" or "pt-BR", in any case.
 """
 
 import builtins
@@ -116,7 +116,9 @@ class TranslateRequest(google.protobuf.message.Message):
     target_language_code: builtins.str
     """Language to translate into. Required."""
     model: builtins.str
-    """Name of the model. Empty means the server's default model."""
+    """Name of the model, or name@version for that version and no other. Empty
+    means the server's default model.
+    """
     segmentation: global___Segmentation.ValueType
     """How a line of text is cut into segments."""
     @property

@@ -67,8 +67,8 @@ class TranslationServiceServicer(object):
         inputs:
 
         * INVALID_ARGUMENT: a field is out of range, the message is not valid
-        protobuf or UTF-8, or there are too many inputs. Every violation is
-        listed in BadRequest.
+        protobuf or UTF-8, or there are too many inputs or segments. Every
+        violation is listed in BadRequest.
         * NOT_FOUND: the server has no such model, or the model does not translate
         this pair of languages. The message names what there is.
         * RESOURCE_EXHAUSTED: the queue is full (RetryInfo says when to come back),

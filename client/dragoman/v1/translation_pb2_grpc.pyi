@@ -13,7 +13,7 @@ Conventions that hold for every message:
 * An `optional` field that is absent means "the default of the model bundle".
   An explicit value is always honoured or refused, never silently changed.
 * An enum value that the server does not know is INVALID_ARGUMENT.
-* Language codes are BCP-47 tags, for example "en" or "pt-BR".
+* Language codes are BCP-47 tags, for example "en" or "pt-BR", in any case.
 """
 
 import abc
@@ -53,8 +53,8 @@ class TranslationServiceStub:
     inputs:
 
     * INVALID_ARGUMENT: a field is out of range, the message is not valid
-      protobuf or UTF-8, or there are too many inputs. Every violation is
-      listed in BadRequest.
+      protobuf or UTF-8, or there are too many inputs or segments. Every
+      violation is listed in BadRequest.
     * NOT_FOUND: the server has no such model, or the model does not translate
       this pair of languages. The message names what there is.
     * RESOURCE_EXHAUSTED: the queue is full (RetryInfo says when to come back),
@@ -89,8 +89,8 @@ class TranslationServiceAsyncStub:
     inputs:
 
     * INVALID_ARGUMENT: a field is out of range, the message is not valid
-      protobuf or UTF-8, or there are too many inputs. Every violation is
-      listed in BadRequest.
+      protobuf or UTF-8, or there are too many inputs or segments. Every
+      violation is listed in BadRequest.
     * NOT_FOUND: the server has no such model, or the model does not translate
       this pair of languages. The message names what there is.
     * RESOURCE_EXHAUSTED: the queue is full (RetryInfo says when to come back),
@@ -127,8 +127,8 @@ class TranslationServiceServicer(metaclass=abc.ABCMeta):
         inputs:
 
         * INVALID_ARGUMENT: a field is out of range, the message is not valid
-          protobuf or UTF-8, or there are too many inputs. Every violation is
-          listed in BadRequest.
+          protobuf or UTF-8, or there are too many inputs or segments. Every
+          violation is listed in BadRequest.
         * NOT_FOUND: the server has no such model, or the model does not translate
           this pair of languages. The message names what there is.
         * RESOURCE_EXHAUSTED: the queue is full (RetryInfo says when to come back),

@@ -23,8 +23,7 @@ import pytest
 import typer
 
 from dragoman import Client, DragomanError
-from dragoman_server.bundle.bundle import Bundle
-from dragoman_server.bundle.manifest import Precision
+from dragoman_server.bundle.bundle import Bundle, embedded_bundle
 from dragoman_server.cli import app
 from support.process import server_process
 
@@ -66,10 +65,10 @@ class Monitored:
 
 
 @pytest.fixture(scope="module")
-def monitored(tiny_bundles: dict[Precision, Bundle], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Monitored]:
-    bundle = tiny_bundles["int8"]
+def monitored(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Monitored]:
+    direction = Bundle.open(embedded_bundle()).manifest.directions[0]
     # So little room that some of the load is refused.
-    with server_process(bundle.folder, "--max-running=2", "--max-waiting=4") as server:
+    with server_process(None, "--max-running=2", "--max-waiting=4") as server:
         folder = tmp_path_factory.mktemp("prometheus")
         text = CONFIG.read_text()
         assert text.count(TARGET) == 1
@@ -77,7 +76,7 @@ def monitored(tiny_bundles: dict[Precision, Bundle], tmp_path_factory: pytest.Te
         config = folder / "prometheus.yml"
         config.write_text(text.replace(TARGET, urllib.parse.urlsplit(server.metrics_url).netloc))
         with (
-            load(server.address, bundle.manifest.directions[0]),
+            load(server.address, direction),
             prometheus(config, folder / "data") as prometheus_url,
         ):
             yield Monitored(server.metrics_url, prometheus_url)

@@ -32,7 +32,8 @@ async def send(address: str, messages: list[tuple[str, bytes]]) -> Counter[grpc.
 
         async def one(method: str, message: bytes) -> None:
             async with permits:
-                call = channel.unary_unary(method)(message, timeout=60)
+                multi_callable: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(method)
+                call = multi_callable(message, timeout=60)
                 codes[await call.code()] += 1
                 details = await call.details()
                 assert "Traceback" not in details

@@ -1,120 +1,103 @@
-"""An exported bundle does what its PyTorch source does."""
+"""An exported model against the PyTorch model it was made from."""
 
+import dataclasses
+import random
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime as ort
 import pytest
 import torch
+from numpy.typing import NDArray
 
 from dragoman_export.bundle_writer import export
 from dragoman_export.checkpoint import Checkpoint
 from dragoman_export.greedy import pad
-from dragoman_export.parity import Comparison, Divergence, ParityError, SentenceParity, compare
-from dragoman_server.bundle.bundle import ATTENTION_FILE, Bundle
+from dragoman_export.parity import Comparison, ParityError, compare
+from dragoman_server.bundle.bundle import ATTENTION_FILE, ENCODER_FILE, Bundle
 from dragoman_server.bundle.manifest import MANIFEST_FILE, Precision
 from dragoman_server.engine.runner import open_session
-from support.tiny_model import random_checkpoint, random_sources
+from support.tiny_model import random_checkpoint, random_source, random_sources
+
+pytestmark = pytest.mark.timeout(300)
+
+Exports = dict[Precision, tuple[Bundle, Comparison]]
+TARGET_LENGTHS = (5, 12, 1, 8)
 
 
-def test_at_fp32_200_sentences_are_reproduced_step_by_step(
-    tiny_exports: dict[Precision, tuple[Bundle, Comparison]],
-) -> None:
+# -- step by step ------------------------------------------------------------------------------------------------------
+
+
+def test_fp32_chooses_the_same_tokens_and_agrees_on_every_distribution(tiny_exports: Exports) -> None:
     _, comparison = tiny_exports["fp32"]
     assert len(comparison.sentences) == 200
+    assert comparison.divergences == ()
     assert comparison.max_distribution_difference < 1e-4
     assert comparison.max_attention_difference < 1e-5
-    assert all(divergence.margin < 1e-5 for divergence in comparison.divergences), comparison.divergences
-    # A model that repeats itself would prove little.
-    assert len({sentence.token_ids for sentence in comparison.sentences}) > 150
 
 
-def test_at_int8_distributions_stay_close(tiny_exports: dict[Precision, tuple[Bundle, Comparison]]) -> None:
-    bundle, comparison = tiny_exports["int8"]
-    assert 0 < comparison.max_logprob_difference < 1.0
+def test_the_sentences_compared_are_worth_comparing(tiny_exports: Exports) -> None:
+    """Otherwise what the tests of this folder say would mean little."""
+    _, comparison = tiny_exports["fp32"]
+    targets = [sentence.token_ids for sentence in comparison.sentences]
+    assert len(set(targets)) > 120
+    assert len({len(target) for target in targets}) > 10
+    assert len({token for target in targets for token in target}) > 100
+
+
+def test_int8_stays_close_to_its_source(tiny_exports: Exports) -> None:
+    """Log-probs range over more than 10 nats here; random weights are harder on quantisation than trained ones."""
+    _, comparison = tiny_exports["int8"]
+    differences = [sentence.max_logprob_difference for sentence in comparison.sentences]
+    assert max(differences) < 0.5
+    assert np.mean(differences) < 0.15
     assert comparison.max_attention_difference < 0.1
-    assert bundle.manifest.parity.max_logprob_difference == comparison.max_logprob_difference
-
-
-VARIANTS: tuple[dict[str, Any], ...] = (
-    {"norm": "pre"},
-    {"activation": "silu", "position_layout": "split"},
-    {"activation": "gelu", "positions": "learned", "position_offset": 2, "scale_embedding": False},
-    {"shared_vocabulary": False, "output_bias": False},
-    {"num_heads": 2, "num_encoder_layers": 1, "num_decoder_layers": 3},
-)
-
-
-@pytest.mark.parametrize("dimensions", VARIANTS, ids=str)
-@pytest.mark.parametrize("precision", ["fp32", "int8"])
-def test_every_kind_of_model_is_reproduced(precision: Precision, dimensions: dict[str, Any], tmp_path: Path) -> None:
-    checkpoint = random_checkpoint(**dimensions)
-    _, comparison = export(checkpoint, tmp_path / "bundle", precision, random_sources(checkpoint, 5))
-    # export itself refuses fp32 that is off by more than 1e-4.
-    assert comparison.max_distribution_difference < (1e-4 if precision == "fp32" else 3.0)
-
-
-def test_attention_of_a_padded_batch_is_that_of_each_sentence_alone(
-    tiny_checkpoint: Checkpoint, tiny_bundles: dict[Precision, Bundle]
-) -> None:
-    session = open_session(tiny_bundles["fp32"].folder / ATTENTION_FILE, num_threads=1)
-    sources = random_sources(tiny_checkpoint, 4)
-    targets = [[2, *source[1:-1]] for source in sources]
-    config = tiny_checkpoint.config
-    source_ids, source_mask = pad(sources, config.pad_token_id)
-    target_ids, _ = pad(targets, config.pad_token_id)
-    feeds = {
-        "input_ids": source_ids.numpy(),
-        "attention_mask": source_mask.int().numpy(),
-        "decoder_input_ids": target_ids.numpy(),
-        "labels": target_ids.numpy(),
-    }
-    encoder, decoder, cross, _ = session.run(None, feeds)
-    for i, (source, target) in enumerate(zip(sources, targets, strict=True)):
-        alone = torch.tensor([source])
-        with torch.inference_mode():
-            _, weights = tiny_checkpoint.model(alone, torch.ones_like(alone, dtype=torch.bool), torch.tensor([target]))
-        num_source, num_target = len(source), len(target)
-        for found, wanted, rows, columns in (
-            (encoder, weights.encoder, num_source, num_source),
-            (decoder, weights.decoder, num_target, num_target),
-            (cross, weights.cross, num_target, num_source),
-        ):
-            np.testing.assert_allclose(found[i, :, :, :rows, :columns], wanted[0].numpy(), atol=1e-5)
-            np.testing.assert_allclose(found[i, :, :, :rows].sum(axis=-1), 1.0, atol=1e-5)
-            assert not found[i, :, :, :rows, columns:].any()  # padding weighs nothing at all
-
-
-def sentence(difference: float) -> SentenceParity:
-    return SentenceParity((4, 3), (3,), (0.0,), difference, difference, difference)
+    # Where it chooses differently, PyTorch was nearly undecided.
+    assert max(divergence.margin for divergence in comparison.divergences) < 0.5
 
 
 @pytest.mark.parametrize(
-    ("comparison", "fault"),
+    "dimensions",
     [
-        (Comparison((sentence(1e-3),), ()), "by 0.001"),
-        (Comparison((sentence(float("nan")),), ()), "by nan"),
-        (Comparison((sentence(0.0),), (Divergence(0, 3, 17, 18, margin=1e-4),)), "step=3"),
+        {"norm": "pre", "activation": "gelu"},
+        {"activation": "silu", "positions": "learned", "position_offset": 2},
+        {"norm": "pre", "position_layout": "split", "position_offset": 1, "scale_embedding": False},
+        {"shared_vocabulary": False, "target_vocabulary_size": 120, "output_bias": False},
+        {"num_encoder_layers": 1, "num_decoder_layers": 3, "num_heads": 8},
     ],
+    ids=lambda dimensions: " ".join(dimensions),
 )
-def test_a_difference_that_rounding_does_not_explain_is_an_error(comparison: Comparison, fault: str) -> None:
-    with pytest.raises(ParityError, match=fault):
-        comparison.require_equality()
+def test_models_of_other_dimensions_are_exported_as_faithfully(tmp_path: Path, dimensions: dict[str, Any]) -> None:
+    checkpoint = random_checkpoint(**dimensions)
+    _, comparison = export(checkpoint, tmp_path / "bundle", "fp32", random_sources(checkpoint, 10))
+    assert comparison.divergences == ()
+    assert comparison.max_distribution_difference < 1e-4
+    assert comparison.max_attention_difference < 1e-5
 
 
-def test_another_token_at_a_tie_is_none() -> None:
-    Comparison((sentence(0.0),), (Divergence(0, 3, 17, 18, margin=1e-6),)).require_equality()
+# -- what the comparison is worth --------------------------------------------------------------------------------------
 
 
-def test_a_bundle_of_other_weights_is_noticed(tiny_bundles: dict[Precision, Bundle]) -> None:
-    other = random_checkpoint(seed=1)
-    comparison = compare(other, tiny_bundles["fp32"], random_sources(other, 2))
-    with pytest.raises(ParityError):
-        comparison.require_equality()
+def with_changed_weight(checkpoint: Checkpoint) -> Checkpoint:
+    """A twin whose first decoder layer adds 0.01 to one value of the cross-attention."""
+    twin = random_checkpoint()
+    with torch.no_grad():
+        twin.model.decoder_layers[0].cross_attention.output.bias[7] += 0.01
+    return dataclasses.replace(checkpoint, model=twin.model)
 
 
-def test_a_failed_export_leaves_no_folder(
-    tiny_checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_one_changed_weight_is_found(tiny_checkpoint: Checkpoint, tiny_bundles: dict[Precision, Bundle]) -> None:
+    sources = random_sources(tiny_checkpoint, 3)
+    same = compare(tiny_checkpoint, tiny_bundles["fp32"], sources)
+    same.require_equality()
+    other = compare(with_changed_weight(tiny_checkpoint), tiny_bundles["fp32"], sources)
+    with pytest.raises(ParityError, match="differs from PyTorch by"):
+        other.require_equality()
+
+
+def test_an_export_that_fails_leaves_nothing_behind(
+    tmp_path: Path, tiny_checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(_: Comparison) -> None:
         raise ParityError("no")
@@ -122,11 +105,105 @@ def test_a_failed_export_leaves_no_folder(
     monkeypatch.setattr(Comparison, "require_equality", refuse)
     with pytest.raises(ParityError):
         export(tiny_checkpoint, tmp_path / "bundle", "fp32", random_sources(tiny_checkpoint, 1))
-    assert not (tmp_path / "bundle").exists()
+    assert list(tmp_path.iterdir()) == []
 
 
-def test_nothing_is_overwritten(tiny_checkpoint: Checkpoint, tmp_path: Path) -> None:
-    (tmp_path / MANIFEST_FILE).touch()
+def test_an_existing_folder_is_not_written_to(tmp_path: Path, tiny_checkpoint: Checkpoint) -> None:
+    (tmp_path / MANIFEST_FILE).write_text("mine")
     with pytest.raises(FileExistsError):
         export(tiny_checkpoint, tmp_path, "fp32", random_sources(tiny_checkpoint, 1))
-    assert (tmp_path / MANIFEST_FILE).exists()
+    assert (tmp_path / MANIFEST_FILE).read_text() == "mine"
+
+
+# -- whole batches -----------------------------------------------------------------------------------------------------
+
+
+def attention_feeds(sources: list[tuple[int, ...]], targets: list[list[int]]) -> dict[str, NDArray[Any]]:
+    """Inputs of the attention graph: a batch, padded on both sides."""
+    source_ids, mask = pad(sources, 0)
+    decoder_input_ids, _ = pad([[2, *target[:-1]] for target in targets], 0)
+    labels, _ = pad(targets, 0)
+    return {
+        "input_ids": source_ids.numpy(),
+        "attention_mask": mask.int().numpy(),
+        "decoder_input_ids": decoder_input_ids.numpy(),
+        "labels": labels.numpy(),
+    }
+
+
+def random_targets(checkpoint: Checkpoint) -> list[list[int]]:
+    rng = random.Random(5)
+    size = checkpoint.config.dimensions.target_vocabulary_size
+    return [rng.choices(range(6, size), k=length) for length in TARGET_LENGTHS]
+
+
+@pytest.fixture(scope="module")
+def sources(tiny_checkpoint: Checkpoint) -> list[tuple[int, ...]]:
+    rng = random.Random(4)
+    return [random_source(tiny_checkpoint, length, rng) for length in (9, 3, 17, 7)]
+
+
+def open_attention(bundle: Bundle) -> ort.InferenceSession:
+    return open_session(bundle.folder / ATTENTION_FILE, num_threads=2)
+
+
+@torch.inference_mode()
+def test_the_attention_graph_gives_the_weights_of_pytorch(
+    tiny_checkpoint: Checkpoint, tiny_bundles: dict[Precision, Bundle], sources: list[tuple[int, ...]]
+) -> None:
+    feeds = attention_feeds(sources, random_targets(tiny_checkpoint))
+    *weights, label_logprobs = open_attention(tiny_bundles["fp32"]).run(None, feeds)
+    mask = torch.from_numpy(feeds["attention_mask"]).bool()
+    logits, expected = tiny_checkpoint.model(
+        torch.from_numpy(feeds["input_ids"]), mask, torch.from_numpy(feeds["decoder_input_ids"])
+    )
+    for found, weights_of_kind in zip(weights, expected, strict=True):
+        np.testing.assert_allclose(found, weights_of_kind.numpy(), atol=1e-5)
+        np.testing.assert_allclose(found.sum(axis=-1), 1, atol=1e-5)
+    labels = torch.from_numpy(feeds["labels"]).unsqueeze(-1)
+    np.testing.assert_allclose(label_logprobs, logits.log_softmax(-1).gather(-1, labels).squeeze(-1), atol=1e-4)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_attention_of_a_padded_sentence_is_that_of_the_sentence_alone(
+    precision: Precision,
+    tiny_checkpoint: Checkpoint,
+    tiny_bundles: dict[Precision, Bundle],
+    sources: list[tuple[int, ...]],
+) -> None:
+    session = open_attention(tiny_bundles[precision])
+    targets = random_targets(tiny_checkpoint)
+    encoder, decoder, cross, logprobs = session.run(None, attention_feeds(sources, targets))
+    for row, (source, target) in enumerate(zip(sources, targets, strict=True)):
+        s, t = len(source), len(target)
+        alone = session.run(None, attention_feeds([source], [target]))
+        batched = (encoder[row, :, :, :s, :s], decoder[row, :, :, :t, :t], cross[row, :, :, :t, :s], logprobs[row, :t])
+        # An int8 rounding that falls the other way moves a weight by about 0.001: neighbours would move it by far more.
+        for found, expected in zip(batched, alone, strict=True):
+            np.testing.assert_allclose(found, expected[0], atol=1e-5 if precision == "fp32" else 0.02)
+        assert (cross[row, :, :, :, s:] == 0).all()
+        assert (encoder[row, :, :, :, s:] == 0).all()
+        assert (np.triu(decoder[row], k=1) == 0).all()
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_encoding_is_the_same_to_the_last_bit_whoever_the_neighbours_are(
+    precision: Precision,
+    tiny_checkpoint: Checkpoint,
+    tiny_bundles: dict[Precision, Bundle],
+) -> None:
+    session = open_session(tiny_bundles[precision].folder / ENCODER_FILE, num_threads=2)
+    rng = random.Random(6)
+    rows = [random_source(tiny_checkpoint, 11, rng) for _ in range(16)]
+
+    def encode(batch: list[tuple[int, ...]]) -> list[NDArray[np.float32]]:
+        ids = np.array(batch, np.int64)
+        outputs: list[NDArray[np.float32]] = session.run(
+            None, {"input_ids": ids, "attention_mask": np.ones(ids.shape, np.int32)}
+        )
+        return outputs
+
+    together = encode(rows)
+    for row, source in enumerate(rows):
+        for found, expected in zip(together, encode([source]), strict=True):
+            np.testing.assert_array_equal(found[row], expected[0])

@@ -411,7 +411,8 @@ async def test_health_follows_the_heartbeat_of_the_engine(
     monkeypatch.setattr(app, "_SECONDS_PER_HEARTBEAT", 0.01)
     async with running_server(bundle, monkeypatch, capsys, CONFIG) as server:
         caller = Caller(server.address)
-        watch: grpc.aio.UnaryStreamCall[bytes, bytes] = caller.channel.unary_stream(WATCH)(b"")
+        multi_callable: grpc.aio.UnaryStreamMultiCallable[bytes, bytes] = caller.channel.unary_stream(WATCH)
+        watch = multi_callable(b"")
         for stalled_seconds, status in ((0.0, SERVING), (11.0, NOT_SERVING), (0.0, SERVING)):
             server.engine.stalled_seconds = stalled_seconds
             assert HealthCheckResponse.FromString(await watch.read()).status == status

@@ -40,8 +40,13 @@ class Environment:
         return environment
 
     def pip(self, *arguments: str) -> str:
-        command = [sys.executable, "-m", "pip", "--python", self.folder / "bin/python", *arguments]
-        return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=clean_environ()).stdout
+        return subprocess.run(
+            [sys.executable, "-m", "pip", "--python", self.folder / "bin/python", *arguments],
+            stdout=subprocess.PIPE,
+            text=True,
+            env=clean_environ(),
+            check=True,
+        ).stdout
 
     def packages(self) -> set[str]:
         return {package["name"].replace("_", "-") for package in json.loads(self.pip("list", "--format=json"))}
@@ -59,8 +64,12 @@ class Environment:
 
 def build(source: Path, out: Path) -> Path:
     """Builds the sdist, and the wheel from the sdist alone, as an index would; returns the wheel."""
-    command = [sys.executable, "-m", "build", "--outdir", out, source]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=clean_environ())
+    subprocess.run(
+        [sys.executable, "-m", "build", "--outdir", out, source],
+        stdout=subprocess.DEVNULL,
+        env=clean_environ(),
+        check=True,
+    )
     [wheel] = out.glob("*.whl")
     return wheel
 

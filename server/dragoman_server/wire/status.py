@@ -81,7 +81,7 @@ def reason_of(status: Status) -> str:
     """The reason in the ErrorInfo of a status made here."""
     info = ErrorInfo()
     status.details[0].Unpack(info)
-    return info.reason
+    return str(info.reason)
 
 
 def internal_status(error_id: str) -> Status:

@@ -17,7 +17,7 @@ from dragoman_export.evaluation import evaluate as evaluate_bundle
 from dragoman_export.model import Dimensions
 from dragoman_export.parity import Comparison, ParityError, compare
 from dragoman_export.sources import read_sources
-from dragoman_export.train_command import CorpusFile, CorpusOptions
+from dragoman_export.train_command import CorpusFile, CorpusOptions, parse_weight
 from dragoman_export.train_command import train as train_model
 from dragoman_export.training import TrainingOptions
 from dragoman_server.bundle.bundle import Bundle
@@ -63,6 +63,17 @@ def train(
     ] = None,
     name: Annotated[str, typer.Option(help="Name of the model.")] = "model",
     both_directions: Annotated[bool, typer.Option(help="Train the second language to the first as well.")] = True,
+    weight: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="SOURCE-TARGET=WEIGHT",
+            help="How often an epoch shows the pairs of a direction: en-de=2, de-en=0.5. Repeatable; others have 1.",
+        ),
+    ] = None,
+    start_from: Annotated[
+        Path | None,
+        typer.Option(help="Checkpoint to go on from: its tokenizer, dimensions and weights are taken over."),
+    ] = None,
     vocabulary_size: Annotated[int, typer.Option(help="Pieces of the joint tokenizer.")] = 8000,
     d_model: Annotated[int, typer.Option(help="Width of the model.")] = 256,
     num_heads: Annotated[int, typer.Option(help="Attention heads; d_model / num_heads is a multiple of 8.")] = 8,
@@ -85,7 +96,12 @@ def train(
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
 ) -> None:
     """Train a model on sentence pairs. Killed at any moment, the same command goes on where it was."""
-    corpus = CorpusOptions(tuple(CorpusFile.parse(text) for text in pair), tuple(held_out or ()), both_directions)
+    corpus = CorpusOptions(
+        tuple(CorpusFile.parse(text) for text in pair),
+        tuple(held_out or ()),
+        both_directions,
+        dict(parse_weight(text) for text in weight or ()),
+    )
     dimensions = Dimensions(
         source_vocabulary_size=vocabulary_size,
         target_vocabulary_size=vocabulary_size,
@@ -105,7 +121,8 @@ def train(
         seed=seed,
         batch=BatchOptions(batch_tokens=batch_tokens, join_share=join_share),
     )
-    train_model(name, folder, corpus, dimensions, options, device, console)
+    base = Checkpoint.load(start_from) if start_from else None
+    train_model(name, folder, corpus, dimensions, options, device, console, base)
     console.print(f"The model is in {folder}. Next: dragoman-export export {folder} BUNDLE")
 
 

@@ -129,6 +129,7 @@ class Direction:
     prefix_ids: tuple[int, ...]
     source: TokenRows
     target: TokenRows
+    weight: float = 1.0  # how often an epoch shows each pair; 0.5 shows a random half of them
 
 
 @dataclass(frozen=True)
@@ -151,7 +152,7 @@ class BatchOptions:
 
 
 def plan_epoch(directions: Sequence[Direction], options: BatchOptions, seed: int, epoch: int) -> list[list[Example]]:
-    """The batches of one epoch, in order: every pair of every direction once, grouped by length, shuffled.
+    """The batches of one epoch, in order: every pair of every direction (by its weight), grouped by length, shuffled.
 
     Some pairs are joined to their (shuffled) neighbours up to a random length, so that the model also learns inputs of
     several sentences, which a corpus of single sentences would never show it.
@@ -186,6 +187,8 @@ def _plan_direction(index: int, direction: Direction, options: BatchOptions, rng
         for row in range(len(direction.source))
         if source_lengths[row] + extra <= options.max_tokens and target_lengths[row] + 1 <= options.max_tokens
     ]
+    repetitions = int(direction.weight)
+    rows = rows * repetitions + rng.sample(rows, round(len(rows) * (direction.weight - repetitions)))
     rng.shuffle(rows)
     num_joined = int(len(rows) * options.join_share)
     group: list[int] = []

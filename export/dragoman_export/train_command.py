@@ -1,8 +1,9 @@
 """`dragoman-export train`: from files of sentence pairs to a trained checkpoint."""
 
 import dataclasses
-from collections.abc import Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import sentencepiece as spm
@@ -10,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as ProgressBar
 
-from dragoman_export.checkpoint import TOKENIZER_FILE, Checkpoint, Config
+from dragoman_export.checkpoint import TOKENIZER_FILE, Checkpoint, Config, load_tensors, unique_tensors
 from dragoman_export.corpus import Direction, ParallelText, TextPair, TokenRows, read_held_out, read_pairs, split_pairs
 from dragoman_export.model import Dimensions
 from dragoman_export.tokenizer import BOS_ID, EOS_ID, PAD_ID, language_tag, train_tokenizer
@@ -36,6 +37,17 @@ class CorpusFile:
         return cls((first, second), Path(path))
 
 
+def parse_weight(text: str) -> tuple[tuple[str, str], float]:
+    """`en-fr=2` -> (("en", "fr"), 2.0); raises ValueError for another form or a negative weight."""
+    direction, _, number = text.partition("=")
+    source, _, target = direction.partition("-")
+    if not (source and target and number) or not 0 <= float(number) < math.inf:
+        raise ValueError(
+            f"{text!r} is not of the form SOURCE-TARGET=WEIGHT with a weight of at least 0, such as en-fr=2"
+        )
+    return (source, target), float(number)
+
+
 @dataclass(frozen=True)
 class CorpusOptions:
     """Which text is trained on, and how it is cut into pieces."""
@@ -43,6 +55,7 @@ class CorpusOptions:
     files: tuple[CorpusFile, ...]
     held_out: tuple[Path, ...] = ()  # files of test sentences that may not be trained on
     both_directions: bool = True
+    weights: Mapping[tuple[str, str], float] = field(default_factory=dict)  # of directions, see `Direction.weight`
     development_share: float = 0.002
     max_development_pairs: int = 200  # per direction, so that validation stays short
 
@@ -55,10 +68,12 @@ def train(
     options: TrainingOptions,
     device: str,
     console: Console,
+    start_from: Checkpoint | None = None,
 ) -> Checkpoint:
     """Reads the corpora, trains the tokenizer if the folder has none, trains the model and saves it in `folder`.
 
-    The vocabulary sizes in `dimensions` are wishes: a small corpus does not fill a large vocabulary.
+    The vocabulary sizes in `dimensions` are wishes: a small corpus does not fill a large vocabulary. With `start_from`
+    its tokenizer, dimensions and weights are where training begins.
     """
     held_out = read_held_out(corpus.held_out)
     texts = [split_pairs(f.languages, read_pairs(f.path), held_out, corpus.development_share) for f in corpus.files]
@@ -68,9 +83,12 @@ def train(
             f"development, {text.num_held_out:,} left out because they are in the test set"
         )
     languages = sorted({code for text in texts for code in text.languages})
-    tokenizer = _tokenizer(folder, texts, dimensions.target_vocabulary_size, languages)
+    if start_from is not None:
+        dimensions, tokenizer = start_from.config.dimensions, start_from.tokenizer
+    else:
+        tokenizer = _tokenizer(folder, texts, dimensions.target_vocabulary_size, languages)
     processor = spm.SentencePieceProcessor(model_proto=tokenizer)
-    directions = _directions(texts, processor, corpus.both_directions)
+    directions = _directions(texts, processor, corpus)
     vocabulary_size = processor.get_piece_size()
     config = Config(
         name=name,
@@ -110,6 +128,8 @@ def train(
                 console.print(f"{event.fraction:6.1%} {bar.tasks[task].description}")
 
         trainer = Trainer(folder, config, tokenizer, directions, development, options, device, report)
+        if start_from is not None and not trainer.is_resumed:
+            load_tensors(trainer.model, unique_tensors(start_from.model))
         if trainer.is_resumed:
             console.print(f"resuming at step {trainer.step:,}")
         checkpoint = trainer.run()
@@ -129,14 +149,17 @@ def _tokenizer(folder: Path, texts: Sequence[ParallelText], vocabulary_size: int
     return path.read_bytes()
 
 
-def _directions(texts: Sequence[ParallelText], processor: spm.SentencePieceProcessor, both: bool) -> list[Direction]:
+def _directions(
+    texts: Sequence[ParallelText], processor: spm.SentencePieceProcessor, corpus: CorpusOptions
+) -> list[Direction]:
     directions = []
     for text in texts:
         sides = [TokenRows.of(processor.encode([pair[side] for pair in text.training])) for side in (0, 1)]
-        for source, target in ((0, 1), (1, 0)) if both else ((0, 1),):
-            code = text.languages[target]
-            prefix_ids = (processor.piece_to_id(language_tag(code)),)
-            directions.append(Direction(text.languages[source], code, prefix_ids, sides[source], sides[target]))
+        for source, target in ((0, 1), (1, 0)) if corpus.both_directions else ((0, 1),):
+            languages = (text.languages[source], text.languages[target])
+            prefix_ids = (processor.piece_to_id(language_tag(languages[1])),)
+            weight = corpus.weights.get(languages, 1.0)
+            directions.append(Direction(*languages, prefix_ids, sides[source], sides[target], weight))
     return directions
 
 

@@ -66,9 +66,9 @@ class Monitored:
 
 @pytest.fixture(scope="module")
 def monitored(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Monitored]:
-    direction = Bundle.open(embedded_bundle()).manifest.directions[0]
+    bundle = Bundle.open(embedded_bundle())
     # So little room that some of the load is refused.
-    with server_process(None, "--max-running=2", "--max-waiting=4") as server:
+    with server_process(bundle.folder, "--max-running=2", "--max-waiting=4") as server:
         folder = tmp_path_factory.mktemp("prometheus")
         text = CONFIG.read_text()
         assert text.count(TARGET) == 1
@@ -76,7 +76,7 @@ def monitored(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Monitored]:
         config = folder / "prometheus.yml"
         config.write_text(text.replace(TARGET, urllib.parse.urlsplit(server.metrics_url).netloc))
         with (
-            load(server.address, direction),
+            load(server.address, bundle.manifest.directions[0]),
             prometheus(config, folder / "data") as prometheus_url,
         ):
             yield Monitored(server.metrics_url, prometheus_url)

@@ -43,7 +43,7 @@ def test_the_sentences_compared_are_worth_comparing(tiny_exports: Exports) -> No
     targets = [sentence.token_ids for sentence in comparison.sentences]
     assert len(set(targets)) > 120
     assert len({len(target) for target in targets}) > 10
-    assert len({token for target in targets for token in target}) > 100
+    assert len({token for target in targets for token in target}) > 50
 
 
 def test_int8_stays_close_to_its_source(tiny_exports: Exports) -> None:

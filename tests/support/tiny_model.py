@@ -1,5 +1,8 @@
-"""A translation model small enough to be made, exported and run in seconds. Its weights are random, its outputs are
-not dull: they depend on the source, seldom repeat, and most end by themselves, at many different lengths."""
+"""A translation model small enough to be made, exported and run in seconds.
+
+Its weights are random, its outputs are not all the same: they depend on the source, and many end by themselves, at
+many different lengths.
+"""
 
 import random
 from functools import cache
@@ -60,7 +63,7 @@ def random_checkpoint(seed: int = 0, **dimensions: Any) -> Checkpoint:
                 module.bias.normal_(std=0.1, generator=generator)
             elif isinstance(module, nn.Embedding):
                 module.weight.normal_(std=dims.d_model**-0.5, generator=generator)
-        for position_table in {model.source_embedding.positions, model.target_embedding.positions}:
+        for position_table in (model.source_embedding.positions, model.target_embedding.positions):
             if isinstance(position_table, nn.Parameter):
                 position_table.normal_(generator=generator)
         for layer in model.decoder_layers:
@@ -69,12 +72,13 @@ def random_checkpoint(seed: int = 0, **dimensions: Any) -> Checkpoint:
             layer.cross_attention.query.weight *= 3
         # The output projection is the embedding: without this, the likeliest next token is the one before.
         last_norm = model.decoder_norm if dims.norm == "pre" else model.decoder_layers[-1].feed_forward_residual.norm
+        assert isinstance(last_norm, nn.LayerNorm)
         last_norm.weight.normal_(std=LOGIT_SPREAD, generator=generator)
         if model.output_bias is not None:
             model.output_bias.normal_(std=0.1, generator=generator)
             model.output_bias[EOS_ID] = EOS_BIAS
             model.output_bias[[PAD_ID, BOS_ID]] = -100.0
-    tags = {code: (tokenizer().piece_to_id(language_tag(code)),) for code in LANGUAGES}
+    tags: dict[str, tuple[int, ...]] = {code: (tokenizer().piece_to_id(language_tag(code)),) for code in LANGUAGES}
     config = Config(
         name="tiny",
         dimensions=dims,

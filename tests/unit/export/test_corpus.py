@@ -1,4 +1,6 @@
+import dataclasses
 import zipfile
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -101,8 +103,9 @@ TokenLists = list[tuple[int, int]]  # lengths of the two sides of each pair
 
 
 def make_direction(lengths: TokenLists) -> Direction:
-    source, target = ([[100 * row + i for i in range(n)] for row, n in enumerate(side)] for side in zip(*lengths))
-    return Direction("en", "fr", (4,), TokenRows.of(source), TokenRows.of(target))
+    source = TokenRows.of([100 * row + i for i in range(length)] for row, (length, _) in enumerate(lengths))
+    target = TokenRows.of([100 * row + i for i in range(length)] for row, (_, length) in enumerate(lengths))
+    return Direction("en", "fr", (4,), source, target)
 
 
 lengths_of_pairs = st.lists(st.tuples(st.integers(1, 30), st.integers(1, 30)), min_size=1, max_size=40)
@@ -146,6 +149,15 @@ def test_an_epoch_depends_on_the_seed_and_on_its_number_alone() -> None:
     assert plan == plan_epoch(CORPUS, BatchOptions(), seed=1, epoch=3)
     assert plan != plan_epoch(CORPUS, BatchOptions(), seed=1, epoch=4)
     assert plan != plan_epoch(CORPUS, BatchOptions(), seed=2, epoch=3)
+
+
+@pytest.mark.parametrize(("weight", "counts"), [(0.0, {0}), (0.5, {0, 1}), (1.0, {1}), (2.5, {2, 3})])
+def test_a_weight_says_how_often_pairs_are_shown(weight: float, counts: set[int]) -> None:
+    direction = dataclasses.replace(CORPUS[0], weight=weight)
+    plan = plan_epoch([direction], BatchOptions(), seed=1, epoch=0)
+    shown = Counter(row for batch in plan for example in batch for row in example.rows)
+    assert shown.total() == 200 * weight
+    assert {shown[row] for row in range(200)} == counts
 
 
 def test_the_share_to_be_joined_makes_long_examples_of_neighbours() -> None:

@@ -129,6 +129,7 @@ def reference(model: Transformer) -> nn.Transformer:
             (theirs.decoder, model.decoder_layers, model.decoder_norm),
         ):
             for layer, copied in zip(layers, stack.layers, strict=True):
+                assert isinstance(layer, EncoderLayer | DecoderLayer)
                 copy_layer(layer, copied)
             if stack.norm is not None:
                 stack.norm.load_state_dict(final.state_dict())

@@ -1,14 +1,13 @@
 import dataclasses
 import math
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import sentencepiece as spm
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 
 from dragoman_export.checkpoint import Checkpoint, Config
@@ -88,7 +87,7 @@ def toy_trainer(
 ) -> Trainer:
     processor: spm.SentencePieceProcessor = tokenizer()
     prefix_ids = (processor.piece_to_id(language_tag("fr")),)
-    sides = [TokenRows.of(processor.encode([pair[side] for pair in pairs])) for side in (0, 1)]
+    source, target = (TokenRows.of(processor.encode([pair[side] for pair in pairs])) for side in (0, 1))
     size = processor.get_piece_size()
     config = Config(
         name="toy",
@@ -100,7 +99,7 @@ def toy_trainer(
         source_prefix_ids={"fr": prefix_ids},
         training={"corpus": "toy"},
     )
-    directions = [Direction(*LANGUAGES, prefix_ids, *sides)]
+    directions = [Direction(*LANGUAGES, prefix_ids, source, target)]
     development_pairs = {LANGUAGES: development} if development else {}
     return Trainer(folder, config, tokenizer_model(), directions, development_pairs, options, report=report)
 
@@ -174,9 +173,9 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
     return train_shortly(tmp_path_factory.mktemp("uninterrupted"))
 
 
-def kill_when(condition: Callable[[Any], bool]) -> Report:
+def kill_at(step: int, kind: type[Progress | Validation] = Progress) -> Report:
     def report(event: Progress | Validation) -> None:
-        if condition(event):
+        if isinstance(event, kind) and event.step == step:
             raise Kill
 
     return report
@@ -188,7 +187,7 @@ def test_a_training_killed_at_a_step_and_run_again_ends_with_the_same_weights(
 ) -> None:
     assert uninterrupted.config.training["steps"] > 17
     with pytest.raises(Kill):
-        train_shortly(tmp_path, kill_when(lambda event: event.step == step))
+        train_shortly(tmp_path, kill_at(step))
     assert (tmp_path / STATE_FILE).exists() == (step > SHORT.checkpoint_every)
     assert_same_weights(train_shortly(tmp_path), uninterrupted)
 
@@ -198,7 +197,7 @@ def test_a_training_killed_in_its_last_validation_and_run_again_ends_with_the_sa
 ) -> None:
     steps = uninterrupted.config.training["steps"]
     with pytest.raises(Kill):
-        train_shortly(tmp_path, kill_when(lambda event: isinstance(event, Validation) and event.step == steps))
+        train_shortly(tmp_path, kill_at(steps, Validation))
     assert_same_weights(train_shortly(tmp_path), uninterrupted)
 
 
@@ -233,7 +232,16 @@ def test_a_training_killed_again_and_again_ends_with_the_same_weights(
 ) -> None:
     for step in (2, 6, 7, 13):
         with pytest.raises(Kill):
-            train_shortly(tmp_path, kill_when(lambda event, step=step: event.step == step))
+            train_shortly(tmp_path, kill_at(step))
+    assert_same_weights(train_shortly(tmp_path), uninterrupted)
+
+
+def test_a_snapshot_that_no_state_knows_of_is_not_averaged(tmp_path: Path, uninterrupted: Checkpoint) -> None:
+    with pytest.raises(Kill):
+        train_shortly(tmp_path, kill_at(9))
+    (*_, last) = sorted((tmp_path / SNAPSHOT_FOLDER).iterdir())
+    zeros = {name: torch.zeros_like(tensor) for name, tensor in load_file(last).items()}
+    save_file(zeros, last.with_stem("step-00000099"))
     assert_same_weights(train_shortly(tmp_path), uninterrupted)
 
 

@@ -119,12 +119,14 @@ async def serve(config: Config) -> int:
         )
         async with _heartbeat(engine, health):
             await _first_of(stop, engine_died)
+        await health.drain()
         if engine_died.is_set():
             logger.critical("the engine has died: the server stops")
+            # Calls that gRPC has received but not handed over yet are answered too.
+            await _quiet(guard, hurry, time.monotonic() + _LAST_WORDS_SECONDS)
             hurry.set()
         else:
             logger.info("stopping: calls in flight have %g s", config.shutdown_grace_seconds)
-        await health.drain()
         await _drain(server, guard, engine, hurry, config.shutdown_grace_seconds)
         return EXIT_ENGINE_DEAD if engine_died.is_set() else EXIT_OK
 

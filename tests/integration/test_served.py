@@ -142,12 +142,13 @@ def test_the_metrics_count_what_was_translated(tiny_bundles: dict[Precision, Bun
 def test_a_length_limit_is_kept_and_reported(server: ServerProcess, bundle: Bundle) -> None:
     source, target = bundle.manifest.directions[0]
     with Client(server.address) as client:
-        long, cut = (
-            client.translate(sentences_of(bundle, [30])[0], source=source, target=target, max_target_tokens=n)
-            for n in (None, 2)
-        )
-    assert cut.finish_reason is FinishReason.LENGTH
-    assert cut.token_ids == long.token_ids[:2]
+        texts = sentences_of(bundle, list(range(20, 40)))
+        whole = client.translate(texts, source=source, target=target)
+        cut = client.translate(texts, source=source, target=target, max_target_tokens=2)
+    assert any(translation.finish_reason is FinishReason.STOP for translation in whole)
+    for long, short in zip(whole, cut, strict=True):
+        assert short.token_ids == long.token_ids[:2]
+        assert (short.finish_reason is FinishReason.LENGTH) == (len(long.token_ids) > 2)
 
 
 def test_lines_and_white_space_come_back(server: ServerProcess, bundle: Bundle) -> None:

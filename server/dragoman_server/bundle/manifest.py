@@ -90,8 +90,8 @@ class Manifest:
     def read(cls, folder: Path) -> "Manifest":
         """Raises BundleError naming the file, the field and the fault."""
         path = folder / MANIFEST_FILE
-        if not path.is_file():
-            raise BundleError(f"{folder} is not a model bundle: it has no {MANIFEST_FILE}")
+        if path.is_symlink() or not path.is_file():
+            raise BundleError(f"{folder} is not a model bundle: it has no {MANIFEST_FILE} that is a plain file")
         if path.stat().st_size > MAX_MANIFEST_BYTES:
             raise BundleError(f"{path} is {path.stat().st_size} bytes long; at most {MAX_MANIFEST_BYTES} are read")
         try:
@@ -128,6 +128,14 @@ class Manifest:
         for kind, names in dataclasses.asdict(self.state).items():
             if len(names) != num_tensors:
                 raise ValueError(f"state.{kind} names {len(names)} tensors, the decoder layers need {num_tensors}")
+        if not self.parity.golden:
+            raise ValueError("parity.golden is empty: nothing shows that the model does what its source does")
+        for index, golden in enumerate(self.parity.golden):
+            if not 0 < len(golden.token_ids) == len(golden.token_logprobs):
+                raise ValueError(
+                    f"parity.golden[{index}] has {len(golden.token_ids)} token_ids and "
+                    f"{len(golden.token_logprobs)} token_logprobs; it needs as many of each, and at least one"
+                )
         for name in self.files:
             if Path(name).name != name or name in ("", ".", ".."):
                 raise ValueError(f"files: {name!r} is not a plain file name")
@@ -137,15 +145,15 @@ def _read(kind: Any, value: Any, path: str) -> Any:
     """Builds `kind` (a dataclass, tuple, dict or scalar type) from parsed JSON, strictly."""
     origin: Any = get_origin(kind)
     arguments: tuple[Any, ...] = get_args(kind)
+    name = path.rstrip(".") or "the manifest"
     if dataclasses.is_dataclass(kind) and isinstance(kind, type):
         if not isinstance(value, dict):
-            raise ValueError(f"{path or 'the manifest'} is not an object")
+            raise ValueError(f"{name} is not an object")
         names = {f.name for f in dataclasses.fields(kind)}
         if value.keys() != names:
             missing, unknown = sorted(names - value.keys()), sorted(value.keys() - names)
-            raise ValueError(f"{path or 'the manifest'}: missing fields {missing}, unknown fields {unknown}")
+            raise ValueError(f"{name}: missing fields {missing}, unknown fields {unknown}")
         return kind(**{f.name: _read(f.type, value[f.name], f"{path}{f.name}.") for f in dataclasses.fields(kind)})
-    name = path.rstrip(".")
     if origin is tuple:
         if not isinstance(value, list):
             raise ValueError(f"{name} is not a list")

@@ -76,9 +76,11 @@ class Engine:
     # -- any thread ------------------------------------------------------------------------------------------------
 
     def start(self) -> None:
-        with self._changed:
-            self._refusal = ""
+        """Raises RuntimeError when the engine was started before."""
         self._thread.start()
+        with self._changed:
+            if not self._is_stopping:
+                self._refusal = ""
 
     @property
     def is_alive(self) -> bool:

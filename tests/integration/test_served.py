@@ -162,12 +162,32 @@ def test_lines_and_white_space_come_back(server: ServerProcess, bundle: Bundle) 
     assert (texts[3].text, texts[4].text) == ("", " \n ")
 
 
-@pytest.mark.parametrize(
-    ("source", "target", "sentence", "expected"),
-    [
-        ("en", "fr", "The old cat is sleeping on my chair.", "Le vieux chat dort sur ma chaise."),
-    ],
-)
-def test_the_default_model_translates(source: str, target: str, sentence: str, expected: str) -> None:
+EASY = {
+    ("en", "fr"): ("I don't know where he lives.", {"Je ne sais pas où il vit.", "Je ne sais pas où il habite."}),
+    ("en", "de"): ("I don't know where he lives.", {"Ich weiß nicht, wo er wohnt.", "Ich weiß nicht, wo er lebt."}),
+    ("en", "es"): ("I don't know where he lives.", {"No sé dónde vive.", "No sé dónde vive él."}),
+    ("fr", "en"): ("Je ne sais pas où il habite.", {"I don't know where he lives."}),
+    ("de", "en"): ("Ich weiß nicht, wo er wohnt.", {"I don't know where he lives."}),
+    ("es", "en"): ("No tengo dinero.", {"I don't have money.", "I don't have any money.", "I have no money."}),
+}
+
+
+def test_the_default_model_translates_in_every_direction() -> None:
+    bundle = Bundle.open(embedded_bundle())
+    assert set(bundle.manifest.directions) == EASY.keys()
+    with server_process(bundle.folder) as server, Client(server.address) as client:
+        for (source, target), (sentence, right) in EASY.items():
+            assert client.translate(sentence, source=source, target=target).text in right
+
+
+LONG = ("Tom went to the market yesterday because he wanted to buy some bread and some cheese for us. " * 6).split()
+
+
+@pytest.mark.parametrize("text", ["Hello!", " ".join(LONG[:20]), " ".join(LONG[:100])], ids=len)
+def test_the_default_model_copes_with_short_and_long_inputs(text: str) -> None:
+    num_words = len(text.split())
     with server_process(embedded_bundle()) as server, Client(server.address) as client:
-        assert client.translate(sentence, source=source, target=target).text == expected
+        for target in ("fr", "de", "es"):
+            translation = client.translate(text, source="en", target=target)
+            assert translation.finish_reason is FinishReason.STOP
+            assert num_words / 3 <= len(translation.text.split()) <= 2 * num_words

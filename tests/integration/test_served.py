@@ -2,8 +2,9 @@
 
 import asyncio
 import random
+import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -123,18 +124,29 @@ def test_100_calls_in_flight_are_answered_after_sigterm(tiny_bundles: dict[Preci
     assert all(translation.token_ids for translation in translations)
 
 
+def metrics_when(server: ServerProcess, condition: Callable[[dict[str, float]], bool]) -> dict[str, float]:
+    """The metrics by name and labels, once they fulfil the condition."""
+    for _ in range(100):
+        with urllib.request.urlopen(server.metrics_url) as page:
+            lines = page.read().decode().splitlines()
+        values = {name: float(value) for name, value in (line.rsplit(" ", 1) for line in lines if line[0] != "#")}
+        if condition(values):
+            return values
+        time.sleep(0.05)
+    pytest.fail(f"the metrics stay at {values}")
+
+
 def test_the_metrics_count_what_was_translated(tiny_bundles: dict[Precision, Bundle]) -> None:
     bundle = tiny_bundles["int8"]
     source, target = bundle.manifest.directions[0]
     with server_process(bundle.folder) as server:
         with Client(server.address) as client:
             translations = client.translate(sentences_of(bundle, [5, 9, 12]), source=source, target=target)
-        with urllib.request.urlopen(server.metrics_url) as page:
-            lines = page.read().decode().splitlines()
-    values = {name: float(value) for name, value in (line.rsplit(" ", 1) for line in lines if line[0] != "#")}
+        num_tokens = sum(len(t.token_ids) for t in translations)
+        # A step is counted after its answers have left.
+        values = metrics_when(server, lambda values: values["dragoman_generated_tokens_total"] == num_tokens)
     assert values['dragoman_requests_total{code="OK",method="dragoman.v1.TranslationService/Translate"}'] == 1
     assert values["dragoman_source_tokens_total"] == 5 + 9 + 12
-    assert values["dragoman_generated_tokens_total"] == sum(len(t.token_ids) for t in translations)
     assert values["dragoman_num_requests_waiting"] == values["dragoman_num_requests_running"] == 0
     assert values["dragoman_batch_size_count"] == values["dragoman_decode_step_seconds_count"] > 0
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import metadata
 
 _OWN_PACKAGES = frozenset({"dragoman", "dragoman_server", "dragoman_export"})
 
@@ -19,6 +20,8 @@ def require_extra(extra: str) -> Iterator[None]:
         missing = (error.name or "").partition(".")[0]
         if missing in _OWN_PACKAGES:
             raise
+        # The same package comes with the server (dragoman) or without it (dragoman-client).
+        distribution = metadata.packages_distributions().get("dragoman", ["dragoman"])[0]
         raise SystemExit(
-            f"This command needs the package {missing!r}. Install it with:\n    pip install 'dragoman[{extra}]'"
+            f"This command needs the package {missing!r}. Install it with:\n    pip install '{distribution}[{extra}]'"
         ) from None

@@ -152,6 +152,12 @@ def test_a_missing_extra_is_named() -> None:
         raise ModuleNotFoundError("No module named 'typer'", name="typer.main")
 
 
+def test_the_thin_client_names_its_own_distribution(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.metadata.packages_distributions", lambda: {"dragoman": ["dragoman-client"]})
+    with pytest.raises(SystemExit, match=r"pip install 'dragoman-client\[cli\]'"), require_extra("cli"):
+        raise ModuleNotFoundError("No module named 'typer'", name="typer")
+
+
 def test_a_missing_module_of_ours_is_a_fault() -> None:
     with pytest.raises(ModuleNotFoundError), require_extra("cli"):
         raise ModuleNotFoundError("No module named 'dragoman.x'", name="dragoman.x")

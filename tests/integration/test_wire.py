@@ -484,7 +484,11 @@ async def test_a_dead_engine_answers_everyone_and_ends_the_server(server: Runnin
     server.engine.is_holding = True
     calls = [caller.start(request(f"Number {n}."), timeout=20) for n in range(10)]
     await server.engine.submitted(10)
+    watch: grpc.aio.UnaryStreamMultiCallable[bytes, bytes] = caller.channel.unary_stream(WATCH)
+    health = watch(b"")
+    assert HealthCheckResponse.FromString(await health.read()).status == SERVING
     server.die()
+    assert HealthCheckResponse.FromString(await health.read()).status == NOT_SERVING
     for call in calls:
         with pytest.raises(grpc.aio.AioRpcError):
             await call

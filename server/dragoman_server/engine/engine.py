@@ -6,6 +6,7 @@ The thread owns the scheduler and the runner; everybody else talks to it through
 """
 
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -65,10 +66,11 @@ class Engine:
         self._options = options
         self._on_step, self._on_death = on_step, on_death
         self._scheduler = Scheduler(options.max_running, options.max_encoder_tokens)
-        self._changed = threading.Condition()  # guards the five below
+        self._changed = threading.Condition()  # guards the six below
         self._inbox: list[Sequence] = []
         self._pending: set[Sequence] = set()  # submitted and not yet answered
         self._is_stopping = False
+        self._next_check = math.inf  # no sequence is abandoned before this time; -inf once a caller has left
         self._last_progress = time.monotonic()
         self._refusal = "the engine has not been started"  # why it takes no requests; empty when it does
         self._thread = threading.Thread(target=self._run, name="dragoman-engine", daemon=True)
@@ -118,9 +120,17 @@ class Engine:
             if not self._pending:
                 self._last_progress = arrived  # until now there was nothing to do
             self._pending.update(sequences)
+            self._next_check = min([self._next_check, *(request.deadline for request in requests)])
             self._inbox.extend(sequences)
             self._changed.notify()
+        for sequence in sequences:
+            sequence.future.add_done_callback(self._note_cancellation)
         return [sequence.future for sequence in sequences]
+
+    def _note_cancellation(self, future: "Future[Completion]") -> None:
+        if future.cancelled():
+            with self._changed:
+                self._next_check = -math.inf
 
     def stop(self) -> None:
         """Ends the thread after its current step; requests not finished by then get an EngineDeadError."""
@@ -177,7 +187,16 @@ class Engine:
     def _drop_abandoned(self) -> tuple[int, int]:
         """Forgets what is cancelled or past its deadline, wherever it is; returns how many of each."""
         now = time.monotonic()
-        abandoned = {s for s in (*self._scheduler.waiting, *self._scheduler.running) if s.is_abandoned(now)}
+        with self._changed:
+            if now < self._next_check:
+                return 0, 0  # asking thousands of waiting sequences would take as long as the step
+            # What has come in since this step began is not looked at, so there must be another look at the next.
+            self._next_check = -math.inf if self._inbox else math.inf
+        scheduled = (*self._scheduler.waiting, *self._scheduler.running)
+        abandoned = {s for s in scheduled if s.is_abandoned(now)}
+        next_deadline = min((s.request.deadline for s in scheduled if s not in abandoned), default=math.inf)
+        with self._changed:  # a caller may have left meanwhile
+            self._next_check = min(self._next_check, next_deadline)
         if abandoned:
             self._scheduler.remove_waiting(abandoned)
             self._runner.move_rows(self._scheduler.remove_running(abandoned))

@@ -13,16 +13,21 @@ class EngineOptions:
     """How much the decoding engine does at a time."""
 
     max_running: int = 64
-    """Rows decoded together in one step, each a segment of some text. Memory for their keys
-    and values is reserved at start."""
+    """Rows decoded together in one step. A segment takes one, with beam search as many as its
+    beam size; so this is also the largest beam."""
 
     max_waiting: int = 4096
-    """Rows that may queue for a place among the running; more are refused at once. Also the
-    most segments of one call."""
+    """Segments that may queue for a place among the running; more are refused at once. Also
+    the most segments of one call."""
 
     max_encoder_tokens: int = 2048
-    """Source tokens, with padding, encoded in one step: what new arrivals may delay the
+    """Source tokens, with padding, encoded between two steps: what new arrivals may delay the
     running rows by. A longer source is encoded alone."""
+
+    max_kv_bytes: int = 0
+    """Memory that the keys and values of the running rows may come to take up, were all of
+    them as long as they may get; others wait. 0: as much as `max_running` rows need. A
+    request that is over it by itself runs alone."""
 
     num_threads: int = 0
     """Threads that compute one step. 0 takes as many as this process has CPUs, by the quota
@@ -42,6 +47,10 @@ class InputLimits:
 
     max_text_characters: int = 20_000
     """Unicode code points of one text."""
+
+    max_exchange_in_flight: int = 256
+    """Texts of one stream that are translated or wait for the caller to read the result. The
+    stream is read no further, so this bounds the memory a slow reader takes."""
 
     max_message_bytes: int = 4 << 20
     """Bytes of one request message, and of what a compressed one unpacks to."""
@@ -87,9 +96,11 @@ def validate(config: Config) -> None:
         "max_running": (config.engine.max_running, 1, 4096),
         "max_waiting": (config.engine.max_waiting, 1, 1_000_000),
         "max_encoder_tokens": (config.engine.max_encoder_tokens, 1, 1_000_000),
+        "max_kv_bytes": (config.engine.max_kv_bytes, 0, 2**50),
         "num_threads": (config.engine.num_threads, 0, 1024),
         "max_inputs": (config.limits.max_inputs, 1, 1_000_000),
         "max_text_characters": (config.limits.max_text_characters, 1, 10_000_000),
+        "max_exchange_in_flight": (config.limits.max_exchange_in_flight, 1, 1_000_000),
         # Protobuf and gRPC count in signed 32 bits.
         "max_message_bytes": (config.limits.max_message_bytes, 1024, 2**31 - 1),
         "shutdown_grace_seconds": (config.shutdown_grace_seconds, 0, 86_400),

@@ -1,23 +1,30 @@
 """A translation does not depend on its neighbours, on padding, on its row, or on when it joined: bit for bit."""
 
+import dataclasses
 import random
-from concurrent.futures import wait
+from collections.abc import Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
 
 import pytest
 
 from dragoman_export.checkpoint import Checkpoint
+from dragoman_export.tokenizer import EOS_ID
 from dragoman_server.bundle.bundle import Bundle
 from dragoman_server.bundle.manifest import Precision
-from dragoman_server.config import EngineOptions
 from dragoman_server.engine.engine import Engine
 from dragoman_server.engine.runner import OnnxRunner
-from dragoman_server.engine.sequence import Hypothesis, Request
+from dragoman_server.engine.search import Search
+from dragoman_server.engine.search_options import EarlyStopping, SearchOptions
+from dragoman_server.engine.sequence import Completion, Hypothesis, Request
 from dragoman_server.engine.slots import Move
+from support.fake_runner import running_engine
 from support.tiny_model import random_source, random_sources
 
 pytestmark = [pytest.mark.timeout(300), pytest.mark.parametrize("precision", ["fp32", "int8"])]
 
 Source = tuple[int, ...]
+Hypotheses = tuple[Hypothesis, ...]
 Decoded = list[tuple[int, float]]  # ids and log-probs of one row, step by step
 NUM_STEPS = 24
 # Kernels work on blocks of 4, 8 and 16; some change the last bits at lengths that are 3 mod 4.
@@ -95,40 +102,117 @@ def test_a_moved_row_goes_on_where_it_was(
     alone = [decode(runner, [source])[0] for source in sources]
     decode(runner, [critical_sources[-1]] * 4)  # what was in the rows before must not show
     rows = decode(runner, sources, num_steps_before)
-    runner.move_rows([Move(3, 0)])
+    runner.move_rows([Move(3, 0, is_sibling=False)])
     rows = [rows[3], rows[1], rows[2]]
     while len(rows[0]) < NUM_STEPS:
         step(runner, rows)
     assert rows == [alone[3], alone[1], alone[2]]
 
 
-def test_through_the_engine_alone_and_all_at_once_are_the_same(
+# -- through the engine ------------------------------------------------------------------------------------------------
+
+SEARCHES = [
+    SearchOptions(),
+    SearchOptions(beam_size=4, num_hypotheses=4),
+    SearchOptions(beam_size=4, length_penalty=0.6, no_repeat_ngram_size=2, early_stopping=EarlyStopping.FIRST),
+    SearchOptions(beam_size=3, repetition_penalty=1.3, min_target_tokens=4),
+    SearchOptions(is_sampling=True, num_hypotheses=2, seed=1, top_k=50),
+    SearchOptions(is_sampling=True, seed=2, top_k=0, temperature=0.7),
+    SearchOptions(is_sampling=True, seed=3, top_k=0, top_p=0.8, repetition_penalty=1.2),
+    SearchOptions(no_repeat_ngram_size=3, suppressed=((7,), (9, 12))),
+    SearchOptions(repetition_penalty=1.5),
+]
+
+
+def random_requests(sources: list[Source], rng: random.Random) -> list[Request]:
+    """Every kind of search in turn; some with a prefix, some to be scored."""
+    requests = []
+    for index, source in enumerate(sources):
+        words = rng.choices(range(6, 100), k=rng.randint(1, 9))
+        prefix_ids = ((), (), (), tuple(words[:3]), (*words, EOS_ID))[index % 5]
+        options = SEARCHES[index % len(SEARCHES)]
+        requests.append(Request(source, 20 + index % 7, options=options, prefix_ids=prefix_ids))
+    return requests
+
+
+def decode_in_company(engine: Engine, requests: list[Request], rng: random.Random) -> dict[Request, Hypotheses]:
+    """All at once, in any order and in calls of any size, while others come and some of these leave again."""
+    rng.shuffle(requests)
+    futures: dict[Request, Future[Completion]] = {}
+    passers_by: list[Future[Completion]] = []
+    left = list(requests)
+    while left:
+        call = [left.pop() for _ in range(min(len(left), rng.randint(1, 9)))]
+        futures |= dict(zip(call, engine.submit(call), strict=True))
+        passers_by += engine.submit(rng.choices(requests, k=2))
+        for future in rng.sample(passers_by, k=len(passers_by) // 3):
+            future.cancel()
+    return {request: future.result(timeout=600).hypotheses for request, future in futures.items()}
+
+
+@pytest.mark.parametrize("count", [45, pytest.param(5000, marks=[pytest.mark.slow, pytest.mark.timeout(3600)])])
+def test_every_search_finds_the_same_alone_and_in_any_company(
+    precision: Precision, tiny_checkpoint: Checkpoint, tiny_bundles: dict[Precision, Bundle], count: int
+) -> None:
+    bundle, rng = tiny_bundles[precision], random.Random(count)
+    requests = random_requests(random_sources(tiny_checkpoint, count, seed=3), rng)
+    # Fewer rows than requests and a small budget: rows join and leave in the middle of others.
+    with onnx_engine(bundle, max_running=21, max_encoder_tokens=150, max_waiting=2 * count + 100) as engine:
+        alone = {request: only(engine, request) for request in requests}
+        assert decode_in_company(engine, requests, rng) == alone
+    assert len({len(h.token_ids) for hypotheses in alone.values() for h in hypotheses}) > 9  # ends at different times
+
+
+def test_the_kernels_critical_lengths_make_no_difference(
     precision: Precision,
     tiny_bundles: dict[Precision, Bundle],
     critical_sources: list[Source],
     neighbours: list[Source],
 ) -> None:
-    bundle = tiny_bundles[precision]
-    manifest = bundle.manifest
-    # Fewer rows than requests and a small budget: rows join and leave in the middle of others.
-    options = EngineOptions(max_running=13, max_encoder_tokens=150)
-    runner = OnnxRunner(bundle, options.max_running, num_threads=2)
-    engine = Engine(runner, manifest.decoder_start_token_id, manifest.eos_token_id, options)
-    sources = [*critical_sources, *neighbours]
-    requests = [Request(source, max_target_tokens=20 + index % 7) for index, source in enumerate(sources)]
-    engine.start()
-    try:
+    requests = [
+        Request(source, max_target_tokens=20 + index % 7)
+        for index, source in enumerate([*critical_sources, *neighbours])
+    ]
+    with onnx_engine(tiny_bundles[precision], max_running=13, max_encoder_tokens=150) as engine:
         alone = {request: only(engine, request) for request in requests}
-        random.Random(3).shuffle(requests)
-        futures = engine.submit(requests)
-        wait(futures, timeout=120)
-        together = {request: future.result() for request, future in zip(requests, futures, strict=True)}
-    finally:
-        engine.stop()
-    assert {request: completion.hypotheses for request, completion in together.items()} == alone
-    assert len({len(hypothesis.token_ids) for (hypothesis,) in alone.values()}) > 7  # they ended at different times
+        assert decode_in_company(engine, requests, random.Random(3)) == alone
+    assert len({len(hypothesis.token_ids) for (hypothesis,) in alone.values()}) > 7
 
 
-def only(engine: Engine, request: Request) -> tuple[Hypothesis, ...]:
+def test_scoring_a_translation_gives_the_score_that_it_was_found_with(
+    precision: Precision, tiny_checkpoint: Checkpoint, tiny_bundles: dict[Precision, Bundle]
+) -> None:
+    sources = random_sources(tiny_checkpoint, 20, seed=4)
+    found: list[tuple[Request, Hypothesis]] = []
+    with onnx_engine(tiny_bundles[precision], max_running=16) as engine:
+        for options in SEARCHES:
+            requests = [Request(source, 20, options=options) for source in sources]
+            for request, future in zip(requests, engine.submit(requests), strict=True):
+                found += [(request, hypothesis) for hypothesis in future.result(timeout=600).hypotheses]
+        scorings = [
+            Request(
+                request.source_ids,
+                max_target_tokens=len(hypothesis.token_ids),
+                options=SearchOptions(length_penalty=request.options.length_penalty),
+                prefix_ids=hypothesis.token_ids,
+            )
+            for request, hypothesis in found
+        ]
+        scored = [future.result(timeout=600).hypotheses for future in engine.submit(scorings)]
+    for (_, hypothesis), (again,) in zip(found, scored, strict=True):
+        # A beam search with a penalty ranks by other scores than the model's; all else is the same.
+        assert again == dataclasses.replace(hypothesis, ranked_logprob=None)
+        assert hypothesis.ranked_logprob is not None or again.score == hypothesis.score
+    assert len(found) > len(SEARCHES) * len(sources)
+
+
+@contextmanager
+def onnx_engine(bundle: Bundle, max_running: int, **options: int) -> Iterator[Engine]:
+    runner = OnnxRunner(bundle, max_running, num_threads=2)
+    with running_engine(runner, Search.of(bundle.manifest), max_running=max_running, **options) as engine:
+        yield engine
+
+
+def only(engine: Engine, request: Request) -> Hypotheses:
     (future,) = engine.submit([request])
     return future.result(timeout=60).hypotheses

@@ -1,118 +1,87 @@
-"""Random programs on the scheduler and on the whole engine."""
+"""Random calls on the whole engine: whatever happens, every request is answered once, and rightly."""
 
+import itertools
+import math
 import random
 from concurrent.futures import CancelledError, Future
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from dragoman_server.config import EngineOptions
-from dragoman_server.engine.engine import Engine
-from dragoman_server.engine.scheduler import Scheduler
-from dragoman_server.engine.sequence import Completion, Request, Sequence
-from dragoman_server.engine.slots import Move
+from dragoman_server.engine.sequence import Completion, Priority, Request
 from dragoman_server.errors import DeadlineError
-from support.fake_runner import EOS_ID, START_ID, FakeRunner, expected
+from support.fake_runner import EOS_ID, FakeRunner, decode_alone, random_options, running_engine, wild
 
-
-class Scheduling(RuleBasedStateMachine):
-    """Adds, starts and removes sequences at random, beside a pool whose rows are copied as the scheduler says."""
-
-    MAX_RUNNING, MAX_ENCODER_TOKENS = 5, 12
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.scheduler = Scheduler(self.MAX_RUNNING, self.MAX_ENCODER_TOKENS)
-        self.waiting: list[Sequence] = []  # what must be waiting, in order
-        self.live: set[Sequence] = set()  # what must be running
-        self.pool: list[Sequence | None] = [None] * self.MAX_RUNNING
-
-    @rule(lengths=st.lists(st.integers(1, 20), max_size=6))
-    def add(self, lengths: list[int]) -> None:
-        added = [Sequence(Request(tuple(range(n)), 9), arrived=0.0) for n in lengths]
-        self.waiting += added
-        self.scheduler.add(added)
-
-    @rule()
-    def schedule(self) -> None:
-        num_free = self.MAX_RUNNING - len(self.live)
-        arrivals = self.scheduler.schedule()
-        assert arrivals == self.waiting[: len(arrivals)]
-        padded = len(arrivals) * max((s.num_source_tokens for s in arrivals), default=0)
-        assert len(arrivals) <= 1 or padded <= self.MAX_ENCODER_TOKENS
-        assert bool(arrivals) == bool(self.waiting and num_free)
-        first_row = len(self.live)
-        self.pool[first_row : first_row + len(arrivals)] = arrivals
-        self.live.update(arrivals)
-        del self.waiting[: len(arrivals)]
-
-    @rule(data=st.data())
-    def remove(self, data: st.DataObject) -> None:
-        candidates = [*self.waiting, *self.scheduler.running]
-        gone = {s for s in candidates if data.draw(st.booleans())}
-        self.scheduler.remove_waiting(gone)
-        moves = self.scheduler.remove_running(gone)
-        assert len({move.target for move in moves}) == len(moves)
-        assert not {move.target for move in moves} & {move.source for move in moves}
-        self.copy(moves)
-        self.waiting = [s for s in self.waiting if s not in gone]
-        self.live -= gone
-
-    def copy(self, moves: list[Move]) -> None:
-        for source, target in moves:
-            self.pool[target] = self.pool[source]
-
-    @invariant()
-    def everyone_is_where_the_scheduler_says(self) -> None:
-        self.scheduler.check_integrity()
-        assert list(self.scheduler.waiting) == self.waiting
-        assert set(self.scheduler.running) == self.live
-        assert self.pool[: len(self.live)] == list(self.scheduler.running)
-        assert self.scheduler.has_work == bool(self.waiting or self.live)
-
-
-Scheduling.TestCase.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
-TestScheduling = Scheduling.TestCase
+MAX_ROWS = 5  # of a request
 
 REQUESTS = st.builds(
     Request,
-    source_ids=st.lists(st.integers(10, 99), min_size=1, max_size=12).map(tuple),
+    source_ids=st.lists(st.integers(4, 11), min_size=1, max_size=12).map(tuple),
     max_target_tokens=st.integers(1, 14),
-    deadline=st.sampled_from([float("inf")] * 4 + [0.0]),  # one in five is past its deadline on arrival
+    deadline=st.sampled_from([math.inf] * 4 + [0.0]),  # one in five is past its deadline on arrival
+    options=st.randoms(use_true_random=False).map(lambda rng: random_options(rng, MAX_ROWS)),
+    prefix_ids=st.one_of(st.just(()), st.lists(st.integers(EOS_ID, 11), max_size=4).map(tuple)),
+    priority=st.sampled_from(Priority),
 )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=60)
 @given(
-    calls=st.lists(st.lists(REQUESTS, min_size=1, max_size=8), min_size=1, max_size=8),
-    max_running=st.integers(1, 6),
+    calls=st.lists(
+        st.tuples(st.lists(REQUESTS, min_size=1, max_size=6), st.sampled_from(["a", "b", None])), min_size=1, max_size=6
+    ),
+    max_running=st.integers(MAX_ROWS, 12),
     max_encoder_tokens=st.integers(1, 40),
+    max_kv_bytes=st.sampled_from([0, 20, 100]),
     seed=st.integers(),
 )
-def test_whatever_happens_every_request_is_answered_once_and_rightly(
-    calls: list[list[Request]], max_running: int, max_encoder_tokens: int, seed: int
+def test_every_request_is_answered_once_and_as_it_would_be_alone(
+    calls: list[tuple[list[Request], object]], max_running: int, max_encoder_tokens: int, max_kv_bytes: int, seed: int
 ) -> None:
     rng = random.Random(seed)
     answers: list[object] = []
-    options = EngineOptions(max_running=max_running, max_encoder_tokens=max_encoder_tokens)
-    engine = Engine(FakeRunner(), START_ID, EOS_ID, options)
-    engine.start()
     submitted: list[tuple[Request, Future[Completion]]] = []
-    for requests in calls:
-        futures = engine.submit(requests)
-        for future in futures:
-            future.add_done_callback(answers.append)
-        submitted += zip(requests, futures, strict=True)
-        for _, future in rng.sample(submitted, k=len(submitted) // 4):
-            future.cancel()
-    for request, future in submitted:
-        try:
-            assert future.result(timeout=30).hypotheses == (expected(request),)
-        except CancelledError:
-            pass
-        except DeadlineError:
-            assert request.deadline == 0.0
-    engine.stop()
+    budgets = {"max_running": max_running, "max_encoder_tokens": max_encoder_tokens, "max_kv_bytes": max_kv_bytes}
+    with running_engine(FakeRunner(distribution=wild), **budgets) as engine:
+        for requests, caller in calls:
+            futures = engine.submit(requests, caller)
+            for future in futures:
+                future.add_done_callback(answers.append)
+            submitted += zip(requests, futures, strict=True)
+            for _, future in rng.sample(submitted, k=len(submitted) // 4):
+                future.cancel()
+        for request, future in submitted:
+            try:
+                hypotheses = future.result(timeout=30).hypotheses
+            except CancelledError:
+                continue
+            except DeadlineError:
+                assert request.deadline == 0.0
+                continue
+            assert hypotheses == decode_alone(request, wild)
+            assert len(hypotheses) <= request.options.num_hypotheses
+            scores = [hypothesis.score for hypothesis in hypotheses]
+            assert scores == sorted(scores, reverse=True)
+        # The last of the cancelled leave at the next step, if there is one.
+        engine.submit([Request((4,), 1)])[0].result(timeout=30)
+    engine._scheduler.check_integrity()
+    assert not engine._scheduler.has_work
     assert len(answers) == len(submitted)
     assert engine.num_pending == 0
+
+
+@settings(max_examples=30)
+@given(
+    requests=st.lists(REQUESTS.filter(lambda request: request.deadline == math.inf), min_size=1, max_size=8),
+    max_running=st.integers(MAX_ROWS, 12),
+)
+def test_progress_adds_up_to_the_best_hypothesis(requests: list[Request], max_running: int) -> None:
+    told: dict[int, list[tuple[int, ...]]] = {index: [()] for index in range(len(requests))}
+    with running_engine(FakeRunner(distribution=wild), max_running=max_running) as engine:
+        futures = engine.submit(requests, on_progress=lambda index, ids: told[index].append(ids))
+        bests = [future.result(timeout=30).hypotheses[0] for future in futures]
+    for index, best in enumerate(bests):
+        for earlier, later in itertools.pairwise(told[index]):
+            assert later[: len(earlier)] == earlier
+            assert len(later) > len(earlier)
+        assert told[index][-1] == tuple(token_id for token_id in best.token_ids if token_id != EOS_ID)

@@ -2,35 +2,48 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
 from dragoman_server.bundle.bundle import DECODER_STEP_FILE, ENCODER_FILE, Bundle
+from dragoman_server.engine.search import StepOutput
 from dragoman_server.engine.slots import Move
 from dragoman_server.errors import BundleError
 
-
-class StepOutput(NamedTuple):
-    """Views that the next step overwrites. Natural logarithms."""
-
-    top_ids: NDArray[np.int64]  # [rows, k], the most probable tokens of each row, best first
-    top_logprobs: NDArray[np.float32]  # [rows, k]
-    score_logprobs: NDArray[np.float32]  # [rows], log-probs of the `score_ids` that were asked about
+# Positions that the pool has room for at first. It grows by doubling when a longer sentence comes.
+FIRST_CAPACITY = 64
 
 
 class Runner(Protocol):
     """What the engine needs of a model. Rows are rows of the KV pool; live rows are 0..n-1."""
 
+    @property
+    def kv_bytes_per_token(self) -> int:
+        """What one source or target token takes up in the pool."""
+
     def encode(self, sources: Sequence[Sequence[int]], first_row: int) -> None:
         """Encodes a batch into consecutive rows from `first_row` on, which start decoding afresh."""
 
     def decode_step(
-        self, token_ids: Sequence[int], positions: Sequence[int], score_ids: Sequence[int] | None = None
+        self,
+        token_ids: Sequence[int],
+        positions: Sequence[int],
+        top_k: int = 1,
+        score_ids: Sequence[int] = (),
+        all_rows: Sequence[int] = (),
     ) -> StepOutput:
-        """Feeds row i the token `token_ids[i]` at its position `positions[i]` (0 for the first)."""
+        """Feeds row i the token `token_ids[i]` at its position `positions[i]` (0 for the first).
+
+        Args:
+            token_ids: one for each live row.
+            positions: one for each live row.
+            top_k: how many of the most probable tokens are wanted; fewer come where the vocabulary is smaller.
+            score_ids: tokens whose log-probs are wanted, one for each row; or none.
+            all_rows: rows of which the whole vocabulary is wanted.
+        """
 
     def move_rows(self, moves: Sequence[Move]) -> None:
         """Copies rows, with everything that was encoded and decoded in them so far."""
@@ -40,116 +53,190 @@ class OnnxRunner:
     """Decodes on the CPU. Not thread-safe: the engine thread is the only one to call it.
 
     The pool has one array [max_rows, heads, capacity, head size] per state tensor. A step binds the first n rows of
-    each as input and, at the same address, as output; one binding per n is kept, so that a step allocates nothing.
-    Pages of the pool take up memory only once they have been written to.
+    each as input and, at the same address, as output; the bindings are kept, so that a step allocates nothing.
     """
 
-    def __init__(self, bundle: Bundle, max_rows: int, num_threads: int, top_k: int = 1) -> None:
+    def __init__(self, bundle: Bundle, max_rows: int, num_threads: int) -> None:
         """Raises BundleError when ONNX Runtime cannot load the graphs or they are not what the manifest says."""
         manifest = bundle.manifest
-        self.pad_token_id = manifest.pad_token_id
+        self._manifest, self._max_rows = manifest, max_rows
         self._encoder = open_session(bundle.folder / ENCODER_FILE, num_threads)
         self._decoder = open_session(bundle.folder / DECODER_STEP_FILE, num_threads)
-        self._bindings: dict[int, ort.IOBinding] = {}
-
-        self._encoder_outputs = tuple(present(name) for name in manifest.state.cross_kv)
-        heads, d_head, limits = manifest.architecture.num_heads, manifest.architecture.d_head, manifest.limits
-        shapes = dict.fromkeys(manifest.state.self_kv, (max_rows, heads, limits.max_target_tokens, d_head))
-        shapes |= dict.fromkeys(manifest.state.cross_kv, (max_rows, heads, limits.max_source_tokens, d_head))
-        self._pool = {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
-        self._self_pool = tuple(self._pool[name] for name in manifest.state.self_kv)
-        self._cross_pool = tuple(self._pool[name] for name in manifest.state.cross_kv)
-        self._source_lengths = np.ones(max_rows, np.int32)
-        self._input_ids = np.zeros(max_rows, np.int64)
-        self._position_ids = np.zeros(max_rows, np.int64)
-        self._score_ids = np.zeros((max_rows, 1), np.int64)
-        self._top_k = np.array([top_k], np.int64)
+        self._pool: dict[str, NDArray[np.float32]] = {}
+        self._bindings: dict[tuple[int, int], ort.IOBinding] = {}  # by rows and k
+        self._self_capacity = self._grow(manifest.state.self_kv, 1, manifest.limits.max_target_tokens, 0)
+        self._cross_capacity = self._grow(manifest.state.cross_kv, 1, manifest.limits.max_source_tokens, 0)
+        width = len(manifest.state.cross_kv) * manifest.architecture.num_heads * manifest.architecture.d_head
+        self._last_cross_kv = np.zeros((max_rows, 1, width), np.float32)
         self._inputs: dict[str, NDArray[Any]] = {
-            "input_ids": self._input_ids,
-            "position_ids": self._position_ids,
-            "source_lengths": self._source_lengths,
-            "score_ids": self._score_ids,
-            **self._pool,
+            "input_ids": np.zeros(max_rows, np.int64),
+            "position_ids": np.zeros(max_rows, np.int64),
+            "source_lengths": np.ones(max_rows, np.int32),
+            "score_ids": np.zeros((max_rows, 1), np.int64),
+            manifest.state.last_cross_kv: self._last_cross_kv,
         }
-        self._top_ids = np.zeros((max_rows, top_k), np.int64)
-        self._top_logprobs = np.zeros((max_rows, top_k), np.float32)
         self._score_logprobs = np.zeros((max_rows, 1), np.float32)
-        self._outputs: dict[str, NDArray[Any]] = {
-            "top_ids": self._top_ids,
-            "top_logprobs": self._top_logprobs,
-            "score_logprobs": self._score_logprobs,
-            **{present(name): array for name, array in self._pool.items()},
-        }
+        self._top: dict[int, tuple[NDArray[np.int64], NDArray[np.float32]]] = {}  # ids and log-probs by k
+        self._no_rows = np.zeros(0, np.int64)
+        self._nothing = np.zeros((0, manifest.architecture.vocabulary_size), np.float32)
+        state = (*manifest.state.cross_kv, manifest.state.last_cross_kv)
+        self._encoder_outputs = tuple(present(name) for name in state)
         self._check_graphs(bundle.folder)
 
     def _check_graphs(self, folder: Path) -> None:
-        expected = {DECODER_STEP_FILE: {*self._inputs, "top_k"}, ENCODER_FILE: {"input_ids", "attention_mask"}}
-        for file, session in ((DECODER_STEP_FILE, self._decoder), (ENCODER_FILE, self._encoder)):
-            inputs = {argument.name for argument in session.get_inputs()}
-            if inputs != expected[file]:
-                raise BundleError(f"{folder / file} has inputs {sorted(inputs)}, not {sorted(expected[file])}")
-        outputs = {argument.name for argument in self._decoder.get_outputs()}
-        if outputs != self._outputs.keys():
-            raise BundleError(
-                f"{folder / DECODER_STEP_FILE} has outputs {sorted(outputs)}, not {sorted(self._outputs)}"
-            )
+        state = self._manifest.state
+        tensors = {*state.self_kv, *state.cross_kv}
+        expected = {
+            ENCODER_FILE: ({"input_ids", "attention_mask"}, set(self._encoder_outputs)),
+            DECODER_STEP_FILE: (
+                {*self._inputs, "top_k", "all_rows", *tensors},
+                {"top_ids", "top_logprobs", "score_logprobs", "all_logits", "all_logprobs"}
+                | set(map(present, tensors)),
+            ),
+        }
+        for file, session in ((ENCODER_FILE, self._encoder), (DECODER_STEP_FILE, self._decoder)):
+            for kind, arguments, names in (
+                ("inputs", session.get_inputs(), expected[file][0]),
+                ("outputs", session.get_outputs(), expected[file][1]),
+            ):
+                found = {argument.name for argument in arguments}
+                if found != names:
+                    raise BundleError(f"{folder / file} has {kind} {sorted(found)}, not {sorted(names)}")
 
     @property
-    def kv_bytes(self) -> int:
-        """Size of the pool."""
-        return sum(pool.nbytes for pool in self._pool.values())
+    def max_kv_bytes(self) -> int:
+        """Size of the pool when it has grown to the longest sentences in all rows."""
+        limits = self._manifest.limits
+        return self.kv_bytes_per_token * self._max_rows * (limits.max_source_tokens + limits.max_target_tokens)
 
     @property
     def kv_bytes_per_token(self) -> int:
-        """What one source or target token takes up in the pool."""
-        return sum(pool[0, :, 0].nbytes for pool in self._self_pool)
+        return sum(self._pool[name][0, :, 0].nbytes for name in self._manifest.state.self_kv)
+
+    def _grow(self, names: Sequence[str], length: int, limit: int, num_rows: int) -> int:
+        """Makes room for `length` positions, keeping what is in the first rows; returns the new capacity."""
+        capacity = FIRST_CAPACITY
+        while capacity < length:
+            capacity *= 2
+        capacity = min(capacity, limit)
+        architecture = self._manifest.architecture
+        for name in names:
+            pool = np.zeros((self._max_rows, architecture.num_heads, capacity, architecture.d_head), np.float32)
+            if num_rows:
+                old = self._pool[name]
+                pool[:num_rows, :, : old.shape[2]] = old[:num_rows]
+            self._pool[name] = pool
+        self._bindings.clear()
+        return capacity
 
     def encode(self, sources: Sequence[Sequence[int]], first_row: int) -> None:
         lengths = [len(source) for source in sources]
-        input_ids = np.full((len(sources), max(lengths)), self.pad_token_id, np.int64)
+        longest = max(lengths)
+        if longest > self._cross_capacity:
+            limits, state = self._manifest.limits, self._manifest.state
+            self._cross_capacity = self._grow(state.cross_kv, longest, limits.max_source_tokens, first_row)
+        input_ids = np.full((len(sources), longest), self._manifest.pad_token_id, np.int64)
         attention_mask = np.zeros(input_ids.shape, np.int32)
         for row, source in enumerate(sources):
             input_ids[row, : len(source)] = source
             attention_mask[row, : len(source)] = 1
         feeds = {"input_ids": input_ids, "attention_mask": attention_mask}
-        key_values = self._encoder.run(self._encoder_outputs, feeds)
+        *key_values, last = self._encoder.run(self._encoder_outputs, feeds)
         rows = slice(first_row, first_row + len(sources))
-        self._source_lengths[rows] = lengths
-        self._position_ids[rows] = 0
-        for pool, key_value in zip(self._cross_pool, key_values, strict=True):
-            pool[rows, :, : max(lengths)] = key_value
+        self._inputs["source_lengths"][rows] = lengths
+        self._inputs["position_ids"][rows] = 0
+        self._last_cross_kv[rows] = last
+        for name, key_value in zip(self._manifest.state.cross_kv, key_values, strict=True):
+            self._pool[name][rows, :, :longest] = key_value
 
     def decode_step(
-        self, token_ids: Sequence[int], positions: Sequence[int], score_ids: Sequence[int] | None = None
+        self,
+        token_ids: Sequence[int],
+        positions: Sequence[int],
+        top_k: int = 1,
+        score_ids: Sequence[int] = (),
+        all_rows: Sequence[int] = (),
     ) -> StepOutput:
-        num_rows = len(token_ids)
-        self._input_ids[:num_rows] = token_ids
-        self._position_ids[:num_rows] = positions
-        if score_ids is not None:
-            self._score_ids[:num_rows, 0] = score_ids
-        if num_rows not in self._bindings:
-            self._bindings[num_rows] = self._bind(num_rows)
-        self._decoder.run_with_iobinding(self._bindings[num_rows])
-        return StepOutput(self._top_ids[:num_rows], self._top_logprobs[:num_rows], self._score_logprobs[:num_rows, 0])
+        num_rows, longest = len(token_ids), max(positions) + 1
+        if longest > self._self_capacity:
+            limits, state = self._manifest.limits, self._manifest.state
+            self._self_capacity = self._grow(state.self_kv, longest, limits.max_target_tokens, num_rows)
+        self._inputs["input_ids"][:num_rows] = token_ids
+        self._inputs["position_ids"][:num_rows] = positions
+        self._inputs["score_ids"][: len(score_ids), 0] = score_ids
+        # Few different k, for each has its bindings.
+        top_k = min(1 << (top_k - 1).bit_length(), self._manifest.architecture.vocabulary_size)
+        ids, logprobs = self._top_arrays(top_k)
+        all_logits = all_logprobs = self._nothing
+        if all_rows:
+            rows = np.array(all_rows, np.int64)
+            all_logits, all_logprobs = (np.empty((len(rows), self._nothing.shape[1]), np.float32) for _ in range(2))
+            binding = self._bind(num_rows, top_k, rows, all_logits, all_logprobs)
+        else:
+            if (num_rows, top_k) not in self._bindings:
+                self._bindings[num_rows, top_k] = self._bind(num_rows, top_k, self._no_rows, all_logits, all_logprobs)
+            binding = self._bindings[num_rows, top_k]
+        self._decoder.run_with_iobinding(binding)
+        score_logprobs = self._score_logprobs[:num_rows, 0]
+        return StepOutput(ids[:num_rows], logprobs[:num_rows], score_logprobs, all_logits, all_logprobs)
 
-    def _bind(self, num_rows: int) -> ort.IOBinding:
+    def _top_arrays(self, top_k: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        if top_k not in self._top:
+            shape = (self._max_rows, top_k)
+            self._top[top_k] = np.zeros(shape, np.int64), np.zeros(shape, np.float32)
+        return self._top[top_k]
+
+    def _bind(
+        self,
+        num_rows: int,
+        top_k: int,
+        all_rows: NDArray[np.int64],
+        all_logits: NDArray[np.float32],
+        all_logprobs: NDArray[np.float32],
+    ) -> ort.IOBinding:
         binding = self._decoder.io_binding()
-        for arrays, bind in ((self._inputs, binding.bind_input), (self._outputs, binding.bind_output)):
+        ids, logprobs = self._top_arrays(top_k)
+        by_row: tuple[tuple[Any, dict[str, NDArray[Any]]], ...] = (
+            (binding.bind_input, {**self._inputs, **self._pool}),
+            (
+                binding.bind_output,
+                {
+                    "top_ids": ids,
+                    "top_logprobs": logprobs,
+                    "score_logprobs": self._score_logprobs,
+                    **{present(name): array for name, array in self._pool.items()},
+                },
+            ),
+        )
+        for bind, arrays in by_row:
             for name, array in arrays.items():
-                view = array[:num_rows]
-                bind(name, "cpu", 0, view.dtype, view.shape, view.ctypes.data)
-        binding.bind_input("top_k", "cpu", 0, np.int64, (1,), self._top_k.ctypes.data)
+                _bind_array(bind, name, array[:num_rows])
+        binding.bind_cpu_input("top_k", np.array([top_k], np.int64))
+        _bind_array(binding.bind_input, "all_rows", all_rows)
+        _bind_array(binding.bind_output, "all_logits", all_logits)
+        _bind_array(binding.bind_output, "all_logprobs", all_logprobs)
         return binding
 
     def move_rows(self, moves: Sequence[Move]) -> None:
-        for source, target in moves:
-            source_length, num_positions = self._source_lengths[source], self._position_ids[source] + 1
-            self._source_lengths[target] = source_length
-            self._position_ids[target] = num_positions - 1
-            for pool in self._self_pool:
+        lengths, positions = self._inputs["source_lengths"], self._inputs["position_ids"]
+        state = self._manifest.state
+        for source, target, is_sibling in moves:
+            source_length, num_positions = lengths[source], positions[source] + 1
+            lengths[target], positions[target] = source_length, positions[source]
+            for name in state.self_kv:
+                pool = self._pool[name]
                 pool[target, :, :num_positions] = pool[source, :, :num_positions]
-            for pool in self._cross_pool:
+            if is_sibling:
+                continue
+            self._last_cross_kv[target] = self._last_cross_kv[source]
+            for name in state.cross_kv:
+                pool = self._pool[name]
                 pool[target, :, :source_length] = pool[source, :, :source_length]
+
+
+def _bind_array(bind: Any, name: str, array: NDArray[Any]) -> None:
+    """Binds memory that stays where it is for as long as the binding is used."""
+    bind(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
 
 
 def present(name: str) -> str:

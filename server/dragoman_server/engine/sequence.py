@@ -1,9 +1,14 @@
-"""What moves through the engine: a `Request` comes in, a `Sequence` is decoded, a `Completion` goes back."""
+"""What moves through the engine: a `Request` comes in, `Sequence`s are decoded, a `Completion` goes back."""
 
 import enum
 import math
+import random
+from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from functools import cached_property
+
+from dragoman_server.engine.search_options import GREEDY, SearchOptions
 
 
 class FinishReason(enum.Enum):
@@ -13,31 +18,52 @@ class FinishReason(enum.Enum):
     LENGTH = "length"  # max_target_tokens was reached first
 
 
+class Priority(enum.IntEnum):
+    """Who gets the larger share of the rows while there are not enough; nobody gets none."""
+
+    INTERACTIVE = 0
+    DEFAULT = 1
+    BULK = 2
+
+
 @dataclass(frozen=True, slots=True)
 class Request:
     """One source segment to translate. `deadline` is on the `time.monotonic` clock, in seconds."""
 
     source_ids: tuple[int, ...]  # with language tag and end-of-sentence, as the encoder reads them
-    max_target_tokens: int
+    max_target_tokens: int  # end-of-sentence included
     deadline: float = math.inf
+    options: SearchOptions = GREEDY
+    # What every hypothesis begins with. One that ends with end-of-sentence leaves nothing to search: it is scored.
+    prefix_ids: tuple[int, ...] = ()
+    priority: Priority = Priority.DEFAULT
+
+    @property
+    def num_kv_tokens(self) -> int:
+        """Positions of the KV pool that it may come to fill."""
+        return self.options.num_rows * (len(self.source_ids) + self.max_target_tokens)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Hypothesis:
     """A finished target; `token_ids` includes end-of-sentence when it was emitted."""
 
     token_ids: tuple[int, ...]
     token_logprobs: tuple[float, ...]  # natural logarithm, the model's own
     finish_reason: FinishReason
+    length_penalty: float = 1.0
+    ranked_logprob: float | None = None  # where a penalty changed what a beam search saw: the sum of that
 
     @property
     def sum_logprob(self) -> float:
+        """Exactly rounded, so that it does not depend on the order of summation."""
         return math.fsum(self.token_logprobs)
 
-    @property
+    @cached_property
     def score(self) -> float:
-        """`sum_logprob / num_tokens`: Hugging Face's sequence score at length_penalty 1.0."""
-        return self.sum_logprob / len(self.token_ids)
+        """What hypotheses are ranked by: `sum_logprob / num_tokens ** length_penalty`, as in Hugging Face."""
+        logprob = self.sum_logprob if self.ranked_logprob is None else self.ranked_logprob
+        return float(logprob / max(len(self.token_ids), 1) ** self.length_penalty)  # 0 where all was banned at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,40 +78,70 @@ class Completion:
 
 @dataclass(slots=True, eq=False)
 class Sequence:
-    """A request on its way. Times are on the `time.monotonic` clock; `future` is the way home.
+    """A row being decoded: one of the candidates of its group."""
 
-    A caller that no longer wants the answer cancels the future; the engine then drops the sequence at its next step.
-    """
-
-    request: Request
-    arrived: float
-    future: "Future[Completion]" = field(default_factory=Future)
+    group: "SequenceGroup"
+    row: int = -1  # of the KV pool; kept by `Slots`
     token_ids: list[int] = field(default_factory=list)
     token_logprobs: list[float] = field(default_factory=list)
-    joined: float = 0.0  # when its encoding began
-    encode_seconds: float = 0.0
-
-    @property
-    def num_source_tokens(self) -> int:
-        return len(self.request.source_ids)
+    ranked_logprob: float = 0.0  # sum of what the search saw: the model's log-probs after penalties
+    generator: random.Random | None = None  # of a sample, from its first drawn token on
 
     @property
     def num_target_tokens(self) -> int:
         return len(self.token_ids)
 
+    def append(self, token_id: int, logprob: float, ranked_logprob: float) -> None:
+        self.token_ids.append(token_id)
+        self.token_logprobs.append(logprob)
+        self.ranked_logprob += ranked_logprob
+
+    def continued(self, token_id: int, logprob: float, ranked_logprob: float) -> "Sequence":
+        """A sequence with one token more, in the same row for now; this one stays as it is."""
+        child = Sequence(self.group, self.row, self.token_ids.copy(), self.token_logprobs.copy(), self.ranked_logprob)
+        child.append(token_id, logprob, ranked_logprob)
+        return child
+
+    def hypothesis(self, finish_reason: FinishReason) -> Hypothesis:
+        options = self.group.request.options
+        is_penalised = options.beam_size > 1 and options.repetition_penalty != 1.0
+        ranked_logprob = self.ranked_logprob if is_penalised else None
+        return Hypothesis(
+            tuple(self.token_ids), tuple(self.token_logprobs), finish_reason, options.length_penalty, ranked_logprob
+        )
+
+
+Progress = Callable[[tuple[int, ...]], None]
+
+
+@dataclass(slots=True, eq=False)
+class SequenceGroup:
+    """A request on its way, with all its candidates. Times are on the `time.monotonic` clock.
+
+    `future` is the way home. A caller that no longer wants the answer cancels it; the engine then drops the group at
+    its next step.
+    """
+
+    request: Request
+    arrived: float
+    caller: object = None  # those of one caller take turns with those of others
+    on_progress: Progress | None = None  # is told the target's beginning whenever more of it has become certain
+    future: "Future[Completion]" = field(default_factory=Future)
+    live: list[Sequence] = field(default_factory=list)  # best first
+    finished: list[Hypothesis] = field(default_factory=list)  # best first
+    joined: float = 0.0  # when its encoding began
+    encode_seconds: float = 0.0
+    num_reported: int = 0  # tokens that `on_progress` was told
+
+    @property
+    def num_source_tokens(self) -> int:
+        return len(self.request.source_ids)
+
     def is_abandoned(self, now: float) -> bool:
         """Nobody waits for it any more, or nobody can still be answered in time."""
         return self.future.cancelled() or now >= self.request.deadline
 
-    def append(self, token_id: int, logprob: float, eos_token_id: int) -> FinishReason | None:
-        """Adds a decoded token; returns why the sequence is finished now, or None."""
-        self.token_ids.append(token_id)
-        self.token_logprobs.append(logprob)
-        if token_id == eos_token_id:
-            return FinishReason.STOP
-        return FinishReason.LENGTH if self.num_target_tokens >= self.request.max_target_tokens else None
-
-    def completion(self, finish_reason: FinishReason, now: float) -> Completion:
-        hypothesis = Hypothesis(tuple(self.token_ids), tuple(self.token_logprobs), finish_reason)
+    def completion(self, now: float) -> Completion:
+        hypotheses = tuple(self.finished[: self.request.options.num_hypotheses])
         decode_seconds = now - self.joined - self.encode_seconds
-        return Completion((hypothesis,), self.joined - self.arrived, self.encode_seconds, decode_seconds)
+        return Completion(hypotheses, self.joined - self.arrived, self.encode_seconds, decode_seconds)

@@ -1,29 +1,22 @@
+import math
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import CancelledError, Future
-from contextlib import contextmanager
+from typing import Any
 
 import pytest
 
 from dragoman_server.config import EngineOptions
 from dragoman_server.engine.engine import Engine, StepReport
+from dragoman_server.engine.search import StepOutput
+from dragoman_server.engine.search_options import SearchOptions
 from dragoman_server.engine.sequence import Completion, FinishReason, Request
 from dragoman_server.engine.slots import Move
 from dragoman_server.errors import DeadlineError, EngineDeadError, InferenceError, QueueFullError
-from support.fake_runner import EOS_ID, START_ID, FakeRunner, Gate, expected
+from support.fake_runner import SEARCH, FakeRunner, Gate, decode_alone, expected, running_engine, wild
 
 REQUESTS = [Request(tuple(range(10, 10 + n)), max_target_tokens=20) for n in (3, 1, 7, 2, 5)]
-
-
-@contextmanager
-def running_engine(runner: FakeRunner, **options: int) -> Iterator[Engine]:
-    engine = Engine(runner, START_ID, EOS_ID, EngineOptions(**options))
-    engine.start()
-    try:
-        yield engine
-    finally:
-        engine.stop()
 
 
 def hypotheses(futures: list["Future[Completion]"]) -> list[object]:
@@ -35,6 +28,57 @@ def test_every_request_gets_its_own_translation(max_running: int) -> None:
     with running_engine(FakeRunner(), max_running=max_running) as engine:
         assert hypotheses(engine.submit(REQUESTS)) == [(expected(request),) for request in REQUESTS]
         assert engine.num_pending == 0
+
+
+def test_greedy_beam_and_sampled_requests_share_a_batch() -> None:
+    options = [
+        SearchOptions(),
+        SearchOptions(beam_size=4, num_hypotheses=4),
+        SearchOptions(is_sampling=True, num_hypotheses=3, seed=1, top_k=0),
+        SearchOptions(beam_size=3, repetition_penalty=1.3, no_repeat_ngram_size=2),
+    ]
+    requests = [Request((7, 8, 9), 12, options=SearchOptions(min_target_tokens=3))]
+    requests += [Request((4 + i, 5), 12, options=each) for i, each in enumerate(options)]
+    runner = FakeRunner(distribution=wild)
+    with running_engine(runner) as engine:
+        assert hypotheses(engine.submit(requests)) == [decode_alone(request, wild) for request in requests]
+    assert runner.batch_sizes[:2] == [5, 1 + 1 + 4 + 3 + 3]
+
+
+def test_a_request_that_needs_more_rows_than_there_are_is_refused() -> None:
+    with running_engine(FakeRunner(), max_running=4) as engine:
+        with pytest.raises(ValueError, match="needs 5 rows, max_running is 4"):
+            engine.submit([REQUESTS[0], Request((4,), 9, options=SearchOptions(beam_size=5))])
+        assert engine.num_pending == 0
+
+
+def test_the_kv_budget_bounds_what_runs_together() -> None:
+    runner = FakeRunner()  # of a byte for each token
+    with running_engine(runner, max_kv_bytes=2 * (5 + 20)) as engine:
+        assert hypotheses(engine.submit(REQUESTS)) == [(expected(request),) for request in REQUESTS]
+    assert max(runner.batch_sizes) == 2
+
+
+def test_a_call_with_one_text_does_not_wait_for_a_call_with_many() -> None:
+    gate = Gate()
+    encoded: list[object] = []
+    runner = FakeRunner(on_encode=encoded.extend, on_decode=gate)
+    with running_engine(runner, max_running=1) as engine:
+        many = engine.submit([Request((10 + i,), 20) for i in range(50)])
+        assert gate.reached.wait(timeout=30)
+        single = engine.submit([Request((99,), 20)])
+        gate.open.set()
+        hypotheses(single + many)
+    assert encoded[:4] == [(10,), (11,), (99,), (12,)]
+
+
+def test_the_beginning_of_the_translation_is_told_as_soon_as_it_is_certain() -> None:
+    told: list[tuple[int, tuple[int, ...]]] = []
+    with running_engine(FakeRunner()) as engine:
+        requests = [Request((10, 11), 20), Request((12,), 20)]
+        hypotheses(engine.submit(requests, on_progress=lambda index, ids: told.append((index, ids))))
+    # The end, which comes last, is not told.
+    assert told == [(0, (11,)), (1, (12,)), (0, (11, 10))]
 
 
 def test_rows_join_and_leave_between_steps() -> None:
@@ -131,6 +175,24 @@ def test_a_failed_encoding_answers_its_batch_and_nobody_else() -> None:
         assert hypotheses([futures[i] for i in others]) == [(expected(REQUESTS[i]),) for i in others]
 
 
+def test_a_request_for_which_the_model_gives_no_numbers_fails_and_nobody_else() -> None:
+    class Broken(FakeRunner):
+        def decode_step(self, *arguments: Any) -> StepOutput:
+            output = super().decode_step(*arguments)
+            for row in range(len(output.top_ids)):
+                if self.pool[row].source == REQUESTS[2].source_ids and len(self.pool[row].fed) > 3:
+                    output.top_logprobs[row] = math.nan
+            return output
+
+    with running_engine(Broken()) as engine:
+        futures = engine.submit(REQUESTS)
+        with pytest.raises(InferenceError):
+            futures[2].result(timeout=30)
+        others = [0, 1, 3, 4]
+        assert hypotheses([futures[i] for i in others]) == [(expected(REQUESTS[i]),) for i in others]
+        assert hypotheses(engine.submit(REQUESTS[:2])) == [(expected(request),) for request in REQUESTS[:2]]
+
+
 def test_a_full_queue_refuses_a_call_as_a_whole() -> None:
     gate = Gate()
     with running_engine(FakeRunner(on_decode=gate), max_running=1, max_waiting=3) as engine:
@@ -174,7 +236,7 @@ def test_a_dying_engine_answers_everyone_then_says_so_and_refuses_the_next() -> 
         answered_before.append(all(future.done() for future in futures))
         died.set()
 
-    engine = Engine(FakeRunner(on_decode=gate), START_ID, EOS_ID, EngineOptions(), on_step=die, on_death=on_death)
+    engine = Engine(FakeRunner(on_decode=gate), SEARCH, EngineOptions(), on_step=die, on_death=on_death)
     with pytest.raises(EngineDeadError, match="not been started"):
         engine.submit(REQUESTS)
     engine.start()
@@ -204,7 +266,7 @@ def test_an_error_between_leaving_the_scheduler_and_being_answered_leaves_nobody
 
 def test_steps_are_reported() -> None:
     reports: list[StepReport] = []
-    engine = Engine(FakeRunner(), START_ID, EOS_ID, EngineOptions(max_running=2), on_step=reports.append)
+    engine = Engine(FakeRunner(), SEARCH, EngineOptions(max_running=2), on_step=reports.append)
     engine.start()
     hypotheses(engine.submit(REQUESTS))
     engine.stop()

@@ -42,7 +42,7 @@ def tiny_exports(
     sources = random_sources(tiny_checkpoint, 200)
     return {
         "fp32": export(tiny_checkpoint, folder / "fp32", "fp32", sources),
-        "int8": export(tiny_checkpoint, folder / "int8", "int8", sources[:40]),
+        "int8": export(tiny_checkpoint, folder / "int8", "int8", sources[:40], calibration=sources[:40]),
     }
 
 

@@ -5,10 +5,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import dragoman_export.graphs as graphs
+from dragoman_export.calibration import calibrate
 from dragoman_export.checkpoint import Checkpoint
 from dragoman_export.onnx_builder import WeightFile
 from dragoman_export.parity import Comparison, compare
-from dragoman_server.bundle.bundle import REQUIRED_FILES, TOKENIZER_FILE, WEIGHTS_FILE, Bundle, file_sha256
+from dragoman_server.bundle.bundle import WEIGHTS_FILE, Bundle, file_sha256, required_files
 from dragoman_server.bundle.manifest import (
     MANIFEST_FILE,
     Architecture,
@@ -25,12 +26,18 @@ FP32_LOGPROB_TOLERANCE = 1e-3  # room for other processors; what this one showed
 
 
 def export(
-    checkpoint: Checkpoint, folder: Path, precision: Precision, sources: Sequence[tuple[int, ...]]
+    checkpoint: Checkpoint,
+    folder: Path,
+    precision: Precision,
+    sources: Sequence[tuple[int, ...]],
+    calibration: Sequence[tuple[int, ...]] = (),
 ) -> tuple[Bundle, Comparison]:
     """Writes a bundle into a new folder and compares it with its PyTorch source on `sources`.
 
-    `sources` are encoder inputs, with language tag and end-of-sentence. The manifest comes last, so that an interrupted
-    export is never taken for a bundle. Returns the opened bundle and everything the comparison found.
+    `sources` are encoder inputs, with language tag and end-of-sentence. So is `calibration`: real sentences from which
+    the scales of int8 activations are taken; without any, each row has a scale of its own, which is slower. The
+    manifest comes last, so that an interrupted export is never taken for a bundle. Returns the opened bundle and
+    everything the comparison found.
 
     Raises:
         FileExistsError: the folder exists.
@@ -38,21 +45,26 @@ def export(
     """
     folder.mkdir(parents=True)
     try:
-        return _export(checkpoint, folder, precision, sources)
+        return _export(checkpoint, folder, precision, sources, calibration)
     except BaseException:
         shutil.rmtree(folder)
         raise
 
 
 def _export(
-    checkpoint: Checkpoint, folder: Path, precision: Precision, sources: Sequence[tuple[int, ...]]
+    checkpoint: Checkpoint,
+    folder: Path,
+    precision: Precision,
+    sources: Sequence[tuple[int, ...]],
+    calibration: Sequence[tuple[int, ...]],
 ) -> tuple[Bundle, Comparison]:
     weights = WeightFile(WEIGHTS_FILE)
+    ranges = calibrate(checkpoint, calibration) if precision == "int8" else {}
     for write in (graphs.write_encoder, graphs.write_decoder_step, graphs.write_attention):
-        write(checkpoint.model, precision, weights).save(folder)
+        write(checkpoint.model, precision, weights, ranges).save(folder)
     weights.write(folder)
-    (folder / TOKENIZER_FILE).write_bytes(checkpoint.tokenizer)
-    files = {name: file_sha256(folder / name) for name in REQUIRED_FILES}
+    checkpoint.write_tokenizer(folder)
+    files = {name: file_sha256(folder / name) for name in required_files(checkpoint.config.tokenizer)}
     manifest = _manifest(checkpoint, precision, files, Parity(0.0, 0.0, 0.0, 0.0, 0, ()))
     comparison = compare(checkpoint, Bundle(folder, manifest, version=""), sources)
     if precision == "fp32":
@@ -95,7 +107,9 @@ def _manifest(checkpoint: Checkpoint, precision: Precision, files: dict[str, str
         eos_token_id=config.eos_token_id,
         pad_token_id=config.pad_token_id,
         limits=Limits(dims.max_positions, dims.max_positions, config.segment_tokens),
-        state=StateTensors(graphs.self_kv_names(model), graphs.cross_kv_names(model)),
+        state=StateTensors(graphs.self_kv_names(model), graphs.cross_kv_names(model), graphs.LAST_CROSS_KV),
         parity=parity,
         files=files,
+        tokenizer=config.tokenizer,
+        generation=config.generation,
     )

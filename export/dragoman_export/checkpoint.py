@@ -1,7 +1,8 @@
-"""A model on disk before export: `model.safetensors`, `config.json`, `tokenizer.model` in one folder."""
+"""A model before export: in memory, and on disk as `model.safetensors`, `config.json` and tokenizer files."""
 
 import dataclasses
 import json
+import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from dragoman_export.model import Dimensions, Transformer
+from dragoman_server.bundle.bundle import TOKENIZER_FILES
+from dragoman_server.bundle.manifest import Generation, TokenizerKind
+from dragoman_server.text.tokenizer import TextCodec, load_tokenizer
 
-WEIGHTS_FILE, CONFIG_FILE, TOKENIZER_FILE = "model.safetensors", "config.json", "tokenizer.model"
+WEIGHTS_FILE, CONFIG_FILE = "model.safetensors", "config.json"
+(TOKENIZER_FILE,) = TOKENIZER_FILES["sentencepiece"]
 
 
 @dataclass(frozen=True)
@@ -27,6 +32,8 @@ class Config:
     source_prefix_ids: dict[str, tuple[int, ...]]  # by target language: control ids put before the source
     segment_tokens: int = 100  # a longer line is better translated sentence by sentence
     training: dict[str, Any] = field(default_factory=dict)  # recipe and results, for the model card
+    tokenizer: TokenizerKind = "sentencepiece"
+    generation: Generation = field(default_factory=Generation)
 
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
@@ -34,9 +41,12 @@ class Config:
     @classmethod
     def from_json(cls, text: str) -> "Config":
         values = json.loads(text)
+        generation = values.get("generation", {})
+        suppressed = tuple(generation.get("suppressed_token_ids", ()))
         return cls(
             **{
                 **values,
+                "generation": Generation(**{**generation, "suppressed_token_ids": suppressed}),
                 "dimensions": Dimensions(**values["dimensions"]),
                 "directions": tuple((source, target) for source, target in values["directions"]),
                 "source_prefix_ids": {code: tuple(ids) for code, ids in values["source_prefix_ids"].items()},
@@ -46,29 +56,44 @@ class Config:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A loaded model in eval mode with its configuration and its serialized SentencePiece model."""
+    """A loaded model in eval mode with its configuration and its tokenizer."""
 
     config: Config
     model: Transformer
-    tokenizer: bytes
+    tokenizer: bytes  # the serialized SentencePiece model; the source's, where source and target have their own
+    companion_files: dict[str, bytes] = field(default_factory=dict)  # the tokenizer's other files by name
 
     def save(self, folder: Path, dtype: torch.dtype = torch.float32) -> None:
-        """Writes the three files; `torch.float16` halves the size for storage (loading always gives float32)."""
+        """Writes all files; `torch.float16` halves the size for storage (loading always gives float32)."""
         folder.mkdir(parents=True, exist_ok=True)
         # Tied weights are one parameter of the module, so the state dict holds them once already.
         tensors = {name: tensor.to(dtype).contiguous() for name, tensor in unique_tensors(self.model).items()}
         save_file(tensors, folder / WEIGHTS_FILE)
-        (folder / TOKENIZER_FILE).write_bytes(self.tokenizer)
+        self.write_tokenizer(folder)
         (folder / CONFIG_FILE).write_text(self.config.to_json(), encoding="utf-8")
+
+    def write_tokenizer(self, folder: Path) -> None:
+        """Writes the tokenizer's files under the names that a bundle has them under."""
+        first = TOKENIZER_FILES[self.config.tokenizer][0]
+        for name, contents in {first: self.tokenizer, **self.companion_files}.items():
+            (folder / name).write_bytes(contents)
+
+    def open_tokenizer(self) -> TextCodec:
+        """The tokenizer as the server will open it."""
+        with tempfile.TemporaryDirectory() as folder:
+            self.write_tokenizer(Path(folder))
+            return load_tokenizer(self.config.tokenizer, Path(folder))
 
     @classmethod
     def load(cls, folder: Path) -> "Checkpoint":
         """Raises FileNotFoundError for a missing file, ValueError naming every missing, extra or misshapen tensor."""
         config = Config.from_json((folder / CONFIG_FILE).read_text(encoding="utf-8"))
-        tokenizer = (folder / TOKENIZER_FILE).read_bytes()
+        first, *others = TOKENIZER_FILES[config.tokenizer]
+        tokenizer = (folder / first).read_bytes()
+        companions = {name: (folder / name).read_bytes() for name in others}
         model = Transformer(config.dimensions)
         load_tensors(model, load_file(folder / WEIGHTS_FILE))
-        return cls(config, model.eval(), tokenizer)
+        return cls(config, model.eval(), tokenizer, companions)
 
 
 def unique_tensors(model: Transformer) -> dict[str, torch.Tensor]:

@@ -14,6 +14,7 @@ from dragoman_export.checkpoint import Checkpoint
 from dragoman_export.corpus import BatchOptions
 from dragoman_export.evaluation import TestSet
 from dragoman_export.evaluation import evaluate as evaluate_bundle
+from dragoman_export.marian import Languages, read_marian
 from dragoman_export.model import Dimensions
 from dragoman_export.parity import Comparison, ParityError, compare
 from dragoman_export.sources import read_sources
@@ -36,8 +37,9 @@ Sources = Annotated[
     list[str] | None,
     typer.Option(
         metavar="SOURCE-TARGET=FILE",
-        help="Sentences to compare PyTorch and ONNX Runtime on, one a line: en-fr=english.txt. Repeatable. "
-        "Without it, random tokens.",
+        help="Sentences, one a line, to compare PyTorch and ONNX Runtime on, and at int8 to calibrate with: "
+        "en-fr=english.txt. Repeatable. Without it, random tokens to compare on, and a slower int8 that needs no "
+        "calibration.",
     ),
 ]
 NumSources = Annotated[int, typer.Option(min=1, help="Sentences to compare on.")]
@@ -142,12 +144,52 @@ def quantize(
     _export(checkpoint, bundle, "int8", sources, num_sources)
 
 
+@app.command("import")
+def import_model(
+    source: Annotated[Path, typer.Argument(help="Folder with config.json, the weights and the tokenizer's files.")],
+    bundle: NewFolder,
+    precision: Annotated[
+        Precision, typer.Option(help="fp32 to reproduce the model, int8 for speed on a CPU.")
+    ] = "fp32",
+    name: Annotated[str | None, typer.Option(help="Name of the model; that of its folder, if not given.")] = None,
+    pair: Annotated[
+        str | None, typer.Option(metavar="SOURCE-TARGET", help="Languages of a model for one pair, such as en-fr.")
+    ] = None,
+    source_language: Annotated[
+        str | None,
+        typer.Option(
+            "--from", metavar="SOURCE", help="Source language of a model that has a token per target language."
+        ),
+    ] = None,
+    sources: Sources = None,
+    num_sources: NumSources = 200,
+) -> None:
+    """Turn a Marian or OPUS-MT model, as Hugging Face has them, into a bundle.
+
+    The languages need not be given where tokenizer_config.json has them. At fp32 the import fails unless ONNX Runtime
+    reproduces PyTorch.
+    """
+    _refuse_existing(bundle)
+    checkpoint = read_marian(source, name or source.resolve().name, Languages(pair, source_language))
+    _write(checkpoint, bundle, precision, sources, num_sources)
+
+
 def _export(checkpoint: Path, folder: Path, precision: Precision, sources: list[str] | None, num_sources: int) -> None:
+    _refuse_existing(folder)
+    _write(Checkpoint.load(checkpoint), folder, precision, sources, num_sources)
+
+
+def _refuse_existing(folder: Path) -> None:
     if folder.exists():
         raise ValueError(f"{folder} exists already; a bundle is never overwritten")
-    loaded = Checkpoint.load(checkpoint)
-    sentences = read_sources(loaded, [CorpusFile.parse(text) for text in sources or ()], num_sources)
-    bundle, comparison = write_bundle(loaded, folder, precision, sentences)
+
+
+def _write(
+    checkpoint: Checkpoint, folder: Path, precision: Precision, sources: list[str] | None, num_sources: int
+) -> None:
+    sentences = read_sources(checkpoint, [CorpusFile.parse(text) for text in sources or ()], num_sources)
+    # Random tokens, which stand in for sentences, would calibrate for nothing that is ever translated.
+    bundle, comparison = write_bundle(checkpoint, folder, precision, sentences, sentences if sources else ())
     _print_comparison(comparison)
     megabytes = sum(path.stat().st_size for path in folder.iterdir()) / 1e6
     console.print(f"Wrote {bundle.resource_name} at {precision} to {folder}: {megabytes:.1f} MB.")

@@ -5,14 +5,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import sentencepiece as spm
-
 from dragoman_export.greedy import corpus_scores
 from dragoman_server.bundle.bundle import Bundle
 from dragoman_server.config import EngineOptions
 from dragoman_server.engine.engine import Engine
 from dragoman_server.engine.runner import OnnxRunner
+from dragoman_server.engine.search import Search
 from dragoman_server.engine.sequence import Request
+from dragoman_server.text.tokenizer import TextCodec, load_tokenizer
 
 
 @dataclass(frozen=True)
@@ -78,8 +78,8 @@ def evaluate(folder: Path, test_sets: Iterable[TestSet], options: EngineOptions)
     runner = OnnxRunner(bundle, options.max_running, options.resolved_num_threads())
     load_seconds = time.monotonic() - started
     manifest = bundle.manifest
-    tokenizer = spm.SentencePieceProcessor(model_file=str(bundle.tokenizer_path))
-    engine = Engine(runner, manifest.decoder_start_token_id, manifest.eos_token_id, options)
+    tokenizer = load_tokenizer(manifest.tokenizer, folder)
+    engine = Engine(runner, Search.of(manifest), options)
     engine.start()
     directions = []
     try:
@@ -92,9 +92,7 @@ def evaluate(folder: Path, test_sets: Iterable[TestSet], options: EngineOptions)
     return Evaluation(load_seconds, tuple(directions))
 
 
-def _evaluate_direction(
-    engine: Engine, bundle: Bundle, tokenizer: spm.SentencePieceProcessor, test: TestSet
-) -> DirectionScores:
+def _evaluate_direction(engine: Engine, bundle: Bundle, tokenizer: TextCodec, test: TestSet) -> DirectionScores:
     manifest = bundle.manifest
     prefix = manifest.source_prefix_ids[test.target_language]
     sources = [(*prefix, *tokenizer.encode(text), manifest.eos_token_id) for text in test.sources]
@@ -102,7 +100,7 @@ def _evaluate_direction(
     futures = engine.submit([Request(source, _target_limit(source, bundle)) for source in sources])
     targets = [future.result().hypotheses[0].token_ids for future in futures]
     seconds = time.monotonic() - started
-    translations = [tokenizer.decode([t for t in ids if t != manifest.eos_token_id]) for ids in targets]
+    translations = [tokenizer.decode(ids) for ids in targets]
     scores = corpus_scores(translations, test.references)
     return DirectionScores(
         f"{test.source_language}-{test.target_language}",

@@ -16,10 +16,13 @@ from collections.abc import Sequence
 import numpy as np
 from onnx import TensorProto
 
+from dragoman_export.calibration import Ranges
 from dragoman_export.layer_writer import LayerWriter
 from dragoman_export.model import Transformer
 from dragoman_export.onnx_builder import MICROSOFT, GraphBuilder, WeightFile
 from dragoman_server.bundle.manifest import Precision
+
+LAST_CROSS_KV = "past_key_values.encoder.last"  # input of the step graph: what cross-attention is given as new
 
 FLOAT, INT32, INT64 = TensorProto.FLOAT, TensorProto.INT32, TensorProto.INT64
 
@@ -43,11 +46,14 @@ def present(name: str) -> str:
     return name.replace("past_key_values.", "present.")
 
 
-def write_encoder(model: Transformer, precision: Precision, weights: WeightFile) -> GraphBuilder:
-    """input_ids int64 [b, s], attention_mask int32 [b, s] (1 = token) -> present.*.encoder.key|value [b, H, s, K]."""
+def write_encoder(model: Transformer, precision: Precision, weights: WeightFile, ranges: Ranges) -> GraphBuilder:
+    """input_ids int64 [b, s], attention_mask int32 [b, s] (1 = token) -> present.*.encoder.key|value [b, H, s, K].
+
+    And present.encoder.last [b, 1, 2 L D]: all of them at the last token, side by side.
+    """
     dims = model.dims
     graph = GraphBuilder("encoder", weights)
-    writer = LayerWriter(graph, model, precision)
+    writer = LayerWriter(graph, model, precision, ranges)
     ids = graph.input("input_ids", INT64, ["batch", "source"])
     mask = graph.input("attention_mask", INT32, ["batch", "source"])
     num_sentences = writer.size(ids, 0)
@@ -58,40 +64,48 @@ def write_encoder(model: Transformer, precision: Precision, weights: WeightFile)
         return writer.reshape(mixed, -1, dims.d_model)
 
     hidden = writer.encoder_layers(writer.embed_sequences(ids, "source"), attend)
-    for name, states in zip(cross_kv_names(model), writer.cross_key_values(hidden), strict=True):
+    fused = writer.cross_key_values(hidden)
+    for name, states in zip(cross_kv_names(model), graph.split(fused, 2 * dims.num_decoder_layers), strict=True):
         heads = writer.split_heads(states, num_sentences)
         graph.output(present(name), heads, FLOAT, ["batch", dims.num_heads, "source", dims.d_head])
+    width = 2 * dims.num_decoder_layers * dims.d_model
+    length = graph.op("ReduceSum", mask, graph.constant([1], np.int64), keepdims=1)
+    last = graph.op("Cast", graph.op("Sub", length, graph.constant(1, np.int32)), to=INT64)
+    last = graph.op("GatherND", writer.reshape(fused, num_sentences, -1, width), last, batch_dims=1)
+    graph.output(present(LAST_CROSS_KV), writer.reshape(last, -1, 1, width), FLOAT, ["batch", 1, width])
     return graph
 
 
-def write_decoder_step(model: Transformer, precision: Precision, weights: WeightFile) -> GraphBuilder:
+def write_decoder_step(model: Transformer, precision: Precision, weights: WeightFile, ranges: Ranges) -> GraphBuilder:
     """One decoding step for b rows at positions of their own.
 
     Inputs: input_ids int64 [b], position_ids int64 [b], source_lengths int32 [b], score_ids int64 [b, 1], top_k int64
-    [1] and the state, [b, H, capacity, K] each. Outputs: top_ids int64 and top_logprobs float [b, top_k], best first;
-    score_logprobs [b, 1], the log-probs of score_ids (for forced decoding); the state, to be bound to the same memory.
+    [1], all_rows int64 [a]; and the state, [b, H, capacity, K] each, with the last source position [b, 1, 2 L D].
+    Outputs: top_ids int64 and top_logprobs float [b, top_k], best first; score_logprobs [b, 1], the log-probs of
+    score_ids (for forced decoding); all_logits and all_logprobs float [a, V] of the rows in all_rows; the state, to be
+    bound to the same memory.
 
     Positions beyond a row's own length are never read, so capacity and neighbours do not matter.
     """
     dims = model.dims
     graph = GraphBuilder("decoder_step", weights)
-    writer = LayerWriter(graph, model, precision)
+    writer = LayerWriter(graph, model, precision, ranges)
     ids = graph.input("input_ids", INT64, ["batch"])
     positions = graph.input("position_ids", INT64, ["batch"])
     source_lengths = graph.input("source_lengths", INT32, ["batch"])
     score_ids = graph.input("score_ids", INT64, ["batch", 1])
     top_k = graph.input("top_k", INT64, [1])
+    all_rows = graph.input("all_rows", INT64, ["all"])
     self_kv = [graph.input(n, FLOAT, ["batch", dims.num_heads, "target", dims.d_head]) for n in self_kv_names(model)]
     cross_kv = [graph.input(n, FLOAT, ["batch", dims.num_heads, "source", dims.d_head]) for n in cross_kv_names(model)]
+    last_cross_kv = graph.input(LAST_CROSS_KV, FLOAT, ["batch", 1, len(cross_kv) * dims.d_model])
 
     one = graph.constant(1, np.int32)
     last_target = graph.op("Cast", positions, to=INT32)
     longest_target = graph.op("Add", graph.op("ReduceMax", last_target, keepdims=0), one)
     last_source = graph.op("Sub", source_lengths, one)
     longest_source = graph.op("ReduceMax", source_lengths, keepdims=0)
-    # The last source position of each row and head, for GatherND over [b, H, source, K].
-    heads = graph.op("Concat", writer.size(ids, 0), graph.constant([dims.num_heads, 1], np.int64), axis=0)
-    last_source_index = graph.op("Expand", writer.reshape(graph.op("Cast", last_source, to=INT64), -1, 1, 1), heads)
+    last_cross = graph.split(last_cross_kv, len(cross_kv), axis=2)
 
     def attend(query: str, key: str, value: str, state: Sequence[str], last: str, longest: str) -> str:
         mixed, grown_key, grown_value = graph.ops(
@@ -115,24 +129,23 @@ def write_decoder_step(model: Transformer, precision: Precision, weights: Weight
     def attend_cross(i: int, query: str) -> str:
         # The operator appends a key and a value to the past. Cross-attention has nothing to append, so it is given the
         # last source position once more, which rewrites what is there already.
-        state = cross_kv[2 * i : 2 * i + 2]
-        key, value = (
-            writer.reshape(graph.op("GatherND", past, last_source_index, batch_dims=2), -1, 1, dims.d_model)
-            for past in state
-        )
+        state, (key, value) = cross_kv[2 * i : 2 * i + 2], last_cross[2 * i : 2 * i + 2]
         return attend(writer.reshape(query, -1, 1, dims.d_model), key, value, state, last_source, longest_source)
 
     position_vectors = graph.op("Gather", writer.position_table("target"), positions)
     states = writer.decoder_layers(writer.embed(ids, position_vectors, "target"), attend_self, attend_cross)
-    log_probs = writer.log_probs(states)
+    logits = writer.logits(states)
+    log_probs = graph.op("LogSoftmax", logits, axis=-1)
     top_logprobs, top_ids = graph.ops("TopK", [log_probs, top_k], 2, axis=-1)
     graph.output("top_ids", top_ids, INT64, ["batch", "k"])
     graph.output("top_logprobs", top_logprobs, FLOAT, ["batch", "k"])
     graph.output("score_logprobs", graph.op("GatherElements", log_probs, score_ids, axis=1), FLOAT, ["batch", 1])
+    graph.output("all_logits", graph.op("Gather", logits, all_rows), FLOAT, ["all", dims.target_vocabulary_size])
+    graph.output("all_logprobs", graph.op("Gather", log_probs, all_rows), FLOAT, ["all", dims.target_vocabulary_size])
     return graph
 
 
-def write_attention(model: Transformer, precision: Precision, weights: WeightFile) -> GraphBuilder:
+def write_attention(model: Transformer, precision: Precision, weights: WeightFile, ranges: Ranges) -> GraphBuilder:
     """The teacher-forced pass.
 
     Inputs: input_ids int64 [b, s], attention_mask int32 [b, s], decoder_input_ids and labels int64 [b, t].
@@ -141,7 +154,7 @@ def write_attention(model: Transformer, precision: Precision, weights: WeightFil
     """
     dims = model.dims
     graph = GraphBuilder("attention", weights)
-    writer = LayerWriter(graph, model, precision)
+    writer = LayerWriter(graph, model, precision, ranges)
     ids = graph.input("input_ids", INT64, ["batch", "source"])
     mask = graph.input("attention_mask", INT32, ["batch", "source"])
     target_ids = graph.input("decoder_input_ids", INT64, ["batch", "target"])
@@ -168,13 +181,14 @@ def write_attention(model: Transformer, precision: Precision, weights: WeightFil
     hidden = writer.encoder_layers(
         writer.embed_sequences(ids, "source"), lambda _, *qkv: attend("encoder", source_mask, *qkv)
     )
-    cross = writer.cross_key_values(hidden)
+    cross = graph.split(writer.cross_key_values(hidden), 2 * dims.num_decoder_layers)
     states = writer.decoder_layers(
         writer.embed_sequences(target_ids, "target"),
         lambda _, qkv: attend("decoder", causal, *graph.split(qkv, 3)),
         lambda i, query: attend("cross", source_mask, query, *cross[2 * i : 2 * i + 2]),
     )
-    log_probs = graph.op("GatherElements", writer.log_probs(states), writer.reshape(labels, -1, 1), axis=1)
+    log_probs = graph.op("LogSoftmax", writer.logits(states), axis=-1)
+    log_probs = graph.op("GatherElements", log_probs, writer.reshape(labels, -1, 1), axis=1)
     for kind, queries, keys in (
         ("encoder", "source", "source"),
         ("decoder", "target", "target"),

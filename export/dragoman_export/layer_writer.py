@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from dragoman_export.calibration import Range, Ranges
 from dragoman_export.model import (
     DecoderLayer,
     Embedding,
@@ -36,8 +37,8 @@ def quantize_columns(matrix: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDA
 class LayerWriter:
     """Writes the parts that all three graphs have in common into one graph."""
 
-    def __init__(self, graph: GraphBuilder, model: Transformer, precision: Precision) -> None:
-        self.graph, self.model, self.precision = graph, model, precision
+    def __init__(self, graph: GraphBuilder, model: Transformer, precision: Precision, ranges: Ranges) -> None:
+        self.graph, self.model, self.precision, self.ranges = graph, model, precision, ranges
         self._quantized: dict[str, tuple[str, str, str]] = {}
 
     # -- sizes ---------------------------------------------------------------------------------------------------
@@ -60,28 +61,39 @@ class LayerWriter:
         matrix = np.concatenate([_array(linear.weight) for linear in linears]).T
         bias = self.graph.weight(f"{name}.bias", np.concatenate([_array(linear.bias) for linear in linears]))
         if self.precision == "int8":
-            return self.graph.op("Add", self._int8_product(states, name, matrix), bias)
+            return self._int8_product(states, name, matrix, bias, linears[0])
         return self.graph.op("Gemm", states, self.graph.weight(f"{name}.weight", matrix), bias)
 
-    def _int8_product(self, states: str, name: str, matrix: NDArray[np.float32]) -> str:
-        """states @ matrix with both quantized: the activations by row, the weights by column.
+    def _int8_product(self, states: str, name: str, matrix: NDArray[np.float32], bias: str, key: nn.Module) -> str:
+        """states @ matrix + bias with both quantized, the weights by column, the activations in one of two ways.
 
-        A scale per row (not per tensor, as ONNX Runtime's own dynamic quantisation has it) keeps a row's result free of
-        its neighbours. Activations are unsigned around 128 because that is the form of the fast kernels.
+        Either all activations of this place in the network share a range that was calibrated (`key` names it), or each
+        row has a scale of its own. ONNX Runtime's dynamic quantisation has one scale for what happens to be in the
+        batch, which would make a row depend on its neighbours. Activations are unsigned, as the fast kernels want them.
         """
         graph = self.graph
-        quantized, row_scales, zero_point = self._quantize_rows(states)
         weights, column_scales = quantize_columns(matrix)
-        product = graph.op(
-            "MatMulIntegerToFloat",
-            quantized,
-            graph.weight(f"{name}.weight_int8", weights),
-            graph.constant(1.0, np.float32),
-            graph.weight(f"{name}.weight_scale", column_scales),
-            zero_point,
-            domain=MICROSOFT,
-        )
-        return graph.op("Mul", product, row_scales)
+        weight = graph.weight(f"{name}.weight_int8", weights)
+        weight_scale = graph.weight(f"{name}.weight_scale", column_scales)
+        if self.ranges:
+            quantized, scale, zero_point = self._quantize(states, self.ranges[key])
+            inputs = [quantized, weight, scale, weight_scale, zero_point, "", bias]
+            return graph.op("MatMulIntegerToFloat", *(inputs if bias else inputs[:5]), domain=MICROSOFT)
+        quantized, row_scales, zero_point = self._quantize_rows(states)
+        one = graph.constant(1.0, np.float32)
+        inputs = [quantized, weight, one, weight_scale, zero_point]
+        product = graph.op("Mul", graph.op("MatMulIntegerToFloat", *inputs, domain=MICROSOFT), row_scales)
+        return graph.op("Add", product, bias) if bias else product
+
+    def _quantize(self, states: str, calibrated: Range) -> tuple[str, str, str]:
+        """uint8 states, their scale and zero point; done once however many products use them."""
+        if states not in self._quantized:
+            scale = max(calibrated.high - calibrated.low, 1e-9) / 255
+            scale_name = self.graph.constant(scale, np.float32)
+            zero_point = self.graph.constant(round(-calibrated.low / scale), np.uint8)
+            quantized = self.graph.op("QuantizeLinear", states, scale_name, zero_point)
+            self._quantized[states] = (quantized, scale_name, zero_point)
+        return self._quantized[states]
 
     def _quantize_rows(self, states: str) -> tuple[str, str, str]:
         """uint8 states, their scales [rows, 1], and the zero point; done once however many products use them."""
@@ -155,22 +167,17 @@ class LayerWriter:
         rows = graph.op("Tile", positions, graph.op("Concat", self.size(ids, 0), graph.constant([1], np.int64), axis=0))
         return self.embed(self.reshape(ids, -1), rows, side)
 
-    def log_probs(self, states: str) -> str:
-        """Decoder states [rows, D] -> log-probabilities of the vocabulary [rows, V]."""
+    def logits(self, states: str) -> str:
+        """Decoder states [rows, D] -> logits of the vocabulary [rows, V]."""
         graph, embedding = self.graph, self.model.target_embedding
-        bias = self.model.output_bias
+        output_bias = self.model.output_bias
+        bias = "" if output_bias is None else graph.weight("output.bias", _array(output_bias))
         shared = "shared" if self.model.dims.shared_vocabulary else "target"
         table = _array(embedding.tokens.weight)
         if self.precision == "int8":
-            logits = self._int8_product(states, "output", table.T)
-            if bias is not None:
-                logits = graph.op("Add", logits, graph.weight("output.bias", _array(bias)))
-        else:
-            inputs = [states, graph.weight(f"{shared}_embedding.weight", table)]
-            if bias is not None:
-                inputs.append(graph.weight("output.bias", _array(bias)))
-            logits = graph.op("Gemm", *inputs, transB=1)
-        return graph.op("LogSoftmax", logits, axis=-1)
+            return self._int8_product(states, "output", table.T, bias, self.model)
+        weight = graph.weight(f"{shared}_embedding.weight", table)
+        return graph.op("Gemm", states, weight, *([bias] if bias else []), transB=1)
 
     # -- layers --------------------------------------------------------------------------------------------------
 
@@ -230,13 +237,12 @@ class LayerWriter:
     def qkv(self, states: str, name: str, attention: MultiHeadAttention) -> str:
         return self.linear(states, f"{name}.qkv", [attention.query, attention.key, attention.value])
 
-    def cross_key_values(self, hidden: str) -> list[str]:
-        """Encoder states [rows, D] -> cross keys and values of all decoder layers, each [rows, D], in one product."""
+    def cross_key_values(self, hidden: str) -> str:
+        """Encoder states [rows, D] -> cross keys and values of all decoder layers side by side, [rows, 2 L D]."""
         linears = []
         for layer in self.model.decoder_layers:
             linears += [layer.cross_attention.key, layer.cross_attention.value]
-        fused = self.linear(hidden, "decoder.cross_key_values", linears)
-        return self.graph.split(fused, len(linears))
+        return self.linear(hidden, "decoder.cross_key_values", linears)
 
     def split_heads(self, states: str, num_sentences: str) -> str:
         """[b * s, D] -> [b, H, s, K]"""

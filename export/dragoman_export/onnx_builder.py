@@ -95,10 +95,10 @@ class GraphBuilder:
         self._nodes.append(node)
         return outputs
 
-    def split(self, value: str, num_parts: int) -> list[str]:
-        """Equal parts of a tensor along its second axis."""
+    def split(self, value: str, num_parts: int, axis: int = 1) -> list[str]:
+        """Equal parts of a tensor."""
         outputs = [f"Split_{len(self._nodes)}_{i}" for i in range(num_parts)]
-        self._nodes.append(helper.make_node("Split", [value], outputs, axis=1, num_outputs=num_parts))
+        self._nodes.append(helper.make_node("Split", [value], outputs, axis=axis, num_outputs=num_parts))
         return outputs
 
     def save(self, folder: Path) -> None:

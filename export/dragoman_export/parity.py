@@ -87,7 +87,7 @@ def compare(checkpoint: Checkpoint, bundle: Bundle, sources: Sequence[tuple[int,
     """
     manifest = bundle.manifest
     num_threads = torch.get_num_threads()
-    runner = OnnxRunner(bundle, max_rows=1, num_threads=num_threads, top_k=manifest.architecture.vocabulary_size)
+    runner = OnnxRunner(bundle, max_rows=1, num_threads=num_threads)
     attention = open_session(bundle.folder / ATTENTION_FILE, num_threads)
     sentences: list[SentenceParity] = []
     divergences: list[Divergence] = []
@@ -140,10 +140,7 @@ def _distributions(runner: OnnxRunner, source_ids: Sequence[int], inputs: Sequen
     runner.encode([source_ids], first_row=0)
     rows = []
     for position, token_id in enumerate(inputs):
-        output = runner.decode_step([token_id], [position])
-        row = np.empty(output.top_ids.shape[1], np.float32)
-        row[output.top_ids[0]] = output.top_logprobs[0]
-        rows.append(row)
+        rows.append(runner.decode_step([token_id], [position], all_rows=[0]).all_logprobs[0])
     return np.stack(rows)
 
 

@@ -4,8 +4,6 @@ import itertools
 import random
 from collections.abc import Sequence
 
-import sentencepiece as spm
-
 from dragoman_export.checkpoint import Checkpoint
 from dragoman_export.evaluation import read_lines
 from dragoman_export.train_command import CorpusFile
@@ -23,7 +21,7 @@ def read_sources(checkpoint: Checkpoint, files: Sequence[CorpusFile], count: int
     config = checkpoint.config
     if not files:
         return _random_sources(checkpoint, count)
-    tokenizer = spm.SentencePieceProcessor(model_proto=checkpoint.tokenizer)
+    tokenizer = checkpoint.open_tokenizer()
     columns = []
     for file in files:
         if file.languages not in config.directions:

@@ -5,17 +5,25 @@ from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
-from dragoman_server.bundle.manifest import MANIFEST_FILE, Manifest
+from dragoman_server.bundle.manifest import MANIFEST_FILE, Manifest, TokenizerKind
 from dragoman_server.errors import BundleError
 
 ENCODER_FILE, DECODER_STEP_FILE, ATTENTION_FILE = "encoder.onnx", "decoder_step.onnx", "attention.onnx"
-WEIGHTS_FILE, TOKENIZER_FILE = "weights.bin", "tokenizer.model"
-REQUIRED_FILES = (ENCODER_FILE, DECODER_STEP_FILE, ATTENTION_FILE, WEIGHTS_FILE, TOKENIZER_FILE)
+WEIGHTS_FILE = "weights.bin"
+TOKENIZER_FILES: dict[TokenizerKind, tuple[str, ...]] = {
+    "sentencepiece": ("tokenizer.model",),
+    "marian": ("source.spm", "target.spm", "vocab.json"),
+}
 
 
 def embedded_bundle() -> Path:
     """The default model that is shipped inside this package."""
     return Path(str(resources.files("dragoman_server"))) / "models" / "default"
+
+
+def required_files(tokenizer: TokenizerKind) -> tuple[str, ...]:
+    """The files that every bundle with this kind of tokenizer has beside its manifest."""
+    return (ENCODER_FILE, DECODER_STEP_FILE, ATTENTION_FILE, WEIGHTS_FILE, *TOKENIZER_FILES[tokenizer])
 
 
 def file_sha256(path: Path) -> str:
@@ -45,7 +53,7 @@ class Bundle:
         if not folder.is_dir():
             raise BundleError(f"{folder} is not a directory; a model bundle is one, with a {MANIFEST_FILE} in it")
         manifest = Manifest.read(folder)
-        for name in REQUIRED_FILES:
+        for name in required_files(manifest.tokenizer):
             if name not in manifest.files:
                 raise BundleError(f"{folder / MANIFEST_FILE}: files has no entry for {name}")
         for name, expected in manifest.files.items():
@@ -62,4 +70,5 @@ class Bundle:
 
     @property
     def tokenizer_path(self) -> Path:
-        return self.folder / TOKENIZER_FILE
+        """The first of the tokenizer's files: all of it where the kind is sentencepiece."""
+        return self.folder / TOKENIZER_FILES[self.manifest.tokenizer][0]

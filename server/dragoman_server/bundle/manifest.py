@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
@@ -14,6 +14,7 @@ MANIFEST_FILE = "manifest.json"
 MAX_MANIFEST_BYTES = 16 << 20
 
 Precision = Literal["fp32", "int8"]
+TokenizerKind = Literal["sentencepiece", "marian"]  # one joint model; or Marian's two models and a vocabulary
 
 
 @dataclass(frozen=True)
@@ -37,11 +38,24 @@ class Limits:
 
 
 @dataclass(frozen=True)
+class Generation:
+    """The bundle's generation defaults: how it decodes where a caller does not say. Definitions are Hugging Face's."""
+
+    beam_size: int = 1  # 1 is greedy
+    length_penalty: float = 1.0  # the score is sum_logprob / num_tokens ** length_penalty
+    early_stopping: bool = False  # whether to stop as soon as there are beam_size hypotheses
+    suppressed_token_ids: tuple[int, ...] = ()  # never generated, whatever a caller says
+
+
+@dataclass(frozen=True)
 class StateTensors:
     """Names of the step graph's inputs that live in the KV pool, by kind; a value's name follows its key's."""
 
     self_kv: tuple[str, ...]  # grows by one position a step, written in place
     cross_kv: tuple[str, ...]  # fixed once the source is encoded
+    # All keys and values of the last source position once more, side by side in the order of cross_kv: what makes an
+    # operator that appends a position to its past leave it as it is.
+    last_cross_kv: str = "past_key_values.encoder.last"
 
 
 @dataclass(frozen=True)
@@ -81,6 +95,8 @@ class Manifest:
     state: StateTensors
     parity: Parity
     files: dict[str, str]  # file name -> sha256, hex
+    tokenizer: TokenizerKind = "sentencepiece"
+    generation: Generation = field(default_factory=Generation)
     format_version: int = FORMAT_VERSION
 
     def to_json(self) -> str:
@@ -119,13 +135,15 @@ class Manifest:
         for name, value in sizes.items():
             if value < 1:
                 raise ValueError(f"{name} is {value}, must be at least 1")
-        if self.precision not in get_args(Precision):
-            raise ValueError(f"precision is {self.precision!r}, must be one of {', '.join(get_args(Precision))}")
+        for name, kinds in (("precision", Precision), ("tokenizer", TokenizerKind)):
+            if getattr(self, name) not in get_args(kinds):
+                raise ValueError(f"{name} is {getattr(self, name)!r}, must be one of {', '.join(get_args(kinds))}")
+        self._check_generation()
         for _, target in self.directions:
             if target not in self.source_prefix_ids:
                 raise ValueError(f"source_prefix_ids has no entry for target language {target!r}")
         num_tensors = 2 * self.architecture.num_decoder_layers
-        for kind, names in dataclasses.asdict(self.state).items():
+        for kind, names in (("self_kv", self.state.self_kv), ("cross_kv", self.state.cross_kv)):
             if len(names) != num_tensors:
                 raise ValueError(f"state.{kind} names {len(names)} tensors, the decoder layers need {num_tensors}")
         if not self.parity.golden:
@@ -139,6 +157,17 @@ class Manifest:
         for name in self.files:
             if Path(name).name != name or name in ("", ".", ".."):
                 raise ValueError(f"files: {name!r} is not a plain file name")
+
+    def _check_generation(self) -> None:
+        if self.generation.beam_size < 1:
+            raise ValueError(f"generation.beam_size is {self.generation.beam_size}, must be at least 1")
+        for token_id in self.generation.suppressed_token_ids:
+            if not 0 <= token_id < self.architecture.vocabulary_size:
+                raise ValueError(f"generation.suppressed_token_ids has {token_id}, which is not in the vocabulary")
+            if token_id == self.eos_token_id:
+                raise ValueError(
+                    f"generation.suppressed_token_ids has end-of-sentence ({token_id}): no target would end"
+                )
 
 
 def _read(kind: Any, value: Any, path: str) -> Any:

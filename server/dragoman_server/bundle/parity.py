@@ -41,7 +41,7 @@ def force(runner: Runner, golden: Golden, decoder_start_token_id: int) -> tuple[
     logprobs: list[float] = []
     inputs = (decoder_start_token_id, *golden.token_ids[:-1])
     for position, (token_id, label) in enumerate(zip(inputs, golden.token_ids, strict=True)):
-        output = runner.decode_step([token_id], [position], [label])
+        output = runner.decode_step([token_id], [position], score_ids=[label])
         chosen.append(int(output.top_ids[0, 0]))
         logprobs.append(float(output.score_logprobs[0]))
     return chosen, logprobs

@@ -1,15 +1,48 @@
-"""SentencePiece as the server uses it: text to ids without specials, and ids back to text."""
+"""From text to token ids without specials, and back: one interface, and the two kinds of tokenizer behind it."""
 
+import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Protocol
 
 from sentencepiece import SentencePieceProcessor
 
+from dragoman_server.bundle.bundle import TOKENIZER_FILES
+from dragoman_server.bundle.manifest import TokenizerKind
 from dragoman_server.errors import BundleError
+
+UNKNOWN, END_OF_SENTENCE, PADDING = "<unk>", "</s>", "<pad>"
+_TARGET_TOKEN = re.compile(r">>(.+)<<", re.DOTALL)
+
+
+class TextCodec(Protocol):
+    """What a tokenizer does. Thread-safe."""
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of a source, without any specials. Empty where the rule drops all of it."""
+
+    def encode_target(self, text: str) -> list[int]:
+        """The ids of a target, likewise."""
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of the ids. Control symbols have none."""
+
+    def pieces(self, ids: Sequence[int]) -> list[str]:
+        """The vocabulary entry of every id, with U+2581 for a preceding space."""
+
+
+def load_tokenizer(kind: TokenizerKind, folder: Path) -> TextCodec:
+    """Opens the tokenizer of a bundle, whose manifest says of which kind it is.
+
+    Raises:
+        BundleError: a file is missing or damaged.
+    """
+    return MarianTokenizer(folder) if kind == "marian" else Tokenizer(folder / TOKENIZER_FILES[kind][0])
 
 
 class Tokenizer:
-    """A SentencePiece model, the same for source and target. Thread-safe.
+    """A SentencePiece model, the same for source and target.
 
     All normalisation sits in the model's own rule. Control symbols, `<unk>` and byte pieces
     can only be reached by id: text that spells them, such as "</s>", is text.
@@ -21,26 +54,108 @@ class Tokenizer:
         Raises:
             BundleError: the file is missing or not a SentencePiece model.
         """
-        self._processor = SentencePieceProcessor()
-        try:
-            self._processor.LoadFromSerializedProto(path.read_bytes())
-        except (OSError, RuntimeError) as error:
-            raise BundleError(f"{path} cannot be loaded as a SentencePiece model: {error}") from error
+        self._processor = _load_model(path)
 
     def encode(self, text: str) -> list[int]:
-        """The ids of the text, without any specials. Empty where the rule drops all of it."""
         # Spelled out, so that defaults of the library cannot add a special or sample.
         ids: list[int] = self._processor.Encode(
             text, add_bos=False, add_eos=False, reverse=False, enable_sampling=False
         )
         return ids
 
+    encode_target = encode
+
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of the ids. Control symbols have none; bytes that are no UTF-8 become U+FFFD."""
+        """The text of the ids; bytes that are no UTF-8 become U+FFFD."""
         text: str = self._processor.Decode(list(ids))
         return text
 
     def pieces(self, ids: Sequence[int]) -> list[str]:
-        """The vocabulary entry of every id, with U+2581 for a preceding space."""
         pieces: list[str] = self._processor.IdToPiece(list(ids))
         return pieces
+
+
+class MarianTokenizer:
+    """A SentencePiece model for the source, one for the target, and a vocabulary that gives their pieces ids.
+
+    Ids and texts are those of `transformers.MarianTokenizer`, with one exception. There, text
+    that spells `</s>`, `<pad>` or `>>fra<<` becomes the control id; here it is text, and where
+    the source model leaves it in one piece, unknown. Languages are chosen by their fields.
+
+    Neither here nor there is the Moses punctuation normaliser applied, which some of these
+    models were trained behind: `transformers` only loads it, and only where sacremoses is installed.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        """Loads both models and the vocabulary.
+
+        Raises:
+            BundleError: a file is missing or damaged.
+        """
+        source, target, vocabulary = (folder / name for name in TOKENIZER_FILES["marian"])
+        self._source, self._target = _load_model(source), _load_model(target)
+        ids = read_vocabulary(vocabulary)
+        self._unknown_id = ids[UNKNOWN]
+        self._text_ids = {piece: token_id for piece, token_id in ids.items() if not _is_control(piece)}
+        self._pieces = {token_id: piece for piece, token_id in ids.items()}
+
+    def encode(self, text: str) -> list[int]:
+        return self._encode(self._source, text)
+
+    def encode_target(self, text: str) -> list[int]:
+        return self._encode(self._target, text)
+
+    def _encode(self, model: SentencePieceProcessor, text: str) -> list[int]:
+        # By piece and not by SentencePiece's id: the vocabulary may know a character that the model does not.
+        pieces: list[str] = model.Encode(
+            text, out_type=str, add_bos=False, add_eos=False, reverse=False, enable_sampling=False
+        )
+        return [self._text_ids.get(piece, self._unknown_id) for piece in pieces]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of the ids; `<unk>` has none, like control symbols."""
+        text: str = self._target.DecodePieces([piece for piece in self.pieces(ids) if not _is_control(piece)])
+        return text.replace("\u2581", " ").strip()
+
+    def pieces(self, ids: Sequence[int]) -> list[str]:
+        # A model may have more rows than its vocabulary has entries.
+        return [self._pieces.get(token_id, UNKNOWN) for token_id in ids]
+
+
+def read_vocabulary(path: Path) -> dict[str, int]:
+    """The ids of all pieces, from a `vocab.json`.
+
+    Raises:
+        BundleError: the file is missing or no such vocabulary.
+    """
+    try:
+        ids = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise BundleError(f"{path} cannot be loaded as a vocabulary: {error}") from error
+    if not isinstance(ids, dict) or not all(type(token_id) is int and token_id >= 0 for token_id in ids.values()):
+        raise BundleError(f"{path} is not an object of pieces and their ids")
+    if len(set(ids.values())) < len(ids):
+        raise BundleError(f"{path} has one id for several pieces")
+    missing = [piece for piece in (UNKNOWN, END_OF_SENTENCE, PADDING) if piece not in ids]
+    if missing:
+        raise BundleError(f"{path} has no entry for {', '.join(missing)}")
+    return ids
+
+
+def target_language(piece: str) -> str | None:
+    """The language that a control symbol such as `>>fra<<` asks for; None for other pieces."""
+    found = _TARGET_TOKEN.fullmatch(piece)
+    return found[1] if found else None
+
+
+def _is_control(piece: str) -> bool:
+    return piece in (UNKNOWN, END_OF_SENTENCE, PADDING) or target_language(piece) is not None
+
+
+def _load_model(path: Path) -> SentencePieceProcessor:
+    processor = SentencePieceProcessor()
+    try:
+        processor.LoadFromSerializedProto(path.read_bytes())
+    except (OSError, RuntimeError) as error:
+        raise BundleError(f"{path} cannot be loaded as a SentencePiece model: {error}") from error
+    return processor

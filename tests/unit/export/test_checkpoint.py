@@ -1,3 +1,4 @@
+import dataclasses
 import json
 from pathlib import Path
 
@@ -6,6 +7,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from dragoman_export.checkpoint import CONFIG_FILE, TOKENIZER_FILE, WEIGHTS_FILE, Checkpoint, Config, unique_tensors
+from dragoman_server.bundle.manifest import Generation
+from support.marian_tokenizer import write_tokenizer
 from support.tiny_model import random_checkpoint
 
 
@@ -34,7 +37,35 @@ def test_tied_weights_are_stored_once(tmp_path: Path) -> None:
 
 def test_a_configuration_survives_json() -> None:
     config = random_checkpoint().config
-    assert Config.from_json(config.to_json()) == config
+    for generation in (Generation(), Generation(6, 0.6, True, (0, 5))):
+        changed = dataclasses.replace(config, tokenizer="marian", generation=generation)
+        assert Config.from_json(changed.to_json()) == changed
+
+
+def test_a_configuration_from_before_there_were_generation_defaults_is_read() -> None:
+    config = random_checkpoint().config
+    values = json.loads(config.to_json())
+    del values["tokenizer"], values["generation"]
+    assert Config.from_json(json.dumps(values)) == config
+
+
+def test_a_tokenizer_of_several_files_is_stored_and_opened(tmp_path: Path) -> None:
+    write_tokenizer(tmp_path)
+    plain = random_checkpoint()
+    checkpoint = Checkpoint(
+        dataclasses.replace(plain.config, tokenizer="marian"),
+        plain.model,
+        (tmp_path / "source.spm").read_bytes(),
+        {name: (tmp_path / name).read_bytes() for name in ("target.spm", "vocab.json")},
+    )
+    checkpoint.save(tmp_path / "saved")
+    loaded = Checkpoint.load(tmp_path / "saved")
+    assert (loaded.tokenizer, loaded.companion_files) == (checkpoint.tokenizer, checkpoint.companion_files)
+    codec = loaded.open_tokenizer()
+    assert codec.decode(codec.encode("the old dog")) == "the old dog"
+    (tmp_path / "saved" / "target.spm").unlink()
+    with pytest.raises(FileNotFoundError, match=r"target\.spm"):
+        Checkpoint.load(tmp_path / "saved")
 
 
 def test_everything_wrong_with_the_weights_is_said_at_once(tmp_path: Path) -> None:

@@ -9,6 +9,8 @@ import torch
 from dragoman_export import __main__
 from dragoman_export.checkpoint import Checkpoint, unique_tensors
 from dragoman_server.bundle.bundle import Bundle
+from dragoman_server.text.tokenizer import load_tokenizer
+from support.marian_model import write_marian
 from support.tiny_model import WORDS
 
 SMALL_MODEL = {
@@ -140,3 +142,37 @@ def test_training_goes_on_from_a_checkpoint(run: Run, pairs: Path, tmp_path: Pat
     others = unique_tensors(after.model)
     for name, tensor in unique_tensors(before.model).items():
         torch.testing.assert_close(others[name], tensor, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_a_marian_model_is_imported(run: Run, tmp_path: Path, precision: str) -> None:
+    write_marian(tmp_path / "opus-mt-en-fr")
+    (tmp_path / "english.txt").write_text("the old dog\na small bird sees\n", encoding="utf-8")
+    options = ("--precision", precision, "--sources", f"en-fr={tmp_path / 'english.txt'}", "--num-sources", 2)
+    assert run("import", tmp_path / "opus-mt-en-fr", tmp_path / "bundle", *options) == 0, run.err
+    manifest = Bundle.open(tmp_path / "bundle").manifest
+    assert f"Wrote opus-mt-en-fr@{Bundle.open(tmp_path / 'bundle').version} at {precision}" in run.out
+    assert (manifest.name, manifest.precision, manifest.tokenizer) == ("opus-mt-en-fr", precision, "marian")
+    codec = load_tokenizer(manifest.tokenizer, tmp_path / "bundle")
+    assert manifest.parity.golden[0].source_ids == (*codec.encode("the old dog"), manifest.eos_token_id)
+    test = f"en-fr={tmp_path / 'english.txt'},{tmp_path / 'english.txt'}"
+    assert run("evaluate", tmp_path / "bundle", "--test", test) == 0, run.err
+
+
+def test_names_and_languages_of_an_imported_model_can_be_given(run: Run, tmp_path: Path) -> None:
+    write_marian(tmp_path / "single")
+    options = ("--name", "opus", "--num-sources", 1)
+    assert run("import", tmp_path / "single", tmp_path / "a", *options, "--pair", "eng-fra") == 0, run.err
+    assert Bundle.open(tmp_path / "a").manifest.directions == (("eng", "fra"),)
+    assert Bundle.open(tmp_path / "a").manifest.name == "opus"
+    write_marian(tmp_path / "several", targets=("fra", "deu"))
+    assert run("import", tmp_path / "several", tmp_path / "b", *options, "--from", "eng") == 0, run.err
+    assert Bundle.open(tmp_path / "b").manifest.directions == (("eng", "fra"), ("eng", "deu"))
+
+
+def test_an_import_over_a_folder_or_from_none_is_refused(run: Run, tmp_path: Path) -> None:
+    assert run("import", tmp_path / "missing", tmp_path) == 2
+    assert "exists already" in run.err
+    assert run("import", tmp_path / "missing", tmp_path / "bundle") == 2
+    assert "config.json" in run.err
+    assert run.err.count("\n") == 1

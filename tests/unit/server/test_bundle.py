@@ -1,5 +1,6 @@
 """What a bundle must be to be served. Every fault is one error that names the file or the field."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -9,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from dragoman_server.bundle.bundle import REQUIRED_FILES, WEIGHTS_FILE, Bundle, file_sha256
-from dragoman_server.bundle.manifest import MANIFEST_FILE, Manifest, Precision
+from dragoman_server.bundle.bundle import WEIGHTS_FILE, Bundle, embedded_bundle, file_sha256, required_files
+from dragoman_server.bundle.manifest import MANIFEST_FILE, Generation, Manifest, Precision
 from dragoman_server.bundle.parity import replay
 from dragoman_server.engine.runner import OnnxRunner
 from dragoman_server.errors import BundleError
@@ -46,7 +47,21 @@ def put(*path_and_value: Any) -> Callable[[dict[str, Any]], None]:
 
 def test_a_manifest_survives_being_written_and_read(tiny_bundles: dict[Precision, Bundle]) -> None:
     for bundle in tiny_bundles.values():
-        assert Manifest.from_json(bundle.manifest.to_json()) == bundle.manifest
+        for generation in (Generation(), Generation(6, 0.6, True, (0, 5))):
+            manifest = dataclasses.replace(bundle.manifest, generation=generation)
+            assert Manifest.from_json(manifest.to_json()) == manifest
+
+
+def test_our_own_models_are_decoded_greedily_by_default(tiny_bundles: dict[Precision, Bundle]) -> None:
+    for bundle in (*tiny_bundles.values(), Bundle.open(embedded_bundle())):
+        assert bundle.manifest.tokenizer == "sentencepiece"
+        assert bundle.manifest.generation == Generation(1, 1.0, False, ())
+
+
+def test_the_files_of_a_bundle_depend_on_its_tokenizer() -> None:
+    shared = {"encoder.onnx", "decoder_step.onnx", "attention.onnx", "weights.bin"}
+    assert set(required_files("sentencepiece")) == shared | {"tokenizer.model"}
+    assert set(required_files("marian")) == shared | {"source.spm", "target.spm", "vocab.json"}
 
 
 @pytest.mark.parametrize(
@@ -64,6 +79,16 @@ def test_a_manifest_survives_being_written_and_read(tiny_bundles: dict[Precision
         (put("architecture", "num_heads", 0), "num_heads is 0, must be at least 1"),
         (put("limits", "max_target_tokens", -1), "max_target_tokens is -1"),
         (put("precision", "int3"), "precision is 'int3', must be one of fp32, int8"),
+        (put("tokenizer", "bpe"), "tokenizer is 'bpe', must be one of sentencepiece, marian"),
+        (put("tokenizer", "marian"), "files has no entry for source.spm"),
+        (put("generation", "beam_size", 0), r"generation\.beam_size is 0, must be at least 1"),
+        (put("generation", "beam_size", 4.0), "beam_size is 4.0, not of type int"),
+        (put("generation", "length_penalty", float("inf")), "length_penalty is inf, not a finite number"),
+        (put("generation", "early_stopping", "never"), "early_stopping is 'never', not of type bool"),
+        (put("generation", "suppressed_token_ids", [5, 10**6]), "suppressed_token_ids has 1000000, which is not in"),
+        (put("generation", "suppressed_token_ids", [-1]), "suppressed_token_ids has -1, which is not in"),
+        (put("generation", "suppressed_token_ids", [3]), r"suppressed_token_ids has end-of-sentence \(3\)"),
+        (lambda values: values["generation"].pop("beam_size"), r"generation.*missing fields \['beam_size'\]"),
         (put("directions", "en-fr"), "directions is not a list"),
         (put("directions", 0, ["en"]), r"directions\[0\] has 1 elements, not 2"),
         (put("source_prefix_ids", {}), "no entry for target language"),
@@ -110,7 +135,7 @@ def test_what_is_no_folder_is_no_bundle(tmp_path: Path) -> None:
         Bundle.open(tmp_path / "missing")
 
 
-@pytest.mark.parametrize("name", REQUIRED_FILES)
+@pytest.mark.parametrize("name", required_files("sentencepiece"))
 def test_a_damaged_file_is_refused_by_name(folder: Path, name: str) -> None:
     path = folder / name
     contents = path.read_bytes()

@@ -1,11 +1,15 @@
+import json
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from dragoman_server.errors import BundleError
-from dragoman_server.text.tokenizer import Tokenizer
-from support.server_parts import EOS_ID, SENTENCES
+from dragoman_server.text.tokenizer import MarianTokenizer, Tokenizer, load_tokenizer, target_language
+from support.marian_tokenizer import EOS_ID as MARIAN_EOS_ID
+from support.marian_tokenizer import UNK_ID, write_tokenizer
+from support.server_parts import EOS_ID, SENTENCES, train_tokenizer
 
 
 @pytest.mark.parametrize("text", [*SENTENCES, "日本語 🙂", "naïve", "NUL \x00 inside"])
@@ -51,3 +55,110 @@ def test_a_damaged_model_is_a_bundle_error(tmp_path: Path, content: bytes | None
         path.write_bytes(content)
     with pytest.raises(BundleError, match=r"tokenizer\.model"):
         Tokenizer(path)
+
+
+def test_the_kind_decides_what_is_loaded(tmp_path: Path) -> None:
+    train_tokenizer(tmp_path / "tokenizer.model")
+    write_tokenizer(tmp_path)
+    assert isinstance(load_tokenizer("sentencepiece", tmp_path), Tokenizer)
+    assert isinstance(load_tokenizer("marian", tmp_path), MarianTokenizer)
+
+
+# -- Marian: `tests/golden/test_marian.py` compares it with `transformers` ---------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def marian_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("marian")
+    write_tokenizer(folder, targets=("fra", "deu"))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def marian(marian_folder: Path) -> MarianTokenizer:
+    return MarianTokenizer(marian_folder)
+
+
+def test_marian_ids_are_those_of_the_vocabulary(marian: MarianTokenizer, marian_folder: Path) -> None:
+    vocabulary = json.loads((marian_folder / "vocab.json").read_text(encoding="utf-8"))
+    ids = marian.encode("the old dog")
+    pieces = marian.pieces(ids)
+    assert "".join(pieces) == "▁the▁old▁dog"
+    assert ids == [vocabulary[piece] for piece in pieces]
+    assert marian.encode("") == marian.encode(" ") == []
+
+
+def test_marian_has_no_id_for_unknown_characters_and_no_text_for_control_ids(marian: MarianTokenizer) -> None:
+    assert UNK_ID in marian.encode("the 日本")
+    assert marian.decode([*marian.encode("the日本 dog"), MARIAN_EOS_ID]) == "the dog"
+    assert marian.pieces([UNK_ID, MARIAN_EOS_ID]) == ["<unk>", "</s>"]
+
+
+def test_ids_beyond_marians_vocabulary_are_unknown(marian: MarianTokenizer) -> None:
+    assert marian.pieces([10_000]) == ["<unk>"]
+    assert marian.decode([*marian.encode("dog"), 10_000]) == "dog"
+
+
+CONTROLS = ["</s>", "<unk>", "<pad>", ">>fra<<"]
+
+
+@pytest.mark.parametrize("control", CONTROLS)
+def test_text_that_spells_a_control_symbol_of_marians_is_text(
+    control: str, marian: MarianTokenizer, marian_folder: Path
+) -> None:
+    control_ids = {json.loads((marian_folder / "vocab.json").read_text())[piece] for piece in CONTROLS} - {UNK_ID}
+    for text in (control, f"{control} the dog", f"the {control} dog", control * 3):
+        assert not control_ids & set(marian.encode(text))
+
+
+@pytest.mark.parametrize("control", CONTROLS)
+def test_nor_does_it_become_a_control_id_where_it_is_one_unknown_piece(control: str, tmp_path: Path) -> None:
+    """Where a source model knows no Latin letters, all of `</s>` is one piece, spelt as the vocabulary's entry is."""
+    vocabulary = write_tokenizer(tmp_path, targets=("fra",), source_words=["собака", "кот", "птица", "дерево"])
+    ids = MarianTokenizer(tmp_path).encode(control)
+    assert vocabulary["▁"] == ids[0]
+    assert ids[1:] == [UNK_ID]
+
+
+def test_the_language_of_a_target_token() -> None:
+    assert [target_language(piece) for piece in (">>fra<<", ">>zh_Hans<<", ">>", ">><<", "▁>>fra<<", "fra")] == [
+        "fra",
+        "zh_Hans",
+        None,
+        None,
+        None,
+        None,
+    ]
+
+
+@pytest.mark.parametrize("name", ["source.spm", "target.spm", "vocab.json"])
+@pytest.mark.parametrize("content", [None, b"", b"\xff nonsense"])
+def test_a_damaged_file_of_marians_is_a_bundle_error(tmp_path: Path, name: str, content: bytes | None) -> None:
+    write_tokenizer(tmp_path)
+    if content is None:
+        (tmp_path / name).unlink()
+    else:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(BundleError, match=name):
+        MarianTokenizer(tmp_path)
+
+
+SPECIALS = {"</s>": 0, "<unk>": 1, "<pad>": 2}
+
+
+@pytest.mark.parametrize(
+    ("vocabulary", "fault"),
+    [
+        ([], "not an object of pieces and their ids"),
+        (SPECIALS | {"a": "3"}, "not an object of pieces and their ids"),
+        (SPECIALS | {"a": True}, "not an object of pieces and their ids"),
+        (SPECIALS | {"a": -1}, "not an object of pieces and their ids"),
+        (SPECIALS | {"a": 2}, "one id for several pieces"),
+        ({"<unk>": 1}, "no entry for </s>, <pad>"),
+    ],
+)
+def test_what_is_no_vocabulary_is_a_bundle_error(tmp_path: Path, vocabulary: Any, fault: str) -> None:
+    write_tokenizer(tmp_path)
+    (tmp_path / "vocab.json").write_text(json.dumps(vocabulary), encoding="utf-8")
+    with pytest.raises(BundleError, match=fault):
+        MarianTokenizer(tmp_path)

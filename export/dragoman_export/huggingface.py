@@ -1,0 +1,183 @@
+"""What all models in Hugging Face's folder layout have in common: JSON files, weights, generation defaults.
+
+Nothing of a folder is run: JSON is parsed, `model.safetensors` holds tensors and nothing else, and `pytorch_model.bin`
+is unpickled with `weights_only`.
+"""
+
+import json
+import math
+import pickle
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from dragoman_server.bundle.manifest import Generation
+
+CONFIG_FILE, GENERATION_FILE, TOKENIZER_CONFIG_FILE = "config.json", "generation_config.json", "tokenizer_config.json"
+WEIGHTS_FILE, PICKLE_FILE = "model.safetensors", "pytorch_model.bin"
+
+# Settings of `generate` that change what is generated and that a bundle has no defaults for: only these values will do.
+# Not among them are `max_length` and `forced_eos_token_id`, which together cut a target off and make it look finished:
+# here one that is stopped by length says so in its finish reason. Nor is `renormalize_logits`: scores are the model's
+# own log-probs, whatever is suppressed.
+_NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "do_sample": (False,),
+    "num_beam_groups": (1,),
+    "diversity_penalty": (0.0,),
+    "repetition_penalty": (1.0,),
+    "encoder_repetition_penalty": (1.0,),
+    "no_repeat_ngram_size": (0,),
+    "encoder_no_repeat_ngram_size": (0,),
+    "min_length": (0, 1),  # one token is always generated
+    "min_new_tokens": (0, 1),
+    "penalty_alpha": (),
+    "constraints": (),
+    "force_words_ids": (),
+    "sequence_bias": (),
+    "suppress_tokens": ([],),
+    "begin_suppress_tokens": ([],),
+    "forced_bos_token_id": (),
+    "forced_decoder_ids": (),
+    "exponential_decay_length_penalty": (),
+    "guidance_scale": (1.0,),
+}
+_SPECIALS = ("eos_token_id", "pad_token_id", "decoder_start_token_id")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Raises:
+        FileNotFoundError: the file is missing.
+        ValueError: the file holds something else.
+    """
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} is not a JSON object")
+    return values
+
+
+def read_integers(config: Mapping[str, Any], names: Sequence[str]) -> dict[str, int]:
+    """The fields of these names.
+
+    Raises:
+        ValueError: naming every field that is missing or no integer.
+    """
+    faults = [f"{name} is {config.get(name)!r}, not an integer" for name in names if type(config.get(name)) is not int]
+    if faults:
+        raise ValueError(f"{CONFIG_FILE}: " + "; ".join(faults))
+    return {name: config[name] for name in names}
+
+
+def read_tensors(folder: Path) -> dict[str, Tensor]:
+    """All tensors of `model.safetensors` or, where there is none, `pytorch_model.bin`, by name, on the CPU.
+
+    Raises:
+        FileNotFoundError: the folder has neither.
+        ValueError: the file is damaged or holds anything but tensors.
+    """
+    path = folder / WEIGHTS_FILE
+    if path.exists():
+        try:
+            return load_file(path)
+        except SafetensorError as error:
+            raise ValueError(f"{path} is damaged: {error}") from error
+    path = folder / PICKLE_FILE
+    if not path.exists():
+        raise FileNotFoundError(f"{folder} has neither {WEIGHTS_FILE} nor {PICKLE_FILE} (in one piece)")
+    try:
+        tensors = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, EOFError, RuntimeError) as error:
+        summary = str(error).partition("\n")[0]  # what follows advises to turn the protection off
+        raise ValueError(f"{path} cannot be loaded as tensors and nothing else: {summary}") from error
+    if not isinstance(tensors, dict) or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
+        raise ValueError(f"{path} is not a dictionary of tensors")
+    return tensors
+
+
+def rename_tensors(
+    tensors: Mapping[str, Tensor], names: Mapping[str, str], parameters: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Foreign tensors under the names of our parameters. Tied ones may be there under one or several of their names.
+
+    Args:
+        tensors: by foreign name.
+        names: foreign name -> our name; several foreign names may stand for one of ours.
+        parameters: of our model, by our name.
+
+    Raises:
+        ValueError: naming every tensor that is missing, unexpected, of another shape or not tied to its namesake.
+    """
+    renamed: dict[str, Tensor] = {}
+    faults = []
+    for name, tensor in sorted(tensors.items()):
+        ours = names.get(name)
+        if ours is None:
+            faults.append(f"unexpected {name}")
+            continue
+        first = renamed.setdefault(ours, tensor)
+        if tensor.shape != parameters[ours].shape:
+            faults.append(f"{name} has shape {list(tensor.shape)} instead of {list(parameters[ours].shape)}")
+        elif not torch.equal(first, tensor):
+            faults.append(f"{name} differs from the tensors that it is tied to")
+    faults += [
+        "missing " + " or ".join(name for name, other in names.items() if other == ours)
+        for ours in parameters.keys() - renamed.keys()
+    ]
+    if faults:
+        raise ValueError("the weights do not fit the configuration: " + "; ".join(sorted(faults)))
+    return renamed
+
+
+def read_generation(folder: Path, config: Mapping[str, Any], vocabulary_size: int) -> Generation:
+    """The generation defaults: of `generation_config.json` or, in folders from before there was one, of `config.json`.
+
+    Args:
+        folder: of the model.
+        config: its `config.json`, which has the special ids.
+        vocabulary_size: of the target.
+
+    Raises:
+        ValueError: naming every setting that a bundle cannot represent.
+    """
+    path = folder / GENERATION_FILE
+    values, file = (read_json(path), GENERATION_FILE) if path.exists() else (config, CONFIG_FILE)
+
+    def setting(name: str, default: Any) -> Any:
+        return default if values.get(name) is None else values[name]
+
+    faults = [
+        f"{name} {values[name]!r} is not supported"
+        for name, neutral in _NEUTRAL.items()
+        if values.get(name) is not None and values[name] not in neutral
+    ]
+    faults += [
+        f"{name} is {values[name]!r}, but {config[name]!r} in {CONFIG_FILE}"
+        for name in _SPECIALS
+        if setting(name, config[name]) != config[name]
+    ]
+    beam_size, early_stopping = setting("num_beams", 1), setting("early_stopping", False)
+    if type(beam_size) is not int or beam_size < 1:
+        faults.append(f"num_beams is {beam_size!r}, must be an integer of at least 1")
+    if not isinstance(early_stopping, bool):
+        faults.append(f"early_stopping is {early_stopping!r}, must be true or false")
+    length_penalty = setting("length_penalty", 1.0)
+    if type(length_penalty) not in (int, float) or not math.isfinite(length_penalty):
+        faults.append(f"length_penalty is {length_penalty!r}, must be a finite number")
+    suppressed = []
+    for word in setting("bad_words_ids", []):
+        if not (isinstance(word, list) and len(word) == 1 and word[0] in range(vocabulary_size)):
+            faults.append(f"bad_words_ids has {word!r}: only single tokens of the vocabulary can be suppressed")
+        elif word != [config["eos_token_id"]]:  # which `generate` does not suppress either
+            suppressed.append(word[0])
+    if faults:
+        raise ValueError(f"{file}: " + "; ".join(faults))
+    return Generation(beam_size, float(length_penalty), early_stopping, tuple(suppressed))

@@ -1,0 +1,238 @@
+"""Which Marian folders are imported, and what is refused. `tests/golden/test_marian.py` says how faithfully."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from dragoman_export.marian import Languages, read_marian
+from dragoman_server.errors import BundleError
+from support.marian_model import write_marian
+
+Edit = Callable[[dict[str, Any]], None]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("marian")
+    write_marian(folder)
+    return folder
+
+
+@pytest.fixture
+def folder(whole: Path, tmp_path: Path) -> Path:
+    """A model for one pair, to be changed."""
+    return shutil.copytree(whole, tmp_path / "model")
+
+
+@pytest.fixture
+def several(folder: Path) -> Path:
+    """The same with tokens for two target languages."""
+    edit_json(folder / "vocab.json", rename("▁the", ">>fra<<"), rename("▁dog", ">>deu<<"))
+    edit_json(folder / "tokenizer_config.json", lambda values: values.pop("target_lang"))
+    return folder
+
+
+def edit_json(path: Path, *edits: Edit) -> None:
+    values = json.loads(path.read_text(encoding="utf-8"))
+    for edit in edits:
+        edit(values)
+    path.write_text(json.dumps(values), encoding="utf-8")
+
+
+def rename(old: str, new: str) -> Edit:
+    return lambda values: values.update({new: values.pop(old)})
+
+
+def edit_tensors(folder: Path, edit: Edit) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    edit(tensors)
+    save_file(tensors, folder / "model.safetensors")
+
+
+# -- config.json -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        ({"model_type": "m2m_100"}, "has model_type 'm2m_100'; only marian can be imported"),
+        ({"d_model": None}, "d_model is None, not an integer"),
+        ({"eos_token_id": [0, 2]}, r"eos_token_id is \[0, 2\], not an integer"),
+        ({"is_encoder_decoder": False}, "is_encoder_decoder is False, must be True"),
+        ({"tie_word_embeddings": False}, "tie_word_embeddings is False, must be True"),
+        ({"normalize_before": True}, "normalize_before is True, must be False"),
+        ({"layernorm_embedding": True}, "layernorm_embedding is True, must be False"),
+        ({"normalize_embedding": True}, "normalize_embedding is True, must be False"),
+        ({"add_final_layer_norm": True}, "add_final_layer_norm is True, must be False"),
+        ({"static_position_embeddings": False}, "static_position_embeddings is False, must be True"),
+        (
+            {"decoder_attention_heads": 2},
+            "encoder_attention_heads is 4 and decoder_attention_heads 2, must be the same",
+        ),
+        ({"decoder_ffn_dim": 8}, "encoder_ffn_dim is 96 and decoder_ffn_dim 8, must be the same"),
+        ({"activation_function": "tanh"}, "activation_function is 'tanh', must be one of relu, gelu, swish, silu"),
+        ({"activation_function": ["relu"]}, r"activation_function is \['relu'\], must be one of"),
+        ({"scale_embedding": 8.0}, "scale_embedding is 8.0, must be true or false"),
+        ({"share_encoder_decoder_embeddings": "no"}, "share_encoder_decoder_embeddings is 'no', must be true or false"),
+        ({"decoder_vocab_size": 5}, "decoder_vocab_size 5: a vocabulary of the target's own is not supported"),
+        ({"encoder_attention_heads": 32, "decoder_attention_heads": 32}, "the head size 2 .* is not a multiple of 8"),
+        ({"num_beams": 2, "pad_token_id": 1}, "<pad> at .*, but pad_token_id in config.json is 1"),
+    ],
+)
+def test_a_configuration_that_cannot_be_represented_is_refused(
+    folder: Path, change: dict[str, Any], fault: str
+) -> None:
+    edit_json(folder / "config.json", lambda values: values.update(change))
+    with pytest.raises(ValueError, match=fault):
+        read_marian(folder, "model", Languages())
+
+
+def test_all_refusals_of_a_configuration_are_said_at_once(folder: Path) -> None:
+    change = {"normalize_before": True, "decoder_ffn_dim": 8}
+    edit_json(folder / "config.json", lambda values: values.update(change))
+    with pytest.raises(ValueError, match=r"normalize_before.*; encoder_ffn_dim"):
+        read_marian(folder, "model", Languages())
+
+
+def test_fields_that_older_folders_lack_are_taken_for_what_transformers_takes_them_for(folder: Path) -> None:
+    optional = ("scale_embedding", "share_encoder_decoder_embeddings", "decoder_vocab_size", "tie_word_embeddings")
+    edit_json(folder / "config.json", *(lambda values, name=name: values.pop(name) for name in optional))
+    dimensions = read_marian(folder, "model", Languages()).config.dimensions
+    assert (dimensions.scale_embedding, dimensions.shared_vocabulary) == (False, True)
+
+
+def test_generation_defaults_of_older_folders_are_in_their_configuration(folder: Path) -> None:
+    (folder / "generation_config.json").unlink()
+    edit_json(folder / "config.json", lambda values: values.update(num_beams=6, bad_words_ids=[[1]]))
+    generation = read_marian(folder, "model", Languages()).config.generation
+    assert (generation.beam_size, generation.suppressed_token_ids) == (6, (1,))
+
+
+# -- weights -----------------------------------------------------------------------------------------------------------
+
+
+def test_every_tensor_that_is_missing_unexpected_or_misshapen_is_named(folder: Path) -> None:
+    def edit(tensors: dict[str, Any]) -> None:
+        del tensors["model.encoder.layers.1.fc1.weight"], tensors["model.shared.weight"]
+        tensors["model.encoder.layers.2.fc1.bias"] = torch.zeros(96)
+        tensors["model.decoder.layers.0.encoder_attn.q_proj.bias"] = torch.zeros(5)
+        tensors["final_logits_bias"] = torch.zeros(1, 4)
+
+    edit_tensors(folder, edit)
+    with pytest.raises(ValueError, match="the weights do not fit the configuration") as raised:
+        read_marian(folder, "model", Languages())
+    for fault in (
+        "missing model.encoder.layers.1.fc1.weight",
+        "missing model.shared.weight or model.encoder.embed_tokens.weight or model.decoder.embed_tokens.weight or "
+        "lm_head.weight",
+        "unexpected model.encoder.layers.2.fc1.bias",
+        "model.decoder.layers.0.encoder_attn.q_proj.bias has shape [5] instead of [64]",
+        "final_logits_bias has shape [4] instead of",
+    ):
+        assert fault in str(raised.value)
+
+
+def test_an_output_projection_of_its_own_is_refused(folder: Path) -> None:
+    edit_tensors(folder, lambda tensors: tensors.update({"lm_head.weight": tensors["model.shared.weight"] + 1}))
+    with pytest.raises(ValueError, match=r"model\.shared\.weight differs from the tensors that it is tied to"):
+        read_marian(folder, "model", Languages())
+
+
+def test_weights_without_output_bias_make_a_model_without(folder: Path) -> None:
+    assert read_marian(folder, "model", Languages()).config.dimensions.output_bias
+    edit_tensors(folder, lambda tensors: tensors.pop("final_logits_bias"))
+    checkpoint = read_marian(folder, "model", Languages())
+    assert not checkpoint.config.dimensions.output_bias
+    assert checkpoint.model.output_bias is None
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_the_sinusoidal_position_table_is_recognised(folder: Path, dtype: torch.dtype) -> None:
+    checkpoint = read_marian(folder, "model", Languages())
+    table = checkpoint.model.source_embedding.positions.to(dtype)
+    name = "model.encoder.embed_positions.weight"
+
+    def replace_table(other: torch.Tensor) -> None:
+        edit_tensors(folder, lambda tensors: tensors.update({name: other}))
+
+    replace_table(table.clone())
+    read_marian(folder, "model", Languages())
+    for other in (table.roll(1, dims=0), table[:-1].clone(), torch.full_like(table, torch.nan)):
+        replace_table(other)
+        with pytest.raises(ValueError, match=f"{name} is not the table of sinusoidal positions"):
+            read_marian(folder, "model", Languages())
+
+
+# -- tokenizer and languages -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("file", "edit", "fault"),
+    [
+        ("tokenizer_config.json", lambda values: values.update(separate_vocabs=True), "separate_vocabs is true"),
+        (
+            "tokenizer_config.json",
+            lambda values: values.update(sp_model_kwargs={"enable_sampling": True}),
+            "sp_model_kwargs is {'enable_sampling': True}, which is not supported",
+        ),
+        ("vocab.json", rename("▁dog", "</s>"), r"</s> at \d+, but eos_token_id in config\.json is 0"),
+        ("vocab.json", lambda values: values.update({"more": 500}), r"has id 500, but vocab_size in config\.json is"),
+    ],
+)
+def test_a_tokenizer_that_does_not_fit_is_refused(folder: Path, file: str, edit: Edit, fault: str) -> None:
+    edit_json(folder / file, edit)
+    with pytest.raises(ValueError, match=fault):
+        read_marian(folder, "model", Languages())
+
+
+@pytest.mark.parametrize("name", ["source.spm", "target.spm", "vocab.json"])
+def test_a_missing_tokenizer_file_is_named(folder: Path, name: str) -> None:
+    (folder / name).unlink()
+    with pytest.raises(BundleError, match=name):
+        read_marian(folder, "model", Languages())
+
+
+def test_the_pair_comes_from_the_folder_or_from_whoever_imports(folder: Path) -> None:
+    assert read_marian(folder, "model", Languages()).config.directions == (("en", "fr"),)
+    config = read_marian(folder, "model", Languages(pair="eng-fra")).config
+    assert config.directions == (("eng", "fra"),)
+    assert config.source_prefix_ids == {"fra": ()}
+    (folder / "tokenizer_config.json").unlink()
+    with pytest.raises(ValueError, match="give them with --pair, such as en-fr"):
+        read_marian(folder, "model", Languages())
+    assert read_marian(folder, "model", Languages(pair="eng-fra")).config.directions == (("eng", "fra"),)
+
+
+@pytest.mark.parametrize("pair", ["en", "en-", "-fr", ""])
+def test_what_is_no_pair_is_refused(folder: Path, pair: str) -> None:
+    with pytest.raises(ValueError, match=f"'{pair}' is not of the form SOURCE-TARGET"):
+        read_marian(folder, "model", Languages(pair=pair))
+
+
+def test_a_source_language_alone_is_refused_by_a_model_of_one_target(folder: Path) -> None:
+    with pytest.raises(ValueError, match="give both languages with --pair instead of --from"):
+        read_marian(folder, "model", Languages(source="en"))
+
+
+def test_target_languages_are_those_of_the_vocabularys_tokens(several: Path) -> None:
+    vocabulary = json.loads((several / "vocab.json").read_text(encoding="utf-8"))
+    config = read_marian(several, "model", Languages()).config
+    assert sorted(config.directions) == [("en", "deu"), ("en", "fra")]
+    assert config.source_prefix_ids == {code: (vocabulary[f">>{code}<<"],) for code in ("deu", "fra")}
+    assert {source for source, _ in read_marian(several, "model", Languages(source="eng")).config.directions} == {"eng"}
+
+
+def test_several_targets_need_a_source_language_and_no_pair(several: Path) -> None:
+    with pytest.raises(ValueError, match=r"2 target languages, .* give the source language with --from"):
+        read_marian(several, "model", Languages(pair="en-fr"))
+    (several / "tokenizer_config.json").unlink()
+    with pytest.raises(
+        ValueError, match=r"no source_lang in tokenizer_config\.json: give the source language with --from"
+    ):
+        read_marian(several, "model", Languages())

@@ -4,11 +4,13 @@ PYTHON ?= python3
 DEV := .venv
 # Without torch: what running the service takes.
 RUN := .venv-demo
+# With the peers that Dragoman is compared with.
+BENCH := .venv-bench
 # The generator of the stubs is older than the packages we run with.
 PROTO := .venv-proto
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test test-slow test-packages test-deploy lint proto
+.PHONY: help demo serve test test-slow test-packages test-deploy bench lint proto
 .DELETE_ON_ERROR:
 
 help: ## Show the targets
@@ -32,6 +34,9 @@ test-packages: $(DEV)/.stamp ## Build the sdist and the wheels, install and try 
 test-deploy: $(DEV)/.stamp ## Scrape a server with Prometheus, try every query of the dashboard
 	$(DEV)/bin/pytest tests/deploy
 
+bench: $(BENCH)/.stamp ## Measure Dragoman and its peers side by side, for some 40 minutes; BENCH_OPTIONS=--quick only tries it
+	$(BENCH)/bin/python -m benchmarks $(if $(SENTENCES),--sentences '$(SENTENCES)') $(BENCH_OPTIONS)
+
 lint: $(DEV)/.stamp $(PROTO)/.stamp ## Check format, types, import order and the generated stubs
 	$(DEV)/bin/ruff format --check
 	$(DEV)/bin/ruff check
@@ -50,6 +55,11 @@ $(DEV)/.stamp: pyproject.toml constraints.txt
 $(RUN)/.stamp: pyproject.toml constraints.txt
 	$(call create-venv,$(RUN))
 	$(RUN)/bin/pip install --quiet -c constraints.txt -e '.[cli,server]'
+	touch $@
+
+$(BENCH)/.stamp: pyproject.toml constraints.txt
+	$(call create-venv,$(BENCH))
+	$(BENCH)/bin/pip install --quiet -c constraints.txt -e '.[bench,cli]'
 	touch $@
 
 $(PROTO)/.stamp: proto/requirements.txt

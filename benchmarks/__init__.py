@@ -1,0 +1,1 @@
+"""Side-by-side runs of Dragoman and its peers: `make bench`."""

@@ -1,0 +1,157 @@
+"""The load generator: Translate calls of one text each, from a process of its own.
+
+`drive` starts that process; `python -m benchmarks.load` is it: a `Job` as JSON on stdin, an `Outcome` on stdout.
+
+With a rate the load is open: calls go out at the times of a Poisson process whether or not earlier ones were answered,
+and latency counts from the time a call was due, so that neither a slow server nor a slow generator can hide waiting.
+Without one it is closed: each of some callers sends a call when its last one was answered.
+"""
+
+import asyncio
+import gc
+import itertools
+import json
+import math
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import grpc
+
+from benchmarks.settings import SOURCE_LANGUAGE, TARGET_LANGUAGE
+from dragoman.v1 import translation_pb2 as pb
+
+_METHOD = "/dragoman.v1.TranslationService/Translate"
+_NUM_CHANNELS = 4  # connections, as from several clients
+_TIMEOUT_SECONDS = 30.0
+_HEAD_START_SECONDS = 0.2
+
+
+@dataclass(frozen=True)
+class Job:
+    """What to send where, for how long."""
+
+    address: str
+    texts: Sequence[str]
+    seconds: float
+    rate: float | None = None  # calls per second, open loop
+    num_callers: int = 1  # closed loop
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of all calls. A failed one has latency infinity."""
+
+    latencies: list[float]  # seconds
+    seconds: float  # from the first call to the last answer
+    num_target_tokens: int
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Throughput, in target tokens."""
+        return self.num_target_tokens / self.seconds
+
+    @property
+    def calls_per_second(self) -> float:
+        """Throughput, in calls that did not fail."""
+        return sum(map(math.isfinite, self.latencies)) / self.seconds
+
+
+def drive(job: Job) -> Outcome:
+    """Puts load on a server from a process of its own and waits for all the answers.
+
+    Raises:
+        subprocess.CalledProcessError: the generator itself has failed.
+    """
+    command = [sys.executable, "-m", "benchmarks.load"]
+    answer = subprocess.run(command, input=json.dumps(asdict(job)), stdout=subprocess.PIPE, text=True, check=True)
+    return Outcome(**json.loads(answer.stdout))
+
+
+def poisson_times(rate: float, seconds: float, rng: random.Random) -> list[float]:
+    """When calls are due: gaps between them are independent and exponential."""
+    gaps = iter(lambda: rng.expovariate(rate), None)
+    return list(itertools.takewhile(lambda due: due < seconds, itertools.accumulate(gaps)))
+
+
+async def _generate(job: Job) -> Outcome:
+    rng = random.Random(job.seed)
+    bodies = [_body(text) for text in job.texts]
+    rng.shuffle(bodies)
+    # Else all channels to one address share a connection.
+    options = [("grpc.use_local_subchannel_pool", 1)]
+    channels = [grpc.aio.insecure_channel(job.address, options) for _ in range(_NUM_CHANNELS)]
+    await asyncio.gather(*(channel.channel_ready() for channel in channels))
+    # Messages stay bytes while the clock runs: what is measured is the server, not this client.
+    calls: Iterator[Callable[..., Awaitable[bytes]]] = itertools.cycle(
+        [channel.unary_unary(_METHOD) for channel in channels]
+    )
+    latencies: list[float] = []
+    answers: list[bytes] = []
+
+    async def call(due: float, body: bytes) -> None:
+        try:
+            answers.append(await next(calls)(body, timeout=_TIMEOUT_SECONDS))
+            latencies.append(time.perf_counter() - due)
+        except grpc.aio.AioRpcError:
+            latencies.append(math.inf)
+
+    gc.disable()  # a pause of the generator would look like one of the server
+    started = time.perf_counter()
+    if job.rate is None:
+        await _closed(call, bodies, job)
+    else:
+        started += _HEAD_START_SECONDS
+        dues = [started + due for due in poisson_times(job.rate, job.seconds, rng)]
+        await _open(call, bodies, dues)
+    seconds = time.perf_counter() - started
+    await asyncio.gather(*(channel.close() for channel in channels))
+    return Outcome(latencies, seconds, sum(map(_num_target_tokens, answers)))
+
+
+async def _closed(call: Callable[[float, bytes], Awaitable[None]], bodies: Sequence[bytes], job: Job) -> None:
+    end = time.perf_counter() + job.seconds
+    queue = itertools.cycle(bodies)
+
+    async def caller() -> None:
+        while (now := time.perf_counter()) < end:
+            await call(now, next(queue))
+
+    await asyncio.gather(*(caller() for _ in range(job.num_callers)))
+
+
+async def _open(
+    call: Callable[[float, bytes], Coroutine[Any, Any, None]], bodies: Sequence[bytes], dues: Sequence[float]
+) -> None:
+    async with asyncio.TaskGroup() as group:
+        for due, body in zip(dues, itertools.cycle(bodies), strict=False):
+            # Also where the call is overdue, so that answers are taken in between.
+            await asyncio.sleep(max(0.0, due - time.perf_counter()))
+            group.create_task(call(due, body))
+
+
+def _body(text: str) -> bytes:
+    request = pb.TranslateRequest(
+        inputs=[pb.TranslationInput(text=text)],
+        source_language_code=SOURCE_LANGUAGE,
+        target_language_code=TARGET_LANGUAGE,
+        options=pb.DecodingOptions(beam_size=1),
+    )
+    return request.SerializeToString()
+
+
+def _num_target_tokens(answer: bytes) -> int:
+    [result] = pb.TranslateResponse.FromString(answer).results
+    if result.HasField("error"):
+        raise RuntimeError(f"the server refused a sentence: {result.error.message}")
+    return result.translation.stats.target_tokens
+
+
+if __name__ == "__main__":
+    outcome = asyncio.run(_generate(Job(**json.load(sys.stdin))))
+    json.dump(asdict(outcome), sys.stdout)

@@ -1,0 +1,85 @@
+"""The models that are measured: the shipped one, and one of the size that is most widely used."""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from benchmarks.settings import TARGET_LANGUAGE, Settings
+from dragoman_export.bundle_writer import export
+from dragoman_export.checkpoint import Checkpoint, Config
+from dragoman_export.model import Dimensions, Transformer
+from dragoman_export.sources import read_sources
+from dragoman_server.bundle.bundle import Bundle, embedded_bundle
+from dragoman_server.text.tokenizer import load_tokenizer
+
+DEFAULT_CHECKPOINT = Path(__file__).parent.parent / "models" / "default"
+# Marian's models start the decoder with the padding token.
+_OPUS_EOS_ID, _OPUS_PAD_ID = 0, 58_100
+
+
+@dataclass(frozen=True)
+class Model:
+    """A checkpoint and the bundle that was exported from it."""
+
+    name: str  # in the table
+    checkpoint: Checkpoint
+    bundle: Bundle
+
+    def random_sources(self, count: int, num_tokens: int, seed: int = 0) -> list[tuple[int, ...]]:
+        """Sources of exactly so many tokens, end-of-sentence included, of random ids."""
+        rng = random.Random(seed)
+        config = self.checkpoint.config
+        specials = {config.pad_token_id, config.bos_token_id, config.eos_token_id}
+        token_ids = [i for i in range(config.dimensions.source_vocabulary_size) if i not in specials]
+        return [(*rng.choices(token_ids, k=num_tokens - 1), config.eos_token_id) for _ in range(count)]
+
+    def sentence_sources(self, sentences: Sequence[str]) -> list[tuple[int, ...]]:
+        """Sentences as the encoder reads them, in the language that all parts translate to."""
+        manifest = self.bundle.manifest
+        tokenizer = load_tokenizer(manifest.tokenizer, self.bundle.folder)
+        prefix = manifest.source_prefix_ids[TARGET_LANGUAGE]
+        return [(*prefix, *tokenizer.encode(text), manifest.eos_token_id) for text in sentences]
+
+
+def default_model() -> Model:
+    """The shipped model at int8."""
+    return Model("default", Checkpoint.load(DEFAULT_CHECKPOINT), Bundle.open(embedded_bundle()))
+
+
+def opus_base(folder: Path, settings: Settings) -> Model:
+    """The dimensions of the OPUS-MT models at int8, with random weights, which cost the same as trained ones.
+
+    The bundle is written into the folder. In a quick run the model is much smaller.
+    """
+    dims = Dimensions(
+        source_vocabulary_size=_OPUS_PAD_ID + 1,
+        target_vocabulary_size=_OPUS_PAD_ID + 1,
+        d_model=64 if settings.is_quick else 512,
+        d_feed_forward=128 if settings.is_quick else 2048,
+        num_encoder_layers=1 if settings.is_quick else 6,
+        num_decoder_layers=1 if settings.is_quick else 6,
+        activation="silu",
+        position_layout="split",
+        output_bias=True,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = Transformer(dims)
+    config = Config(
+        name="opus-base",
+        dimensions=dims,
+        pad_token_id=_OPUS_PAD_ID,
+        bos_token_id=_OPUS_PAD_ID,
+        eos_token_id=_OPUS_EOS_ID,
+        directions=(("en", "fr"),),
+        source_prefix_ids={"fr": ()},
+    )
+    # Nothing here needs text, so there is no tokenizer.
+    checkpoint = Checkpoint(config, model.eval(), tokenizer=b"")
+    sources = read_sources(checkpoint, (), 8)
+    # Calibrated, as a bundle for use is.
+    bundle, _ = export(checkpoint, folder / "opus-base", "int8", sources[:4], calibration=sources)
+    return Model("OPUS-base, cut down" if settings.is_quick else "OPUS-base", checkpoint, bundle)

@@ -1,0 +1,171 @@
+"""Dragoman's engine and its peers behind one method: token ids in, token ids out."""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import ctranslate2
+import torch
+from transformers import MarianMTModel
+
+from benchmarks.models import Model
+from benchmarks.peers import check_ctranslate2, check_marian, marian_model
+from benchmarks.report import Subject
+from dragoman_export.greedy import pad
+from dragoman_server.config import EngineOptions
+from dragoman_server.engine.engine import Engine
+from dragoman_server.engine.runner import OnnxRunner
+from dragoman_server.engine.search import Search
+from dragoman_server.engine.search_options import SearchOptions
+from dragoman_server.engine.sequence import Completion, Request
+
+Source = tuple[int, ...]
+# By the precision in our tables, what CTranslate2 calls it.
+COMPUTE_TYPES = {"int8": "int8", "fp32": "float32"}
+
+
+@dataclass(frozen=True, slots=True)
+class Decoding:
+    """How a batch is decoded, by everyone."""
+
+    beam_size: int
+    max_target_tokens: int
+    min_target_tokens: int = 0
+
+
+class System(Protocol):
+    """Something that translates a batch of token ids."""
+
+    @property
+    def subject(self) -> Subject:
+        """What to call it."""
+
+    def translate(self, batch: Sequence[Source], decoding: Decoding) -> list[Sequence[int]]:
+        """The best target of each source, with end-of-sentence where that was decoded."""
+
+
+@dataclass(frozen=True)
+class DragomanSystem:
+    """The engine as the server runs it, without the server."""
+
+    subject: Subject
+    engine: Engine
+    runner: OnnxRunner
+
+    def complete(self, batch: Sequence[Source], decoding: Decoding) -> list[Completion]:
+        """What the engine answers, with its own times."""
+        return [future.result() for future in self.submit(batch, decoding)]
+
+    def submit(self, batch: Sequence[Source], decoding: Decoding) -> "list[Future[Completion]]":
+        """Queues a batch without waiting for it."""
+        options = SearchOptions(beam_size=decoding.beam_size, min_target_tokens=decoding.min_target_tokens)
+        limit = decoding.max_target_tokens
+        return self.engine.submit([Request(source, limit, options=options) for source in batch])
+
+    def translate(self, batch: Sequence[Source], decoding: Decoding) -> list[Sequence[int]]:
+        return [completion.hypotheses[0].token_ids for completion in self.complete(batch, decoding)]
+
+
+@contextlib.contextmanager
+def dragoman(model: Model, num_rows: int, threads: int) -> Iterator[DragomanSystem]:
+    """An engine that decodes so many rows at a time."""
+    manifest = model.bundle.manifest
+    options = EngineOptions(max_running=num_rows, num_threads=threads)
+    runner = OnnxRunner(model.bundle, num_rows, threads)
+    engine = Engine(runner, Search.of(manifest), options)
+    engine.start()
+    try:
+        yield DragomanSystem(
+            Subject.of("Dragoman", "dragoman", manifest.precision, threads, model.name), engine, runner
+        )
+    finally:
+        engine.stop()
+
+
+@dataclass(frozen=True)
+class CTranslate2System:
+    """CTranslate2 with its defaults, the batch in one piece."""
+
+    subject: Subject
+    translator: ctranslate2.Translator
+    eos_token_id: int
+
+    @classmethod
+    def load(cls, folder: Path, model: Model, precision: str, threads: int) -> "CTranslate2System":
+        """Loads what `save_ctranslate2` wrote.
+
+        Raises:
+            UnequalWeightsError: fp32, which can be held against the bundle, does something else.
+        """
+        manifest = model.bundle.manifest
+        translator = ctranslate2.Translator(
+            str(folder),
+            device="cpu",
+            compute_type=COMPUTE_TYPES[precision],
+            inter_threads=1,
+            intra_threads=threads,
+        )
+        if precision == "fp32":
+            check_ctranslate2(translator, manifest)
+        subject = Subject.of("CTranslate2", "ctranslate2", precision, threads, model.name)
+        return cls(subject, translator, manifest.eos_token_id)
+
+    def translate(self, batch: Sequence[Source], decoding: Decoding) -> list[Sequence[int]]:
+        results = self.translator.translate_batch(
+            [list(map(str, source)) for source in batch],
+            max_batch_size=len(batch),
+            beam_size=decoding.beam_size,
+            min_decoding_length=decoding.min_target_tokens,
+            max_decoding_length=decoding.max_target_tokens,
+            return_scores=True,
+        )
+        targets: list[Sequence[int]] = []
+        for result in results:
+            target = list(map(int, result.hypotheses[0]))
+            # CTranslate2 decodes end-of-sentence and leaves it out of the answer.
+            targets.append([*target, self.eos_token_id] if len(target) < decoding.max_target_tokens else target)
+        return targets
+
+
+@dataclass(frozen=True)
+class TransformersSystem:
+    """Hugging Face's generate, float32."""
+
+    subject: Subject
+    model: MarianMTModel
+    pad_token_id: int
+    eos_token_id: int
+
+    @classmethod
+    def load(cls, model: Model, threads: int) -> "TransformersSystem":
+        """Sets the threads of PyTorch in this process.
+
+        Raises:
+            UnequalWeightsError: it does something else than the bundle.
+        """
+        manifest = model.bundle.manifest
+        torch.set_num_threads(threads)
+        converted = marian_model(model.checkpoint)
+        check_marian(converted, manifest)
+        subject = Subject.of("Transformers", "transformers", "fp32", threads, model.name)
+        return cls(subject, converted, manifest.pad_token_id, manifest.eos_token_id)
+
+    @torch.inference_mode()
+    def translate(self, batch: Sequence[Source], decoding: Decoding) -> list[Sequence[int]]:
+        input_ids, mask = pad(batch, self.pad_token_id)
+        generated = self.model.generate(
+            input_ids,
+            attention_mask=mask.long(),
+            num_beams=decoding.beam_size,
+            min_new_tokens=decoding.min_target_tokens,
+            max_new_tokens=decoding.max_target_tokens,
+        )
+        # The first is the decoder's own start; what follows end-of-sentence is padding.
+        return [_until(row[1:], self.eos_token_id) for row in generated.tolist()]
+
+
+def _until(token_ids: list[int], eos_token_id: int) -> list[int]:
+    return token_ids[: token_ids.index(eos_token_id) + 1] if eos_token_id in token_ids else token_ids

@@ -1,16 +1,22 @@
 """What the sync and the async client share beyond the conversions."""
 
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Iterator, Sequence
+from typing import Literal, Protocol, TypeVar
 
 from dragoman.errors import DeadlineExceededError, DragomanError, UnavailableError
-from dragoman.types import Translation
+
+_Message = TypeVar("_Message", covariant=True)
+_Result = TypeVar("_Result")
 
 DEFAULT_TIMEOUT_SECONDS = 30.0
 
 # Calls of one long list under way at a time: while the last sentences of one finish, the
 # server already fills its batch from the next.
 MAX_CALLS_IN_FLIGHT = 2
+
+# Texts of an exchange that are sent and whose results were not taken yet: enough to keep a
+# server busy, and no more than a stream of it has room for unless it was told otherwise.
+MAX_EXCHANGE_IN_FLIGHT = 256
 
 HEALTH_CHECK_METHOD = "/grpc.health.v1.Health/Check"
 # grpc.health.v1 on the wire, so that the SDK needs no package for it: a request for the
@@ -19,23 +25,34 @@ HEALTH_CHECK_REQUEST = b""
 HEALTH_CHECK_SERVING = b"\x08\x01"
 
 
-def raise_first_error(
-    results: Sequence[Translation | DragomanError],
-) -> list[Translation]:
-    """The results, all of them translations.
+class MessageIterator(Protocol[_Message]):
+    """What the SDK needs of a call of grpc that answers with a stream; grpc has no name for it."""
+
+    def __iter__(self) -> Iterator[_Message]:
+        """The messages."""
+
+    def __next__(self) -> _Message:
+        """The next message."""
+
+    def cancel(self) -> bool:
+        """Ends the call."""
+
+
+def raise_first_error(results: Sequence[_Result | DragomanError]) -> list[_Result]:
+    """The results, none of them an error.
 
     Raises:
-        DragomanError: the first result that is none.
+        DragomanError: the first result that is one.
     """
-    translations = []
+    good = []
     for result in results:
         if isinstance(result, DragomanError):
             raise result
-        translations.append(result)
-    return translations
+        good.append(result)
+    return good
 
 
-def only_translation(results: Sequence[Translation | DragomanError]) -> Translation:
+def only_result(results: Sequence[_Result | DragomanError]) -> _Result:
     """The result for a single text.
 
     Raises:

@@ -1,24 +1,13 @@
-"""Between protobuf messages and the types of the SDK: the only place that knows both."""
+"""From protobuf messages to the types of the SDK."""
 
-from collections.abc import Sequence
-from typing import get_args
+from collections.abc import Iterable
+from typing import TypeAlias
 
 from google.protobuf.duration_pb2 import Duration
 
 from dragoman import types
-from dragoman.errors import DragomanError, InternalError, InvalidArgumentError, error_from_status
+from dragoman.errors import DragomanError, InternalError, error_from_status
 from dragoman.v1 import translation_pb2
-
-# A long list goes out in several calls: small enough for the limits of a server on messages
-# and inputs, large enough to fill its batches.
-MAX_INPUTS_PER_CALL = 128
-MAX_TEXT_BYTES_PER_CALL = 1024 * 1024
-
-_SEGMENTATIONS: dict[types.Segmentation | None, translation_pb2.Segmentation.ValueType] = {
-    None: translation_pb2.SEGMENTATION_UNSPECIFIED,
-    "line": translation_pb2.SEGMENTATION_LINE,
-    "sentence": translation_pb2.SEGMENTATION_SENTENCE,
-}
 
 _FINISH_REASONS: dict[translation_pb2.FinishReason.ValueType, types.FinishReason] = {
     translation_pb2.FINISH_REASON_STOP: types.FinishReason.STOP,
@@ -26,50 +15,12 @@ _FINISH_REASONS: dict[translation_pb2.FinishReason.ValueType, types.FinishReason
 }
 
 
-def translate_requests(
-    texts: Sequence[str],
-    *,
-    source: str,
-    target: str,
-    model: str,
-    max_target_tokens: int | None,
-    segmentation: types.Segmentation | None,
-) -> list[translation_pb2.TranslateRequest]:
-    """The calls that translate `texts`, in order, each within the limits of a call.
-
-    Raises:
-        InvalidArgumentError: an option or a text cannot be put into a message.
-    """
-    if segmentation not in _SEGMENTATIONS:
-        raise InvalidArgumentError(
-            f"segmentation is {segmentation!r}: use one of {get_args(types.Segmentation)} or None"
-        )
-    if max_target_tokens is not None and not 0 < max_target_tokens < 2**32:
-        raise InvalidArgumentError(f"max_target_tokens is {max_target_tokens}: use a number of at least 1, or None")
-
-    def request() -> translation_pb2.TranslateRequest:
-        return translation_pb2.TranslateRequest(
-            source_language_code=source,
-            target_language_code=target,
-            model=model,
-            options=translation_pb2.DecodingOptions(max_target_tokens=max_target_tokens),
-            segmentation=_SEGMENTATIONS[segmentation],
-        )
-
-    requests: list[translation_pb2.TranslateRequest] = []
-    num_bytes = 0
-    for index, text in enumerate(texts):
-        size = _utf8_size(text, index)
-        is_full = not requests or len(requests[-1].inputs) == MAX_INPUTS_PER_CALL
-        if is_full or num_bytes + size > MAX_TEXT_BYTES_PER_CALL:
-            requests.append(request())
-            num_bytes = 0
-        requests[-1].inputs.add(text=text)
-        num_bytes += size
-    return requests
+_WithLanguages: TypeAlias = (
+    translation_pb2.TranslateRequest | translation_pb2.StreamTranslationRequest | translation_pb2.ExchangeConfig
+)
 
 
-def outcomes(
+def translations(
     request: translation_pb2.TranslateRequest,
     response: translation_pb2.TranslateResponse,
     first_index: int,
@@ -81,15 +32,58 @@ def outcomes(
     Raises:
         InternalError: the answer does not have one result per input.
     """
-    if len(response.results) != len(request.inputs):
-        raise InternalError(f"The server answered {len(request.inputs)} inputs with {len(response.results)} results")
+    _check_number(len(request.inputs), len(response.results))
     return [
         _outcome(request, response.model, result, first_index, index) for index, result in enumerate(response.results)
     ]
 
 
+def streamed(
+    request: translation_pb2.StreamTranslationRequest, response: translation_pb2.StreamTranslationResponse
+) -> types.Translation:
+    """The translation in the last message of a stream.
+
+    Raises:
+        InternalError: the translation makes no sense.
+    """
+    return _translation(request, response.model, response.translation)
+
+
+def exchanged(
+    request: translation_pb2.ExchangeTranslationsRequest, response: translation_pb2.ExchangeTranslationsResponse
+) -> tuple[int, types.Translation | DragomanError]:
+    """The index of a text of an exchange, and what became of it; `request` is the first of the exchange.
+
+    Raises:
+        InternalError: the answer makes no sense.
+    """
+    if not response.id.isdecimal():
+        raise InternalError(f"The server sent a result for {response.id!r}, which it was not asked for")
+    index = int(response.id)
+    return index, _outcome(request.config, response.model, response.result, 0, index)
+
+
+def scores(
+    request: translation_pb2.ScoreRequest,
+    response: translation_pb2.ScoreResponse,
+    first_index: int,
+) -> list[types.Score | DragomanError]:
+    """What became of each pair of `request`, in order: see `translations`.
+
+    Raises:
+        InternalError: the answer does not have one result per pair.
+    """
+    _check_number(len(request.inputs), len(response.results))
+    return [_score(response.model, result, first_index, index) for index, result in enumerate(response.results)]
+
+
+def _check_number(num_inputs: int, num_results: int) -> None:
+    if num_results != num_inputs:
+        raise InternalError(f"The server answered {num_inputs} inputs with {num_results} results")
+
+
 def _outcome(
-    request: translation_pb2.TranslateRequest,
+    request: _WithLanguages,
     model: str,
     result: translation_pb2.TranslationResult,
     first_index: int,
@@ -104,11 +98,20 @@ def _outcome(
             return InternalError("The server sent an empty result", input_index=first_index + index)
 
 
-def _translation(
-    request: translation_pb2.TranslateRequest,
-    model: str,
-    message: translation_pb2.Translation,
-) -> types.Translation:
+def _score(
+    model: str, result: translation_pb2.ScoreResult, first_index: int, index: int
+) -> types.Score | DragomanError:
+    match result.WhichOneof("outcome"):
+        case "scored":
+            scored = result.scored
+            return types.Score(_tokens(scored.tokens), scored.sum_logprob, scored.score, model)
+        case "error":
+            return error_from_status(result.error, first_index, index)
+        case _:
+            return InternalError("The server sent an empty result", input_index=first_index + index)
+
+
+def _translation(request: _WithLanguages, model: str, message: translation_pb2.Translation) -> types.Translation:
     return types.Translation(
         text=message.text,
         segments=tuple(_segment(segment) for segment in message.segments),
@@ -138,21 +141,16 @@ def _segment(message: translation_pb2.Segment) -> types.Segment:
 def _hypothesis(message: translation_pb2.Hypothesis) -> types.Hypothesis:
     return types.Hypothesis(
         text=message.text,
-        tokens=tuple(types.Token(token.id, token.piece, token.logprob) for token in message.tokens),
+        tokens=_tokens(message.tokens),
         sum_logprob=message.sum_logprob,
         score=message.score,
         finish_reason=_FINISH_REASONS.get(message.finish_reason, types.FinishReason.UNSPECIFIED),
     )
 
 
+def _tokens(messages: Iterable[translation_pb2.Token]) -> tuple[types.Token, ...]:
+    return tuple(types.Token(token.id, token.piece, token.logprob) for token in messages)
+
+
 def _seconds(duration: Duration) -> float:
     return duration.seconds + duration.nanos / 1e9
-
-
-def _utf8_size(text: str, index: int) -> int:
-    try:
-        return len(text.encode())
-    except UnicodeEncodeError:
-        raise InvalidArgumentError(
-            "The text has a lone surrogate, which no Unicode text can have", input_index=index
-        ) from None

@@ -3,20 +3,26 @@
 import asyncio
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from types import TracebackType
-from typing import Literal, Self, cast, overload
+from typing import Literal, Self, TypeVar, Unpack, cast, overload
 
 import grpc
 import grpc.aio
 
-from dragoman import _calls, _convert
+from dragoman import _calls, _convert, _requests
 from dragoman._channel import channel_options, resolve_address
+from dragoman._exchange import Exchanged, exchange_async
+from dragoman._requests import Target
 from dragoman.errors import DragomanError, RequestCancelledError, error_from_call
-from dragoman.types import Segmentation, Translation
+from dragoman.streams import AsyncTranslationStream
+from dragoman.types import Score, ScoreOptions, TranslateOptions, Translation
 from dragoman.v1 import translation_pb2_grpc
-from dragoman.v1.translation_pb2 import TranslateRequest, TranslateResponse
+
+_Request = TypeVar("_Request")
+_Response = TypeVar("_Response")
+_Result = TypeVar("_Result")
 
 
 class AsyncClient:
@@ -43,10 +49,9 @@ class AsyncClient:
         *,
         source: str,
         target: str,
-        model: str = "",
-        max_target_tokens: int | None = None,
-        segmentation: Segmentation | None = None,
+        target_prefix: str | None = None,
         timeout: float | None = None,
+        **options: Unpack[TranslateOptions],
     ) -> Translation: ...
 
     @overload
@@ -56,11 +61,10 @@ class AsyncClient:
         *,
         source: str,
         target: str,
-        model: str = "",
-        max_target_tokens: int | None = None,
-        segmentation: Segmentation | None = None,
+        target_prefix: Sequence[str] | None = None,
         timeout: float | None = None,
         errors: Literal["raise"] = "raise",
+        **options: Unpack[TranslateOptions],
     ) -> list[Translation]: ...
 
     @overload
@@ -70,11 +74,10 @@ class AsyncClient:
         *,
         source: str,
         target: str,
-        model: str = "",
-        max_target_tokens: int | None = None,
-        segmentation: Segmentation | None = None,
+        target_prefix: Sequence[str] | None = None,
         timeout: float | None = None,
         errors: Literal["return"],
+        **options: Unpack[TranslateOptions],
     ) -> list[Translation | DragomanError]: ...
 
     async def translate(
@@ -83,29 +86,132 @@ class AsyncClient:
         *,
         source: str,
         target: str,
-        model: str = "",
-        max_target_tokens: int | None = None,
-        segmentation: Segmentation | None = None,
+        target_prefix: str | Sequence[str] | None = None,
         timeout: float | None = None,
         errors: Literal["raise", "return"] = "raise",
+        **options: Unpack[TranslateOptions],
     ) -> Translation | Sequence[Translation | DragomanError]:
         """Translates one text, or each text of a list: see `dragoman.Client.translate`.
 
         Raises:
             DragomanError: the call failed, or a text with `errors="raise"`.
         """
-        requests = _convert.translate_requests(
-            [text] if isinstance(text, str) else text,
-            source=source,
-            target=target,
-            model=model,
-            max_target_tokens=max_target_tokens,
-            segmentation=segmentation,
-        )
-        with self._while_open() as channel:
-            results = await self._translate(channel, requests, self._timeout if timeout is None else timeout)
+        requests = _requests.translate_requests(text, target_prefix, source=source, target=target, options=options)
+        results = await self._run(lambda stub: stub.Translate, requests, _convert.translations, timeout)
         if isinstance(text, str):
-            return _calls.only_translation(results)
+            return _calls.only_result(results)
+        return _calls.raise_first_error(results) if errors == "raise" else results
+
+    def stream(
+        self,
+        text: str,
+        *,
+        source: str,
+        target: str,
+        target_prefix: str | None = None,
+        timeout: float | None = None,
+        **options: Unpack[TranslateOptions],
+    ) -> AsyncTranslationStream:
+        """Translates a text, piece by piece as it is decoded: see `dragoman.Client.stream`.
+
+        Returns:
+            An asynchronous iterator over pieces of the translation. At its end `.result` is the
+            Translation.
+
+        Raises:
+            DragomanError: an argument cannot be sent. What else goes wrong is raised by iterating.
+        """
+        request = _requests.stream_request(text, target_prefix, source=source, target=target, options=options)
+        seconds = self._seconds(timeout)
+        return AsyncTranslationStream(
+            request, lambda: self._stub().StreamTranslation(request, timeout=seconds), self._while_open
+        )
+
+    def exchange(
+        self,
+        texts: AsyncIterable[str] | Iterable[str],
+        *,
+        source: str,
+        target: str,
+        timeout: float | None = None,
+        **options: Unpack[TranslateOptions],
+    ) -> AsyncIterator[Exchanged]:
+        """Translates a stream of texts, each as soon as it is there: see `dragoman.Client.exchange`.
+
+        Args:
+            texts: the texts. An iterable that is not asynchronous must not block.
+            source: as for `translate`.
+            target: as for `translate`.
+            timeout: seconds until the end of the exchange; default: any time.
+            **options: as for `translate`.
+
+        Raises:
+            DragomanError: an argument cannot be sent. Iterating raises what ends the exchange.
+        """
+        config = _requests.exchange_config(source=source, target=target, options=options)
+
+        return exchange_async(
+            lambda: self._stub().ExchangeTranslations(timeout=timeout), config, texts, self._while_open
+        )
+
+    @overload
+    async def score(  # type: ignore[overload-overlap]
+        self,
+        text: str,
+        target_text: Target,
+        *,
+        source: str,
+        target: str,
+        timeout: float | None = None,
+        **options: Unpack[ScoreOptions],
+    ) -> Score: ...
+
+    @overload
+    async def score(
+        self,
+        text: Sequence[str],
+        target_text: Sequence[Target],
+        *,
+        source: str,
+        target: str,
+        timeout: float | None = None,
+        errors: Literal["raise"] = "raise",
+        **options: Unpack[ScoreOptions],
+    ) -> list[Score]: ...
+
+    @overload
+    async def score(
+        self,
+        text: Sequence[str],
+        target_text: Sequence[Target],
+        *,
+        source: str,
+        target: str,
+        timeout: float | None = None,
+        errors: Literal["return"],
+        **options: Unpack[ScoreOptions],
+    ) -> list[Score | DragomanError]: ...
+
+    async def score(
+        self,
+        text: str | Sequence[str],
+        target_text: Target | Sequence[Target],
+        *,
+        source: str,
+        target: str,
+        timeout: float | None = None,
+        errors: Literal["raise", "return"] = "raise",
+        **options: Unpack[ScoreOptions],
+    ) -> Score | Sequence[Score | DragomanError]:
+        """Gives the log-probability of a translation, or of each of a list: see `dragoman.Client.score`.
+
+        Raises:
+            DragomanError: the call failed, or a pair with `errors="raise"`.
+        """
+        requests = _requests.score_requests(text, target_text, source=source, target=target, options=options)
+        results = await self._run(lambda stub: stub.Score, requests, _convert.scores, timeout)
+        if isinstance(text, str):
+            return _calls.only_result(results)
         return _calls.raise_first_error(results) if errors == "raise" else results
 
     async def health(self, *, timeout: float | None = None) -> bool:
@@ -115,11 +221,13 @@ class AsyncClient:
             DragomanError: something answered, but no Dragoman server.
         """
         try:
-            with self._while_open() as channel:
-                check: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(_calls.HEALTH_CHECK_METHOD)
+            with self._while_open():
+                check: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = self._open_channel().unary_unary(
+                    _calls.HEALTH_CHECK_METHOD
+                )
                 answer = await check(
                     _calls.HEALTH_CHECK_REQUEST,
-                    timeout=self._timeout if timeout is None else timeout,
+                    timeout=self._seconds(timeout),
                 )
         except grpc.aio.AioRpcError as error:
             return _calls.not_serving(error_from_call(error))
@@ -142,18 +250,19 @@ class AsyncClient:
     ) -> None:
         await self.close()
 
-    async def _translate(
-        self, channel: grpc.aio.Channel, requests: list[TranslateRequest], timeout: float
-    ) -> list[Translation | DragomanError]:
-        stub = cast(
-            "translation_pb2_grpc.TranslationServiceAsyncStub",
-            translation_pb2_grpc.TranslationServiceStub(channel),
-        )
-        deadline = time.monotonic() + timeout
-        results: list[Translation | DragomanError] = []
-        under_way: deque[tuple[TranslateRequest, grpc.aio.UnaryUnaryCall[TranslateRequest, TranslateResponse]]] = (
-            deque()
-        )
+    async def _run(
+        self,
+        method: Callable[
+            ["translation_pb2_grpc.TranslationServiceAsyncStub"], grpc.aio.UnaryUnaryMultiCallable[_Request, _Response]
+        ],
+        requests: Sequence[_Request],
+        read: Callable[[_Request, _Response, int], list[_Result]],
+        timeout: float | None,
+    ) -> list[_Result]:
+        """The results of all requests, in order: `read` gives those of one, whose first has the given index."""
+        deadline = time.monotonic() + self._seconds(timeout)
+        results: list[_Result] = []
+        under_way: deque[tuple[_Request, grpc.aio.UnaryUnaryCall[_Request, _Response]]] = deque()
 
         async def collect() -> None:
             request, call = under_way.popleft()
@@ -161,30 +270,42 @@ class AsyncClient:
                 response = await call
             except grpc.aio.AioRpcError as error:
                 raise error_from_call(error, len(results)) from error
-            results.extend(_convert.outcomes(request, response, len(results)))
+            results.extend(read(request, response, len(results)))
 
-        try:
-            for request in requests:
-                if len(under_way) == _calls.MAX_CALLS_IN_FLIGHT:
+        with self._while_open():
+            call = method(self._stub())
+            try:
+                for request in requests:
+                    if len(under_way) == _calls.MAX_CALLS_IN_FLIGHT:
+                        await collect()
+                    remaining = max(0.0, deadline - time.monotonic())
+                    under_way.append((request, call(request, timeout=remaining)))
+                while under_way:
                     await collect()
-                remaining = max(0.0, deadline - time.monotonic())
-                under_way.append((request, stub.Translate(request, timeout=remaining)))
-            while under_way:
-                await collect()
-        finally:
-            for _, call in under_way:
-                call.cancel()
+            finally:
+                for _, left in under_way:
+                    left.cancel()
         return results
 
-    @contextmanager
-    def _while_open(self) -> Iterator[grpc.aio.Channel]:
-        if self._closed:
-            raise RuntimeError("The client is closed")
+    def _seconds(self, timeout: float | None) -> float:
+        return self._timeout if timeout is None else timeout
+
+    def _open_channel(self) -> grpc.aio.Channel:
         # Made at the first call, for a channel belongs to the event loop that runs then.
         if self._channel is None:
             self._channel = grpc.aio.insecure_channel(self._address, channel_options())
+        return self._channel
+
+    def _stub(self) -> "translation_pb2_grpc.TranslationServiceAsyncStub":
+        stub = translation_pb2_grpc.TranslationServiceStub(self._open_channel())
+        return cast("translation_pb2_grpc.TranslationServiceAsyncStub", stub)
+
+    @contextmanager
+    def _while_open(self) -> Iterator[None]:
+        if self._closed:
+            raise RuntimeError("The client is closed")
         try:
-            yield self._channel
+            yield
         except (asyncio.CancelledError, grpc.aio.UsageError):
             # What grpc raises where another task closes the channel around this time; but
             # the task of the call may have been cancelled itself.

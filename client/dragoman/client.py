@@ -2,19 +2,26 @@
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from types import TracebackType
-from typing import Literal, Self, cast, overload
+from typing import Literal, Self, TypeVar, Unpack, cast, overload
 
 import grpc
 
-from dragoman import _calls, _convert
+from dragoman import _calls, _convert, _requests
 from dragoman._channel import channel_options, resolve_address
+from dragoman._exchange import Exchanged, exchange
+from dragoman._requests import Target
 from dragoman.errors import DragomanError, FailedCall, RequestCancelledError, error_from_call
-from dragoman.types import Segmentation, Translation
+from dragoman.streams import TranslationStream
+from dragoman.types import Score, ScoreOptions, TranslateOptions, Translation
 from dragoman.v1 import translation_pb2_grpc
-from dragoman.v1.translation_pb2 import TranslateRequest, TranslateResponse
+from dragoman.v1.translation_pb2 import ExchangeTranslationsRequest, ExchangeTranslationsResponse
+
+_Request = TypeVar("_Request")
+_Response = TypeVar("_Response")
+_Result = TypeVar("_Result")
 
 
 class Client:
@@ -50,10 +57,9 @@ class Client:
         *,
         source: str,
         target: str,
-        model: str = "",
-        max_target_tokens: int | None = None,
-        segmentation: Segmentation | None = None,
+        target_prefix: str | None = None,
         timeout: float | None = None,
+        **options: Unpack[TranslateOptions],
     ) -> Translation: ...
 
     @overload
@@ -63,11 +69,10 @@ class Client:
         *,
         source: str,
         target: str,
-        model: str = "",
-        max_target_tokens: int | None = None,
-        segmentation: Segmentation | None = None,
+        target_prefix: Sequence[str] | None = None,
         timeout: float | None = None,
         errors: Literal["raise"] = "raise",
+        **options: Unpack[TranslateOptions],
     ) -> list[Translation]: ...
 
     @overload
@@ -77,11 +82,10 @@ class Client:
         *,
         source: str,
         target: str,
-        model: str = "",
-        max_target_tokens: int | None = None,
-        segmentation: Segmentation | None = None,
+        target_prefix: Sequence[str] | None = None,
         timeout: float | None = None,
         errors: Literal["return"],
+        **options: Unpack[TranslateOptions],
     ) -> list[Translation | DragomanError]: ...
 
     def translate(
@@ -90,11 +94,10 @@ class Client:
         *,
         source: str,
         target: str,
-        model: str = "",
-        max_target_tokens: int | None = None,
-        segmentation: Segmentation | None = None,
+        target_prefix: str | Sequence[str] | None = None,
         timeout: float | None = None,
         errors: Literal["raise", "return"] = "raise",
+        **options: Unpack[TranslateOptions],
     ) -> Translation | Sequence[Translation | DragomanError]:
         """Translates one text, or each text of a list.
 
@@ -103,13 +106,13 @@ class Client:
                 calls where needed, and comes back in its order.
             source: language code of the texts, such as "en".
             target: language code to translate into.
-            model: name of the model; empty for the server's default.
-            max_target_tokens: most tokens to decode per segment; default: the model's.
-            segmentation: "line" never splits a line, "sentence" always splits it into
-                sentences; default: only where it is too long for the model.
+            target_prefix: what the translation begins with, for a text of a single segment;
+                for a list, a list of the same length.
             timeout: seconds for the whole, however long the list; default: the client's.
             errors: what to do about texts of a list that cannot be translated. "raise"
                 raises for the first of them; "return" puts the exception in its place.
+            **options: how to decode, such as `beam_size=4`, and the model, segmentation and
+                priority: see `dragoman.TranslateOptions`.
 
         Returns:
             A Translation for a text, a list of them for a list.
@@ -117,18 +120,153 @@ class Client:
         Raises:
             DragomanError: the call failed, or a text with `errors="raise"`.
         """
-        requests = _convert.translate_requests(
-            [text] if isinstance(text, str) else text,
-            source=source,
-            target=target,
-            model=model,
-            max_target_tokens=max_target_tokens,
-            segmentation=segmentation,
-        )
-        with self._while_open():
-            results = self._translate(requests, self._timeout if timeout is None else timeout)
+        requests = _requests.translate_requests(text, target_prefix, source=source, target=target, options=options)
+        results = self._run(self._stub.Translate, requests, _convert.translations, timeout)
         if isinstance(text, str):
-            return _calls.only_translation(results)
+            return _calls.only_result(results)
+        return _calls.raise_first_error(results) if errors == "raise" else results
+
+    def stream(
+        self,
+        text: str,
+        *,
+        source: str,
+        target: str,
+        target_prefix: str | None = None,
+        timeout: float | None = None,
+        **options: Unpack[TranslateOptions],
+    ) -> TranslationStream:
+        """Translates a text, piece by piece as it is decoded.
+
+        Args:
+            text: the text.
+            source: as for `translate`.
+            target: as for `translate`.
+            target_prefix: as for `translate`.
+            timeout: seconds until the end of the stream; default: the client's.
+            **options: as for `translate`.
+
+        Returns:
+            An iterator over pieces of the translation. At its end `.result` is the Translation.
+
+        Raises:
+            DragomanError: an argument cannot be sent. What else goes wrong is raised by iterating.
+        """
+        request = _requests.stream_request(text, target_prefix, source=source, target=target, options=options)
+        with self._while_open():
+            call = self._stub.StreamTranslation(request, timeout=self._seconds(timeout))
+        return TranslationStream(request, call)
+
+    def exchange(
+        self,
+        texts: Iterable[str],
+        *,
+        source: str,
+        target: str,
+        timeout: float | None = None,
+        **options: Unpack[TranslateOptions],
+    ) -> Iterator[Exchanged]:
+        """Translates a stream of texts, each as soon as it is there.
+
+        The iterable may be endless: it is taken, on another thread, no further than 256 texts
+        ahead of the results that were taken. What it raises is raised here, after the results
+        of the texts before. Leaving the iterator before its end cancels what is under way.
+
+        Args:
+            texts: the texts.
+            source: as for `translate`.
+            target: as for `translate`.
+            timeout: seconds until the end of the exchange; default: any time.
+            **options: as for `translate`.
+
+        Returns:
+            An iterator over the index of each text with its Translation, or with the
+            DragomanError that says why there is none, in the order in which they are ready.
+
+        Raises:
+            DragomanError: an argument cannot be sent. Iterating raises what ends the exchange.
+        """
+        config = _requests.exchange_config(source=source, target=target, options=options)
+
+        def start(
+            requests: Iterator[ExchangeTranslationsRequest],
+        ) -> _calls.MessageIterator[ExchangeTranslationsResponse]:
+            with self._while_open():
+                return self._stub.ExchangeTranslations(requests, timeout=timeout)
+
+        return exchange(start, config, texts)
+
+    @overload
+    def score(  # type: ignore[overload-overlap]
+        self,
+        text: str,
+        target_text: Target,
+        *,
+        source: str,
+        target: str,
+        timeout: float | None = None,
+        **options: Unpack[ScoreOptions],
+    ) -> Score: ...
+
+    @overload
+    def score(
+        self,
+        text: Sequence[str],
+        target_text: Sequence[Target],
+        *,
+        source: str,
+        target: str,
+        timeout: float | None = None,
+        errors: Literal["raise"] = "raise",
+        **options: Unpack[ScoreOptions],
+    ) -> list[Score]: ...
+
+    @overload
+    def score(
+        self,
+        text: Sequence[str],
+        target_text: Sequence[Target],
+        *,
+        source: str,
+        target: str,
+        timeout: float | None = None,
+        errors: Literal["return"],
+        **options: Unpack[ScoreOptions],
+    ) -> list[Score | DragomanError]: ...
+
+    def score(
+        self,
+        text: str | Sequence[str],
+        target_text: Target | Sequence[Target],
+        *,
+        source: str,
+        target: str,
+        timeout: float | None = None,
+        errors: Literal["raise", "return"] = "raise",
+        **options: Unpack[ScoreOptions],
+    ) -> Score | Sequence[Score | DragomanError]:
+        """Gives the log-probability of a translation, or of each of a list.
+
+        Args:
+            text: the source or sources, each a single line.
+            target_text: the translation of each: a text, or ids of tokens. The `token_ids` of a
+                hypothesis give the very `sum_logprob` that came with it.
+            source: language code of the sources.
+            target: language code of the translations.
+            timeout: seconds for the whole, however long the list; default: the client's.
+            errors: as for `translate`.
+            **options: the model, length_penalty and priority: see `dragoman.ScoreOptions`.
+
+        Returns:
+            A Score for a text, a list of them for a list.
+
+        Raises:
+            DragomanError: the call failed, or a pair with `errors="raise"`.
+        """
+        requests = _requests.score_requests(text, target_text, source=source, target=target, options=options)
+        results = self._run(self._stub.Score, requests, _convert.scores, timeout)
+        if isinstance(text, str):
+            return _calls.only_result(results)
         return _calls.raise_first_error(results) if errors == "raise" else results
 
     def health(self, *, timeout: float | None = None) -> bool:
@@ -146,7 +284,7 @@ class Client:
             with self._while_open():
                 answer = self._check_health(
                     _calls.HEALTH_CHECK_REQUEST,
-                    timeout=self._timeout if timeout is None else timeout,
+                    timeout=self._seconds(timeout),
                 )
         except grpc.RpcError as error:
             return _calls.not_serving(error_from_call(cast(FailedCall, error)))
@@ -168,30 +306,42 @@ class Client:
     ) -> None:
         self.close()
 
-    def _translate(self, requests: list[TranslateRequest], timeout: float) -> list[Translation | DragomanError]:
-        if len(requests) == 1:
-            # Waiting in this thread is half a millisecond faster than a future.
-            return _receive(requests[0], lambda: self._stub.Translate(requests[0], timeout=timeout), 0)
-        deadline = time.monotonic() + timeout
-        results: list[Translation | DragomanError] = []
-        under_way: deque[tuple[TranslateRequest, grpc.Future[TranslateResponse]]] = deque()
+    def _run(
+        self,
+        call: "grpc.UnaryUnaryMultiCallable[_Request, _Response]",
+        requests: Sequence[_Request],
+        read: Callable[[_Request, _Response, int], list[_Result]],
+        timeout: float | None,
+    ) -> list[_Result]:
+        """The results of all requests, in order: `read` gives those of one, whose first has the given index."""
+        seconds = self._seconds(timeout)
+        with self._while_open():
+            if len(requests) == 1:
+                # Waiting in this thread is half a millisecond faster than a future.
+                return read(requests[0], _answer(lambda: call(requests[0], timeout=seconds), 0), 0)
+            deadline = time.monotonic() + seconds
+            results: list[_Result] = []
+            under_way: deque[tuple[_Request, grpc.Future[_Response]]] = deque()
 
-        def collect() -> None:
-            request, call = under_way.popleft()
-            results.extend(_receive(request, call.result, len(results)))
+            def collect() -> None:
+                request, future = under_way.popleft()
+                results.extend(read(request, _answer(future.result, len(results)), len(results)))
 
-        try:
-            for request in requests:
-                if len(under_way) == _calls.MAX_CALLS_IN_FLIGHT:
+            try:
+                for request in requests:
+                    if len(under_way) == _calls.MAX_CALLS_IN_FLIGHT:
+                        collect()
+                    remaining = max(0.0, deadline - time.monotonic())
+                    under_way.append((request, call.future(request, timeout=remaining)))
+                while under_way:
                     collect()
-                remaining = max(0.0, deadline - time.monotonic())
-                under_way.append((request, self._stub.Translate.future(request, timeout=remaining)))
-            while under_way:
-                collect()
-        finally:
-            for _, call in under_way:
-                call.cancel()
-        return results
+            finally:
+                for _, future in under_way:
+                    future.cancel()
+            return results
+
+    def _seconds(self, timeout: float | None) -> float:
+        return self._timeout if timeout is None else timeout
 
     @contextmanager
     def _while_open(self) -> Iterator[None]:
@@ -206,11 +356,8 @@ class Client:
             raise RequestCancelledError("The client was closed during the call") from None
 
 
-def _receive(
-    request: TranslateRequest, wait: Callable[[], TranslateResponse], first_index: int
-) -> list[Translation | DragomanError]:
+def _answer(wait: Callable[[], _Response], first_index: int) -> _Response:
     try:
-        response = wait()
+        return wait()
     except grpc.RpcError as error:
         raise error_from_call(cast(FailedCall, error), first_index) from error
-    return _convert.outcomes(request, response, first_index)

@@ -1,13 +1,100 @@
 """What translating returns: immutable values, free of protobuf."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, TypedDict
 
 Segmentation: TypeAlias = Literal["line", "sentence"]
 """How a line is cut into the segments that the model translates in one piece: never, or
 always into sentences. Without either, only lines too long for the model are cut."""
+
+EarlyStopping: TypeAlias = Literal["heuristic", "first", "never"]
+"""When a beam search is over: Hugging Face's `early_stopping` of False, True and "never"."""
+
+Priority: TypeAlias = Literal["interactive", "default", "bulk"]
+"""Who gets the larger share of the server while there is not enough for all; nobody gets none."""
+
+
+class DecodingOptions(TypedDict, total=False):
+    """How to decode: the keywords of all methods that translate.
+
+    Names, definitions and limits are those of `DecodingOptions` in translation.proto. What is
+    absent or None is left to the server. Decoding is greedy, a beam search (`beam_size` above
+    1), or sampling (with any of `temperature`, `top_k`, `top_p` and `seed`).
+    """
+
+    max_target_tokens: int | None
+    """Most tokens to decode per segment, end-of-sentence included."""
+
+    min_target_tokens: int | None
+    """Fewest tokens before end-of-sentence."""
+
+    max_length_ratio: float | None
+    """Most tokens to decode per source token."""
+
+    beam_size: int | None
+    """Live hypotheses of a beam search."""
+
+    num_hypotheses: int | None
+    """How many hypotheses to return, best first: at most `beam_size`, or any number of samples."""
+
+    length_penalty: float | None
+    """The p in `score = sum_logprob / length ** p`."""
+
+    patience: float | None
+    """A beam search keeps `round(beam_size * patience)` finished hypotheses."""
+
+    early_stopping: EarlyStopping | None
+    """When a beam search is over."""
+
+    temperature: float | None
+    """Sampling: what log-probabilities are divided by."""
+
+    top_k: int | None
+    """Sampling: only the k most probable tokens; 0 is all."""
+
+    top_p: float | None
+    """Sampling: of these, the fewest whose probabilities sum up to p; 1 is all."""
+
+    seed: int | None
+    """Sampling: the same seed gives the same samples."""
+
+    repetition_penalty: float | None
+    """Above 1, tokens that the target has already get less likely."""
+
+    no_repeat_ngram_size: int | None
+    """No sequence of this many tokens comes twice; 0 is off."""
+
+    suppressed_words: Sequence[str]
+    """Words that must not come."""
+
+
+class TranslateOptions(DecodingOptions, total=False):
+    """The keywords of all methods that translate, beside the languages and `timeout`."""
+
+    model: str
+    """Name of the model; empty for the server's default."""
+
+    segmentation: Segmentation | None
+    """How a line is cut into segments."""
+
+    priority: Priority | None
+    """Who goes first where not all can."""
+
+
+class ScoreOptions(TypedDict, total=False):
+    """The keywords of `score`, beside the languages and `timeout`."""
+
+    model: str
+    """Name of the model; empty for the server's default."""
+
+    length_penalty: float | None
+    """The p in `score = sum_logprob / length ** p`."""
+
+    priority: Priority | None
+    """Who goes first where not all can."""
 
 
 class FinishReason(StrEnum):
@@ -51,7 +138,8 @@ class Hypothesis:
     """Sum of the log-probabilities of the tokens."""
 
     score: float
-    """What hypotheses are ranked by, greater is better: `sum_logprob / len(tokens)`."""
+    """What hypotheses are ranked by, greater is better: `sum_logprob / len(tokens) ** length_penalty`.
+    Scores compare among results of the same options."""
 
     finish_reason: FinishReason
     """Why decoding ended."""
@@ -183,3 +271,25 @@ class Translation:
 
     def _best(self) -> tuple[Hypothesis, ...]:
         return tuple(segment.hypotheses[0] for segment in self.segments)
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """The log-probability of a given translation."""
+
+    tokens: tuple[Token, ...]
+    """The tokens of the target, with the end-of-sentence token where it was scored."""
+
+    sum_logprob: float
+    """Sum of the log-probabilities of the tokens."""
+
+    score: float
+    """`sum_logprob / len(tokens) ** length_penalty`, greater is better."""
+
+    model: str
+    """The model and version that scored, as "name@digest"."""
+
+    @property
+    def token_ids(self) -> tuple[int, ...]:
+        """The ids of the tokens."""
+        return tuple(token.id for token in self.tokens)

@@ -18,9 +18,10 @@ from dragoman_server.bundle.parity import replay
 from dragoman_server.config import Config, validate
 from dragoman_server.engine.engine import Engine
 from dragoman_server.engine.runner import OnnxRunner
+from dragoman_server.engine.search import Search
 from dragoman_server.errors import StartError
 from dragoman_server.metrics import Metrics, MetricsPage
-from dragoman_server.text.tokenizer import Tokenizer
+from dragoman_server.text.tokenizer import load_tokenizer
 from dragoman_server.translator import Translator
 from dragoman_server.wire.guard import Guard
 from dragoman_server.wire.health import HealthServicer
@@ -82,12 +83,16 @@ async def serve(config: Config) -> int:
 
         bundle, runner = await asyncio.to_thread(_load, config)
         manifest = bundle.manifest
+        if manifest.generation.beam_size > config.engine.max_running:
+            raise StartError(
+                f"max_running is {config.engine.max_running}; the model's default beam_size of "
+                f"{manifest.generation.beam_size} needs at least as many."
+            )
         metrics.set_model(manifest.name, bundle.version, manifest.precision)
-        metrics.set_kv_cache(runner.kv_bytes_per_token, runner.kv_bytes)
+        metrics.set_kv_cache(runner.kv_bytes_per_token, config.engine.max_kv_bytes or runner.max_kv_bytes)
         engine = Engine(
             runner,
-            manifest.decoder_start_token_id,
-            manifest.eos_token_id,
+            Search.of(manifest),
             config.engine,
             on_step=metrics.observe_step,
             on_death=on_death,
@@ -95,10 +100,11 @@ async def serve(config: Config) -> int:
         translator = Translator(
             manifest,
             bundle.resource_name,
-            Tokenizer(bundle.tokenizer_path),
+            load_tokenizer(manifest.tokenizer, bundle.folder),
             engine,
             config.limits,
             max_segments=config.engine.max_waiting,
+            max_rows=config.engine.max_running,
         )
         stack.callback(translator.close)
         translation_pb2_grpc.add_TranslationServiceServicer_to_server(TranslationServicer(translator), server)

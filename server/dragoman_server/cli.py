@@ -68,7 +68,8 @@ def run(
         typer.Option(
             envvar="DRAGOMAN_MAX_RUNNING",
             rich_help_panel=_CAPACITY,
-            help="Segments (lines or sentences) translated together. More need more memory.",
+            help="Rows translated together: segments (lines or sentences), and with a beam each of its "
+            "hypotheses. More need more memory.",
         ),
     ] = _DEFAULTS.engine.max_running,
     max_waiting: Annotated[
@@ -88,6 +89,15 @@ def run(
             "more starts waiting ones sooner.",
         ),
     ] = _DEFAULTS.engine.max_encoder_tokens,
+    max_kv_bytes: Annotated[
+        int,
+        typer.Option(
+            envvar="DRAGOMAN_MAX_KV_BYTES",
+            rich_help_panel=_CAPACITY,
+            help="Memory that keys and values of the segments being translated may come to take "
+            "up; others wait. 0 is as much as --max-running of the longest need.",
+        ),
+    ] = _DEFAULTS.engine.max_kv_bytes,
     max_inputs: Annotated[
         int,
         typer.Option(
@@ -104,6 +114,14 @@ def run(
             help="Characters (Unicode code points) of one text.",
         ),
     ] = _DEFAULTS.limits.max_text_characters,
+    max_exchange_in_flight: Annotated[
+        int,
+        typer.Option(
+            envvar="DRAGOMAN_MAX_EXCHANGE_IN_FLIGHT",
+            rich_help_panel=_LIMITS,
+            help="Texts of one stream that are translated or wait for the caller to read the result.",
+        ),
+    ] = _DEFAULTS.limits.max_exchange_in_flight,
     max_message_bytes: Annotated[
         int,
         typer.Option(
@@ -131,11 +149,13 @@ def run(
             max_running=max_running,
             max_waiting=max_waiting,
             max_encoder_tokens=max_encoder_tokens,
+            max_kv_bytes=max_kv_bytes,
             num_threads=num_threads,
         ),
         limits=InputLimits(
             max_inputs=max_inputs,
             max_text_characters=max_text_characters,
+            max_exchange_in_flight=max_exchange_in_flight,
             max_message_bytes=max_message_bytes,
         ),
     )

@@ -7,27 +7,26 @@ import os
 import signal
 import socket
 import time
-import urllib.request
 from collections.abc import AsyncIterator, Callable
-from dataclasses import replace
-from typing import TypeVar
+from dataclasses import fields, replace
 
 import grpc
 import pytest
-from google.protobuf.message import Message
 from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, ResourceInfo, RetryInfo
-from google.rpc.status_pb2 import Status
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 
 from dragoman.v1 import translation_pb2 as pb
 from dragoman_server import app
 from dragoman_server.bundle.bundle import Bundle
-from dragoman_server.config import Config, InputLimits
+from dragoman_server.bundle.manifest import Generation
+from dragoman_server.calls import DecodingFields
+from dragoman_server.config import Config, EngineOptions, InputLimits
+from dragoman_server.engine.search_options import EarlyStopping, SearchOptions
+from dragoman_server.engine.sequence import Priority
 from dragoman_server.errors import DeadlineError, EngineDeadError, InferenceError, QueueFullError, StartError
+from support.caller import CHECK, TRANSLATE, WATCH, Caller, Refusal, count, counted, refusal, samples, unary
 from support.server_parts import LIMITS, RunningServer, running_server, tiny_bundle
 
-TRANSLATE = "/dragoman.v1.TranslationService/Translate"
-CHECK, WATCH = "/grpc.health.v1.Health/Check", "/grpc.health.v1.Health/Watch"
 SERVING, NOT_SERVING = HealthCheckResponse.SERVING, HealthCheckResponse.NOT_SERVING
 CONFIG = Config(
     listen="127.0.0.1:0",
@@ -50,67 +49,6 @@ async def server(
         yield running
 
 
-T = TypeVar("T", bound=Message)
-
-
-def unary(channel: grpc.aio.Channel, method: str = TRANSLATE) -> grpc.aio.UnaryUnaryMultiCallable[bytes, bytes]:
-    """Without serializers, so that the bytes can be any."""
-    return channel.unary_unary(method)
-
-
-class Caller:
-    """Calls in bytes, so that they can be wrong, and without retries."""
-
-    def __init__(self, address: str) -> None:
-        self.channel = grpc.aio.insecure_channel(address, options=[("grpc.enable_retries", 0)])
-
-    def start(
-        self, message: bytes | Message, method: str = TRANSLATE, timeout: float = 10.0
-    ) -> grpc.aio.UnaryUnaryCall[bytes, bytes]:
-        raw = message if isinstance(message, bytes) else message.SerializeToString()
-        return unary(self.channel, method)(raw, timeout=timeout)
-
-    async def translate(self, request: pb.TranslateRequest, timeout: float = 10.0) -> pb.TranslateResponse:
-        return pb.TranslateResponse.FromString(await self.start(request, timeout=timeout))
-
-    async def check(self, service: str = "") -> "HealthCheckResponse.ServingStatus":
-        answer = await self.start(HealthCheckRequest(service=service), CHECK)
-        return HealthCheckResponse.FromString(answer).status
-
-    async def refusal(self, message: bytes | Message, method: str = TRANSLATE, timeout: float = 10.0) -> "Refusal":
-        call = self.start(message, method, timeout)
-        with pytest.raises(grpc.aio.AioRpcError):
-            await call
-        return await refusal(call)
-
-
-class Refusal:
-    """How a call failed."""
-
-    def __init__(self, code: grpc.StatusCode, message: str, status: Status) -> None:
-        self.code, self.message, self.status = code, message, status
-
-    def detail(self, message: T) -> T:
-        assert any(packed.Unpack(message) for packed in self.status.details)
-        return message
-
-    @property
-    def reason(self) -> str:
-        info = self.detail(ErrorInfo())
-        assert info.domain == "dragoman"
-        return str(info.reason)
-
-
-async def refusal(call: grpc.aio.UnaryUnaryCall[bytes, bytes]) -> Refusal:
-    status = Status()
-    for key, value in await call.trailing_metadata() or ():
-        if key == "grpc-status-details-bin":
-            assert isinstance(value, bytes)
-            status.ParseFromString(value)
-            assert status.code == (await call.code()).value[0]
-    return Refusal(await call.code(), await call.details() or "", status)
-
-
 @pytest.fixture
 async def caller(server: RunningServer) -> AsyncIterator[Caller]:
     caller = Caller(server.address)
@@ -123,24 +61,6 @@ def request(*texts: str, source: str = "en", target: str = "fr", **fields: objec
     for text in texts:
         message.inputs.add(text=text)
     return message
-
-
-def samples(server: RunningServer) -> dict[str, float]:
-    """The metrics on the server's page."""
-    with urllib.request.urlopen(server.metrics_url, timeout=5) as answer:
-        lines = answer.read().decode().splitlines()
-    return {name: float(value) for name, value in (line.rsplit(" ", 1) for line in lines if line[0] != "#")}
-
-
-def count(server: RunningServer, code: str, method: str = TRANSLATE) -> float:
-    name = f'dragoman_requests_total{{code="{code}",method="{method.lstrip("/")}"}}'
-    return samples(server).get(name, 0.0)
-
-
-async def counted(server: RunningServer, code: str) -> None:
-    """Returns once a call of `Translate` with this code is counted, which callers may learn earlier."""
-    while not count(server, code):  # noqa: ASYNC110
-        await asyncio.sleep(0.005)
 
 
 # -- good calls --------------------------------------------------------------------------------------------------------
@@ -168,10 +88,28 @@ async def test_a_translation_has_all_its_parts(caller: Caller) -> None:
 
 
 async def test_options_reach_the_engine(server: RunningServer, caller: Caller) -> None:
-    response = await caller.translate(request("The cat.", options=pb.DecodingOptions(max_target_tokens=2)))
-    assert server.engine.requests[0].max_target_tokens == 2
-    (hypothesis,) = response.results[0].translation.segments[0].hypotheses
-    assert hypothesis.finish_reason == pb.FINISH_REASON_LENGTH
+    options = pb.DecodingOptions(
+        max_target_tokens=2, beam_size=3, num_hypotheses=2, early_stopping=pb.EARLY_STOPPING_FIRST
+    )
+    response = await caller.translate(request("The cat.", options=options, priority=pb.PRIORITY_BULK))
+    (asked,) = server.engine.requests
+    assert (asked.max_target_tokens, asked.priority) == (2, Priority.BULK)
+    assert asked.options == SearchOptions(beam_size=3, num_hypotheses=2, early_stopping=EarlyStopping.FIRST)
+    best, second = response.results[0].translation.segments[0].hypotheses
+    assert best.finish_reason == second.finish_reason == pb.FINISH_REASON_LENGTH
+    assert (best.score, second.score) == (-0.5, -1.5)
+
+
+async def test_every_option_of_the_api_is_one_of_a_call() -> None:
+    assert [field.name for field in fields(DecodingFields)] == list(pb.DecodingOptions.DESCRIPTOR.fields_by_name)
+
+
+async def test_a_target_prefix_is_part_of_the_translation(server: RunningServer, caller: Caller) -> None:
+    message = request("The cat.")
+    message.inputs[0].target_prefix = "Le"
+    response = await caller.translate(message)
+    assert len(server.engine.requests[0].prefix_ids) > 0
+    assert response.results[0].translation.text == "Le The cat."
 
 
 async def test_the_deadline_reaches_the_engine(server: RunningServer, caller: Caller) -> None:
@@ -218,14 +156,21 @@ async def test_invalid_utf8_in_a_text_is_an_invalid_argument(caller: Caller) -> 
 
 
 async def test_all_violations_are_listed_at_once(caller: Caller) -> None:
-    message = request(source="", segmentation=9, options=pb.DecodingOptions(max_target_tokens=10_000))
+    options = pb.DecodingOptions(max_target_tokens=10_000, beam_size=0, suppressed_words=[""])
+    options.early_stopping = 9  # type: ignore[assignment]
+    message = request(source="", segmentation=9, priority=9, options=options)
     refused = await caller.refusal(message)
     assert refused.code is grpc.StatusCode.INVALID_ARGUMENT
     assert {v.field: v.reason for v in refused.detail(BadRequest()).field_violations} == {
         "inputs": "NO_INPUTS",
         "source_language_code": "REQUIRED_FIELD",
         "options.max_target_tokens": "OUT_OF_RANGE",
+        "options.beam_size": "OUT_OF_RANGE",
+        "options.num_hypotheses": "OUT_OF_RANGE",  # not more than there are beams
+        "options.early_stopping": "UNKNOWN_ENUM_VALUE",
+        "options.suppressed_words[0]": "SUPPRESSED_WORD_EMPTY",
         "segmentation": "UNKNOWN_ENUM_VALUE",
+        "priority": "UNKNOWN_ENUM_VALUE",
     }
     assert f"must be from 1 to {LIMITS.max_target_tokens}" in refused.message
 
@@ -510,3 +455,13 @@ async def test_a_metrics_port_in_use_is_refused() -> None:
         address = f"127.0.0.1:{other.getsockname()[1]}"
         with pytest.raises(StartError, match=f"cannot listen on {address} for metrics: .* in use"):
             await app.serve(replace(CONFIG, metrics_listen=address))
+
+
+async def test_a_model_whose_default_beam_has_no_room_is_refused(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wide = replace(bundle, manifest=replace(bundle.manifest, generation=Generation(beam_size=5)))
+    config = replace(CONFIG, engine=EngineOptions(max_running=4))
+    with pytest.raises(StartError, match=r"max_running is 4; the model's default beam_size of 5 needs"):
+        async with running_server(wide, monkeypatch, capsys, config):
+            pass

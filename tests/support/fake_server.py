@@ -1,7 +1,8 @@
 """A scripted Dragoman server on a loopback port: what clients are tested against."""
 
+import re
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent import futures
 from types import TracebackType
 from typing import Self
@@ -13,11 +14,27 @@ from google.rpc import status_pb2
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from dragoman.v1 import translation_pb2, translation_pb2_grpc
-from dragoman.v1.translation_pb2 import TranslateRequest, TranslateResponse, TranslationResult
+from dragoman.v1.translation_pb2 import (
+    ExchangeTranslationsRequest,
+    ExchangeTranslationsResponse,
+    ScoredTarget,
+    ScoreRequest,
+    ScoreResponse,
+    StreamTranslationRequest,
+    StreamTranslationResponse,
+    TranslateRequest,
+    TranslateResponse,
+    TranslationResult,
+)
 
 MODEL = "default@0123456789ab"
 
 Handler = Callable[[TranslateRequest, grpc.ServicerContext], TranslateResponse]
+StreamHandler = Callable[[StreamTranslationRequest, grpc.ServicerContext], Iterator[StreamTranslationResponse]]
+ExchangeHandler = Callable[
+    [Iterator[ExchangeTranslationsRequest], grpc.ServicerContext], Iterator[ExchangeTranslationsResponse]
+]
+ScoreHandler = Callable[[ScoreRequest, grpc.ServicerContext], ScoreResponse]
 
 
 def translated(text: str) -> TranslationResult:
@@ -67,12 +84,55 @@ def upper(request: TranslateRequest, context: grpc.ServicerContext) -> Translate
     return TranslateResponse(results=[translated(source.text) for source in request.inputs], model=MODEL)
 
 
+def upper_stream(
+    request: StreamTranslationRequest, context: grpc.ServicerContext
+) -> Iterator[StreamTranslationResponse]:
+    """The handler that streams the translation word by word."""
+    result = translated(request.input.text)
+    for delta in re.findall(r"\S+\s*|\s+", result.translation.text):
+        yield StreamTranslationResponse(delta=delta)
+    yield StreamTranslationResponse(translation=result.translation, model=MODEL)
+
+
+def upper_exchange(
+    requests: Iterator[ExchangeTranslationsRequest], context: grpc.ServicerContext
+) -> Iterator[ExchangeTranslationsResponse]:
+    """The handler that translates everything, pairs of texts in reverse order."""
+    assert next(requests).WhichOneof("message") == "config"
+    held: list[ExchangeTranslationsResponse] = []
+    for request in requests:
+        result = translated(request.input.input.text)
+        held.insert(0, ExchangeTranslationsResponse(id=request.input.id, result=result, model=MODEL))
+        if len(held) == 2:
+            yield from held
+            held.clear()
+    yield from held
+
+
+def scored(request: ScoreRequest, context: grpc.ServicerContext) -> ScoreResponse:
+    """The handler that gives every token -0.5; a text has a token for each letter."""
+    response = ScoreResponse(model=MODEL)
+    for pair in request.inputs:
+        ids = pair.target_token_ids.ids or range(len(pair.target_text))
+        score = ScoredTarget(sum_logprob=-0.5 * len(ids), score=-0.5)
+        for token_id in ids:
+            score.tokens.add(id=token_id, piece=f"p{token_id}", logprob=-0.5)
+        response.results.add(scored=score)
+    return response
+
+
 class FakeServer(translation_pb2_grpc.TranslationServiceServicer):
-    """Answers by `handler`, which a test may replace, and records the requests."""
+    """Answers by its handlers, which a test may replace, and records the requests."""
 
     def __init__(self) -> None:
         self.handler: Handler = upper
+        self.stream_handler: StreamHandler = upper_stream
+        self.exchange_handler: ExchangeHandler = upper_exchange
+        self.score_handler: ScoreHandler = scored
         self.requests: list[TranslateRequest] = []
+        self.stream_requests: list[StreamTranslationRequest] = []
+        self.exchange_requests: list[ExchangeTranslationsRequest] = []
+        self.score_requests: list[ScoreRequest] = []
         self.release = threading.Event()
         """Set at the end, for handlers that wait for the end of the test."""
         self.health = health.HealthServicer()
@@ -87,6 +147,31 @@ class FakeServer(translation_pb2_grpc.TranslationServiceServicer):
         with self._lock:
             self.requests.append(request)
         return self.handler(request, context)
+
+    def StreamTranslation(
+        self, request: StreamTranslationRequest, context: grpc.ServicerContext
+    ) -> Iterator[StreamTranslationResponse]:
+        """Records the request and lets the handler answer."""
+        self.stream_requests.append(request)
+        return self.stream_handler(request, context)
+
+    def ExchangeTranslations(
+        self, request_iterator: Iterator[ExchangeTranslationsRequest], context: grpc.ServicerContext
+    ) -> Iterator[ExchangeTranslationsResponse]:
+        """Records the requests and lets the handler answer."""
+
+        def recorded() -> Iterator[ExchangeTranslationsRequest]:
+            for request in request_iterator:
+                self.exchange_requests.append(request)
+                yield request
+
+        return self.exchange_handler(recorded(), context)
+
+    def Score(self, request: ScoreRequest, context: grpc.ServicerContext) -> ScoreResponse:
+        """Records the request and lets the handler answer."""
+        with self._lock:
+            self.score_requests.append(request)
+        return self.score_handler(request, context)
 
     def hang(self, request: TranslateRequest, context: grpc.ServicerContext) -> TranslateResponse:
         """The handler that never answers."""

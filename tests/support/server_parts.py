@@ -5,10 +5,11 @@ import io
 import os
 import re
 import signal
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Future
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -80,11 +81,25 @@ def tiny_bundle(folder: Path) -> Bundle:
 
 
 def echo(request: Request) -> Completion:
-    """The source itself, each token with log-probability -0.5, cut off at the limit."""
-    target = request.source_ids[1:]  # without the language tag
+    """The source itself after what is forced, each token with log-probability -0.5, cut off at the limit.
+
+    The hypotheses are all the same, each following one with 1 less for every token.
+    """
+    is_forced = request.prefix_ids[-1:] == (EOS_ID,)
+    target = request.prefix_ids if is_forced else (*request.prefix_ids, *request.source_ids[1:])
     token_ids = target[: request.max_target_tokens]
     reason = FinishReason.STOP if token_ids == target else FinishReason.LENGTH
-    return Completion((Hypothesis(token_ids, (-0.5,) * len(token_ids), reason),), 0.25, 0.125, 0.5)
+    hypotheses = tuple(
+        Hypothesis(token_ids, (-0.5 - rank,) * len(token_ids), reason, request.options.length_penalty)
+        for rank in range(request.options.num_hypotheses)
+    )
+    return Completion(hypotheses, 0.25, 0.125, 0.5)
+
+
+def _answer(requests: Sequence[Request], futures: Sequence[Future[Completion]]) -> None:
+    for request, future in zip(requests, futures, strict=True):
+        if not future.done():
+            future.set_result(echo(request))
 
 
 class FakeEngine:
@@ -92,14 +107,18 @@ class FakeEngine:
 
     Attributes:
         requests: all that were submitted.
+        callers: the caller of each.
         futures: their futures, in the same order.
+        progress: what tells each how far it is, by the ids it begins with.
         is_holding: whether answers wait for `release`.
         refusal: what `submit` raises.
     """
 
     def __init__(self) -> None:
         self.requests: list[Request] = []
+        self.callers: list[object] = []
         self.futures: list[Future[Completion]] = []
+        self.progress: list[Callable[[tuple[int, ...]], None]] = []
         self.is_holding = False
         self.refusal: Exception | None = None
         self.stalled_seconds = 0.0
@@ -107,20 +126,27 @@ class FakeEngine:
     def start(self) -> None:
         pass
 
-    def submit(self, requests: Sequence[Request]) -> list[Future[Completion]]:
+    def submit(
+        self,
+        requests: Sequence[Request],
+        caller: object = None,
+        on_progress: Callable[[int, tuple[int, ...]], None] | None = None,
+    ) -> list[Future[Completion]]:
         if self.refusal is not None:
             raise self.refusal
         futures: list[Future[Completion]] = [Future() for _ in requests]
         self.requests += requests
+        self.callers += [caller] * len(requests)
         self.futures += futures
+        self.progress += [partial(on_progress or (lambda _, __: None), index) for index in range(len(requests))]
         if not self.is_holding:
-            self.release()
+            _answer(requests, futures)
         return futures
 
-    def release(self) -> None:
-        for request, future in zip(self.requests, self.futures, strict=True):
-            if not future.done():
-                future.set_result(echo(request))
+    def release(self, index: int | None = None) -> None:
+        """Answers all that was submitted, or the one at this place."""
+        places = slice(None) if index is None else slice(index, index + 1)
+        _answer(self.requests[places], self.futures[places])
 
     def fail(self, error: DragomanError) -> None:
         for future in self.futures:
@@ -170,7 +196,7 @@ async def running_server(
         callbacks.update(keywords)
         return engine
 
-    monkeypatch.setattr(app, "_load", lambda _: (bundle, SimpleNamespace(kv_bytes_per_token=32, kv_bytes=4096)))
+    monkeypatch.setattr(app, "_load", lambda _: (bundle, SimpleNamespace(kv_bytes_per_token=32, max_kv_bytes=4096)))
     monkeypatch.setattr(app, "Engine", build_engine)
     capsys.readouterr()
     task = asyncio.create_task(app.serve(config))

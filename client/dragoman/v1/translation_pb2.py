@@ -26,39 +26,67 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from google.rpc import status_pb2 as google_dot_rpc_dot_status__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1d\x64ragoman/v1/translation.proto\x12\x0b\x64ragoman.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x17google/rpc/status.proto\"\xec\x01\n\x10TranslateRequest\x12-\n\x06inputs\x18\x01 \x03(\x0b\x32\x1d.dragoman.v1.TranslationInput\x12\x1c\n\x14source_language_code\x18\x02 \x01(\t\x12\x1c\n\x14target_language_code\x18\x03 \x01(\t\x12\r\n\x05model\x18\x04 \x01(\t\x12-\n\x07options\x18\x05 \x01(\x0b\x32\x1c.dragoman.v1.DecodingOptions\x12/\n\x0csegmentation\x18\x06 \x01(\x0e\x32\x19.dragoman.v1.Segmentation\" \n\x10TranslationInput\x12\x0c\n\x04text\x18\x01 \x01(\t\"G\n\x0f\x44\x65\x63odingOptions\x12\x1e\n\x11max_target_tokens\x18\x01 \x01(\rH\x00\x88\x01\x01\x42\x14\n\x12_max_target_tokens\"S\n\x11TranslateResponse\x12/\n\x07results\x18\x01 \x03(\x0b\x32\x1e.dragoman.v1.TranslationResult\x12\r\n\x05model\x18\x02 \x01(\t\"t\n\x11TranslationResult\x12/\n\x0btranslation\x18\x01 \x01(\x0b\x32\x18.dragoman.v1.TranslationH\x00\x12#\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x12.google.rpc.StatusH\x00\x42\t\n\x07outcome\"m\n\x0bTranslation\x12\x0c\n\x04text\x18\x01 \x01(\t\x12&\n\x08segments\x18\x02 \x03(\x0b\x32\x14.dragoman.v1.Segment\x12(\n\x05stats\x18\x03 \x01(\x0b\x32\x19.dragoman.v1.RequestStats\"y\n\x07Segment\x12*\n\x0bsource_span\x18\x01 \x01(\x0b\x32\x15.dragoman.v1.TextSpan\x12+\n\nhypotheses\x18\x02 \x03(\x0b\x32\x17.dragoman.v1.Hypothesis\x12\x15\n\rsource_tokens\x18\x03 \x01(\r\"&\n\x08TextSpan\x12\r\n\x05\x62\x65gin\x18\x01 \x01(\r\x12\x0b\n\x03\x65nd\x18\x02 \x01(\r\"\x94\x01\n\nHypothesis\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\"\n\x06tokens\x18\x02 \x03(\x0b\x32\x12.dragoman.v1.Token\x12\x13\n\x0bsum_logprob\x18\x03 \x01(\x01\x12\r\n\x05score\x18\x04 \x01(\x01\x12\x30\n\rfinish_reason\x18\x05 \x01(\x0e\x32\x19.dragoman.v1.FinishReason\"3\n\x05Token\x12\n\n\x02id\x18\x01 \x01(\r\x12\r\n\x05piece\x18\x02 \x01(\t\x12\x0f\n\x07logprob\x18\x03 \x01(\x01\"\xcb\x01\n\x0cRequestStats\x12-\n\nqueue_time\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12.\n\x0b\x65ncode_time\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12.\n\x0b\x64\x65\x63ode_time\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x15\n\rsource_tokens\x18\x04 \x01(\r\x12\x15\n\rtarget_tokens\x18\x05 \x01(\r*^\n\x0cSegmentation\x12\x1c\n\x18SEGMENTATION_UNSPECIFIED\x10\x00\x12\x15\n\x11SEGMENTATION_LINE\x10\x01\x12\x19\n\x15SEGMENTATION_SENTENCE\x10\x02*_\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x32`\n\x12TranslationService\x12J\n\tTranslate\x12\x1d.dragoman.v1.TranslateRequest\x1a\x1e.dragoman.v1.TranslateResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1d\x64ragoman/v1/translation.proto\x12\x0b\x64ragoman.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x17google/rpc/status.proto\"\x95\x02\n\x10TranslateRequest\x12-\n\x06inputs\x18\x01 \x03(\x0b\x32\x1d.dragoman.v1.TranslationInput\x12\x1c\n\x14source_language_code\x18\x02 \x01(\t\x12\x1c\n\x14target_language_code\x18\x03 \x01(\t\x12\r\n\x05model\x18\x04 \x01(\t\x12-\n\x07options\x18\x05 \x01(\x0b\x32\x1c.dragoman.v1.DecodingOptions\x12/\n\x0csegmentation\x18\x06 \x01(\x0e\x32\x19.dragoman.v1.Segmentation\x12\'\n\x08priority\x18\x07 \x01(\x0e\x32\x15.dragoman.v1.Priority\"7\n\x10TranslationInput\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x15\n\rtarget_prefix\x18\x02 \x01(\t\"\x9f\x05\n\x0f\x44\x65\x63odingOptions\x12\x1e\n\x11max_target_tokens\x18\x01 \x01(\rH\x00\x88\x01\x01\x12\x1e\n\x11min_target_tokens\x18\x02 \x01(\rH\x01\x88\x01\x01\x12\x1d\n\x10max_length_ratio\x18\x03 \x01(\x01H\x02\x88\x01\x01\x12\x16\n\tbeam_size\x18\x04 \x01(\rH\x03\x88\x01\x01\x12\x1b\n\x0enum_hypotheses\x18\x05 \x01(\rH\x04\x88\x01\x01\x12\x1b\n\x0elength_penalty\x18\x06 \x01(\x01H\x05\x88\x01\x01\x12\x15\n\x08patience\x18\x07 \x01(\x01H\x06\x88\x01\x01\x12\x32\n\x0e\x65\x61rly_stopping\x18\x08 \x01(\x0e\x32\x1a.dragoman.v1.EarlyStopping\x12\x18\n\x0btemperature\x18\t \x01(\x01H\x07\x88\x01\x01\x12\x12\n\x05top_k\x18\n \x01(\rH\x08\x88\x01\x01\x12\x12\n\x05top_p\x18\x0b \x01(\x01H\t\x88\x01\x01\x12\x11\n\x04seed\x18\x0c \x01(\x04H\n\x88\x01\x01\x12\x1f\n\x12repetition_penalty\x18\r \x01(\x01H\x0b\x88\x01\x01\x12!\n\x14no_repeat_ngram_size\x18\x0e \x01(\rH\x0c\x88\x01\x01\x12\x18\n\x10suppressed_words\x18\x0f \x03(\tB\x14\n\x12_max_target_tokensB\x14\n\x12_min_target_tokensB\x13\n\x11_max_length_ratioB\x0c\n\n_beam_sizeB\x11\n\x0f_num_hypothesesB\x11\n\x0f_length_penaltyB\x0b\n\t_patienceB\x0e\n\x0c_temperatureB\x08\n\x06_top_kB\x08\n\x06_top_pB\x07\n\x05_seedB\x15\n\x13_repetition_penaltyB\x17\n\x15_no_repeat_ngram_size\"S\n\x11TranslateResponse\x12/\n\x07results\x18\x01 \x03(\x0b\x32\x1e.dragoman.v1.TranslationResult\x12\r\n\x05model\x18\x02 \x01(\t\"t\n\x11TranslationResult\x12/\n\x0btranslation\x18\x01 \x01(\x0b\x32\x18.dragoman.v1.TranslationH\x00\x12#\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x12.google.rpc.StatusH\x00\x42\t\n\x07outcome\"m\n\x0bTranslation\x12\x0c\n\x04text\x18\x01 \x01(\t\x12&\n\x08segments\x18\x02 \x03(\x0b\x32\x14.dragoman.v1.Segment\x12(\n\x05stats\x18\x03 \x01(\x0b\x32\x19.dragoman.v1.RequestStats\"y\n\x07Segment\x12*\n\x0bsource_span\x18\x01 \x01(\x0b\x32\x15.dragoman.v1.TextSpan\x12+\n\nhypotheses\x18\x02 \x03(\x0b\x32\x17.dragoman.v1.Hypothesis\x12\x15\n\rsource_tokens\x18\x03 \x01(\r\"&\n\x08TextSpan\x12\r\n\x05\x62\x65gin\x18\x01 \x01(\r\x12\x0b\n\x03\x65nd\x18\x02 \x01(\r\"\x94\x01\n\nHypothesis\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\"\n\x06tokens\x18\x02 \x03(\x0b\x32\x12.dragoman.v1.Token\x12\x13\n\x0bsum_logprob\x18\x03 \x01(\x01\x12\r\n\x05score\x18\x04 \x01(\x01\x12\x30\n\rfinish_reason\x18\x05 \x01(\x0e\x32\x19.dragoman.v1.FinishReason\"3\n\x05Token\x12\n\n\x02id\x18\x01 \x01(\r\x12\r\n\x05piece\x18\x02 \x01(\t\x12\x0f\n\x07logprob\x18\x03 \x01(\x01\"\xcb\x01\n\x0cRequestStats\x12-\n\nqueue_time\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12.\n\x0b\x65ncode_time\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12.\n\x0b\x64\x65\x63ode_time\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x15\n\rsource_tokens\x18\x04 \x01(\r\x12\x15\n\rtarget_tokens\x18\x05 \x01(\r\"\x9c\x02\n\x18StreamTranslationRequest\x12,\n\x05input\x18\x01 \x01(\x0b\x32\x1d.dragoman.v1.TranslationInput\x12\x1c\n\x14source_language_code\x18\x02 \x01(\t\x12\x1c\n\x14target_language_code\x18\x03 \x01(\t\x12\r\n\x05model\x18\x04 \x01(\t\x12-\n\x07options\x18\x05 \x01(\x0b\x32\x1c.dragoman.v1.DecodingOptions\x12/\n\x0csegmentation\x18\x06 \x01(\x0e\x32\x19.dragoman.v1.Segmentation\x12\'\n\x08priority\x18\x07 \x01(\x0e\x32\x15.dragoman.v1.Priority\"u\n\x19StreamTranslationResponse\x12\x0f\n\x05\x64\x65lta\x18\x01 \x01(\tH\x00\x12/\n\x0btranslation\x18\x02 \x01(\x0b\x32\x18.dragoman.v1.TranslationH\x00\x12\r\n\x05model\x18\x03 \x01(\tB\x07\n\x05\x65vent\"\x84\x01\n\x1b\x45xchangeTranslationsRequest\x12-\n\x06\x63onfig\x18\x01 \x01(\x0b\x32\x1b.dragoman.v1.ExchangeConfigH\x00\x12+\n\x05input\x18\x02 \x01(\x0b\x32\x1a.dragoman.v1.ExchangeInputH\x00\x42\t\n\x07message\"\xe4\x01\n\x0e\x45xchangeConfig\x12\x1c\n\x14source_language_code\x18\x01 \x01(\t\x12\x1c\n\x14target_language_code\x18\x02 \x01(\t\x12\r\n\x05model\x18\x03 \x01(\t\x12-\n\x07options\x18\x04 \x01(\x0b\x32\x1c.dragoman.v1.DecodingOptions\x12/\n\x0csegmentation\x18\x05 \x01(\x0e\x32\x19.dragoman.v1.Segmentation\x12\'\n\x08priority\x18\x06 \x01(\x0e\x32\x15.dragoman.v1.Priority\"I\n\rExchangeInput\x12\n\n\x02id\x18\x01 \x01(\t\x12,\n\x05input\x18\x02 \x01(\x0b\x32\x1d.dragoman.v1.TranslationInput\"i\n\x1c\x45xchangeTranslationsResponse\x12\n\n\x02id\x18\x01 \x01(\t\x12.\n\x06result\x18\x02 \x01(\x0b\x32\x1e.dragoman.v1.TranslationResult\x12\r\n\x05model\x18\x03 \x01(\t\"\xdb\x01\n\x0cScoreRequest\x12\'\n\x06inputs\x18\x01 \x03(\x0b\x32\x17.dragoman.v1.ScoreInput\x12\x1c\n\x14source_language_code\x18\x02 \x01(\t\x12\x1c\n\x14target_language_code\x18\x03 \x01(\t\x12\r\n\x05model\x18\x04 \x01(\t\x12\x1b\n\x0elength_penalty\x18\x05 \x01(\x01H\x00\x88\x01\x01\x12\'\n\x08priority\x18\x06 \x01(\x0e\x32\x15.dragoman.v1.PriorityB\x11\n\x0f_length_penalty\"n\n\nScoreInput\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x15\n\x0btarget_text\x18\x02 \x01(\tH\x00\x12\x31\n\x10target_token_ids\x18\x03 \x01(\x0b\x32\x15.dragoman.v1.TokenIdsH\x00\x42\x08\n\x06target\"\x17\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x03(\r\"I\n\rScoreResponse\x12)\n\x07results\x18\x01 \x03(\x0b\x32\x18.dragoman.v1.ScoreResult\x12\r\n\x05model\x18\x02 \x01(\t\"j\n\x0bScoreResult\x12+\n\x06scored\x18\x01 \x01(\x0b\x32\x19.dragoman.v1.ScoredTargetH\x00\x12#\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x12.google.rpc.StatusH\x00\x42\t\n\x07outcome\"V\n\x0cScoredTarget\x12\"\n\x06tokens\x18\x01 \x03(\x0b\x32\x12.dragoman.v1.Token\x12\x13\n\x0bsum_logprob\x18\x02 \x01(\x01\x12\r\n\x05score\x18\x03 \x01(\x01*\x81\x01\n\rEarlyStopping\x12\x1e\n\x1a\x45\x41RLY_STOPPING_UNSPECIFIED\x10\x00\x12\x1c\n\x18\x45\x41RLY_STOPPING_HEURISTIC\x10\x01\x12\x18\n\x14\x45\x41RLY_STOPPING_FIRST\x10\x02\x12\x18\n\x14\x45\x41RLY_STOPPING_NEVER\x10\x03*g\n\x08Priority\x12\x18\n\x14PRIORITY_UNSPECIFIED\x10\x00\x12\x18\n\x14PRIORITY_INTERACTIVE\x10\x01\x12\x14\n\x10PRIORITY_DEFAULT\x10\x02\x12\x11\n\rPRIORITY_BULK\x10\x03*^\n\x0cSegmentation\x12\x1c\n\x18SEGMENTATION_UNSPECIFIED\x10\x00\x12\x15\n\x11SEGMENTATION_LINE\x10\x01\x12\x19\n\x15SEGMENTATION_SENTENCE\x10\x02*_\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x32\xf7\x02\n\x12TranslationService\x12J\n\tTranslate\x12\x1d.dragoman.v1.TranslateRequest\x1a\x1e.dragoman.v1.TranslateResponse\x12\x64\n\x11StreamTranslation\x12%.dragoman.v1.StreamTranslationRequest\x1a&.dragoman.v1.StreamTranslationResponse0\x01\x12o\n\x14\x45xchangeTranslations\x12(.dragoman.v1.ExchangeTranslationsRequest\x1a).dragoman.v1.ExchangeTranslationsResponse(\x01\x30\x01\x12>\n\x05Score\x12\x19.dragoman.v1.ScoreRequest\x1a\x1a.dragoman.v1.ScoreResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'dragoman.v1.translation_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_SEGMENTATION']._serialized_start=1336
-  _globals['_SEGMENTATION']._serialized_end=1430
-  _globals['_FINISHREASON']._serialized_start=1432
-  _globals['_FINISHREASON']._serialized_end=1527
+  _globals['_EARLYSTOPPING']._serialized_start=3586
+  _globals['_EARLYSTOPPING']._serialized_end=3715
+  _globals['_PRIORITY']._serialized_start=3717
+  _globals['_PRIORITY']._serialized_end=3820
+  _globals['_SEGMENTATION']._serialized_start=3822
+  _globals['_SEGMENTATION']._serialized_end=3916
+  _globals['_FINISHREASON']._serialized_start=3918
+  _globals['_FINISHREASON']._serialized_end=4013
   _globals['_TRANSLATEREQUEST']._serialized_start=104
-  _globals['_TRANSLATEREQUEST']._serialized_end=340
-  _globals['_TRANSLATIONINPUT']._serialized_start=342
-  _globals['_TRANSLATIONINPUT']._serialized_end=374
-  _globals['_DECODINGOPTIONS']._serialized_start=376
-  _globals['_DECODINGOPTIONS']._serialized_end=447
-  _globals['_TRANSLATERESPONSE']._serialized_start=449
-  _globals['_TRANSLATERESPONSE']._serialized_end=532
-  _globals['_TRANSLATIONRESULT']._serialized_start=534
-  _globals['_TRANSLATIONRESULT']._serialized_end=650
-  _globals['_TRANSLATION']._serialized_start=652
-  _globals['_TRANSLATION']._serialized_end=761
-  _globals['_SEGMENT']._serialized_start=763
-  _globals['_SEGMENT']._serialized_end=884
-  _globals['_TEXTSPAN']._serialized_start=886
-  _globals['_TEXTSPAN']._serialized_end=924
-  _globals['_HYPOTHESIS']._serialized_start=927
-  _globals['_HYPOTHESIS']._serialized_end=1075
-  _globals['_TOKEN']._serialized_start=1077
-  _globals['_TOKEN']._serialized_end=1128
-  _globals['_REQUESTSTATS']._serialized_start=1131
-  _globals['_REQUESTSTATS']._serialized_end=1334
-  _globals['_TRANSLATIONSERVICE']._serialized_start=1529
-  _globals['_TRANSLATIONSERVICE']._serialized_end=1625
+  _globals['_TRANSLATEREQUEST']._serialized_end=381
+  _globals['_TRANSLATIONINPUT']._serialized_start=383
+  _globals['_TRANSLATIONINPUT']._serialized_end=438
+  _globals['_DECODINGOPTIONS']._serialized_start=441
+  _globals['_DECODINGOPTIONS']._serialized_end=1112
+  _globals['_TRANSLATERESPONSE']._serialized_start=1114
+  _globals['_TRANSLATERESPONSE']._serialized_end=1197
+  _globals['_TRANSLATIONRESULT']._serialized_start=1199
+  _globals['_TRANSLATIONRESULT']._serialized_end=1315
+  _globals['_TRANSLATION']._serialized_start=1317
+  _globals['_TRANSLATION']._serialized_end=1426
+  _globals['_SEGMENT']._serialized_start=1428
+  _globals['_SEGMENT']._serialized_end=1549
+  _globals['_TEXTSPAN']._serialized_start=1551
+  _globals['_TEXTSPAN']._serialized_end=1589
+  _globals['_HYPOTHESIS']._serialized_start=1592
+  _globals['_HYPOTHESIS']._serialized_end=1740
+  _globals['_TOKEN']._serialized_start=1742
+  _globals['_TOKEN']._serialized_end=1793
+  _globals['_REQUESTSTATS']._serialized_start=1796
+  _globals['_REQUESTSTATS']._serialized_end=1999
+  _globals['_STREAMTRANSLATIONREQUEST']._serialized_start=2002
+  _globals['_STREAMTRANSLATIONREQUEST']._serialized_end=2286
+  _globals['_STREAMTRANSLATIONRESPONSE']._serialized_start=2288
+  _globals['_STREAMTRANSLATIONRESPONSE']._serialized_end=2405
+  _globals['_EXCHANGETRANSLATIONSREQUEST']._serialized_start=2408
+  _globals['_EXCHANGETRANSLATIONSREQUEST']._serialized_end=2540
+  _globals['_EXCHANGECONFIG']._serialized_start=2543
+  _globals['_EXCHANGECONFIG']._serialized_end=2771
+  _globals['_EXCHANGEINPUT']._serialized_start=2773
+  _globals['_EXCHANGEINPUT']._serialized_end=2846
+  _globals['_EXCHANGETRANSLATIONSRESPONSE']._serialized_start=2848
+  _globals['_EXCHANGETRANSLATIONSRESPONSE']._serialized_end=2953
+  _globals['_SCOREREQUEST']._serialized_start=2956
+  _globals['_SCOREREQUEST']._serialized_end=3175
+  _globals['_SCOREINPUT']._serialized_start=3177
+  _globals['_SCOREINPUT']._serialized_end=3287
+  _globals['_TOKENIDS']._serialized_start=3289
+  _globals['_TOKENIDS']._serialized_end=3312
+  _globals['_SCORERESPONSE']._serialized_start=3314
+  _globals['_SCORERESPONSE']._serialized_end=3387
+  _globals['_SCORERESULT']._serialized_start=3389
+  _globals['_SCORERESULT']._serialized_end=3495
+  _globals['_SCOREDTARGET']._serialized_start=3497
+  _globals['_SCOREDTARGET']._serialized_end=3583
+  _globals['_TRANSLATIONSERVICE']._serialized_start=4016
+  _globals['_TRANSLATIONSERVICE']._serialized_end=4391
 # @@protoc_insertion_point(module_scope)

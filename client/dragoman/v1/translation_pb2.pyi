@@ -34,6 +34,71 @@ else:
 
 DESCRIPTOR: google.protobuf.descriptor.FileDescriptor
 
+class _EarlyStopping:
+    ValueType = typing.NewType("ValueType", builtins.int)
+    V: typing_extensions.TypeAlias = ValueType
+
+class _EarlyStoppingEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_EarlyStopping.ValueType], builtins.type):
+    DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
+    EARLY_STOPPING_UNSPECIFIED: _EarlyStopping.ValueType  # 0
+    """The bundle's default."""
+    EARLY_STOPPING_HEURISTIC: _EarlyStopping.ValueType  # 1
+    """False: when the best live hypothesis, at its present length, is no better
+    than the worst finished one.
+    """
+    EARLY_STOPPING_FIRST: _EarlyStopping.ValueType  # 2
+    """True: as soon as enough hypotheses are finished."""
+    EARLY_STOPPING_NEVER: _EarlyStopping.ValueType  # 3
+    """"never": only when no live hypothesis could become better, however long."""
+
+class EarlyStopping(_EarlyStopping, metaclass=_EarlyStoppingEnumTypeWrapper):
+    """When a beam search is over, beside reaching the longest target: Hugging
+    Face's `early_stopping`.
+    """
+
+EARLY_STOPPING_UNSPECIFIED: EarlyStopping.ValueType  # 0
+"""The bundle's default."""
+EARLY_STOPPING_HEURISTIC: EarlyStopping.ValueType  # 1
+"""False: when the best live hypothesis, at its present length, is no better
+than the worst finished one.
+"""
+EARLY_STOPPING_FIRST: EarlyStopping.ValueType  # 2
+"""True: as soon as enough hypotheses are finished."""
+EARLY_STOPPING_NEVER: EarlyStopping.ValueType  # 3
+""""never": only when no live hypothesis could become better, however long."""
+global___EarlyStopping = EarlyStopping
+
+class _Priority:
+    ValueType = typing.NewType("ValueType", builtins.int)
+    V: typing_extensions.TypeAlias = ValueType
+
+class _PriorityEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_Priority.ValueType], builtins.type):
+    DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
+    PRIORITY_UNSPECIFIED: _Priority.ValueType  # 0
+    """As PRIORITY_DEFAULT."""
+    PRIORITY_INTERACTIVE: _Priority.ValueType  # 1
+    """Somebody is waiting in front of a screen."""
+    PRIORITY_DEFAULT: _Priority.ValueType  # 2
+    """Neither."""
+    PRIORITY_BULK: _Priority.ValueType  # 3
+    """Nobody is waiting."""
+
+class Priority(_Priority, metaclass=_PriorityEnumTypeWrapper):
+    """Who gets the larger share of the server while there is not enough for all;
+    nobody gets none. Within a priority, calls take turns: one with many segments
+    does not hold up one with few.
+    """
+
+PRIORITY_UNSPECIFIED: Priority.ValueType  # 0
+"""As PRIORITY_DEFAULT."""
+PRIORITY_INTERACTIVE: Priority.ValueType  # 1
+"""Somebody is waiting in front of a screen."""
+PRIORITY_DEFAULT: Priority.ValueType  # 2
+"""Neither."""
+PRIORITY_BULK: Priority.ValueType  # 3
+"""Nobody is waiting."""
+global___Priority = Priority
+
 class _Segmentation:
     ValueType = typing.NewType("ValueType", builtins.int)
     V: typing_extensions.TypeAlias = ValueType
@@ -111,6 +176,7 @@ class TranslateRequest(google.protobuf.message.Message):
     MODEL_FIELD_NUMBER: builtins.int
     OPTIONS_FIELD_NUMBER: builtins.int
     SEGMENTATION_FIELD_NUMBER: builtins.int
+    PRIORITY_FIELD_NUMBER: builtins.int
     source_language_code: builtins.str
     """Language of the texts. Required."""
     target_language_code: builtins.str
@@ -121,6 +187,8 @@ class TranslateRequest(google.protobuf.message.Message):
     """
     segmentation: global___Segmentation.ValueType
     """How a line of text is cut into segments."""
+    priority: global___Priority.ValueType
+    """Who goes first where not all can."""
     @property
     def inputs(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___TranslationInput]:
         """The texts, each translated on its own. At least one; the server's limit on
@@ -140,9 +208,10 @@ class TranslateRequest(google.protobuf.message.Message):
         model: builtins.str = ...,
         options: global___DecodingOptions | None = ...,
         segmentation: global___Segmentation.ValueType = ...,
+        priority: global___Priority.ValueType = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["options", b"options"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["inputs", b"inputs", "model", b"model", "options", b"options", "segmentation", b"segmentation", "source_language_code", b"source_language_code", "target_language_code", b"target_language_code"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["inputs", b"inputs", "model", b"model", "options", b"options", "priority", b"priority", "segmentation", b"segmentation", "source_language_code", b"source_language_code", "target_language_code", b"target_language_code"]) -> None: ...
 
 global___TranslateRequest = TranslateRequest
 
@@ -153,40 +222,176 @@ class TranslationInput(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     TEXT_FIELD_NUMBER: builtins.int
+    TARGET_PREFIX_FIELD_NUMBER: builtins.int
     text: builtins.str
     """The text. It may have many sentences and lines. Empty or blank text is not
     an error: it translates to itself, without segments.
+    """
+    target_prefix: builtins.str
+    """What the translation begins with; part of the text and the tokens of every
+    hypothesis. It is read as the tokenizer reads text, which for instance drops
+    white space at the end. It may have fewer tokens than the segment may have
+    target tokens, and `text` must be a single segment then.
     """
     def __init__(
         self,
         *,
         text: builtins.str = ...,
+        target_prefix: builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["text", b"text"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["target_prefix", b"target_prefix", "text", b"text"]) -> None: ...
 
 global___TranslationInput = TranslationInput
 
 @typing.final
 class DecodingOptions(google.protobuf.message.Message):
-    """Options of decoding, the same for every segment of every input."""
+    """Options of decoding, the same for every segment of every input. Names and
+    definitions are those of Hugging Face's `generate` unless stated otherwise.
+
+    Decoding is greedy, a beam search (`beam_size` above 1), or sampling (any of
+    `temperature`, `top_k`, `top_p` and `seed` is set).
+    """
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     MAX_TARGET_TOKENS_FIELD_NUMBER: builtins.int
+    MIN_TARGET_TOKENS_FIELD_NUMBER: builtins.int
+    MAX_LENGTH_RATIO_FIELD_NUMBER: builtins.int
+    BEAM_SIZE_FIELD_NUMBER: builtins.int
+    NUM_HYPOTHESES_FIELD_NUMBER: builtins.int
+    LENGTH_PENALTY_FIELD_NUMBER: builtins.int
+    PATIENCE_FIELD_NUMBER: builtins.int
+    EARLY_STOPPING_FIELD_NUMBER: builtins.int
+    TEMPERATURE_FIELD_NUMBER: builtins.int
+    TOP_K_FIELD_NUMBER: builtins.int
+    TOP_P_FIELD_NUMBER: builtins.int
+    SEED_FIELD_NUMBER: builtins.int
+    REPETITION_PENALTY_FIELD_NUMBER: builtins.int
+    NO_REPEAT_NGRAM_SIZE_FIELD_NUMBER: builtins.int
+    SUPPRESSED_WORDS_FIELD_NUMBER: builtins.int
     max_target_tokens: builtins.int
     """The most tokens to decode for one segment, the end-of-sentence token
     included. At least 1 and at most the model's own limit. A segment that
-    reaches it ends with FINISH_REASON_LENGTH. Absent means three times the
-    segment's source tokens plus 32, or the model's limit where that is less.
+    reaches it ends with FINISH_REASON_LENGTH. Absent means `max_length_ratio`,
+    and without that three times the segment's source tokens plus 32, or one
+    more than `min_target_tokens` where that is more. The model's limit holds in
+    any case.
     """
+    min_target_tokens: builtins.int
+    """End-of-sentence, which is not counted, cannot come before this many tokens.
+    At most `max_target_tokens`. Absent means 0.
+    """
+    max_length_ratio: builtins.float
+    """The most tokens to decode, in relation to the source:
+
+        ceil(max_length_ratio * source_tokens)
+
+    with `Segment.source_tokens`. Above 0 and at most 1000. Together with
+    `max_target_tokens` the smaller number holds.
+    """
+    beam_size: builtins.int
+    """Live hypotheses of a beam search. 1 is greedy search, or sampling. At most
+    what the server decodes together. Absent means the bundle's default, and 1
+    with sampling.
+    """
+    num_hypotheses: builtins.int
+    """How many hypotheses to return, best `score` first: at most `beam_size`, or
+    with sampling that many independent samples, at most what the server decodes
+    together. Absent means 1.
+    """
+    length_penalty: builtins.float
+    """The exponent p of
+
+        score = sum_logprob / length ** p
+
+    0 ranks by the sum, above 1 favours long targets. From -10 to 10. Absent
+    means the bundle's default.
+    """
+    patience: builtins.float
+    """A beam search keeps round(beam_size * patience) finished hypotheses and
+    counts as full with as many (Kasai et al. 2022). 1 is Hugging Face's search
+    and the only value without a beam. From 0.1 to 10. Absent means 1.
+    """
+    early_stopping: global___EarlyStopping.ValueType
+    """When a beam search is over. Unspecified means the bundle's default."""
+    temperature: builtins.float
+    """Sampling: log-probabilities are divided by it, so that below 1 is sharper
+    and above 1 flatter. From 0.01 to 100. Absent means 1.
+    """
+    top_k: builtins.int
+    """Sampling: only the k most probable tokens. 0 is all. Absent means 50."""
+    top_p: builtins.float
+    """Sampling: of these, the fewest most probable ones whose probabilities sum up
+    to at least p (Holtzman et al. 2020). From 0.000001 to 1, which is all.
+    Absent means 1.
+    """
+    seed: builtins.int
+    """Sampling: the same seed gives the same samples, whatever else is decoded.
+    Absent means others every time.
+    """
+    repetition_penalty: builtins.float
+    """Tokens that the target has already get less likely: their logits (in a beam
+    search: log-probabilities) are divided by it where positive, multiplied
+    where negative (Keskar et al. 2019). From 0.01 to 100. 1 is off. Absent
+    means 1.
+    """
+    no_repeat_ngram_size: builtins.int
+    """No sequence of this many tokens comes twice. 0 is off. Absent means 0."""
+    @property
+    def suppressed_words(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """Words that must not come, at most 64. Each is tokenized as a word of its
+        own, with a preceding space, and that sequence of 1 to 16 tokens is kept from
+        coming; other sequences that spell the same are not, such as the word in
+        upper case or as part of another.
+        """
+
     def __init__(
         self,
         *,
         max_target_tokens: builtins.int | None = ...,
+        min_target_tokens: builtins.int | None = ...,
+        max_length_ratio: builtins.float | None = ...,
+        beam_size: builtins.int | None = ...,
+        num_hypotheses: builtins.int | None = ...,
+        length_penalty: builtins.float | None = ...,
+        patience: builtins.float | None = ...,
+        early_stopping: global___EarlyStopping.ValueType = ...,
+        temperature: builtins.float | None = ...,
+        top_k: builtins.int | None = ...,
+        top_p: builtins.float | None = ...,
+        seed: builtins.int | None = ...,
+        repetition_penalty: builtins.float | None = ...,
+        no_repeat_ngram_size: builtins.int | None = ...,
+        suppressed_words: collections.abc.Iterable[builtins.str] | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_max_target_tokens", b"_max_target_tokens", "max_target_tokens", b"max_target_tokens"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_max_target_tokens", b"_max_target_tokens", "max_target_tokens", b"max_target_tokens"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_beam_size", b"_beam_size", "_length_penalty", b"_length_penalty", "_max_length_ratio", b"_max_length_ratio", "_max_target_tokens", b"_max_target_tokens", "_min_target_tokens", b"_min_target_tokens", "_no_repeat_ngram_size", b"_no_repeat_ngram_size", "_num_hypotheses", b"_num_hypotheses", "_patience", b"_patience", "_repetition_penalty", b"_repetition_penalty", "_seed", b"_seed", "_temperature", b"_temperature", "_top_k", b"_top_k", "_top_p", b"_top_p", "beam_size", b"beam_size", "length_penalty", b"length_penalty", "max_length_ratio", b"max_length_ratio", "max_target_tokens", b"max_target_tokens", "min_target_tokens", b"min_target_tokens", "no_repeat_ngram_size", b"no_repeat_ngram_size", "num_hypotheses", b"num_hypotheses", "patience", b"patience", "repetition_penalty", b"repetition_penalty", "seed", b"seed", "temperature", b"temperature", "top_k", b"top_k", "top_p", b"top_p"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_beam_size", b"_beam_size", "_length_penalty", b"_length_penalty", "_max_length_ratio", b"_max_length_ratio", "_max_target_tokens", b"_max_target_tokens", "_min_target_tokens", b"_min_target_tokens", "_no_repeat_ngram_size", b"_no_repeat_ngram_size", "_num_hypotheses", b"_num_hypotheses", "_patience", b"_patience", "_repetition_penalty", b"_repetition_penalty", "_seed", b"_seed", "_temperature", b"_temperature", "_top_k", b"_top_k", "_top_p", b"_top_p", "beam_size", b"beam_size", "early_stopping", b"early_stopping", "length_penalty", b"length_penalty", "max_length_ratio", b"max_length_ratio", "max_target_tokens", b"max_target_tokens", "min_target_tokens", b"min_target_tokens", "no_repeat_ngram_size", b"no_repeat_ngram_size", "num_hypotheses", b"num_hypotheses", "patience", b"patience", "repetition_penalty", b"repetition_penalty", "seed", b"seed", "suppressed_words", b"suppressed_words", "temperature", b"temperature", "top_k", b"top_k", "top_p", b"top_p"]) -> None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_beam_size", b"_beam_size"]) -> typing.Literal["beam_size"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_length_penalty", b"_length_penalty"]) -> typing.Literal["length_penalty"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_max_length_ratio", b"_max_length_ratio"]) -> typing.Literal["max_length_ratio"] | None: ...
+    @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_max_target_tokens", b"_max_target_tokens"]) -> typing.Literal["max_target_tokens"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_min_target_tokens", b"_min_target_tokens"]) -> typing.Literal["min_target_tokens"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_no_repeat_ngram_size", b"_no_repeat_ngram_size"]) -> typing.Literal["no_repeat_ngram_size"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_num_hypotheses", b"_num_hypotheses"]) -> typing.Literal["num_hypotheses"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_patience", b"_patience"]) -> typing.Literal["patience"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_repetition_penalty", b"_repetition_penalty"]) -> typing.Literal["repetition_penalty"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_seed", b"_seed"]) -> typing.Literal["seed"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_temperature", b"_temperature"]) -> typing.Literal["temperature"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_top_k", b"_top_k"]) -> typing.Literal["top_k"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_top_p", b"_top_p"]) -> typing.Literal["top_p"] | None: ...
 
 global___DecodingOptions = DecodingOptions
 
@@ -356,10 +561,12 @@ class Hypothesis(google.protobuf.message.Message):
     score: builtins.float
     """What hypotheses are ranked by, greater is better:
 
-        score = sum_logprob / length
+        score = sum_logprob / length ** length_penalty
 
-    where length is the number of `tokens`, end-of-sentence included. This is
-    what Hugging Face computes with length_penalty = 1.0.
+    where length is the number of `tokens`, end-of-sentence included, as in
+    Hugging Face. A beam search with a `repetition_penalty` ranks by the sum of
+    the log-probabilities after the penalty instead. Scores compare among
+    results of the same options.
     """
     finish_reason: global___FinishReason.ValueType
     """Why decoding ended."""
@@ -456,3 +663,399 @@ class RequestStats(google.protobuf.message.Message):
     def ClearField(self, field_name: typing.Literal["decode_time", b"decode_time", "encode_time", b"encode_time", "queue_time", b"queue_time", "source_tokens", b"source_tokens", "target_tokens", b"target_tokens"]) -> None: ...
 
 global___RequestStats = RequestStats
+
+@typing.final
+class StreamTranslationRequest(google.protobuf.message.Message):
+    """One text to translate and send while it is being decoded. The fields are
+    those of TranslateRequest.
+    """
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    INPUT_FIELD_NUMBER: builtins.int
+    SOURCE_LANGUAGE_CODE_FIELD_NUMBER: builtins.int
+    TARGET_LANGUAGE_CODE_FIELD_NUMBER: builtins.int
+    MODEL_FIELD_NUMBER: builtins.int
+    OPTIONS_FIELD_NUMBER: builtins.int
+    SEGMENTATION_FIELD_NUMBER: builtins.int
+    PRIORITY_FIELD_NUMBER: builtins.int
+    source_language_code: builtins.str
+    """Language of the text. Required."""
+    target_language_code: builtins.str
+    """Language to translate into. Required."""
+    model: builtins.str
+    """Name of the model, as in TranslateRequest."""
+    segmentation: global___Segmentation.ValueType
+    """How a line of text is cut into segments."""
+    priority: global___Priority.ValueType
+    """Who goes first where not all can."""
+    @property
+    def input(self) -> global___TranslationInput:
+        """The text. One that cannot be translated fails the call."""
+
+    @property
+    def options(self) -> global___DecodingOptions:
+        """How to decode."""
+
+    def __init__(
+        self,
+        *,
+        input: global___TranslationInput | None = ...,
+        source_language_code: builtins.str = ...,
+        target_language_code: builtins.str = ...,
+        model: builtins.str = ...,
+        options: global___DecodingOptions | None = ...,
+        segmentation: global___Segmentation.ValueType = ...,
+        priority: global___Priority.ValueType = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["input", b"input", "options", b"options"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["input", b"input", "model", b"model", "options", b"options", "priority", b"priority", "segmentation", b"segmentation", "source_language_code", b"source_language_code", "target_language_code", b"target_language_code"]) -> None: ...
+
+global___StreamTranslationRequest = StreamTranslationRequest
+
+@typing.final
+class StreamTranslationResponse(google.protobuf.message.Message):
+    """More of the translation, or all of it."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    DELTA_FIELD_NUMBER: builtins.int
+    TRANSLATION_FIELD_NUMBER: builtins.int
+    MODEL_FIELD_NUMBER: builtins.int
+    delta: builtins.str
+    """What follows on the deltas before it. Never empty."""
+    model: builtins.str
+    """The model and version that translated, as in TranslateResponse. Stands with
+    `translation`.
+    """
+    @property
+    def translation(self) -> global___Translation:
+        """The whole translation, with all its parts: the last message."""
+
+    def __init__(
+        self,
+        *,
+        delta: builtins.str = ...,
+        translation: global___Translation | None = ...,
+        model: builtins.str = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["delta", b"delta", "event", b"event", "translation", b"translation"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["delta", b"delta", "event", b"event", "model", b"model", "translation", b"translation"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["event", b"event"]) -> typing.Literal["delta", "translation"] | None: ...
+
+global___StreamTranslationResponse = StreamTranslationResponse
+
+@typing.final
+class ExchangeTranslationsRequest(google.protobuf.message.Message):
+    """How to translate what follows, or a text to translate."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    CONFIG_FIELD_NUMBER: builtins.int
+    INPUT_FIELD_NUMBER: builtins.int
+    @property
+    def config(self) -> global___ExchangeConfig:
+        """Holds for the inputs after it. The first message is one."""
+
+    @property
+    def input(self) -> global___ExchangeInput:
+        """A text to translate."""
+
+    def __init__(
+        self,
+        *,
+        config: global___ExchangeConfig | None = ...,
+        input: global___ExchangeInput | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["config", b"config", "input", b"input", "message", b"message"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["config", b"config", "input", b"input", "message", b"message"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["message", b"message"]) -> typing.Literal["config", "input"] | None: ...
+
+global___ExchangeTranslationsRequest = ExchangeTranslationsRequest
+
+@typing.final
+class ExchangeConfig(google.protobuf.message.Message):
+    """What all inputs up to the next config have in common. The fields are those of
+    TranslateRequest.
+    """
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    SOURCE_LANGUAGE_CODE_FIELD_NUMBER: builtins.int
+    TARGET_LANGUAGE_CODE_FIELD_NUMBER: builtins.int
+    MODEL_FIELD_NUMBER: builtins.int
+    OPTIONS_FIELD_NUMBER: builtins.int
+    SEGMENTATION_FIELD_NUMBER: builtins.int
+    PRIORITY_FIELD_NUMBER: builtins.int
+    source_language_code: builtins.str
+    """Language of the texts. Required."""
+    target_language_code: builtins.str
+    """Language to translate into. Required."""
+    model: builtins.str
+    """Name of the model, as in TranslateRequest."""
+    segmentation: global___Segmentation.ValueType
+    """How a line of text is cut into segments."""
+    priority: global___Priority.ValueType
+    """Who goes first where not all can."""
+    @property
+    def options(self) -> global___DecodingOptions:
+        """How to decode."""
+
+    def __init__(
+        self,
+        *,
+        source_language_code: builtins.str = ...,
+        target_language_code: builtins.str = ...,
+        model: builtins.str = ...,
+        options: global___DecodingOptions | None = ...,
+        segmentation: global___Segmentation.ValueType = ...,
+        priority: global___Priority.ValueType = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["options", b"options"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["model", b"model", "options", b"options", "priority", b"priority", "segmentation", b"segmentation", "source_language_code", b"source_language_code", "target_language_code", b"target_language_code"]) -> None: ...
+
+global___ExchangeConfig = ExchangeConfig
+
+@typing.final
+class ExchangeInput(google.protobuf.message.Message):
+    """A text to translate, under a name."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    ID_FIELD_NUMBER: builtins.int
+    INPUT_FIELD_NUMBER: builtins.int
+    id: builtins.str
+    """Comes back with the result. The server makes nothing of it: it may be empty,
+    and come twice. At most 256 code points.
+    """
+    @property
+    def input(self) -> global___TranslationInput:
+        """The text."""
+
+    def __init__(
+        self,
+        *,
+        id: builtins.str = ...,
+        input: global___TranslationInput | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["input", b"input"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["id", b"id", "input", b"input"]) -> None: ...
+
+global___ExchangeInput = ExchangeInput
+
+@typing.final
+class ExchangeTranslationsResponse(google.protobuf.message.Message):
+    """What became of one input of a stream."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    ID_FIELD_NUMBER: builtins.int
+    RESULT_FIELD_NUMBER: builtins.int
+    MODEL_FIELD_NUMBER: builtins.int
+    id: builtins.str
+    """That of the input."""
+    model: builtins.str
+    """The model and version that translated, as in TranslateResponse."""
+    @property
+    def result(self) -> global___TranslationResult:
+        """Its translation, or why there is none. `BadRequest` names the field as
+        "input.text".
+        """
+
+    def __init__(
+        self,
+        *,
+        id: builtins.str = ...,
+        result: global___TranslationResult | None = ...,
+        model: builtins.str = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["result", b"result"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["id", b"id", "model", b"model", "result", b"result"]) -> None: ...
+
+global___ExchangeTranslationsResponse = ExchangeTranslationsResponse
+
+@typing.final
+class ScoreRequest(google.protobuf.message.Message):
+    """Translations whose log-probability is asked for."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    INPUTS_FIELD_NUMBER: builtins.int
+    SOURCE_LANGUAGE_CODE_FIELD_NUMBER: builtins.int
+    TARGET_LANGUAGE_CODE_FIELD_NUMBER: builtins.int
+    MODEL_FIELD_NUMBER: builtins.int
+    LENGTH_PENALTY_FIELD_NUMBER: builtins.int
+    PRIORITY_FIELD_NUMBER: builtins.int
+    source_language_code: builtins.str
+    """Language of the texts. Required."""
+    target_language_code: builtins.str
+    """Language of the targets. Required."""
+    model: builtins.str
+    """Name of the model, as in TranslateRequest."""
+    length_penalty: builtins.float
+    """The exponent in `ScoredTarget.score`, as in DecodingOptions. Absent means
+    the bundle's default.
+    """
+    priority: global___Priority.ValueType
+    """Who goes first where not all can."""
+    @property
+    def inputs(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___ScoreInput]:
+        """The pairs, each scored on its own. At least one; the limit is that of
+        TranslateRequest.
+        """
+
+    def __init__(
+        self,
+        *,
+        inputs: collections.abc.Iterable[global___ScoreInput] | None = ...,
+        source_language_code: builtins.str = ...,
+        target_language_code: builtins.str = ...,
+        model: builtins.str = ...,
+        length_penalty: builtins.float | None = ...,
+        priority: global___Priority.ValueType = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_length_penalty", b"_length_penalty", "length_penalty", b"length_penalty"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_length_penalty", b"_length_penalty", "inputs", b"inputs", "length_penalty", b"length_penalty", "model", b"model", "priority", b"priority", "source_language_code", b"source_language_code", "target_language_code", b"target_language_code"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_length_penalty", b"_length_penalty"]) -> typing.Literal["length_penalty"] | None: ...
+
+global___ScoreRequest = ScoreRequest
+
+@typing.final
+class ScoreInput(google.protobuf.message.Message):
+    """A text and a translation of it."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    TEXT_FIELD_NUMBER: builtins.int
+    TARGET_TEXT_FIELD_NUMBER: builtins.int
+    TARGET_TOKEN_IDS_FIELD_NUMBER: builtins.int
+    text: builtins.str
+    """The source: one segment, so one line that is not blank and not too long for
+    the model.
+    """
+    target_text: builtins.str
+    """A text, which is tokenized and followed by end-of-sentence. Another
+    sequence of tokens may spell the same: to score a hypothesis, give its
+    token ids.
+    """
+    @property
+    def target_token_ids(self) -> global___TokenIds:
+        """Ids of tokens, taken as they are."""
+
+    def __init__(
+        self,
+        *,
+        text: builtins.str = ...,
+        target_text: builtins.str = ...,
+        target_token_ids: global___TokenIds | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["target", b"target", "target_text", b"target_text", "target_token_ids", b"target_token_ids"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["target", b"target", "target_text", b"target_text", "target_token_ids", b"target_token_ids", "text", b"text"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["target", b"target"]) -> typing.Literal["target_text", "target_token_ids"] | None: ...
+
+global___ScoreInput = ScoreInput
+
+@typing.final
+class TokenIds(google.protobuf.message.Message):
+    """A sequence of tokens."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    IDS_FIELD_NUMBER: builtins.int
+    @property
+    def ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
+        """Indices in the model's target vocabulary, at least one. End-of-sentence may
+        be the last and no other. Without it, what is scored is a target that goes
+        on: that of a hypothesis with FINISH_REASON_LENGTH.
+        """
+
+    def __init__(
+        self,
+        *,
+        ids: collections.abc.Iterable[builtins.int] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["ids", b"ids"]) -> None: ...
+
+global___TokenIds = TokenIds
+
+@typing.final
+class ScoreResponse(google.protobuf.message.Message):
+    """The answer to a ScoreRequest."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    RESULTS_FIELD_NUMBER: builtins.int
+    MODEL_FIELD_NUMBER: builtins.int
+    model: builtins.str
+    """The model and version that scored, as in TranslateResponse."""
+    @property
+    def results(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___ScoreResult]:
+        """One result per input, in the order of the inputs."""
+
+    def __init__(
+        self,
+        *,
+        results: collections.abc.Iterable[global___ScoreResult] | None = ...,
+        model: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["model", b"model", "results", b"results"]) -> None: ...
+
+global___ScoreResponse = ScoreResponse
+
+@typing.final
+class ScoreResult(google.protobuf.message.Message):
+    """What became of one pair."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    SCORED_FIELD_NUMBER: builtins.int
+    ERROR_FIELD_NUMBER: builtins.int
+    @property
+    def scored(self) -> global___ScoredTarget:
+        """The pair was scored."""
+
+    @property
+    def error(self) -> google.rpc.status_pb2.Status:
+        """The pair was refused, as in TranslationResult."""
+
+    def __init__(
+        self,
+        *,
+        scored: global___ScoredTarget | None = ...,
+        error: google.rpc.status_pb2.Status | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["error", b"error", "outcome", b"outcome", "scored", b"scored"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["error", b"error", "outcome", b"outcome", "scored", b"scored"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["outcome", b"outcome"]) -> typing.Literal["scored", "error"] | None: ...
+
+global___ScoreResult = ScoreResult
+
+@typing.final
+class ScoredTarget(google.protobuf.message.Message):
+    """A target and its probability under the model."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    TOKENS_FIELD_NUMBER: builtins.int
+    SUM_LOGPROB_FIELD_NUMBER: builtins.int
+    SCORE_FIELD_NUMBER: builtins.int
+    sum_logprob: builtins.float
+    """Sum of `logprob` over `tokens`."""
+    score: builtins.float
+    """sum_logprob / length ** length_penalty, where length is the number of
+    `tokens`.
+    """
+    @property
+    def tokens(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___Token]:
+        """The target's tokens, end-of-sentence included where it is there."""
+
+    def __init__(
+        self,
+        *,
+        tokens: collections.abc.Iterable[global___Token] | None = ...,
+        sum_logprob: builtins.float = ...,
+        score: builtins.float = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["score", b"score", "sum_logprob", b"sum_logprob", "tokens", b"tokens"]) -> None: ...
+
+global___ScoredTarget = ScoredTarget

@@ -46,6 +46,21 @@ class TranslationServiceStub(object):
                 request_serializer=dragoman_dot_v1_dot_translation__pb2.TranslateRequest.SerializeToString,
                 response_deserializer=dragoman_dot_v1_dot_translation__pb2.TranslateResponse.FromString,
                 _registered_method=True)
+        self.StreamTranslation = channel.unary_stream(
+                '/dragoman.v1.TranslationService/StreamTranslation',
+                request_serializer=dragoman_dot_v1_dot_translation__pb2.StreamTranslationRequest.SerializeToString,
+                response_deserializer=dragoman_dot_v1_dot_translation__pb2.StreamTranslationResponse.FromString,
+                _registered_method=True)
+        self.ExchangeTranslations = channel.stream_stream(
+                '/dragoman.v1.TranslationService/ExchangeTranslations',
+                request_serializer=dragoman_dot_v1_dot_translation__pb2.ExchangeTranslationsRequest.SerializeToString,
+                response_deserializer=dragoman_dot_v1_dot_translation__pb2.ExchangeTranslationsResponse.FromString,
+                _registered_method=True)
+        self.Score = channel.unary_unary(
+                '/dragoman.v1.TranslationService/Score',
+                request_serializer=dragoman_dot_v1_dot_translation__pb2.ScoreRequest.SerializeToString,
+                response_deserializer=dragoman_dot_v1_dot_translation__pb2.ScoreResponse.FromString,
+                _registered_method=True)
 
 
 class TranslationServiceServicer(object):
@@ -84,6 +99,56 @@ class TranslationServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def StreamTranslation(self, request, context):
+        """Translates one text, and sends it while it is being decoded.
+
+        Any number of `delta` messages is followed by one `translation`, the last
+        message. A delta is final when it is sent: all deltas together are exactly
+        `translation.text`, which is what Translate answers. A caller who reads
+        slowly gets fewer and longer deltas. With a beam, text is sent as soon as
+        all candidates that can still win have it in common.
+
+        Fails as Translate does; a text at fault fails the call.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ExchangeTranslations(self, request_iterator, context):
+        """Translates a stream of texts, each as soon as it comes in.
+
+        The caller sends a `config`, then inputs with ids of its own choice. Another
+        config may follow at any time: it holds for the inputs after it. Results
+        come back with the ids of their inputs, each as soon as it is ready and so
+        out of order. The call ends with OK when the caller has ended its side and
+        all results are sent.
+
+        The server works on a limited number of inputs of a stream, 256 unless it
+        was told otherwise, and counts those whose results are not read yet: it
+        stops reading from a caller who does not read. So read while you write.
+
+        An input that cannot be translated, that finds the queue full
+        (RESOURCE_EXHAUSTED: send it again after the time in RetryInfo) or that the
+        model fails on has the error in its result. The call itself fails as
+        Translate does: for a config at fault, a message that is not valid, the
+        deadline, and a server that stops. Results not sent by then are lost. A call
+        that is cancelled takes all its inputs along.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Score(self, request, context):
+        """Gives the log-probability of translations that the caller has.
+
+        One result per input, in order; errors are as those of Translate. It is the
+        decoding of Translate with the tokens forced, so that the `token_ids` of a
+        hypothesis get the very bits that came with it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_TranslationServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -91,6 +156,21 @@ def add_TranslationServiceServicer_to_server(servicer, server):
                     servicer.Translate,
                     request_deserializer=dragoman_dot_v1_dot_translation__pb2.TranslateRequest.FromString,
                     response_serializer=dragoman_dot_v1_dot_translation__pb2.TranslateResponse.SerializeToString,
+            ),
+            'StreamTranslation': grpc.unary_stream_rpc_method_handler(
+                    servicer.StreamTranslation,
+                    request_deserializer=dragoman_dot_v1_dot_translation__pb2.StreamTranslationRequest.FromString,
+                    response_serializer=dragoman_dot_v1_dot_translation__pb2.StreamTranslationResponse.SerializeToString,
+            ),
+            'ExchangeTranslations': grpc.stream_stream_rpc_method_handler(
+                    servicer.ExchangeTranslations,
+                    request_deserializer=dragoman_dot_v1_dot_translation__pb2.ExchangeTranslationsRequest.FromString,
+                    response_serializer=dragoman_dot_v1_dot_translation__pb2.ExchangeTranslationsResponse.SerializeToString,
+            ),
+            'Score': grpc.unary_unary_rpc_method_handler(
+                    servicer.Score,
+                    request_deserializer=dragoman_dot_v1_dot_translation__pb2.ScoreRequest.FromString,
+                    response_serializer=dragoman_dot_v1_dot_translation__pb2.ScoreResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -127,6 +207,87 @@ class TranslationService(object):
             '/dragoman.v1.TranslationService/Translate',
             dragoman_dot_v1_dot_translation__pb2.TranslateRequest.SerializeToString,
             dragoman_dot_v1_dot_translation__pb2.TranslateResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def StreamTranslation(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/dragoman.v1.TranslationService/StreamTranslation',
+            dragoman_dot_v1_dot_translation__pb2.StreamTranslationRequest.SerializeToString,
+            dragoman_dot_v1_dot_translation__pb2.StreamTranslationResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExchangeTranslations(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/dragoman.v1.TranslationService/ExchangeTranslations',
+            dragoman_dot_v1_dot_translation__pb2.ExchangeTranslationsRequest.SerializeToString,
+            dragoman_dot_v1_dot_translation__pb2.ExchangeTranslationsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Score(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/dragoman.v1.TranslationService/Score',
+            dragoman_dot_v1_dot_translation__pb2.ScoreRequest.SerializeToString,
+            dragoman_dot_v1_dot_translation__pb2.ScoreResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -67,6 +67,56 @@ class TranslationServiceStub:
     server is doing at the time.
     """
 
+    StreamTranslation: grpc.UnaryStreamMultiCallable[
+        dragoman.v1.translation_pb2.StreamTranslationRequest,
+        dragoman.v1.translation_pb2.StreamTranslationResponse,
+    ]
+    """Translates one text, and sends it while it is being decoded.
+
+    Any number of `delta` messages is followed by one `translation`, the last
+    message. A delta is final when it is sent: all deltas together are exactly
+    `translation.text`, which is what Translate answers. A caller who reads
+    slowly gets fewer and longer deltas. With a beam, text is sent as soon as
+    all candidates that can still win have it in common.
+
+    Fails as Translate does; a text at fault fails the call.
+    """
+
+    ExchangeTranslations: grpc.StreamStreamMultiCallable[
+        dragoman.v1.translation_pb2.ExchangeTranslationsRequest,
+        dragoman.v1.translation_pb2.ExchangeTranslationsResponse,
+    ]
+    """Translates a stream of texts, each as soon as it comes in.
+
+    The caller sends a `config`, then inputs with ids of its own choice. Another
+    config may follow at any time: it holds for the inputs after it. Results
+    come back with the ids of their inputs, each as soon as it is ready and so
+    out of order. The call ends with OK when the caller has ended its side and
+    all results are sent.
+
+    The server works on a limited number of inputs of a stream, 256 unless it
+    was told otherwise, and counts those whose results are not read yet: it
+    stops reading from a caller who does not read. So read while you write.
+
+    An input that cannot be translated, that finds the queue full
+    (RESOURCE_EXHAUSTED: send it again after the time in RetryInfo) or that the
+    model fails on has the error in its result. The call itself fails as
+    Translate does: for a config at fault, a message that is not valid, the
+    deadline, and a server that stops. Results not sent by then are lost. A call
+    that is cancelled takes all its inputs along.
+    """
+
+    Score: grpc.UnaryUnaryMultiCallable[
+        dragoman.v1.translation_pb2.ScoreRequest,
+        dragoman.v1.translation_pb2.ScoreResponse,
+    ]
+    """Gives the log-probability of translations that the caller has.
+
+    One result per input, in order; errors are as those of Translate. It is the
+    decoding of Translate with the tokens forced, so that the `token_ids` of a
+    hypothesis get the very bits that came with it.
+    """
+
 class TranslationServiceAsyncStub:
     """Translates text with an encoder-decoder Transformer.
 
@@ -101,6 +151,56 @@ class TranslationServiceAsyncStub:
 
     A translation does not depend on what else is in the batch or on what the
     server is doing at the time.
+    """
+
+    StreamTranslation: grpc.aio.UnaryStreamMultiCallable[
+        dragoman.v1.translation_pb2.StreamTranslationRequest,
+        dragoman.v1.translation_pb2.StreamTranslationResponse,
+    ]
+    """Translates one text, and sends it while it is being decoded.
+
+    Any number of `delta` messages is followed by one `translation`, the last
+    message. A delta is final when it is sent: all deltas together are exactly
+    `translation.text`, which is what Translate answers. A caller who reads
+    slowly gets fewer and longer deltas. With a beam, text is sent as soon as
+    all candidates that can still win have it in common.
+
+    Fails as Translate does; a text at fault fails the call.
+    """
+
+    ExchangeTranslations: grpc.aio.StreamStreamMultiCallable[
+        dragoman.v1.translation_pb2.ExchangeTranslationsRequest,
+        dragoman.v1.translation_pb2.ExchangeTranslationsResponse,
+    ]
+    """Translates a stream of texts, each as soon as it comes in.
+
+    The caller sends a `config`, then inputs with ids of its own choice. Another
+    config may follow at any time: it holds for the inputs after it. Results
+    come back with the ids of their inputs, each as soon as it is ready and so
+    out of order. The call ends with OK when the caller has ended its side and
+    all results are sent.
+
+    The server works on a limited number of inputs of a stream, 256 unless it
+    was told otherwise, and counts those whose results are not read yet: it
+    stops reading from a caller who does not read. So read while you write.
+
+    An input that cannot be translated, that finds the queue full
+    (RESOURCE_EXHAUSTED: send it again after the time in RetryInfo) or that the
+    model fails on has the error in its result. The call itself fails as
+    Translate does: for a config at fault, a message that is not valid, the
+    deadline, and a server that stops. Results not sent by then are lost. A call
+    that is cancelled takes all its inputs along.
+    """
+
+    Score: grpc.aio.UnaryUnaryMultiCallable[
+        dragoman.v1.translation_pb2.ScoreRequest,
+        dragoman.v1.translation_pb2.ScoreResponse,
+    ]
+    """Gives the log-probability of translations that the caller has.
+
+    One result per input, in order; errors are as those of Translate. It is the
+    decoding of Translate with the tokens forced, so that the `token_ids` of a
+    hypothesis get the very bits that came with it.
     """
 
 class TranslationServiceServicer(metaclass=abc.ABCMeta):
@@ -139,6 +239,62 @@ class TranslationServiceServicer(metaclass=abc.ABCMeta):
 
         A translation does not depend on what else is in the batch or on what the
         server is doing at the time.
+        """
+
+    @abc.abstractmethod
+    def StreamTranslation(
+        self,
+        request: dragoman.v1.translation_pb2.StreamTranslationRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[collections.abc.Iterator[dragoman.v1.translation_pb2.StreamTranslationResponse], collections.abc.AsyncIterator[dragoman.v1.translation_pb2.StreamTranslationResponse]]:
+        """Translates one text, and sends it while it is being decoded.
+
+        Any number of `delta` messages is followed by one `translation`, the last
+        message. A delta is final when it is sent: all deltas together are exactly
+        `translation.text`, which is what Translate answers. A caller who reads
+        slowly gets fewer and longer deltas. With a beam, text is sent as soon as
+        all candidates that can still win have it in common.
+
+        Fails as Translate does; a text at fault fails the call.
+        """
+
+    @abc.abstractmethod
+    def ExchangeTranslations(
+        self,
+        request_iterator: _MaybeAsyncIterator[dragoman.v1.translation_pb2.ExchangeTranslationsRequest],
+        context: _ServicerContext,
+    ) -> typing.Union[collections.abc.Iterator[dragoman.v1.translation_pb2.ExchangeTranslationsResponse], collections.abc.AsyncIterator[dragoman.v1.translation_pb2.ExchangeTranslationsResponse]]:
+        """Translates a stream of texts, each as soon as it comes in.
+
+        The caller sends a `config`, then inputs with ids of its own choice. Another
+        config may follow at any time: it holds for the inputs after it. Results
+        come back with the ids of their inputs, each as soon as it is ready and so
+        out of order. The call ends with OK when the caller has ended its side and
+        all results are sent.
+
+        The server works on a limited number of inputs of a stream, 256 unless it
+        was told otherwise, and counts those whose results are not read yet: it
+        stops reading from a caller who does not read. So read while you write.
+
+        An input that cannot be translated, that finds the queue full
+        (RESOURCE_EXHAUSTED: send it again after the time in RetryInfo) or that the
+        model fails on has the error in its result. The call itself fails as
+        Translate does: for a config at fault, a message that is not valid, the
+        deadline, and a server that stops. Results not sent by then are lost. A call
+        that is cancelled takes all its inputs along.
+        """
+
+    @abc.abstractmethod
+    def Score(
+        self,
+        request: dragoman.v1.translation_pb2.ScoreRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[dragoman.v1.translation_pb2.ScoreResponse, collections.abc.Awaitable[dragoman.v1.translation_pb2.ScoreResponse]]:
+        """Gives the log-probability of translations that the caller has.
+
+        One result per input, in order; errors are as those of Translate. It is the
+        decoding of Translate with the tokens forced, so that the `token_ids` of a
+        hypothesis get the very bits that came with it.
         """
 
 def add_TranslationServiceServicer_to_server(servicer: TranslationServiceServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...

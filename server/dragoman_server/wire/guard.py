@@ -9,7 +9,7 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import grpc
@@ -67,20 +67,22 @@ class Guard(grpc.aio.ServerInterceptor):
         return self._guarded[method]
 
     def _guard(self, method: str, handler: "_Handler") -> "_Handler":
-        if handler.request_streaming:
-            raise NotImplementedError(f"{method}: streams of requests cannot be guarded")
-        is_stream = handler.response_streaming
-        behaviour = cast(_Behaviour, handler.unary_stream if is_stream else handler.unary_unary)
-        parse = handler.request_deserializer
+        wrap, behaviour = {
+            (False, False): (grpc.unary_unary_rpc_method_handler, handler.unary_unary),
+            (False, True): (grpc.unary_stream_rpc_method_handler, handler.unary_stream),
+            (True, False): (grpc.stream_unary_rpc_method_handler, handler.stream_unary),
+            (True, True): (grpc.stream_stream_rpc_method_handler, handler.stream_stream),
+        }[bool(handler.request_streaming), bool(handler.response_streaming)]
+        parse = _parsed_stream if handler.request_streaming else _parsed
+        deserializer = handler.request_deserializer
 
-        # Without a deserializer, grpc hands over the bytes.
-        async def guarded(message: bytes, context: _Context) -> Any:
+        # Without a deserializer, grpc hands over the bytes: of a message, or one after the other of a stream.
+        async def guarded(request: Any, context: _Context) -> Any:
             async def answer() -> Any:
-                return await behaviour(_parsed(parse, message), context)
+                return await cast(_Behaviour, behaviour)(parse(deserializer, request), context)
 
             return await self._answer(method, context, answer)
 
-        wrap = grpc.unary_stream_rpc_method_handler if is_stream else grpc.unary_unary_rpc_method_handler
         return wrap(guarded, request_deserializer=None, response_serializer=handler.response_serializer)
 
     async def _answer(self, method: str, context: _Context, answer: Callable[[], Awaitable[_T]]) -> _T:
@@ -130,6 +132,11 @@ def _parsed(parse: Callable[[bytes], _T] | None, message: bytes) -> _T:
         raise MalformedMessageError(
             "the request is not valid: its bytes are no message of this method, or a string in it is no UTF-8"
         ) from error
+
+
+async def _parsed_stream(parse: Callable[[bytes], _T] | None, messages: AsyncIterable[bytes]) -> AsyncIterator[_T]:
+    async for message in messages:
+        yield _parsed(parse, message)
 
 
 def _failed(method: str, error: Exception) -> Status:

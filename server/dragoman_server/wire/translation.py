@@ -1,96 +1,83 @@
-"""TranslationService on the wire: messages to plain values and back, nothing else."""
+"""TranslationService on the wire: gRPC calls to calls of the translator, nothing else."""
 
 import math
 import time
+from collections.abc import AsyncIterator
+from typing import Any
 
 import grpc
 
 from dragoman.v1 import translation_pb2 as pb
 from dragoman.v1 import translation_pb2_grpc
-from dragoman_server.engine.sequence import FinishReason
-from dragoman_server.errors import InvalidInputError
-from dragoman_server.translator import (
-    CallContext,
-    Candidate,
-    TranslateCall,
-    TranslatedSegment,
-    TranslatedText,
-    Translator,
+from dragoman_server.calls import CallContext, ExchangeInput, ScoreCall, StreamCall, TranslateCall, TranslateConfig
+from dragoman_server.results import ExchangeOutcome
+from dragoman_server.translator import Translator
+from dragoman_server.wire.messages import (
+    exchange_response,
+    read_config,
+    read_exchange,
+    read_input,
+    read_score_config,
+    read_score_input,
+    score_response,
+    translate_response,
+    write_translation,
 )
-from dragoman_server.wire.status import status_of
 
 SERVICE_NAME = "dragoman.v1.TranslationService"
 
-_FINISH_REASONS = {
-    FinishReason.STOP: pb.FINISH_REASON_STOP,
-    FinishReason.LENGTH: pb.FINISH_REASON_LENGTH,
-}
-
-_Context = grpc.aio.ServicerContext[pb.TranslateRequest, pb.TranslateResponse]
+_Context = grpc.aio.ServicerContext[Any, Any]
 
 
 class TranslationServicer(translation_pb2_grpc.TranslationServiceServicer):
-    """Errors are raised as they are: the guard turns them into a status."""
+    """Errors are raised as they are: the guard turns them into a status.
+
+    Streams of responses are coroutines that write, for the guard's sake; the stubs know generators alone.
+    """
 
     def __init__(self, translator: Translator) -> None:
         self._translator = translator
 
     async def Translate(self, request: pb.TranslateRequest, context: _Context) -> pb.TranslateResponse:
         """Translates a batch of texts."""
-        options = request.options
-        call = TranslateCall(
-            texts=[translation_input.text for translation_input in request.inputs],
-            source_language_code=request.source_language_code,
-            target_language_code=request.target_language_code,
-            model=request.model,
-            segmentation=request.segmentation,
-            max_target_tokens=(options.max_target_tokens if options.HasField("max_target_tokens") else None),
-        )
-        outcome = await self._translator.translate(call, _call_context(context))
-        response = pb.TranslateResponse(model=outcome.model)
-        for result in outcome.results:
-            if isinstance(result, InvalidInputError):
-                response.results.add(error=status_of(result))
-            else:
-                _write_translation(response.results.add().translation, result)
-        return response
+        call = TranslateCall([read_input(message) for message in request.inputs], read_config(request))
+        return translate_response(await self._translator.translate(call, _call_context(context)))
+
+    async def StreamTranslation(  # type: ignore[override]
+        self, request: pb.StreamTranslationRequest, context: _Context
+    ) -> None:
+        """Translates a text and sends it while it is decoded."""
+
+        async def send(delta: str) -> None:
+            await context.write(pb.StreamTranslationResponse(delta=delta))
+
+        call = StreamCall(read_input(request.input), read_config(request))
+        outcome = await self._translator.stream(call, _call_context(context), send)
+        response = pb.StreamTranslationResponse(model=outcome.model)
+        write_translation(response.translation, outcome.result)
+        await context.write(response)
+
+    async def ExchangeTranslations(  # type: ignore[override]
+        self, requests: AsyncIterator[pb.ExchangeTranslationsRequest], context: _Context
+    ) -> None:
+        """Translates a stream of texts."""
+
+        async def messages() -> AsyncIterator[TranslateConfig | ExchangeInput]:
+            async for request in requests:
+                yield read_exchange(request)
+
+        async def send(outcome: ExchangeOutcome) -> None:
+            await context.write(exchange_response(outcome))
+
+        await self._translator.exchange(messages(), _call_context(context), send)
+
+    async def Score(self, request: pb.ScoreRequest, context: _Context) -> pb.ScoreResponse:
+        """Gives the log-probabilities of given translations."""
+        call = ScoreCall([read_score_input(message) for message in request.inputs], read_score_config(request))
+        return score_response(await self._translator.score(call, _call_context(context)))
 
 
 def _call_context(context: _Context) -> CallContext:
     remaining: float | None = context.time_remaining()
     # The deadline is one of the wall clock, which can be set; ours cannot.
     return CallContext(math.inf if remaining is None else time.monotonic() + remaining)
-
-
-def _write_translation(message: pb.Translation, translated: TranslatedText) -> None:
-    message.text = translated.text
-    for segment in translated.segments:
-        _write_segment(message.segments.add(), segment)
-    stats = message.stats
-    stats.queue_time.FromNanoseconds(_nanoseconds(translated.queue_seconds))
-    stats.encode_time.FromNanoseconds(_nanoseconds(translated.encode_seconds))
-    stats.decode_time.FromNanoseconds(_nanoseconds(translated.decode_seconds))
-    stats.source_tokens = translated.num_source_tokens
-    stats.target_tokens = translated.num_target_tokens
-
-
-def _write_segment(message: pb.Segment, segment: TranslatedSegment) -> None:
-    message.source_span.begin = segment.begin
-    message.source_span.end = segment.end
-    message.source_tokens = segment.num_source_tokens
-    for candidate in segment.candidates:
-        _write_hypothesis(message.hypotheses.add(), candidate)
-
-
-def _write_hypothesis(message: pb.Hypothesis, candidate: Candidate) -> None:
-    hypothesis = candidate.hypothesis
-    message.text = candidate.text
-    message.sum_logprob = hypothesis.sum_logprob
-    message.score = hypothesis.score
-    message.finish_reason = _FINISH_REASONS[hypothesis.finish_reason]
-    for token_id, piece, logprob in zip(hypothesis.token_ids, candidate.pieces, hypothesis.token_logprobs, strict=True):
-        message.tokens.add(id=token_id, piece=piece, logprob=logprob)
-
-
-def _nanoseconds(seconds: float) -> int:
-    return int(seconds * 1e9)

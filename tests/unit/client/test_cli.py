@@ -1,7 +1,8 @@
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import grpc
 import pytest
@@ -9,9 +10,19 @@ from typer.testing import CliRunner, Result
 
 from dragoman import cli
 from dragoman._extras import require_extra
+from dragoman.cli import commands
 from dragoman.cli.commands import app
-from dragoman.v1.translation_pb2 import TranslateRequest, TranslateResponse
-from support.fake_server import FakeServer, failed, upper
+from dragoman.v1.translation_pb2 import (
+    PRIORITY_BULK,
+    DecodingOptions,
+    ScoreRequest,
+    ScoreResponse,
+    StreamTranslationRequest,
+    StreamTranslationResponse,
+    TranslateRequest,
+    TranslateResponse,
+)
+from support.fake_server import FakeServer, failed, scored, upper, upper_stream
 
 Run = Callable[..., Result]
 
@@ -99,6 +110,120 @@ def test_json_has_one_object_per_text(run: Run, server: FakeServer) -> None:
     }
 
 
+def test_decoding_options_reach_the_server(run: Run, server: FakeServer) -> None:
+    values = {
+        "max-target-tokens": 9,
+        "min-target-tokens": 2,
+        "max-length-ratio": 1.5,
+        "beam-size": 4,
+        "num-hypotheses": 2,
+        "length-penalty": 0.5,
+        "temperature": 0.7,
+        "top-k": 5,
+        "top-p": 0.9,
+        "seed": 1,
+        "repetition-penalty": 1.2,
+        "no-repeat-ngram-size": 3,
+    }
+    options = [f"--{name}={value}" for name, value in values.items()]
+    options += [
+        "--suppressed-word=house",
+        "--suppressed-word=cat",
+        "--target-prefix=un",
+        "--model=big",
+        "--priority=bulk",
+    ]
+
+    for extra in ((), ("--stream",)):
+        result = run("translate", "--from", "en", "--to", "fr", *options, *extra, "a", "b")
+        assert (result.exit_code, result.stdout, result.stderr) == (0, "A\nB\n", "")
+
+    inputs = [*server.requests[0].inputs, *(request.input for request in server.stream_requests)]
+    assert [(message.text, message.target_prefix) for message in inputs] == [("a", "un"), ("b", "un")] * 2
+    given: dict[str, Any] = {name.replace("-", "_"): value for name, value in values.items()}
+    expected = DecodingOptions(suppressed_words=["house", "cat"], **given)
+    requests: list[TranslateRequest | StreamTranslationRequest] = [*server.requests, *server.stream_requests]
+    for request in requests:
+        assert request.options == expected
+        assert (request.model, request.priority) == ("big", PRIORITY_BULK)
+
+
+def test_a_stream_is_written_as_it_comes(run: Run, server: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    pieces: list[str] = []
+    write_all = commands._stream_all
+
+    def watched(items: Iterable[str], stream: Callable[[str], Iterable[str]], out: BinaryIO) -> int:
+        def noted(text: str) -> Iterator[str]:
+            for piece in stream(text):
+                pieces.append(piece)
+                yield piece
+
+        return write_all(items, noted, out)
+
+    monkeypatch.setattr(commands, "_stream_all", watched)
+    result = run("translate", "--from", "en", "--to", "fr", "--stream", stdin=b"good morning\nall\n")
+
+    assert result.stdout == "GOOD MORNING\nALL\n"
+    assert pieces == ["GOOD ", "MORNING", "ALL"]
+
+
+def test_a_stream_that_fails_is_reported_and_the_next_goes_on(run: Run, server: FakeServer) -> None:
+    def answer(request: StreamTranslationRequest, context: grpc.ServicerContext) -> Iterator[StreamTranslationResponse]:
+        yield StreamTranslationResponse(delta="be")
+        if request.input.text == "long":
+            context.abort(grpc.StatusCode.INVALID_ARGUMENT, "The text is too long")
+        yield from upper_stream(request, context)
+
+    server.stream_handler = answer
+    result = run("translate", "--from", "en", "--to", "fr", "--stream", "long", "b")
+
+    assert result.exit_code == 1
+    assert result.stdout == "be\nbeB\n"
+    assert result.stderr == "dragoman: line 1: INVALID_ARGUMENT: The text is too long\n"
+
+
+def test_a_pair_is_scored(run: Run, server: FakeServer) -> None:
+    result = run("score", "--from", "en", "--to", "fr", "--length-penalty", "0.5", "--priority", "bulk", "one", "un")
+
+    assert (result.exit_code, result.stdout, result.stderr) == (0, "-0.5\n", "")
+    [request] = server.score_requests
+    assert (request.inputs[0].text, request.inputs[0].target_text) == ("one", "un")
+    assert (request.length_penalty, request.priority) == (0.5, PRIORITY_BULK)
+
+
+def test_files_are_scored_line_by_line(run: Run, server: FakeServer, tmp_path: Path) -> None:
+    def answer(request: ScoreRequest, context: grpc.ServicerContext) -> ScoreResponse:
+        response = scored(request, context)
+        response.results[1].error.CopyFrom(failed(grpc.StatusCode.INVALID_ARGUMENT, "No source").error)
+        return response
+
+    server.score_handler = answer
+    sources, targets = tmp_path / "en", tmp_path / "fr"
+    sources.write_text("one\n\nthree\n")
+    targets.write_text("un\ndeux\ntrois\n")
+    arguments = ("score", "--from", "en", "--to", "fr", "--sources", str(sources), "--targets", str(targets))
+
+    result = run(*arguments)
+    assert result.exit_code == 1
+    assert result.stdout == "-0.5\n\n-0.5\n"
+    assert result.stderr == "dragoman: line 2: INVALID_ARGUMENT: No source\n"
+
+    first, second, _ = (json.loads(line) for line in run(*arguments, "--json").stdout.splitlines())
+    assert (first["score"], first["sum_logprob"], len(first["tokens"])) == (-0.5, -1.0, 2)
+    assert second["error"]["code"] == "INVALID_ARGUMENT"
+
+
+@pytest.mark.parametrize(("num_sources", "missing"), [(1, "source"), (3, "target")])
+def test_files_of_different_lengths_cannot_be_scored(run: Run, tmp_path: Path, num_sources: int, missing: str) -> None:
+    sources, targets = tmp_path / "en", tmp_path / "fr"
+    sources.write_text("a\n" * num_sources)
+    targets.write_text("b\n" * 2)
+
+    result = run("score", "--from", "en", "--to", "fr", "--sources", str(sources), "--targets", str(targets))
+
+    assert f"has no {missing}: the files are not of the same length" in str(result.exception)
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -107,8 +232,26 @@ def test_json_has_one_object_per_text(run: Run, server: FakeServer) -> None:
         ["translate", "--from", "en", "--to", "fr", "--input", "no-such-file"],
         ["translate", "--from", "en", "--to", "fr", "--input", __file__, "text"],
         ["translate", "--from", "en", "--to", "fr", "--input", __file__, "--output", __file__],
+        ["translate", "--from", "en", "--to", "fr", "--stream", "--json", "text"],
+        ["translate", "--from", "en", "--to", "fr", "--beam-size", "many", "text"],
+        ["score", "--from", "en", "--to", "fr"],
+        ["score", "--from", "en", "--to", "fr", "a"],
+        ["score", "--from", "en", "--to", "fr", "--sources", __file__],
+        ["score", "--from", "en", "--to", "fr", "--sources", __file__, "--targets", __file__, "a", "b"],
     ],
-    ids=["nothing", "no languages", "no such file", "two inputs", "output is input"],
+    ids=[
+        "nothing",
+        "no languages",
+        "no such file",
+        "two inputs",
+        "output is input",
+        "a stream of JSON",
+        "no number",
+        "nothing to score",
+        "no target",
+        "no targets",
+        "two pairs of inputs",
+    ],
 )
 def test_wrong_usage_exits_with_2(run: Run, arguments: list[str]) -> None:
     before = Path(__file__).read_bytes()

@@ -40,21 +40,75 @@ def test_a_text_gives_a_translation(server: FakeServer, call: Call) -> None:
     assert request.segmentation == translation_pb2.SEGMENTATION_UNSPECIFIED
 
 
-def test_options_reach_the_server(server: FakeServer, call: Call) -> None:
-    call(
-        "translate",
-        "a",
-        source="en",
-        target="de",
-        model="big",
-        max_target_tokens=5,
-        segmentation="sentence",
-    )
+OPTIONS: dict[str, Any] = {
+    "max_target_tokens": 5,
+    "min_target_tokens": 0,
+    "max_length_ratio": 1.5,
+    "beam_size": 4,
+    "num_hypotheses": 2,
+    "length_penalty": 0.0,
+    "patience": 2.0,
+    "temperature": 0.5,
+    "top_k": 0,
+    "top_p": 0.75,
+    "seed": 2**64 - 1,
+    "repetition_penalty": 1.25,
+    "no_repeat_ngram_size": 3,
+    "suppressed_words": ["house", "cat"],
+}
 
-    [request] = server.requests
-    assert request.model == "big"
-    assert request.options.max_target_tokens == 5
+
+def configs(
+    server: FakeServer,
+) -> list[TranslateRequest | translation_pb2.StreamTranslationRequest | translation_pb2.ExchangeConfig]:
+    """What began each call."""
+    exchanges = [request.config for request in server.exchange_requests if request.WhichOneof("message") == "config"]
+    return [*server.requests, *server.stream_requests, *exchanges]
+
+
+@pytest.mark.parametrize("method", ["translate", "stream", "exchange"])
+def test_options_reach_the_server(server: FakeServer, call: Call, method: str) -> None:
+    text = ["a"] if method == "exchange" else "a"
+    others = {"segmentation": "sentence", "early_stopping": "never", "priority": "bulk"}
+    call(method, text, source="en", target="de", model="big", **others, **OPTIONS)
+
+    [request] = configs(server)
+    assert (request.source_language_code, request.target_language_code, request.model) == ("en", "de", "big")
     assert request.segmentation == translation_pb2.SEGMENTATION_SENTENCE
+    assert request.priority == translation_pb2.PRIORITY_BULK
+    options = translation_pb2.DecodingOptions(early_stopping=translation_pb2.EARLY_STOPPING_NEVER, **OPTIONS)
+    assert request.options == options
+
+
+@pytest.mark.parametrize("method", ["translate", "stream", "exchange"])
+def test_options_that_are_none_are_left_to_the_server(server: FakeServer, call: Call, method: str) -> None:
+    text = ["a"] if method == "exchange" else "a"
+    nothing = dict.fromkeys([*OPTIONS, "early_stopping", "priority", "segmentation"], None)
+    call(method, text, source="en", target="de", **nothing)
+
+    assert [request.options for request in configs(server)] == [translation_pb2.DecodingOptions()]
+
+
+@pytest.mark.parametrize("method", ["translate", "stream", "exchange"])
+def test_an_option_that_does_not_exist_is_a_type_error(call: Call, method: str) -> None:
+    with pytest.raises(TypeError, match="there is no option 'beem_size'"):
+        call(method, ["a"] if method == "exchange" else "a", source="en", target="fr", beem_size=4)
+
+
+def test_a_target_prefix_goes_with_its_text(server: FakeServer, call: Call) -> None:
+    call("translate", "a", source="en", target="fr", target_prefix="un")
+    call("translate", ["a", "b"], source="en", target="fr", target_prefix=["", "deux"])
+    call("stream", "a", source="en", target="fr", target_prefix="un")
+
+    prefixes = [[source.target_prefix for source in request.inputs] for request in server.requests]
+    assert prefixes == [["un"], ["", "deux"]]
+    assert server.stream_requests[0].input.target_prefix == "un"
+
+
+@pytest.mark.parametrize(("text", "prefix"), [("a", ["un"]), (["a"], "u"), (["a", "b"], ["un"])])
+def test_target_prefixes_are_as_many_as_texts(call: Call, text: object, prefix: object) -> None:
+    with pytest.raises(InvalidArgumentError, match="target_prefix must be a"):
+        call("translate", text, source="en", target="fr", target_prefix=prefix)
 
 
 def test_a_list_gives_a_list_in_order(call: Call) -> None:
@@ -184,7 +238,17 @@ def test_an_answer_that_makes_no_sense_is_an_internal_error(
 
 @pytest.mark.parametrize(
     "options",
-    [{"max_target_tokens": 0}, {"max_target_tokens": 2**32}, {"segmentation": "word"}],
+    [
+        {"max_target_tokens": -1},
+        {"max_target_tokens": 2**32},
+        {"beam_size": 1.5},
+        {"temperature": "hot"},
+        {"suppressed_words": "house"},
+        {"suppressed_words": ["\ud800"]},
+        {"segmentation": "word"},
+        {"early_stopping": True},
+        {"priority": "high"},
+    ],
     ids=str,
 )
 def test_options_that_cannot_be_sent_are_invalid(server: FakeServer, call: Call, options: dict[str, Any]) -> None:

@@ -1,7 +1,8 @@
 import pytest
 
-from dragoman import FinishReason, TextSpan, Token, Translation
-from dragoman._convert import outcomes, translate_requests
+from dragoman import FinishReason, TextSpan, Token, TranslateOptions, Translation
+from dragoman._convert import translations
+from dragoman._requests import translate_requests
 from dragoman.v1 import translation_pb2
 from dragoman.v1.translation_pb2 import TranslateRequest, TranslateResponse
 
@@ -24,7 +25,7 @@ def translate_one(hypothesis: translation_pb2.Hypothesis) -> Translation:
         target_language_code="fr",
     )
     response = TranslateResponse(results=[translation_pb2.TranslationResult(translation=message)], model="default@1")
-    [result] = outcomes(request, response, 0)
+    [result] = translations(request, response, 0)
     assert isinstance(result, Translation)
     return result
 
@@ -79,13 +80,7 @@ def test_a_finish_reason_of_the_future_is_unspecified() -> None:
 
 @pytest.mark.parametrize("segmentation", [None, "line", "sentence"])
 def test_every_segmentation_can_be_asked_for(segmentation: object) -> None:
-    [request] = translate_requests(
-        ["a"],
-        source="en",
-        target="fr",
-        model="",
-        max_target_tokens=None,
-        segmentation=segmentation,  # type: ignore[arg-type]
-    )
+    options: TranslateOptions = {"segmentation": segmentation}  # type: ignore[typeddict-item]
+    [request] = translate_requests(["a"], None, source="en", target="fr", options=options)
     name = translation_pb2.Segmentation.Name(request.segmentation)
     assert name == f"SEGMENTATION_{str(segmentation or 'unspecified').upper()}"

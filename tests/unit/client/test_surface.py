@@ -1,6 +1,7 @@
 import inspect
 import subprocess
 import sys
+from typing import get_args
 
 import pytest
 
@@ -9,7 +10,14 @@ from dragoman import AsyncClient, Client, errors, types
 from dragoman.v1 import translation_pb2
 
 # Which method of the clients calls a method of the API.
-CLIENT_METHODS = {"dragoman.v1.TranslationService.Translate": "translate"}
+CLIENT_METHODS = {
+    "dragoman.v1.TranslationService.Translate": "translate",
+    "dragoman.v1.TranslationService.StreamTranslation": "stream",
+    "dragoman.v1.TranslationService.ExchangeTranslations": "exchange",
+    "dragoman.v1.TranslationService.Score": "score",
+}
+# What they return in the async client is to be iterated over, not awaited.
+ITERATORS = {"stream", "exchange"}
 
 
 def public(members: object) -> list[str]:
@@ -47,8 +55,23 @@ def test_both_clients_have_the_same_methods_in_the_same_order() -> None:
     assert public(Client) == public(AsyncClient)
     for name in ["__init__", *public(Client)]:
         sync_method, async_method = getattr(Client, name), getattr(AsyncClient, name)
-        assert inspect.signature(sync_method) == inspect.signature(async_method)
-        assert inspect.iscoroutinefunction(async_method) or name == "__init__"
+        sync_parameters, async_parameters = (inspect.signature(m).parameters for m in (sync_method, async_method))
+        assert list(sync_parameters) == list(async_parameters)
+        if name not in ITERATORS:
+            assert inspect.signature(sync_method) == inspect.signature(async_method)
+            assert inspect.iscoroutinefunction(async_method) or name == "__init__"
+
+
+def test_every_option_of_the_api_is_a_keyword() -> None:
+    options = translation_pb2.DecodingOptions.DESCRIPTOR.fields_by_name
+    assert list(types.DecodingOptions.__annotations__) == list(options)
+
+
+@pytest.mark.parametrize(("alias", "prefix"), [("EarlyStopping", "EARLY_STOPPING"), ("Priority", "PRIORITY")])
+def test_every_value_of_an_enum_has_a_name(alias: str, prefix: str) -> None:
+    names = get_args(getattr(types, alias))
+    values = getattr(translation_pb2, alias).keys()
+    assert [f"{prefix}_{name.upper()}" for name in names] == values[1:]
 
 
 def test_the_sdk_imports_without_extras() -> None:

@@ -1,19 +1,23 @@
 import asyncio
+import gc
 import math
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 
 import pytest
 
-from dragoman_server.bundle.bundle import Bundle
-from dragoman_server.config import InputLimits
+from dragoman_server.calls import (
+    CallContext,
+    StreamCall,
+    TextInput,
+)
 from dragoman_server.engine.sequence import FinishReason
 from dragoman_server.errors import (
     DeadlineError,
     DragomanError,
     EngineDeadError,
+    InferenceError,
     InvalidInputError,
     ModelNotFoundError,
     QueueFullError,
@@ -21,43 +25,9 @@ from dragoman_server.errors import (
 )
 from dragoman_server.text.segmentation import Segmentation
 from dragoman_server.text.tokenizer import Tokenizer
-from dragoman_server.translator import CallContext, TranslateCall, TranslatedText, TranslateOutcome, Translator
+from dragoman_server.translator import Translator
+from support.calls import LONG_LINE, MAX_SEGMENTS, NOW, call, config, refused, translated
 from support.server_parts import EOS_ID, LIMITS, FakeEngine
-
-NOW = CallContext()
-INPUT_LIMITS = InputLimits(max_inputs=4, max_text_characters=3_000)
-MAX_SEGMENTS = 500
-LONG_LINE = " ".join(f"The cat number {number} sleeps." for number in range(1000, 1008))
-
-
-@pytest.fixture
-def engine() -> FakeEngine:
-    return FakeEngine()
-
-
-@pytest.fixture
-def translator(bundle: Bundle, tokenizer: Tokenizer, engine: FakeEngine) -> Iterator[Translator]:
-    translator = Translator(bundle.manifest, bundle.resource_name, tokenizer, engine, INPUT_LIMITS, MAX_SEGMENTS)
-    yield translator
-    translator.close()
-
-
-def call(*texts: str, **fields: object) -> TranslateCall:
-    return replace(TranslateCall(texts, "en", "fr"), **fields)  # type: ignore[arg-type]
-
-
-def translated(outcome: TranslateOutcome, index: int = 0) -> TranslatedText:
-    result = outcome.results[index]
-    assert isinstance(result, TranslatedText)
-    return result
-
-
-def refused(outcome: TranslateOutcome, index: int = 0) -> tuple[str, str]:
-    """Field and reason of an input's only violation."""
-    result = outcome.results[index]
-    assert isinstance(result, InvalidInputError)
-    (violation,) = result.violations
-    return violation.field, violation.reason
 
 
 async def test_a_text_comes_back_translated(translator: Translator, engine: FakeEngine, tokenizer: Tokenizer) -> None:
@@ -123,15 +93,18 @@ async def test_what_is_no_language_code_is_not_repeated(translator: Translator) 
 
 
 async def test_all_violations_of_a_call_are_listed_at_once(translator: Translator, engine: FakeEngine) -> None:
-    bad = TranslateCall(["a"] * 5, "", "", segmentation=7, max_target_tokens=0)
+    bad = call(
+        *["a"] * 5, source_language_code="", target_language_code="", segmentation=7, priority=7, max_target_tokens=0
+    )
     with pytest.raises(InvalidInputError) as caught:
         await translator.translate(bad, NOW)
     assert [(v.field, v.reason) for v in caught.value.violations] == [
         ("inputs", "TOO_MANY_INPUTS"),
         ("source_language_code", "REQUIRED_FIELD"),
         ("target_language_code", "REQUIRED_FIELD"),
-        ("options.max_target_tokens", "OUT_OF_RANGE"),
         ("segmentation", "UNKNOWN_ENUM_VALUE"),
+        ("priority", "UNKNOWN_ENUM_VALUE"),
+        ("options.max_target_tokens", "OUT_OF_RANGE"),
     ]
     assert "has 5 elements, may have at most 4" in str(caught.value)
     assert "is 0, must be from 1 to 96" in str(caught.value)
@@ -282,3 +255,37 @@ async def test_calls_do_not_mix(translator: Translator, engine: FakeEngine) -> N
     await engine.submitted(20)
     engine.release()
     assert [translated(await task).text for task in tasks] == [f"Number {n}." for n in range(20)]
+
+
+# -- stream ------------------------------------------------------------------------------------------------------------
+
+
+async def test_a_stream_in_which_several_segments_fail_leaves_nothing_behind(
+    translator: Translator, engine: FakeEngine, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine.is_holding = True
+
+    async def send(_: str) -> None:
+        raise AssertionError("there is nothing to send")
+
+    stream = translator.stream(StreamCall(TextInput("One.\nTwo.\nThree."), config()), NOW, send)
+    task = asyncio.create_task(stream)
+    await engine.submitted(3)
+    for future in engine.futures[:2]:
+        future.set_exception(InferenceError("no memory"))
+    with pytest.raises(InferenceError):
+        await task
+    assert engine.futures[2].cancelled()
+    gc.collect()
+    assert caplog.text == ""
+
+
+async def test_a_long_text_is_streamed_whole(translator: Translator, engine: FakeEngine) -> None:
+    pieces: list[str] = []
+
+    async def send(piece: str) -> None:
+        pieces.append(piece)
+
+    text = "The old cat.\n" * 200
+    outcome = await translator.stream(StreamCall(TextInput(text), config()), NOW, send)
+    assert "".join(pieces) == outcome.result.text == text

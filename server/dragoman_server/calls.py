@@ -1,0 +1,93 @@
+"""What callers ask for, as it came in: plain values under the names of the API, not yet checked."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True)
+class CallContext:
+    """What is known of a call beside its contents."""
+
+    deadline: float = math.inf  # seconds on the time.monotonic clock
+
+
+@dataclass(frozen=True, slots=True)
+class DecodingFields:
+    """The fields of `DecodingOptions`; None where absent."""
+
+    max_target_tokens: int | None = None  # of one segment
+    min_target_tokens: int | None = None
+    max_length_ratio: float | None = None  # target tokens per source token
+    beam_size: int | None = None
+    num_hypotheses: int | None = None
+    length_penalty: float | None = None
+    patience: float | None = None
+    early_stopping: int = 0  # number of an EarlyStopping of the API
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    seed: int | None = None
+    repetition_penalty: float | None = None
+    no_repeat_ngram_size: int | None = None
+    suppressed_words: Sequence[str] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class TranslateConfig:
+    """What holds for all inputs of a call."""
+
+    source_language_code: str
+    target_language_code: str
+    model: str = ""
+    options: DecodingFields = field(default_factory=DecodingFields)
+    segmentation: int = 0  # number of a Segmentation of the API
+    priority: int = 0  # number of a Priority of the API
+
+
+@dataclass(frozen=True, slots=True)
+class TextInput:
+    """A text to translate, and what its translation begins with."""
+
+    text: str
+    target_prefix: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class TranslateCall:
+    """Texts to translate."""
+
+    inputs: Sequence[TextInput]
+    config: TranslateConfig
+
+
+@dataclass(frozen=True, slots=True)
+class StreamCall:
+    """A text to translate and hand out while it is decoded."""
+
+    input: TextInput
+    config: TranslateConfig
+
+
+@dataclass(frozen=True, slots=True)
+class ExchangeInput:
+    """A text of a stream, under the caller's name for it."""
+
+    id: str
+    input: TextInput
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreInput:
+    """A source and its target: a text, or ids of tokens. Neither: the caller gave none."""
+
+    text: str
+    target: str | Sequence[int] | None
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreCall:
+    """Targets whose log-probability is asked for. Of the options of `config` only `length_penalty` counts."""
+
+    inputs: Sequence[ScoreInput]
+    config: TranslateConfig

@@ -1,0 +1,363 @@
+"""From what a caller asks for to requests for the engine: limits -> segment -> tokenize.
+
+Everything that can be wrong with a call is found here, before anything is queued.
+"""
+
+import re
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from dragoman_server.bundle.manifest import Manifest
+from dragoman_server.calls import CallContext, ScoreInput, TextInput, TranslateConfig
+from dragoman_server.config import InputLimits
+from dragoman_server.decoding_options import Decoding, resolve, unknown_enum_value
+from dragoman_server.engine.sequence import Priority, Request
+from dragoman_server.errors import (
+    DeadlineError,
+    FieldViolation,
+    InvalidInputError,
+    ModelNotFoundError,
+    UnsupportedLanguageError,
+)
+from dragoman_server.text.segmentation import Segmentation, SegmentedText, SourceSegment, segment
+from dragoman_server.text.tokenizer import TextCodec
+
+_SEGMENTATIONS = frozenset(map(int, Segmentation))
+_PRIORITIES = {0: Priority.DEFAULT, 1: Priority.INTERACTIVE, 2: Priority.DEFAULT, 3: Priority.BULK}
+_LANGUAGE_CODE = re.compile(r"[A-Za-z0-9-]{1,35}")
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A checked config: what turns an input into requests."""
+
+    source_prefix_ids: Sequence[int]  # language tags
+    segmentation: Segmentation
+    decoding: Decoding
+    priority: Priority
+    deadline: float  # seconds on the time.monotonic clock
+
+    @property
+    def num_specials(self) -> int:
+        """Tokens of a source beside those of its text: language tags and end-of-sentence."""
+        return len(self.source_prefix_ids) + 1
+
+    def max_target_tokens(self, source: SourceSegment) -> int:
+        """How many tokens the target of a segment may have, end-of-sentence included."""
+        return self.decoding.limit.of(len(source.token_ids) + self.num_specials)
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedText:
+    """An input that can be decoded: a request for each of its segments."""
+
+    text: SegmentedText
+    requests: Sequence[Request]
+
+
+class Planner:
+    """Checks calls against the limits of one model and one server.
+
+    Args:
+        manifest: of the model.
+        resource_name: name@version of the model.
+        tokenizer: of the model.
+        limits: what a call may ask for.
+        max_segments: how many segments a call may have; more than the engine can queue would
+            be refused for ever.
+        max_rows: how many rows the engine decodes together; a beam that needs more would never
+            be decoded.
+    """
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        resource_name: str,
+        tokenizer: TextCodec,
+        limits: InputLimits,
+        max_segments: int,
+        max_rows: int,
+    ) -> None:
+        self._manifest = manifest
+        self._resource_name = resource_name
+        self._tokenizer = tokenizer
+        self._limits = limits
+        self._max_segments = max_segments
+        self._max_rows = max_rows
+        # Language tags are case-insensitive.
+        self._directions = {(s.lower(), t.lower()): (s, t) for s, t in manifest.directions}
+
+    # -- the call ------------------------------------------------------------------------------
+
+    def plan(
+        self,
+        config: TranslateConfig,
+        context: CallContext,
+        num_inputs: int = 1,
+        path: str = "",
+        options_path: str = "options.",
+    ) -> Plan:
+        """Checks what holds for all inputs.
+
+        Args:
+            config: as the caller gave it.
+            context: of the call.
+            num_inputs: how many inputs the call has.
+            path: what stands before the names of the config's fields in the request.
+            options_path: what stands there before the names of decoding options, after `path`.
+
+        Raises:
+            InvalidInputError: has all violations.
+            ModelNotFoundError: another model is asked for.
+            UnsupportedLanguageError: the model does not translate this pair of languages.
+            DeadlineError: the deadline has passed.
+        """
+        decoding, faults = resolve(config.options, self._manifest, self._tokenizer.encode_target, self._max_rows)
+        violations = [
+            *self._number_violations(num_inputs),
+            *(_below(path, violation) for violation in _config_violations(config)),
+            *(_below(path + options_path, violation) for violation in faults),
+        ]
+        if violations:
+            raise InvalidInputError(*violations)
+        self._check_model(config.model)
+        prefix_ids = self._source_prefix_ids(config.source_language_code, config.target_language_code)
+        check_deadline(context)
+        segmentation, priority = Segmentation(config.segmentation), _PRIORITIES[config.priority]
+        return Plan(prefix_ids, segmentation, decoding, priority, context.deadline)
+
+    def _number_violations(self, num_inputs: int) -> Iterator[FieldViolation]:
+        most = self._limits.max_inputs
+        if not num_inputs:
+            yield FieldViolation("inputs", "is empty, must have at least one element", "NO_INPUTS")
+        if num_inputs > most:
+            yield FieldViolation("inputs", f"has {num_inputs} elements, may have at most {most}", "TOO_MANY_INPUTS")
+
+    def _check_model(self, model: str) -> None:
+        if model not in ("", self._manifest.name, self._resource_name):
+            raise ModelNotFoundError(model, f"there is no such model; this server has {self._manifest.name!r}")
+
+    def _source_prefix_ids(self, source: str, target: str) -> tuple[int, ...]:
+        direction = self._directions.get((source.lower(), target.lower()))
+        if direction is None:
+            pair = f"{_quotable(source)}-{_quotable(target)}"
+            available = ", ".join(f"{s}-{t}" for s, t in self._manifest.directions)
+            raise UnsupportedLanguageError(
+                pair,
+                f"model {self._manifest.name!r} does not translate {pair}; it translates {available}",
+            )
+        return self._manifest.source_prefix_ids[direction[1]]
+
+    # -- texts to translate --------------------------------------------------------------------
+
+    def plan_texts(self, inputs: Sequence[TextInput], plan: Plan) -> list[PlannedText | InvalidInputError]:
+        """The requests of every input of a call, or what is wrong with it.
+
+        Raises:
+            InvalidInputError: the call has too many segments.
+        """
+        return self._within_one_call(
+            self.plan_text(text_input, plan, f"inputs[{index}]") for index, text_input in enumerate(inputs)
+        )
+
+    def plan_text(self, text_input: TextInput, plan: Plan, path: str) -> PlannedText | InvalidInputError:
+        """The requests of one input, or what is wrong with it; `path` is that of the input in the request."""
+        violations = [
+            *self._over_characters(text_input.text, f"{path}.text"),
+            *self._over_characters(text_input.target_prefix, f"{path}.target_prefix"),
+        ]
+        if violations:
+            return InvalidInputError(*violations)
+        segmented = self._segmented(text_input.text, plan)
+        target_prefix = text_input.target_prefix
+        target_prefix_ids = tuple(self._tokenizer.encode_target(target_prefix)) if target_prefix else ()
+        violations = [
+            *self._over_segments(segmented, path),
+            *self._over_tokens(segmented, plan, path),
+            *_prefix_violations(segmented, target_prefix_ids, plan, path),
+            *_length_violations(segmented, plan, path),
+        ]
+        if violations:
+            return InvalidInputError(*violations)
+        requests = [
+            Request(
+                self._source_ids(source, plan),
+                plan.max_target_tokens(source),
+                plan.deadline,
+                plan.decoding.search,
+                target_prefix_ids,
+                plan.priority,
+            )
+            for source in segmented.segments
+        ]
+        return PlannedText(segmented, requests)
+
+    # -- targets to score ----------------------------------------------------------------------
+
+    def plan_scores(self, inputs: Sequence[ScoreInput], plan: Plan) -> list[PlannedText | InvalidInputError]:
+        """The one request of every pair, or what is wrong with it.
+
+        Raises:
+            InvalidInputError: there are more pairs than can ever queue.
+        """
+        return self._within_one_call(
+            self._plan_score(score_input, plan, f"inputs[{index}]") for index, score_input in enumerate(inputs)
+        )
+
+    def _plan_score(self, score_input: ScoreInput, plan: Plan, path: str) -> PlannedText | InvalidInputError:
+        target = score_input.target
+        violations = [
+            *self._over_characters(score_input.text, f"{path}.text"),
+            *self._over_characters(target if isinstance(target, str) else "", f"{path}.target_text"),
+        ]
+        if violations:
+            return InvalidInputError(*violations)
+        segmented = self._segmented(score_input.text, plan)
+        violations = [*self._over_tokens(segmented, plan, path)]
+        if len(segmented.segments) != 1:
+            description = f"has {len(segmented.segments)} lines that are not blank, must have exactly 1"
+            violations.append(FieldViolation(f"{path}.text", description, "NOT_ONE_SEGMENT"))
+        if isinstance(target, str):
+            target_ids = (*self._tokenizer.encode_target(target), self._manifest.eos_token_id)
+            field = f"{path}.target_text"
+        else:
+            target_ids = tuple(target or ())
+            field = f"{path}.target_token_ids" if target is not None else f"{path}.target"
+            violations += self._token_id_violations(target, field)
+        most = self._manifest.limits.max_target_tokens
+        if len(target_ids) > most:
+            violations.append(
+                FieldViolation(
+                    field, f"has {len(target_ids)} tokens; the model takes at most {most}", "TARGET_TOO_LONG"
+                )
+            )
+        if violations:
+            return InvalidInputError(*violations)
+        source_ids = self._source_ids(segmented.segments[0], plan)
+        # All of the target is forced: nothing is left to search.
+        request = Request(source_ids, len(target_ids), plan.deadline, plan.decoding.search, target_ids, plan.priority)
+        return PlannedText(segmented, [request])
+
+    def _token_id_violations(self, token_ids: Sequence[int] | None, field: str) -> Iterator[FieldViolation]:
+        if token_ids is None:
+            yield FieldViolation(field, "is required: a text or token ids", "REQUIRED_FIELD")
+            return
+        if not token_ids:
+            yield FieldViolation(field, "is empty, must have at least one id", "NO_TARGET_TOKENS")
+        size, eos = self._manifest.architecture.vocabulary_size, self._manifest.eos_token_id
+        for index, token_id in enumerate(token_ids):
+            if token_id >= size:
+                description = f"has {token_id} at index {index}, the vocabulary has ids below {size}"
+                yield FieldViolation(field, description, "UNKNOWN_TOKEN_ID")
+                return
+        if eos in token_ids[:-1]:
+            index = list(token_ids).index(eos)
+            description = f"has end-of-sentence ({eos}) at index {index}, which only the last may be"
+            yield FieldViolation(field, description, "TOKENS_AFTER_END")
+
+    # -- what both need ------------------------------------------------------------------------
+
+    def _within_one_call(
+        self, planned: Iterable[PlannedText | InvalidInputError]
+    ) -> list[PlannedText | InvalidInputError]:
+        texts = []
+        num_segments = 0
+        for text in planned:
+            texts.append(text)
+            num_segments += len(text.requests) if isinstance(text, PlannedText) else 0
+            if num_segments > self._max_segments:
+                raise InvalidInputError(
+                    FieldViolation(
+                        "inputs",
+                        f"have more than the {self._max_segments} segments one call may have",
+                        "TOO_MANY_SEGMENTS",
+                    )
+                )
+        return texts
+
+    def _segmented(self, text: str, plan: Plan) -> SegmentedText:
+        segment_tokens = self._manifest.limits.segment_tokens - plan.num_specials
+        return segment(text, self._tokenizer.encode, plan.segmentation, segment_tokens)
+
+    def _source_ids(self, source: SourceSegment, plan: Plan) -> tuple[int, ...]:
+        return (*plan.source_prefix_ids, *source.token_ids, self._manifest.eos_token_id)
+
+    def _over_characters(self, text: str, field: str) -> Iterator[FieldViolation]:
+        most = self._limits.max_text_characters
+        if len(text) > most:
+            yield FieldViolation(field, f"has {len(text)} characters, may have at most {most}", "TEXT_TOO_LONG")
+
+    def _over_segments(self, text: SegmentedText, path: str) -> Iterator[FieldViolation]:
+        if (num_segments := len(text.segments)) > self._max_segments:
+            description = f"has {num_segments} segments, may have at most {self._max_segments}"
+            yield FieldViolation(f"{path}.text", description, "TOO_MANY_SEGMENTS")
+
+    def _over_tokens(self, text: SegmentedText, plan: Plan, path: str) -> Iterator[FieldViolation]:
+        most = self._manifest.limits.max_source_tokens
+        for source in text.segments:
+            num_tokens = len(source.token_ids) + plan.num_specials
+            if num_tokens > most:
+                yield FieldViolation(
+                    f"{path}.text",
+                    f"characters {source.begin} to {source.end} are one segment of {num_tokens} "
+                    f"tokens; the model takes at most {most}",
+                    "SEGMENT_TOO_LONG",
+                )
+                return
+
+
+def check_deadline(context: CallContext) -> None:
+    """Raises DeadlineError where there is no time left."""
+    if time.monotonic() >= context.deadline:
+        raise DeadlineError("the deadline passed before the translation was started")
+
+
+def _config_violations(config: TranslateConfig) -> Iterator[FieldViolation]:
+    for field in ("source_language_code", "target_language_code"):
+        if not getattr(config, field):
+            yield FieldViolation(field, "is required", "REQUIRED_FIELD")
+    if config.segmentation not in _SEGMENTATIONS:
+        yield unknown_enum_value("segmentation", config.segmentation)
+    if config.priority not in _PRIORITIES:
+        yield unknown_enum_value("priority", config.priority)
+
+
+def _prefix_violations(
+    text: SegmentedText, target_prefix_ids: Sequence[int], plan: Plan, path: str
+) -> Iterator[FieldViolation]:
+    if not target_prefix_ids:
+        return
+    field = f"{path}.target_prefix"
+    if len(text.segments) != 1:
+        description = f"needs a text of exactly 1 segment, this one has {len(text.segments)}"
+        yield FieldViolation(field, description, "NOT_ONE_SEGMENT")
+        return
+    most = plan.max_target_tokens(text.segments[0]) - 1
+    if len(target_prefix_ids) > most:
+        description = f"has {len(target_prefix_ids)} tokens, may have at most {most}: the target's limit less one"
+        yield FieldViolation(field, description, "TARGET_PREFIX_TOO_LONG")
+
+
+def _length_violations(text: SegmentedText, plan: Plan, path: str) -> Iterator[FieldViolation]:
+    """Where `max_length_ratio` leaves a segment less than `min_target_tokens`."""
+    least = plan.decoding.search.min_target_tokens
+    for source in text.segments:
+        most = plan.max_target_tokens(source)
+        if most < least:
+            yield FieldViolation(
+                f"{path}.text",
+                f"characters {source.begin} to {source.end} may have {most} target tokens by max_length_ratio; "
+                f"min_target_tokens is {least}",
+                "SEGMENT_TOO_SHORT",
+            )
+            return
+
+
+def _below(path: str, violation: FieldViolation) -> FieldViolation:
+    return FieldViolation(path + violation.field, violation.description, violation.reason)
+
+
+def _quotable(language_code: str) -> str:
+    """The code where it looks like one: errors do not repeat what callers send."""
+    return language_code if _LANGUAGE_CODE.fullmatch(language_code) else "?"

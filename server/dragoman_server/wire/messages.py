@@ -1,0 +1,156 @@
+"""Messages of the API to plain values and back."""
+
+from collections.abc import Iterator, Sequence
+
+from dragoman.v1 import translation_pb2 as pb
+from dragoman_server.calls import DecodingFields, ExchangeInput, ScoreInput, TextInput, TranslateConfig
+from dragoman_server.engine.sequence import FinishReason, Hypothesis
+from dragoman_server.errors import DragomanError
+from dragoman_server.results import (
+    Candidate,
+    ExchangeOutcome,
+    ScoreOutcome,
+    TranslatedSegment,
+    TranslatedText,
+    TranslateOutcome,
+)
+from dragoman_server.wire.status import status_of
+
+_FINISH_REASONS = {
+    FinishReason.STOP: pb.FINISH_REASON_STOP,
+    FinishReason.LENGTH: pb.FINISH_REASON_LENGTH,
+}
+
+
+# -- requests ----------------------------------------------------------------------------------
+
+
+def read_config(message: pb.TranslateRequest | pb.StreamTranslationRequest | pb.ExchangeConfig) -> TranslateConfig:
+    """What the messages that begin a translation have in common."""
+    # Of the options, those that are set: each has presence, or has no value that means anything.
+    options = {field.name: value for field, value in message.options.ListFields()}
+    return TranslateConfig(
+        message.source_language_code,
+        message.target_language_code,
+        message.model,
+        DecodingFields(**options),
+        message.segmentation,
+        message.priority,
+    )
+
+
+def read_score_config(message: pb.ScoreRequest) -> TranslateConfig:
+    """The same for scoring, where a source is one line."""
+    return TranslateConfig(
+        message.source_language_code,
+        message.target_language_code,
+        message.model,
+        DecodingFields(length_penalty=message.length_penalty if message.HasField("length_penalty") else None),
+        pb.SEGMENTATION_LINE,
+        message.priority,
+    )
+
+
+def read_input(message: pb.TranslationInput) -> TextInput:
+    """A text to translate."""
+    return TextInput(message.text, message.target_prefix)
+
+
+def read_exchange(message: pb.ExchangeTranslationsRequest) -> TranslateConfig | ExchangeInput:
+    """A message of a stream; an empty one is an empty config, whose faults say what is missing."""
+    if message.WhichOneof("message") == "input":
+        return ExchangeInput(message.input.id, read_input(message.input.input))
+    return read_config(message.config)
+
+
+def read_score_input(message: pb.ScoreInput) -> ScoreInput:
+    """A text and a translation of it."""
+    match message.WhichOneof("target"):
+        case "target_text":
+            return ScoreInput(message.text, message.target_text)
+        case "target_token_ids":
+            return ScoreInput(message.text, tuple(message.target_token_ids.ids))
+        case _:
+            return ScoreInput(message.text, None)
+
+
+# -- responses ---------------------------------------------------------------------------------
+
+
+def translate_response(outcome: TranslateOutcome) -> pb.TranslateResponse:
+    """The answer to a batch of texts."""
+    response = pb.TranslateResponse(model=outcome.model)
+    for result in outcome.results:
+        _write_result(response.results.add(), result)
+    return response
+
+
+def exchange_response(outcome: ExchangeOutcome) -> pb.ExchangeTranslationsResponse:
+    """The answer to one text of a stream."""
+    response = pb.ExchangeTranslationsResponse(id=outcome.id, model=outcome.model)
+    _write_result(response.result, outcome.result)
+    return response
+
+
+def score_response(outcome: ScoreOutcome) -> pb.ScoreResponse:
+    """The answer to a batch of pairs."""
+    response = pb.ScoreResponse(model=outcome.model)
+    for result in outcome.results:
+        if isinstance(result, DragomanError):
+            response.results.add(error=status_of(result))
+        else:
+            hypothesis = result.hypothesis
+            response.results.add(
+                scored=pb.ScoredTarget(
+                    tokens=_tokens(hypothesis, result.pieces),
+                    sum_logprob=hypothesis.sum_logprob,
+                    score=hypothesis.score,
+                )
+            )
+    return response
+
+
+def write_translation(message: pb.Translation, translated: TranslatedText) -> None:
+    """Fills in a translated text."""
+    message.text = translated.text
+    for segment in translated.segments:
+        _write_segment(message.segments.add(), segment)
+    stats = message.stats
+    stats.queue_time.FromNanoseconds(_nanoseconds(translated.queue_seconds))
+    stats.encode_time.FromNanoseconds(_nanoseconds(translated.encode_seconds))
+    stats.decode_time.FromNanoseconds(_nanoseconds(translated.decode_seconds))
+    stats.source_tokens = translated.num_source_tokens
+    stats.target_tokens = translated.num_target_tokens
+
+
+def _write_result(message: pb.TranslationResult, result: TranslatedText | DragomanError) -> None:
+    if isinstance(result, DragomanError):
+        message.error.CopyFrom(status_of(result))
+    else:
+        write_translation(message.translation, result)
+
+
+def _write_segment(message: pb.Segment, segment: TranslatedSegment) -> None:
+    message.source_span.begin = segment.begin
+    message.source_span.end = segment.end
+    message.source_tokens = segment.num_source_tokens
+    for candidate in segment.candidates:
+        _write_hypothesis(message.hypotheses.add(), candidate)
+
+
+def _write_hypothesis(message: pb.Hypothesis, candidate: Candidate) -> None:
+    hypothesis = candidate.hypothesis
+    message.text = candidate.text
+    message.sum_logprob = hypothesis.sum_logprob
+    message.score = hypothesis.score
+    message.finish_reason = _FINISH_REASONS[hypothesis.finish_reason]
+    message.tokens.extend(_tokens(hypothesis, candidate.pieces))
+
+
+def _tokens(hypothesis: Hypothesis, pieces: Sequence[str]) -> Iterator[pb.Token]:
+    for token_id, piece, logprob in zip(hypothesis.token_ids, pieces, hypothesis.token_logprobs, strict=True):
+        yield pb.Token(id=token_id, piece=piece, logprob=logprob)
+
+
+def _nanoseconds(seconds: float) -> int:
+    return int(seconds * 1e9)

@@ -1,0 +1,292 @@
+"""A stream of texts over loopback, with an engine that echoes when it is told to."""
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator
+
+import grpc
+import pytest
+from google.rpc.error_details_pb2 import BadRequest, RetryInfo
+
+from dragoman.v1 import translation_pb2 as pb
+from dragoman_server.bundle.bundle import Bundle
+from dragoman_server.config import Config, InputLimits
+from dragoman_server.engine.sequence import Priority
+from dragoman_server.errors import EngineDeadError, InferenceError, QueueFullError
+from dragoman_server.text.tokenizer import Tokenizer
+from support.caller import SERVICE, Caller, Refusal, count, counted, refusal
+from support.server_parts import RunningServer, running_server, tiny_bundle
+
+STREAM, EXCHANGE, SCORE = (f"{SERVICE}/{method}" for method in ("StreamTranslation", "ExchangeTranslations", "Score"))
+MAX_IN_FLIGHT = 8
+CONFIG = Config(
+    listen="127.0.0.1:0",
+    metrics_listen="127.0.0.1:0",
+    shutdown_grace_seconds=50.0,
+    limits=InputLimits(
+        max_inputs=16, max_text_characters=1_000, max_message_bytes=100_000, max_exchange_in_flight=MAX_IN_FLIGHT
+    ),
+)
+
+StreamCall = grpc.aio.UnaryStreamCall[bytes, bytes]
+ExchangeCall = grpc.aio.StreamStreamCall[bytes, bytes]
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return tiny_bundle(tmp_path_factory.mktemp("bundle"))
+
+
+@pytest.fixture(scope="module")
+def tokenizer(bundle: Bundle) -> Tokenizer:
+    return Tokenizer(bundle.tokenizer_path)
+
+
+@pytest.fixture
+async def server(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> AsyncIterator[RunningServer]:
+    async with running_server(bundle, monkeypatch, capsys, CONFIG) as running:
+        yield running
+
+
+@pytest.fixture
+async def caller(server: RunningServer) -> AsyncIterator[Caller]:
+    caller = Caller(server.address)
+    yield caller
+    await caller.channel.close()
+
+
+class Exchange:
+    """A stream of texts, in bytes."""
+
+    def __init__(self, channel: grpc.aio.Channel, timeout: float | None = 30.0) -> None:
+        method: grpc.aio.StreamStreamMultiCallable[bytes, bytes] = channel.stream_stream(EXCHANGE)
+        self.call: ExchangeCall = method(timeout=timeout)
+
+    async def configure(self, target: str = "fr", **fields: object) -> None:
+        config = pb.ExchangeConfig(source_language_code="en", target_language_code=target, **fields)  # type: ignore[arg-type]
+        await self.call.write(pb.ExchangeTranslationsRequest(config=config).SerializeToString())
+
+    async def send(self, name: str, text: str, target_prefix: str = "") -> None:
+        message = pb.ExchangeTranslationsRequest()
+        message.input.id = name
+        message.input.input.text = text
+        message.input.input.target_prefix = target_prefix
+        await self.call.write(message.SerializeToString())
+
+    async def read(self) -> pb.ExchangeTranslationsResponse:
+        raw = await self.call.read()
+        assert isinstance(raw, bytes)
+        return pb.ExchangeTranslationsResponse.FromString(raw)
+
+    async def end(self) -> None:
+        await self.call.done_writing()
+        assert await self.call.read() is grpc.aio.EOF
+        assert await self.call.code() is grpc.StatusCode.OK
+
+    async def refusal(self, code: grpc.StatusCode) -> Refusal:
+        assert await self.call.code() is code
+        return await refusal(self.call)
+
+
+@pytest.fixture
+async def exchange(caller: Caller) -> Exchange:
+    return Exchange(caller.channel)
+
+
+async def test_results_come_as_they_are_ready_under_the_ids_of_their_texts(
+    server: RunningServer, exchange: Exchange
+) -> None:
+    server.engine.is_holding = True
+    await exchange.configure(priority=pb.PRIORITY_BULK)
+    for name in ("a", "b", "a"):
+        await exchange.send(name, f"Number {name}.")
+    await server.engine.submitted(3)
+    server.engine.release(1)
+    second = await exchange.read()
+    assert (second.id, second.result.translation.text) == ("b", "Number b.")
+    assert second.model == "tiny@0123456789ab"
+    server.engine.release()
+    assert [(await exchange.read()).id for _ in range(2)] == ["a", "a"]
+    await exchange.end()
+    assert count(server, "OK", EXCHANGE) == 1
+    assert {request.priority for request in server.engine.requests} == {Priority.BULK}
+
+
+async def test_all_texts_of_an_exchange_are_of_one_caller(server: RunningServer, caller: Caller) -> None:
+    for exchange in (Exchange(caller.channel), Exchange(caller.channel)):
+        await exchange.configure()
+        for name in ("a", "b"):
+            await exchange.send(name, "Hello.")
+            await exchange.read()
+        await exchange.end()
+    one, same, other, same_as_other = server.engine.callers
+    assert one is same is not None
+    assert other is same_as_other is not one
+
+
+async def test_a_config_holds_until_the_next(server: RunningServer, exchange: Exchange) -> None:
+    await exchange.configure("fr")
+    await exchange.send("a", "Hello.")
+    await exchange.read()
+    await exchange.configure("de", options=pb.DecodingOptions(beam_size=2))
+    await exchange.send("b", "Hello.")
+    await exchange.send("c", "Hello.")
+    for _ in range(2):
+        await exchange.read()
+    await exchange.end()
+    assert [request.source_ids[0] for request in server.engine.requests] == [5, 6, 6]
+    assert [request.options.beam_size for request in server.engine.requests] == [1, 2, 2]
+
+
+async def test_an_empty_exchange_is_ok(exchange: Exchange) -> None:
+    await exchange.end()
+
+
+async def test_a_text_at_fault_has_its_error_as_result(exchange: Exchange) -> None:
+    await exchange.configure()
+    await exchange.send("long", "x" * 1_001)
+    await exchange.send("good", "Hello.")
+    responses = {response.id: response for response in [await exchange.read(), await exchange.read()]}
+    assert responses["good"].result.translation.text == "Hello."
+    error = responses["long"].result.error
+    found = Refusal(grpc.StatusCode.INVALID_ARGUMENT, error.message, error)
+    assert found.reason == "TEXT_TOO_LONG"
+    assert found.detail(BadRequest()).field_violations[0].field == "input.text"
+    await exchange.end()
+
+
+@pytest.mark.parametrize("error", [QueueFullError("the queue is full", 1.5), InferenceError("no memory")])
+async def test_a_full_queue_and_a_failed_batch_concern_one_text(
+    server: RunningServer, exchange: Exchange, error: Exception
+) -> None:
+    await exchange.configure()
+    server.engine.refusal = error
+    await exchange.send("a", "Hello.")
+    found = (await exchange.read()).result.error
+    assert found.message == str(error)
+    if isinstance(error, QueueFullError):
+        assert Refusal(grpc.StatusCode.OK, "", found).detail(RetryInfo()).retry_delay.ToMilliseconds() == 1500
+    server.engine.refusal = None
+    await exchange.send("a", "Hello.")
+    assert (await exchange.read()).result.translation.text == "Hello."
+    await exchange.end()
+
+
+async def test_a_dead_engine_ends_an_exchange(server: RunningServer, exchange: Exchange) -> None:
+    await exchange.configure()
+    server.engine.refusal = EngineDeadError("the engine has died")
+    await exchange.send("a", "Hello.")
+    assert (await exchange.refusal(grpc.StatusCode.UNAVAILABLE)).reason == "ENGINE_DEAD"
+
+
+async def test_a_text_before_any_config_ends_an_exchange(exchange: Exchange) -> None:
+    await exchange.send("a", "Hello.")
+    assert (await exchange.refusal(grpc.StatusCode.INVALID_ARGUMENT)).reason == "NO_CONFIG"
+
+
+async def test_a_config_at_fault_ends_an_exchange_with_all_violations(exchange: Exchange) -> None:
+    await exchange.configure("", options=pb.DecodingOptions(top_p=2.0))
+    refused = await exchange.refusal(grpc.StatusCode.INVALID_ARGUMENT)
+    fields = {violation.field for violation in refused.detail(BadRequest()).field_violations}
+    assert fields == {"config.target_language_code", "config.options.top_p"}
+
+
+async def test_a_message_without_content_is_a_config_without_languages(exchange: Exchange) -> None:
+    await exchange.call.write(b"")
+    assert (await exchange.refusal(grpc.StatusCode.INVALID_ARGUMENT)).reason == "REQUIRED_FIELD"
+
+
+async def test_a_long_id_ends_an_exchange(exchange: Exchange) -> None:
+    await exchange.configure()
+    await exchange.send("x" * 257, "Hello.")
+    refused = await exchange.refusal(grpc.StatusCode.INVALID_ARGUMENT)
+    assert (refused.reason, refused.message) == ("ID_TOO_LONG", "input.id: has 257 characters, may have at most 256")
+
+
+async def test_a_malformed_message_ends_an_exchange_and_withdraws_all_of_it(
+    server: RunningServer, exchange: Exchange
+) -> None:
+    server.engine.is_holding = True
+    await exchange.configure()
+    await exchange.send("a", "Hello.")
+    await server.engine.submitted()
+    await exchange.call.write(b"\xff\xff\xff")
+    assert (await exchange.refusal(grpc.StatusCode.INVALID_ARGUMENT)).reason == "MALFORMED_MESSAGE"
+    assert server.engine.futures[0].cancelled()
+    assert count(server, "INVALID_ARGUMENT", EXCHANGE) == 1
+
+
+async def test_no_more_than_the_limit_is_in_flight(server: RunningServer, exchange: Exchange) -> None:
+    server.engine.is_holding = True
+    await exchange.configure()
+    for number in range(3 * MAX_IN_FLIGHT):
+        await exchange.send(str(number), "Hello.")
+    await server.engine.submitted(MAX_IN_FLIGHT)
+    await asyncio.sleep(0.2)
+    assert len(server.engine.requests) == MAX_IN_FLIGHT
+    server.engine.is_holding = False
+    server.engine.release()
+    names = {(await exchange.read()).id for _ in range(3 * MAX_IN_FLIGHT)}
+    assert names == {str(number) for number in range(3 * MAX_IN_FLIGHT)}
+    await exchange.end()
+
+
+async def test_a_caller_who_does_not_read_is_not_read_from(server: RunningServer) -> None:
+    num_texts = 150
+    # Else HTTP/2 makes room for some megabytes, which is many answers.
+    options = [("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", 65_536)]
+    async with grpc.aio.insecure_channel(server.address, options=options) as channel:
+        exchange = Exchange(channel)
+        await exchange.configure()
+
+        async def write() -> None:
+            for number in range(num_texts):
+                await exchange.send(str(number), "The old cat.\n" * 60)  # answered with some 20 kB
+
+        writing = asyncio.create_task(write())
+        num_seen = -1
+        while num_seen != len(server.engine.requests) or not num_seen:
+            num_seen = len(server.engine.requests)
+            await asyncio.sleep(0.5)
+        assert MAX_IN_FLIGHT <= num_seen / 60 < 8 * MAX_IN_FLIGHT
+        names = {(await exchange.read()).id for _ in range(num_texts)}
+        assert len(names) == num_texts
+        await writing
+        await exchange.end()
+
+
+async def test_a_caller_who_leaves_withdraws_all_of_an_exchange(server: RunningServer, exchange: Exchange) -> None:
+    server.engine.is_holding = True
+    await exchange.configure()
+    for number in range(MAX_IN_FLIGHT):
+        await exchange.send(str(number), "One.\nTwo.")
+    await server.engine.submitted(2 * MAX_IN_FLIGHT)
+    exchange.call.cancel()
+    await counted(server, "CANCELLED", EXCHANGE)
+    assert all(future.cancelled() for future in server.engine.futures)
+
+
+async def test_a_deadline_withdraws_all_of_an_exchange(server: RunningServer, caller: Caller) -> None:
+    server.engine.is_holding = True
+    exchange = Exchange(caller.channel, timeout=1.0)
+    await exchange.configure()
+    await exchange.send("a", "Hello.")
+    assert await exchange.call.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    await counted(server, "DEADLINE_EXCEEDED", EXCHANGE)
+    assert server.engine.futures[0].cancelled()
+
+
+async def test_sigterm_lets_an_exchange_finish(server: RunningServer, exchange: Exchange) -> None:
+    server.engine.is_holding = True
+    await exchange.configure()
+    await exchange.send("a", "Hello.")
+    await server.engine.submitted()
+    os.kill(os.getpid(), signal.SIGTERM)
+    await asyncio.sleep(0.1)
+    server.engine.release()
+    assert (await exchange.read()).result.translation.text == "Hello."
+    await exchange.end()
+    assert await server.exit_code == 0

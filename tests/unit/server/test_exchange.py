@@ -1,0 +1,104 @@
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+
+from dragoman_server.exchange import exchange
+
+
+async def numbers(count: int) -> AsyncIterator[int]:
+    for number in range(count):
+        yield number
+
+
+async def test_every_input_is_answered_once() -> None:
+    answers: list[int] = []
+
+    async def answer(number: int) -> int:
+        await asyncio.sleep(0.001 * (number % 3))
+        return -number
+
+    async def send(number: int) -> None:
+        answers.append(number)
+
+    await exchange(numbers(50), answer, send, 7)
+    assert sorted(answers) == [-number for number in reversed(range(50))]
+    assert answers != sorted(answers, reverse=True)  # as they are ready
+
+
+async def test_inputs_are_read_no_further_than_answers_are_sent() -> None:
+    read: list[int] = []
+    room = asyncio.Semaphore(0)
+
+    async def inputs() -> AsyncIterator[int]:
+        async for number in numbers(30):
+            read.append(number)
+            yield number
+
+    async def answer(number: int) -> int:
+        return number
+
+    async def send(_: int) -> None:
+        await room.acquire()
+
+    task = asyncio.create_task(exchange(inputs(), answer, send, 5))
+    for num_sent in range(4):
+        await asyncio.sleep(0.01)
+        assert len(read) == 5 + num_sent
+        room.release()
+    for _ in range(30):
+        room.release()
+    await task
+
+
+@pytest.mark.parametrize("where", ["inputs", "answer", "send"])
+async def test_an_error_ends_it_and_what_is_under_way(where: str) -> None:
+    cancelled: list[int] = []
+
+    async def inputs() -> AsyncIterator[int]:
+        async for number in numbers(4):
+            yield number
+        if where == "inputs":
+            raise ValueError(where)
+        await asyncio.Event().wait()
+
+    async def answer(number: int) -> int:
+        if number == 3:
+            await asyncio.sleep(0)  # the others wait by now
+            if where == "answer":
+                raise ValueError(where)
+            return number
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            cancelled.append(number)
+            raise
+        return number
+
+    async def send(_: int) -> None:
+        if where == "send":
+            raise ValueError(where)
+
+    with pytest.raises(ValueError, match=where):
+        await exchange(inputs(), answer, send, 10)
+    assert sorted(cancelled) == [0, 1, 2]
+
+
+async def test_an_error_of_the_inputs_is_told_after_the_last_answer_too() -> None:
+    """It may come while that is being sent."""
+    is_sending = asyncio.Event()
+
+    async def inputs() -> AsyncIterator[int]:
+        yield 0
+        await is_sending.wait()
+        raise ValueError("inputs")
+
+    async def answer(number: int) -> int:
+        return number
+
+    async def send(_: int) -> None:
+        is_sending.set()
+        await asyncio.sleep(0.01)
+
+    with pytest.raises(ValueError, match="inputs"):
+        await exchange(inputs(), answer, send, 10)

@@ -1,0 +1,144 @@
+"""What of the input of a call is refused, and what becomes a request."""
+
+import pytest
+
+from dragoman_server.bundle.bundle import Bundle
+from dragoman_server.calls import TextInput
+from dragoman_server.engine.search_options import SearchOptions
+from dragoman_server.engine.sequence import Priority
+from dragoman_server.errors import InvalidInputError
+from dragoman_server.results import ScoredTarget
+from dragoman_server.text.tokenizer import Tokenizer
+from dragoman_server.translator import Translator
+from support.calls import INPUT_LIMITS, LONG_LINE, MAX_ROWS, MAX_SEGMENTS, NOW, call, score_call, translated, violations
+from support.server_parts import EOS_ID, LIMITS, FakeEngine
+
+# -- prefixes and lengths ----------------------------------------------------------------------------------------------
+
+
+async def test_a_target_prefix_is_forced(translator: Translator, engine: FakeEngine, tokenizer: Tokenizer) -> None:
+    outcome = await translator.translate(call(TextInput("The cat.", "Le chat"), "How?"), NOW)
+    first, second = engine.requests
+    assert first.prefix_ids == tuple(tokenizer.encode("Le chat"))
+    assert second.prefix_ids == ()
+    assert translated(outcome).text == "Le chat The cat."
+
+
+async def test_a_blank_target_prefix_is_none(translator: Translator, engine: FakeEngine) -> None:
+    await translator.translate(call(TextInput("One.\nTwo.", " ")), NOW)
+    assert [request.prefix_ids for request in engine.requests] == [(), ()]
+
+
+@pytest.mark.parametrize(("text", "num_segments"), [("", 0), ("One.\nTwo.", 2), (LONG_LINE, 8)])
+async def test_a_target_prefix_needs_a_single_segment(
+    translator: Translator, engine: FakeEngine, text: str, num_segments: int
+) -> None:
+    outcome = await translator.translate(call(TextInput(text, "Le"), "Two."), NOW)
+    ((field, description),) = violations(outcome)
+    assert field == "inputs[0].target_prefix"
+    assert description == f"needs a text of exactly 1 segment, this one has {num_segments}"
+    assert translated(outcome, 1).text == "Two."
+    assert len(engine.requests) == 1
+
+
+async def test_a_target_prefix_must_leave_room(translator: Translator, tokenizer: Tokenizer) -> None:
+    num_tokens = len(tokenizer.encode("Le chat"))
+    fits = await translator.translate(call(TextInput("Cat.", "Le chat"), max_target_tokens=num_tokens + 1), NOW)
+    assert translated(fits).text.startswith("Le chat")
+    too_long = await translator.translate(call(TextInput("Cat.", "Le chat"), max_target_tokens=num_tokens), NOW)
+    assert violations(too_long) == [
+        (
+            "inputs[0].target_prefix",
+            f"has {num_tokens} tokens, may have at most {num_tokens - 1}: the target's limit less one",
+        )
+    ]
+
+
+async def test_a_target_prefix_is_measured_before_it_is_tokenized(translator: Translator) -> None:
+    outcome = await translator.translate(call(TextInput("x" * 3_001, "y" * 3_001)), NOW)
+    assert [field for field, _ in violations(outcome)] == ["inputs[0].text", "inputs[0].target_prefix"]
+
+
+async def test_all_violations_of_an_input_are_listed_at_once(translator: Translator) -> None:
+    bad = call(TextInput("Q" * 100 + "\nb", "Le"), max_length_ratio=0.01, min_target_tokens=3)
+    assert [field for field, _ in violations(await translator.translate(bad, NOW))] == [
+        "inputs[0].text",
+        "inputs[0].target_prefix",
+        "inputs[0].text",
+    ]
+
+
+async def test_a_ratio_that_leaves_less_than_the_least_is_told(translator: Translator, engine: FakeEngine) -> None:
+    outcome = await translator.translate(call("Hi.", "Number 1000.", max_length_ratio=1.0, min_target_tokens=12), NOW)
+    num_tokens = len(engine.requests[0].source_ids)
+    assert num_tokens >= 12
+    ((field, description),) = violations(outcome)
+    assert field == "inputs[0].text"
+    assert "by max_length_ratio; min_target_tokens is 12" in description
+    assert engine.requests[0].max_target_tokens == num_tokens
+
+
+async def test_one_text_may_not_have_more_segments_than_can_ever_queue(translator: Translator) -> None:
+    outcome = await translator.translate(call("a\n" * (MAX_SEGMENTS + 1), "b"), NOW)
+    assert violations(outcome) == [("inputs[0].text", "has 501 segments, may have at most 500")]
+    assert translated(outcome, 1).text == "b"
+
+
+async def test_options_and_priority_reach_the_engine(translator: Translator, engine: FakeEngine) -> None:
+    outcome = await translator.translate(call("One.", beam_size=4, num_hypotheses=2, priority=1), NOW)
+    assert engine.requests[0].options == SearchOptions(beam_size=4, num_hypotheses=2)
+    assert engine.requests[0].priority is Priority.INTERACTIVE
+    assert len(translated(outcome).segments[0].candidates) == 2
+
+
+# -- score -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "target", "field", "description"),
+    [
+        ("", "a", "text", "has 0 lines that are not blank, must have exactly 1"),
+        ("One.\nTwo.", "a", "text", "has 2 lines that are not blank, must have exactly 1"),
+        ("x" * 3_001, "a", "text", "has 3001 characters, may have at most 3000"),
+        ("Q" * 100, "a", "text", "are one segment of"),
+        ("a", "y" * 3_001, "target_text", "has 3001 characters, may have at most 3000"),
+        ("a", "Q" * 200, "target_text", f"tokens; the model takes at most {LIMITS.max_target_tokens}"),
+        ("a", [9] * 97, "target_token_ids", f"has 97 tokens; the model takes at most {LIMITS.max_target_tokens}"),
+        ("a", None, "target", "is required: a text or token ids"),
+        ("a", [], "target_token_ids", "is empty, must have at least one id"),
+        ("a", [9, 400], "target_token_ids", "has 400 at index 1, the vocabulary has ids below 400"),
+        ("a", [9, 3, 9], "target_token_ids", "has end-of-sentence (3) at index 1, which only the last may be"),
+    ],
+)
+async def test_a_pair_at_fault_is_named_and_does_not_disturb_the_others(
+    translator: Translator, engine: FakeEngine, text: str, target: str | list[int] | None, field: str, description: str
+) -> None:
+    outcome = await translator.score(score_call((text, target), ("The cat.", "Le chat.")), NOW)
+    error, good = outcome.results
+    assert isinstance(error, InvalidInputError)
+    (violation,) = error.violations
+    assert violation.field == f"inputs[0].{field}"
+    assert description in violation.description
+    assert isinstance(good, ScoredTarget)
+    assert len(engine.requests) == 1
+
+
+async def test_an_empty_target_is_end_of_sentence(translator: Translator, engine: FakeEngine) -> None:
+    outcome = await translator.score(score_call(("The cat.", "")), NOW)
+    assert engine.requests[0].prefix_ids == (EOS_ID,)
+    (result,) = outcome.results
+    assert isinstance(result, ScoredTarget)
+    assert result.pieces == ["</s>"]
+
+
+async def test_the_length_penalty_of_a_score_is_its_own_field(translator: Translator) -> None:
+    with pytest.raises(InvalidInputError) as caught:
+        await translator.score(score_call(("a", "b"), length_penalty=11.0), NOW)
+    assert [violation.field for violation in caught.value.violations] == ["length_penalty"]
+
+
+async def test_a_score_call_may_not_have_more_pairs_than_can_ever_queue(bundle: Bundle, tokenizer: Tokenizer) -> None:
+    translator = Translator(bundle.manifest, "tiny@0", tokenizer, FakeEngine(), INPUT_LIMITS, 1, MAX_ROWS)
+    with pytest.raises(InvalidInputError, match="have more than the 1 segments"):
+        await translator.score(score_call(("a", "b"), ("a", "b")), NOW)
+    translator.close()

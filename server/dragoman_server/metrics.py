@@ -47,7 +47,7 @@ class Metrics:
         )
         self._num_requests_running = Gauge(
             "dragoman_num_requests_running",
-            "Rows being decoded, each a segment.",
+            "Segments being decoded, each in one row or, with a beam, several.",
             registry=self.registry,
         )
         self._batch_size = Histogram(
@@ -58,7 +58,7 @@ class Metrics:
         )
         self._encode_seconds = Histogram(
             "dragoman_encode_seconds",
-            "Duration of an encoder run.",
+            "Time that a step spent in the encoder, where it did.",
             buckets=_STEP_SECONDS,
             registry=self.registry,
         )
@@ -75,7 +75,7 @@ class Metrics:
         )
         self._generated_tokens = Counter(
             "dragoman_generated_tokens_total",
-            "Tokens decoded, end-of-sentence included.",
+            "Tokens decoded, those of all beams and end-of-sentence included.",
             registry=self.registry,
         )
         self._queue_wait = Histogram(

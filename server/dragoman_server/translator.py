@@ -29,6 +29,7 @@ from dragoman_server.planner import Plan, PlannedText, Planner, check_deadline
 from dragoman_server.results import (
     ExchangeOutcome,
     GrowingText,
+    ScoredTarget,
     ScoreOutcome,
     StreamOutcome,
     TranslatedText,
@@ -234,11 +235,14 @@ class Translator:
         num_characters = sum(map(_num_characters, call.inputs))
         pairs = await self._run(num_characters, partial(self._planner.plan_scores, call.inputs, plan))
         completions = await self._decode(pairs, context)
-        results = [
-            pair if isinstance(pair, InvalidInputError) else scored_target(own[0], self._tokenizer)
-            for pair, own in zip(pairs, completions, strict=True)
-        ]
-        return ScoreOutcome(results, self._resource_name)
+
+        def results() -> list[ScoredTarget | InvalidInputError]:
+            return [
+                pair if isinstance(pair, InvalidInputError) else scored_target(own[0], self._tokenizer)
+                for pair, own in zip(pairs, completions, strict=True)
+            ]
+
+        return ScoreOutcome(await self._run(num_characters, results), self._resource_name)
 
     # -- steps ---------------------------------------------------------------------------------
 

@@ -197,6 +197,11 @@ def test_an_imported_model_is_served_with_its_own_beam(imported: Imported) -> No
     texts = sentences(SOURCE_WORDS, 4, seed=3)
     with server_process(imported.bundle.folder) as process, Client(process.address) as client:
         translations = client.translate(texts, source=source, target=target, max_target_tokens=MAX_NEW_TOKENS)
+        streams = [
+            "".join(client.stream(text, source=source, target=target, max_target_tokens=MAX_NEW_TOKENS))
+            for text in texts
+        ]
+    assert streams == [translation.text for translation in translations]
     for text, translation in zip(texts, translations, strict=True):
         ids = [*manifest.source_prefix_ids[target], *imported.tokenizer(text).input_ids]
         output = imported.model.generate(torch.tensor([ids]), max_length=MAX_NEW_TOKENS + 1, forced_eos_token_id=None)

@@ -120,13 +120,14 @@ class OnnxRunner:
             capacity *= 2
         capacity = min(capacity, limit)
         architecture = self._manifest.architecture
+        # First, for they point into arrays that are replaced, and memory may run out half-way.
+        self._bindings.clear()
         for name in names:
             pool = np.zeros((self._max_rows, architecture.num_heads, capacity, architecture.d_head), np.float32)
             if num_rows:
                 old = self._pool[name]
                 pool[:num_rows, :, : old.shape[2]] = old[:num_rows]
             self._pool[name] = pool
-        self._bindings.clear()
         return capacity
 
     def encode(self, sources: Sequence[Sequence[int]], first_row: int) -> None:

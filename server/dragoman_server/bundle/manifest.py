@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args, get_origin
 
 from dragoman_server.errors import BundleError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST_FILE = "manifest.json"
 MAX_MANIFEST_BYTES = 16 << 20
 

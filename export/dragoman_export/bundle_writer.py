@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import dragoman_export.graphs as graphs
-from dragoman_export.calibration import calibrate
+from dragoman_export.calibration import Ranges, calibrate, with_int8_key_values
 from dragoman_export.checkpoint import Checkpoint
 from dragoman_export.onnx_builder import WeightFile
 from dragoman_export.parity import Comparison, compare
@@ -59,9 +59,13 @@ def _export(
     calibration: Sequence[tuple[int, ...]],
 ) -> tuple[Bundle, Comparison]:
     weights = WeightFile(WEIGHTS_FILE)
-    ranges = calibrate(checkpoint, calibration) if precision == "int8" else {}
+    model, config = checkpoint.model, checkpoint.config
+    ranges: Ranges = {}
+    if precision == "int8" and calibration:
+        model = with_int8_key_values(model, config, calibration)
+        ranges = calibrate(model, config, calibration)
     for write in (graphs.write_encoder, graphs.write_decoder_step, graphs.write_attention):
-        write(checkpoint.model, precision, weights, ranges).save(folder)
+        write(model, precision, weights, ranges).save(folder)
     weights.write(folder)
     checkpoint.write_tokenizer(folder)
     files = {name: file_sha256(folder / name) for name in required_files(checkpoint.config.tokenizer)}
@@ -107,7 +111,7 @@ def _manifest(checkpoint: Checkpoint, precision: Precision, files: dict[str, str
         eos_token_id=config.eos_token_id,
         pad_token_id=config.pad_token_id,
         limits=Limits(dims.max_positions, dims.max_positions, config.segment_tokens),
-        state=StateTensors(graphs.self_kv_names(model), graphs.cross_kv_names(model), graphs.LAST_CROSS_KV),
+        state=StateTensors(graphs.self_kv_names(model), graphs.cross_kv_names(model)),
         parity=parity,
         files=files,
         tokenizer=config.tokenizer,

@@ -1,13 +1,15 @@
 """The ranges of activations, for int8 graphs whose scales are fixed when the model is exported."""
 
-from collections.abc import Iterator, Mapping, Sequence
+import copy
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
-from dragoman_export.checkpoint import Checkpoint
+from dragoman_export.checkpoint import Config
 from dragoman_export.greedy import greedy_decode
 from dragoman_export.model import Transformer
 
@@ -27,19 +29,62 @@ Ranges = Mapping[nn.Module, Range]
 
 
 @torch.inference_mode()
-def calibrate(checkpoint: Checkpoint, sources: Sequence[tuple[int, ...]]) -> Ranges:
+def calibrate(model: Transformer, config: Config, sources: Sequence[tuple[int, ...]]) -> Ranges:
     """Translates the sources greedily, one by one, and notes what every linear map of the model is given.
 
     Static scales from a calibration run are what makes int8 cheap in Bergamot, the translator inside Firefox, too
     (Bogoychev et al. 2020, "Edinburgh's Submissions to the 2020 Machine Translation Efficiency Task").
     """
-    model, config = checkpoint.model, checkpoint.config
     ranges: dict[nn.Module, Range] = {}
     with _observed(model, ranges):
-        for source_ids in sources:
-            limit = min(2 * len(source_ids) + 16, config.dimensions.max_positions)
-            greedy_decode(model, config, [source_ids], limit)
+        _translate(model, config, sources)
     return ranges
+
+
+@torch.inference_mode()
+def with_int8_key_values(model: Transformer, config: Config, sources: Sequence[tuple[int, ...]]) -> Transformer:
+    """A model that computes the same, with decoder keys and values that fill -127..127 on the sources, by channel.
+
+    So they need only be rounded to be kept in int8. The maps around them take up the difference: a factor of a key's
+    channel is taken from the query, one of a value's channel is given back by the output map. Nor does a constant cost
+    anything: one that is added to all keys changes no softmax, and one that is added to all values comes out of the
+    attention as it is, since its weights sum to one, and belongs to the output's bias.
+    """
+    model = copy.deepcopy(model)
+    attentions = [
+        attention for layer in model.decoder_layers for attention in (layer.self_attention, layer.cross_attention)
+    ]
+    lows, highs = {}, {}
+
+    def note(module: nn.Module, _: tuple[Any, ...], output: Tensor) -> None:
+        states = output.flatten(0, -2)
+        low, high = states.amin(dim=0), states.amax(dim=0)
+        lows[module] = torch.minimum(lows.get(module, low), low)
+        highs[module] = torch.maximum(highs.get(module, high), high)
+
+    with _hooks(map.register_forward_hook(note) for a in attentions for map in (a.key, a.value)):
+        _translate(model, config, sources)
+    for attention in attentions:
+        key, value, query, output = attention.key, attention.value, attention.query, attention.output
+        for projection in (key, value):
+            low, high = lows[projection], highs[projection]
+            center, unit = (low + high) / 2, (high - low).clamp(min=1e-6) / (2 * 127)
+            if projection is key:
+                query.weight *= unit[:, None]
+                query.bias *= unit
+            else:
+                output.bias += output.weight @ center
+                output.weight *= unit
+            projection.weight /= unit[:, None]
+            projection.bias -= center
+            projection.bias /= unit
+    return model
+
+
+def _translate(model: Transformer, config: Config, sources: Sequence[tuple[int, ...]]) -> None:
+    for source_ids in sources:
+        limit = min(2 * len(source_ids) + 16, config.dimensions.max_positions)
+        greedy_decode(model, config, [source_ids], limit)
 
 
 @contextmanager
@@ -56,8 +101,15 @@ def _observed(model: Transformer, ranges: dict[nn.Module, Range]) -> Iterator[No
     linears = [module for module in model.modules() if isinstance(module, nn.Linear)]
     handles = [linear.register_forward_pre_hook(before) for linear in linears]
     handles.append(model.decoder_norm.register_forward_hook(after_decoder))
+    with _hooks(handles):
+        yield
+
+
+@contextmanager
+def _hooks(handles: Iterable[RemovableHandle]) -> Iterator[None]:
+    registered = list(handles)
     try:
         yield
     finally:
-        for handle in handles:
+        for handle in registered:
             handle.remove()

@@ -22,8 +22,6 @@ from dragoman_export.model import Transformer
 from dragoman_export.onnx_builder import MICROSOFT, GraphBuilder, WeightFile
 from dragoman_server.bundle.manifest import Precision
 
-LAST_CROSS_KV = "past_key_values.encoder.last"  # input of the step graph: what cross-attention is given as new
-
 FLOAT, INT32, INT64 = TensorProto.FLOAT, TensorProto.INT32, TensorProto.INT64
 
 
@@ -47,32 +45,37 @@ def present(name: str) -> str:
 
 
 def write_encoder(model: Transformer, precision: Precision, weights: WeightFile, ranges: Ranges) -> GraphBuilder:
-    """input_ids int64 [b, s], attention_mask int32 [b, s] (1 = token) -> present.*.encoder.key|value [b, H, s, K].
+    """input_ids int64 [b, s], source_lengths int32 [b] -> cross_kv [b, 2 L H, s, K] and last_cross_kv.
 
-    And present.encoder.last [b, 1, 2 L D]: all of them at the last token, side by side.
+    cross_kv has the heads of the first decoder layer's keys, of its values, of the second layer's keys, and so on, in
+    the type of the KV pool; last_cross_kv float [b, 1, 2 L D] all of it at the last token, as it was before rounding.
     """
     dims = model.dims
     graph = GraphBuilder("encoder", weights)
     writer = LayerWriter(graph, model, precision, ranges)
     ids = graph.input("input_ids", INT64, ["batch", "source"])
-    mask = graph.input("attention_mask", INT32, ["batch", "source"])
-    num_sentences = writer.size(ids, 0)
+    lengths = graph.input("source_lengths", INT32, ["batch"])
+    num_sentences, width = writer.size(ids, 0), writer.size(ids, 1)
+    last = graph.op("Sub", lengths, graph.constant(1, np.int32))
+    longest = graph.op("Squeeze", graph.op("Cast", width, to=INT32))
 
-    def attend(_: int, *projections: str) -> str:
-        query, key, value = (writer.reshape(p, num_sentences, -1, dims.d_model) for p in projections)
-        mixed = graph.op("MultiHeadAttention", query, key, value, "", mask, domain=MICROSOFT, num_heads=dims.num_heads)
+    def attend(qkv: str) -> str:
+        packed = writer.reshape(qkv, num_sentences, -1, 3 * dims.d_model)
+        no_past = ["", "", "", ""]
+        inputs = [packed, *no_past, last, longest]
+        (mixed,) = graph.ops("GroupQueryAttention", inputs, 1, **writer.heads(is_cached=False), causal=0)
         return writer.reshape(mixed, -1, dims.d_model)
 
     hidden = writer.encoder_layers(writer.embed_sequences(ids, "source"), attend)
     fused = writer.cross_key_values(hidden)
-    for name, states in zip(cross_kv_names(model), graph.split(fused, 2 * dims.num_decoder_layers), strict=True):
-        heads = writer.split_heads(states, num_sentences)
-        graph.output(present(name), heads, FLOAT, ["batch", dims.num_heads, "source", dims.d_head])
-    width = 2 * dims.num_decoder_layers * dims.d_model
-    length = graph.op("ReduceSum", mask, graph.constant([1], np.int64), keepdims=1)
-    last = graph.op("Cast", graph.op("Sub", length, graph.constant(1, np.int32)), to=INT64)
-    last = graph.op("GatherND", writer.reshape(fused, num_sentences, -1, width), last, batch_dims=1)
-    graph.output(present(LAST_CROSS_KV), writer.reshape(last, -1, 1, width), FLOAT, ["batch", 1, width])
+    num_heads = 2 * dims.num_decoder_layers * dims.num_heads
+    heads = writer.reshape(writer.to_cache(fused), num_sentences, -1, num_heads, dims.d_head)
+    heads = graph.op("Transpose", heads, perm=[0, 2, 1, 3])
+    graph.output("cross_kv", heads, writer.cache_type, ["batch", num_heads, "source", dims.d_head])
+    total = 2 * dims.num_decoder_layers * dims.d_model
+    last = graph.op("Unsqueeze", graph.op("Cast", last, to=INT64), graph.constant([1], np.int64))
+    last = graph.op("GatherND", writer.reshape(fused, num_sentences, -1, total), last, batch_dims=1)
+    graph.output("last_cross_kv", writer.reshape(last, -1, 1, total), FLOAT, ["batch", 1, total])
     return graph
 
 
@@ -96,9 +99,13 @@ def write_decoder_step(model: Transformer, precision: Precision, weights: Weight
     score_ids = graph.input("score_ids", INT64, ["batch", 1])
     top_k = graph.input("top_k", INT64, [1])
     all_rows = graph.input("all_rows", INT64, ["all"])
-    self_kv = [graph.input(n, FLOAT, ["batch", dims.num_heads, "target", dims.d_head]) for n in self_kv_names(model)]
-    cross_kv = [graph.input(n, FLOAT, ["batch", dims.num_heads, "source", dims.d_head]) for n in cross_kv_names(model)]
-    last_cross_kv = graph.input(LAST_CROSS_KV, FLOAT, ["batch", 1, len(cross_kv) * dims.d_model])
+
+    def states_of(names: Sequence[str], length: str) -> list[str]:
+        shape = ["batch", dims.num_heads, length, dims.d_head]
+        return [graph.input(name, writer.cache_type, shape) for name in names]
+
+    self_kv, cross_kv = states_of(self_kv_names(model), "target"), states_of(cross_kv_names(model), "source")
+    last_cross_kv = graph.input("last_cross_kv", FLOAT, ["batch", 1, len(cross_kv) * dims.d_model])
 
     one = graph.constant(1, np.int32)
     last_target = graph.op("Cast", positions, to=INT32)
@@ -108,18 +115,12 @@ def write_decoder_step(model: Transformer, precision: Precision, weights: Weight
     last_cross = graph.split(last_cross_kv, len(cross_kv), axis=2)
 
     def attend(query: str, key: str, value: str, state: Sequence[str], last: str, longest: str) -> str:
-        mixed, grown_key, grown_value = graph.ops(
-            "GroupQueryAttention",
-            [query, key, value, *state, last, longest],
-            3,
-            domain=MICROSOFT,
-            num_heads=dims.num_heads,
-            kv_num_heads=dims.num_heads,
-        )
+        inputs = [query, key, value, *state, last, longest, *writer.cache_scales()]
+        mixed, grown_key, grown_value = graph.ops("GroupQueryAttention", inputs, 3, **writer.heads())
         for name, grown, side in zip(state, (grown_key, grown_value), ("key", "value"), strict=True):
             length = "target" if ".decoder." in name else "source"
             assert name.endswith(side)
-            graph.output(present(name), grown, FLOAT, ["batch", dims.num_heads, length, dims.d_head])
+            graph.output(present(name), grown, writer.cache_type, ["batch", dims.num_heads, length, dims.d_head])
         return writer.reshape(mixed, -1, dims.d_model)
 
     def attend_self(i: int, qkv: str) -> str:
@@ -136,12 +137,14 @@ def write_decoder_step(model: Transformer, precision: Precision, weights: Weight
     states = writer.decoder_layers(writer.embed(ids, position_vectors, "target"), attend_self, attend_cross)
     logits = writer.logits(states)
     log_probs = graph.op("LogSoftmax", logits, axis=-1)
-    top_logprobs, top_ids = graph.ops("TopK", [log_probs, top_k], 2, axis=-1)
+    top_ids, top_logprobs = writer.top(log_probs, top_k)
     graph.output("top_ids", top_ids, INT64, ["batch", "k"])
     graph.output("top_logprobs", top_logprobs, FLOAT, ["batch", "k"])
     graph.output("score_logprobs", graph.op("GatherElements", log_probs, score_ids, axis=1), FLOAT, ["batch", 1])
-    graph.output("all_logits", graph.op("Gather", logits, all_rows), FLOAT, ["all", dims.target_vocabulary_size])
-    graph.output("all_logprobs", graph.op("Gather", log_probs, all_rows), FLOAT, ["all", dims.target_vocabulary_size])
+    begin, end, columns = (graph.constant([n], np.int64) for n in (0, dims.target_vocabulary_size, 1))
+    for name, values in (("all_logits", logits), ("all_logprobs", log_probs)):
+        rows = graph.op("Slice", graph.op("Gather", values, all_rows), begin, end, columns)
+        graph.output(name, rows, FLOAT, ["all", dims.target_vocabulary_size])
     return graph
 
 
@@ -170,7 +173,7 @@ def write_attention(model: Transformer, precision: Precision, weights: WeightFil
     scale = graph.constant(dims.d_head**-0.5, np.float32)
     weights_of: dict[str, list[str]] = {"encoder": [], "decoder": [], "cross": []}
 
-    def attend(kind: str, allowed: str, *projections: str) -> str:
+    def attend(kind: str, allowed: str, projections: Sequence[str]) -> str:
         query, key, value = (writer.split_heads(p, num_sentences) for p in projections)
         scores = graph.op("MatMul", graph.op("Mul", query, scale), graph.op("Transpose", key, perm=[0, 1, 3, 2]))
         softmax = graph.op("Softmax", graph.op("Where", allowed, scores, minus_infinity), axis=-1)
@@ -179,13 +182,13 @@ def write_attention(model: Transformer, precision: Precision, weights: WeightFil
         return writer.reshape(mixed, -1, dims.d_model)
 
     hidden = writer.encoder_layers(
-        writer.embed_sequences(ids, "source"), lambda _, *qkv: attend("encoder", source_mask, *qkv)
+        writer.embed_sequences(ids, "source"), lambda qkv: attend("encoder", source_mask, graph.split(qkv, 3))
     )
     cross = graph.split(writer.cross_key_values(hidden), 2 * dims.num_decoder_layers)
     states = writer.decoder_layers(
         writer.embed_sequences(target_ids, "target"),
-        lambda _, qkv: attend("decoder", causal, *graph.split(qkv, 3)),
-        lambda i, query: attend("cross", source_mask, query, *cross[2 * i : 2 * i + 2]),
+        lambda _, qkv: attend("decoder", causal, graph.split(qkv, 3)),
+        lambda i, query: attend("cross", source_mask, (query, *cross[2 * i : 2 * i + 2])),
     )
     log_probs = graph.op("LogSoftmax", writer.logits(states), axis=-1)
     log_probs = graph.op("GatherElements", log_probs, writer.reshape(labels, -1, 1), axis=1)

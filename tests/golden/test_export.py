@@ -199,7 +199,7 @@ def test_encoding_is_the_same_to_the_last_bit_whoever_the_neighbours_are(
     def encode(batch: list[tuple[int, ...]]) -> list[NDArray[np.float32]]:
         ids = np.array(batch, np.int64)
         outputs: list[NDArray[np.float32]] = session.run(
-            None, {"input_ids": ids, "attention_mask": np.ones(ids.shape, np.int32)}
+            None, {"input_ids": ids, "source_lengths": np.full(len(ids), ids.shape[1], np.int32)}
         )
         return outputs
 

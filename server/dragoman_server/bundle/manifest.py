@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args, get_origin
 
 from dragoman_server.errors import BundleError
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 MANIFEST_FILE = "manifest.json"
 MAX_MANIFEST_BYTES = 16 << 20
 
@@ -53,9 +53,6 @@ class StateTensors:
 
     self_kv: tuple[str, ...]  # grows by one position a step, written in place
     cross_kv: tuple[str, ...]  # fixed once the source is encoded
-    # All keys and values of the last source position once more, side by side in the order of cross_kv: what makes an
-    # operator that appends a position to its past leave it as it is.
-    last_cross_kv: str = "past_key_values.encoder.last"
 
 
 @dataclass(frozen=True)

@@ -62,7 +62,10 @@ class OnnxRunner:
         self._manifest, self._max_rows = manifest, max_rows
         self._encoder = open_session(bundle.folder / ENCODER_FILE, num_threads)
         self._decoder = open_session(bundle.folder / DECODER_STEP_FILE, num_threads)
-        self._pool: dict[str, NDArray[np.float32]] = {}
+        # By the state tensor's name. A calibrated int8 graph keeps keys and values in int8.
+        self._pool: dict[str, NDArray[Any]] = {}
+        types = {argument.name: argument.type for argument in self._decoder.get_inputs()}
+        self._kv_dtype = np.int8 if types.get(manifest.state.self_kv[0]) == "tensor(int8)" else np.float32
         self._bindings: dict[tuple[int, int], ort.IOBinding] = {}  # by rows and k
         self._self_capacity = self._grow(manifest.state.self_kv, 1, manifest.limits.max_target_tokens, 0)
         self._cross_capacity = self._grow(manifest.state.cross_kv, 1, manifest.limits.max_source_tokens, 0)
@@ -73,21 +76,19 @@ class OnnxRunner:
             "position_ids": np.zeros(max_rows, np.int64),
             "source_lengths": np.ones(max_rows, np.int32),
             "score_ids": np.zeros((max_rows, 1), np.int64),
-            manifest.state.last_cross_kv: self._last_cross_kv,
+            "last_cross_kv": self._last_cross_kv,
         }
         self._score_logprobs = np.zeros((max_rows, 1), np.float32)
         self._top: dict[int, tuple[NDArray[np.int64], NDArray[np.float32]]] = {}  # ids and log-probs by k
         self._no_rows = np.zeros(0, np.int64)
         self._nothing = np.zeros((0, manifest.architecture.vocabulary_size), np.float32)
-        state = (*manifest.state.cross_kv, manifest.state.last_cross_kv)
-        self._encoder_outputs = tuple(present(name) for name in state)
         self._check_graphs(bundle.folder)
 
     def _check_graphs(self, folder: Path) -> None:
         state = self._manifest.state
         tensors = {*state.self_kv, *state.cross_kv}
         expected = {
-            ENCODER_FILE: ({"input_ids", "attention_mask"}, set(self._encoder_outputs)),
+            ENCODER_FILE: ({"input_ids", "source_lengths"}, {"cross_kv", "last_cross_kv"}),
             DECODER_STEP_FILE: (
                 {*self._inputs, "top_k", "all_rows", *tensors},
                 {"top_ids", "top_logprobs", "score_logprobs", "all_logits", "all_logprobs"}
@@ -123,7 +124,7 @@ class OnnxRunner:
         # First, for they point into arrays that are replaced, and memory may run out half-way.
         self._bindings.clear()
         for name in names:
-            pool = np.zeros((self._max_rows, architecture.num_heads, capacity, architecture.d_head), np.float32)
+            pool = np.zeros((self._max_rows, architecture.num_heads, capacity, architecture.d_head), self._kv_dtype)
             if num_rows:
                 old = self._pool[name]
                 pool[:num_rows, :, : old.shape[2]] = old[:num_rows]
@@ -137,17 +138,15 @@ class OnnxRunner:
             limits, state = self._manifest.limits, self._manifest.state
             self._cross_capacity = self._grow(state.cross_kv, longest, limits.max_source_tokens, first_row)
         input_ids = np.full((len(sources), longest), self._manifest.pad_token_id, np.int64)
-        attention_mask = np.zeros(input_ids.shape, np.int32)
         for row, source in enumerate(sources):
             input_ids[row, : len(source)] = source
-            attention_mask[row, : len(source)] = 1
-        feeds = {"input_ids": input_ids, "attention_mask": attention_mask}
-        *key_values, last = self._encoder.run(self._encoder_outputs, feeds)
         rows = slice(first_row, first_row + len(sources))
         self._inputs["source_lengths"][rows] = lengths
         self._inputs["position_ids"][rows] = 0
-        self._last_cross_kv[rows] = last
-        for name, key_value in zip(self._manifest.state.cross_kv, key_values, strict=True):
+        feeds = {"input_ids": input_ids, "source_lengths": self._inputs["source_lengths"][rows]}
+        cross_kv, self._last_cross_kv[rows] = self._encoder.run(["cross_kv", "last_cross_kv"], feeds)
+        names = self._manifest.state.cross_kv
+        for name, key_value in zip(names, np.split(cross_kv, len(names), axis=1), strict=True):
             self._pool[name][rows, :, :longest] = key_value
 
     def decode_step(
@@ -250,6 +249,9 @@ def open_session(path: Path, num_threads: int) -> ort.InferenceSession:
     options = ort.SessionOptions()
     options.intra_op_num_threads = num_threads
     options.inter_op_num_threads = 1
+    # A session's threads look out for more work for a while. After a run they must not: the encoder's would take the
+    # processors away from the decoder's, and both from the Python between the steps.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     options.log_severity_level = 3
     if not _has_vnni():
         # Without VNNI instructions the fast int8 kernels add pairs of products in 16 bits, which can overflow.

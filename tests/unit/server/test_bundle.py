@@ -67,7 +67,7 @@ def test_the_files_of_a_bundle_depend_on_its_tokenizer() -> None:
 @pytest.mark.parametrize(
     ("edit", "fault"),
     [
-        (put("format_version", 1), "format_version is 1; this server reads version 2"),
+        (put("format_version", 1), "format_version is 1; this server reads version 3"),
         (lambda values: values.pop("format_version"), "format_version is None"),
         (lambda values: values.pop("limits"), r"missing fields \['limits'\]"),
         (put("surprise", 1), r"unknown fields \['surprise'\]"),

@@ -136,6 +136,46 @@ SEGMENTATION_SENTENCE: Segmentation.ValueType  # 2
 """A line is always split into sentences."""
 global___Segmentation = Segmentation
 
+class _Suspicion:
+    ValueType = typing.NewType("ValueType", builtins.int)
+    V: typing_extensions.TypeAlias = ValueType
+
+class _SuspicionEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_Suspicion.ValueType], builtins.type):
+    DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
+    SUSPICION_UNSPECIFIED: _Suspicion.ValueType  # 0
+    """Never sent by a server of this version."""
+    SUSPICION_UNCOVERED: _Suspicion.ValueType  # 1
+    """Much of the source is not covered: something may be left out."""
+    SUSPICION_DETACHED: _Suspicion.ValueType  # 2
+    """Attention is nearly even, or rests on end-of-sentence: the target may not
+    come from the source.
+    """
+    SUSPICION_REPETITIVE: _Suspicion.ValueType  # 3
+    """The target repeats itself."""
+    SUSPICION_LENGTH: _Suspicion.ValueType  # 4
+    """The target is much shorter or longer than the source."""
+    SUSPICION_CUT_OFF: _Suspicion.ValueType  # 5
+    """The target was cut off by its limit."""
+
+class Suspicion(_Suspicion, metaclass=_SuspicionEnumTypeWrapper):
+    """What is unusual about a translation."""
+
+SUSPICION_UNSPECIFIED: Suspicion.ValueType  # 0
+"""Never sent by a server of this version."""
+SUSPICION_UNCOVERED: Suspicion.ValueType  # 1
+"""Much of the source is not covered: something may be left out."""
+SUSPICION_DETACHED: Suspicion.ValueType  # 2
+"""Attention is nearly even, or rests on end-of-sentence: the target may not
+come from the source.
+"""
+SUSPICION_REPETITIVE: Suspicion.ValueType  # 3
+"""The target repeats itself."""
+SUSPICION_LENGTH: Suspicion.ValueType  # 4
+"""The target is much shorter or longer than the source."""
+SUSPICION_CUT_OFF: Suspicion.ValueType  # 5
+"""The target was cut off by its limit."""
+global___Suspicion = Suspicion
+
 class _FinishReason:
     ValueType = typing.NewType("ValueType", builtins.int)
     V: typing_extensions.TypeAlias = ValueType
@@ -177,6 +217,7 @@ class TranslateRequest(google.protobuf.message.Message):
     OPTIONS_FIELD_NUMBER: builtins.int
     SEGMENTATION_FIELD_NUMBER: builtins.int
     PRIORITY_FIELD_NUMBER: builtins.int
+    INCLUDE_SIGNALS_FIELD_NUMBER: builtins.int
     source_language_code: builtins.str
     """Language of the texts. Required."""
     target_language_code: builtins.str
@@ -189,6 +230,11 @@ class TranslateRequest(google.protobuf.message.Message):
     """How a line of text is cut into segments."""
     priority: global___Priority.ValueType
     """Who goes first where not all can."""
+    include_signals: builtins.bool
+    """Whether to say of every segment how its translation sits on its source. It
+    takes another pass of the model over each. FAILED_PRECONDITION where the
+    model's bundle has no attention graph.
+    """
     @property
     def inputs(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___TranslationInput]:
         """The texts, each translated on its own. At least one; the server's limit on
@@ -209,9 +255,10 @@ class TranslateRequest(google.protobuf.message.Message):
         options: global___DecodingOptions | None = ...,
         segmentation: global___Segmentation.ValueType = ...,
         priority: global___Priority.ValueType = ...,
+        include_signals: builtins.bool = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["options", b"options"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["inputs", b"inputs", "model", b"model", "options", b"options", "priority", b"priority", "segmentation", b"segmentation", "source_language_code", b"source_language_code", "target_language_code", b"target_language_code"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["include_signals", b"include_signals", "inputs", b"inputs", "model", b"model", "options", b"options", "priority", b"priority", "segmentation", b"segmentation", "source_language_code", b"source_language_code", "target_language_code", b"target_language_code"]) -> None: ...
 
 global___TranslateRequest = TranslateRequest
 
@@ -495,6 +542,7 @@ class Segment(google.protobuf.message.Message):
     SOURCE_SPAN_FIELD_NUMBER: builtins.int
     HYPOTHESES_FIELD_NUMBER: builtins.int
     SOURCE_TOKENS_FIELD_NUMBER: builtins.int
+    SIGNALS_FIELD_NUMBER: builtins.int
     source_tokens: builtins.int
     """Number of tokens that the encoder read, language tags and end-of-sentence
     included.
@@ -507,17 +555,83 @@ class Segment(google.protobuf.message.Message):
     def hypotheses(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___Hypothesis]:
         """The candidates, best `score` first. At least one."""
 
+    @property
+    def signals(self) -> global___Signals:
+        """How the best hypothesis sits on the source, where it was asked for."""
+
     def __init__(
         self,
         *,
         source_span: global___TextSpan | None = ...,
         hypotheses: collections.abc.Iterable[global___Hypothesis] | None = ...,
         source_tokens: builtins.int = ...,
+        signals: global___Signals | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["source_span", b"source_span"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["hypotheses", b"hypotheses", "source_span", b"source_span", "source_tokens", b"source_tokens"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["signals", b"signals", "source_span", b"source_span"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["hypotheses", b"hypotheses", "signals", b"signals", "source_span", b"source_span", "source_tokens", b"source_tokens"]) -> None: ...
 
 global___Segment = Segment
+
+@typing.final
+class Signals(google.protobuf.message.Message):
+    """What attention says of a translation. Weights are those from target to source
+    in the layer and heads that align best, tags not counted.
+
+    They are hints for a reader, not verdicts: a good translation may leave words
+    without attention, and a bad one need not.
+    """
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    SOURCE_COVERAGE_FIELD_NUMBER: builtins.int
+    UNCOVERED_SPANS_FIELD_NUMBER: builtins.int
+    ATTENTION_ENTROPY_FIELD_NUMBER: builtins.int
+    END_OF_SENTENCE_SHARE_FIELD_NUMBER: builtins.int
+    REPETITION_FIELD_NUMBER: builtins.int
+    LENGTH_RATIO_FIELD_NUMBER: builtins.int
+    SUSPICIONS_FIELD_NUMBER: builtins.int
+    source_coverage: builtins.float
+    """The share of the source's tokens that are covered: the weights on such a
+    token, summed over the target, reach 0.2. 0 to 1.
+    """
+    attention_entropy: builtins.float
+    """The mean over target tokens of the entropy of their weights, over its
+    largest possible value: 0 is one source token each, 1 all alike.
+    """
+    end_of_sentence_share: builtins.float
+    """The mean weight of the source's end-of-sentence, where attention rests that
+    reads nothing.
+    """
+    repetition: builtins.float
+    """The share of the target's tokens that stand in a sequence of four which came
+    before. 0 to 1.
+    """
+    length_ratio: builtins.float
+    """Target tokens over source tokens, neither counting specials."""
+    @property
+    def uncovered_spans(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___TextSpan]:
+        """Neighbouring source tokens that are not covered, as parts of the input's
+        text.
+        """
+
+    @property
+    def suspicions(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[global___Suspicion.ValueType]:
+        """Which of them are beyond what is usual. Empty for most translations."""
+
+    def __init__(
+        self,
+        *,
+        source_coverage: builtins.float = ...,
+        uncovered_spans: collections.abc.Iterable[global___TextSpan] | None = ...,
+        attention_entropy: builtins.float = ...,
+        end_of_sentence_share: builtins.float = ...,
+        repetition: builtins.float = ...,
+        length_ratio: builtins.float = ...,
+        suspicions: collections.abc.Iterable[global___Suspicion.ValueType] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["attention_entropy", b"attention_entropy", "end_of_sentence_share", b"end_of_sentence_share", "length_ratio", b"length_ratio", "repetition", b"repetition", "source_coverage", b"source_coverage", "suspicions", b"suspicions", "uncovered_spans", b"uncovered_spans"]) -> None: ...
+
+global___Signals = Signals
 
 @typing.final
 class TextSpan(google.protobuf.message.Message):

@@ -1,4 +1,4 @@
-"""The load generator: Translate calls of one text each, from a process of its own.
+"""The load generator: Translate calls from a process of its own.
 
 `drive` starts that process; `python -m benchmarks.load` is it: a `Job` as JSON on stdin, an `Outcome` on stdout.
 
@@ -40,6 +40,7 @@ class Job:
     seconds: float
     rate: float | None = None  # calls per second, open loop
     num_callers: int = 1  # closed loop
+    texts_per_call: int = 1
     seed: int = 0
 
 
@@ -81,8 +82,8 @@ def poisson_times(rate: float, seconds: float, rng: random.Random) -> list[float
 
 async def _generate(job: Job) -> Outcome:
     rng = random.Random(job.seed)
-    bodies = [_body(text) for text in job.texts]
-    rng.shuffle(bodies)
+    texts = rng.sample(job.texts, len(job.texts))
+    bodies = [_body(call) for call in zip(*[iter(texts)] * job.texts_per_call, strict=False)]
     # Else all channels to one address share a connection.
     options = [("grpc.use_local_subchannel_pool", 1)]
     channels = [grpc.aio.insecure_channel(job.address, options) for _ in range(_NUM_CHANNELS)]
@@ -135,9 +136,9 @@ async def _open(
             group.create_task(call(due, body))
 
 
-def _body(text: str) -> bytes:
+def _body(texts: Sequence[str]) -> bytes:
     request = pb.TranslateRequest(
-        inputs=[pb.TranslationInput(text=text)],
+        inputs=[pb.TranslationInput(text=text) for text in texts],
         source_language_code=SOURCE_LANGUAGE,
         target_language_code=TARGET_LANGUAGE,
         options=pb.DecodingOptions(beam_size=1),
@@ -146,10 +147,12 @@ def _body(text: str) -> bytes:
 
 
 def _num_target_tokens(answer: bytes) -> int:
-    [result] = pb.TranslateResponse.FromString(answer).results
-    if result.HasField("error"):
-        raise RuntimeError(f"the server refused a sentence: {result.error.message}")
-    return result.translation.stats.target_tokens
+    num_tokens = 0
+    for result in pb.TranslateResponse.FromString(answer).results:
+        if result.HasField("error"):
+            raise RuntimeError(f"the server refused a sentence: {result.error.message}")
+        num_tokens += result.translation.stats.target_tokens
+    return num_tokens
 
 
 if __name__ == "__main__":

@@ -49,6 +49,12 @@ def default_model() -> Model:
     return Model("default", Checkpoint.load(DEFAULT_CHECKPOINT), Bundle.open(embedded_bundle()))
 
 
+def at_fp32(model: Model, folder: Path) -> Model:
+    """The same checkpoint in a float32 bundle, which is written to `folder`."""
+    bundle, _ = export(model.checkpoint, folder, "fp32", read_sources(model.checkpoint, (), 4))
+    return Model(model.name, model.checkpoint, bundle)
+
+
 def opus_base(folder: Path, settings: Settings) -> Model:
     """The dimensions of the OPUS-MT models at int8, with random weights, which cost the same as trained ones.
 

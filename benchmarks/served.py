@@ -5,6 +5,7 @@ The load generator runs on the cores of the servers and costs both the same.
 
 import contextlib
 import itertools
+import os
 import re
 import subprocess
 import sys
@@ -28,7 +29,8 @@ from dragoman_server.engine.sequence import Completion
 # Of the higher of both saturation throughputs.
 _RATE_SHARES = (0.1, 0.25, 0.4, 0.55, 0.7, 0.8, 0.9, 1.0, 1.1)
 _PERCENTS = (50, 95, 99)
-_NUM_CALLERS = 128  # keep both servers' batches full
+_NUM_TEXTS = 128  # at a time keep both servers' batches full
+_CALL_SIZES = (1, 32)  # texts in a call: what serving costs is a cost of calls
 _NUM_ROWS = 64  # of Dragoman's batch: its default
 _NUM_ROUNDS = 3  # of the longer measurements that alternate
 _NUM_BISECTIONS = 4
@@ -45,11 +47,13 @@ class Server:
     def drive(self, settings: Settings, rate: float | None = None, num_callers: int = 1, seed: int = 0) -> Outcome:
         """Puts load on it: open with a rate, closed without."""
         time.sleep(settings.settle_seconds)
-        return drive(Job(self.address, settings.sentences, settings.load_seconds, rate, num_callers, seed))
+        return drive(Job(self.address, settings.sentences, settings.load_seconds, rate, num_callers, seed=seed))
 
-    def saturate(self, settings: Settings) -> Outcome:
+    def saturate(self, settings: Settings, texts_per_call: int = 1) -> Outcome:
         """As much load as it takes."""
-        return self.drive(settings, num_callers=_NUM_CALLERS)
+        time.sleep(settings.settle_seconds)
+        num_callers = max(1, _NUM_TEXTS // texts_per_call)
+        return drive(Job(self.address, settings.sentences, settings.load_seconds, None, num_callers, texts_per_call))
 
     def row(self, metric: str, unit: str, value: Summary, ratio: Summary | None = None) -> Row:
         """A figure of this server."""
@@ -92,7 +96,9 @@ def _ctranslate2_server(folder: Path, model: Model, settings: Settings) -> Itera
     def serving(precision: str) -> contextlib.AbstractContextManager[Server]:
         subject = Subject.of("CTranslate2 server", "ctranslate2", precision, settings.threads, model.name)
         options = [str(folder), str(model.bundle.folder), "--compute-type", COMPUTE_TYPES[precision]]
-        return _serving(subject, "benchmarks.ct2_server", [*options, "--threads", str(settings.threads)])
+        options += ["--threads", str(settings.threads)]
+        # Else its threads spin after every batch and take the processors from its own event loop.
+        return _serving(subject, "benchmarks.ct2_server", options, OMP_WAIT_POLICY="passive")
 
     throughputs = {}
     for precision in COMPUTE_TYPES:
@@ -103,9 +109,10 @@ def _ctranslate2_server(folder: Path, model: Model, settings: Settings) -> Itera
 
 
 @contextlib.contextmanager
-def _serving(subject: Subject, module: str, options: Sequence[str]) -> Iterator[Server]:
+def _serving(subject: Subject, module: str, options: Sequence[str], **environment: str) -> Iterator[Server]:
     """Runs a server in a process; it must print its address when it is ready."""
-    process = subprocess.Popen([sys.executable, "-m", module, *options], stdout=subprocess.PIPE, text=True)
+    command = [sys.executable, "-m", module, *options]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | environment)
     with process:
         try:
             assert process.stdout is not None
@@ -172,18 +179,22 @@ def _cost_of_serving(server: Server, model: Model, settings: Settings) -> Iterat
     """The server against its own engine alone in this process: same model, same rows, runs alternating."""
     middle = sorted(settings.sentences, key=len)[len(settings.sentences) // 2]
     one_sentence = replace(settings, sentences=(middle,), load_seconds=settings.load_seconds / 5)
-    served_rates, engine_rates, served_p50s, engine_p50s = [], [], [], []
+    served: dict[int, list[float]] = {size: [] for size in _CALL_SIZES}
+    engine_rates, served_p50s, engine_p50s = [], [], []
     with dragoman(model, _NUM_ROWS, settings.threads) as engine:
         for _ in range(_num_rounds(settings)):
-            served_rates.append(server.saturate(settings).tokens_per_second)
             engine_rates.append(_engine_throughput(engine, model, settings))
+            for size, rates in served.items():
+                rates.append(server.saturate(settings, size).tokens_per_second)
             served_p50s.append(1000 * percentile(server.drive(one_sentence).latencies, 50))
             engine_p50s.append(1000 * _engine_p50(engine, model, one_sentence))
         added = Summary.of([a - b for a, b in zip(served_p50s, engine_p50s, strict=True)])
         alone = Server(engine.subject, address="")
-    yield server.row("throughput beside the engine alone", "tokens/s", Summary.of(served_rates))
-    ratio = paired_ratios(served_rates, engine_rates)
-    yield alone.row("throughput beside the server", "tokens/s", Summary.of(engine_rates), ratio)
+    yield alone.row("throughput beside the server", "tokens/s", Summary.of(engine_rates))
+    for size, rates in served.items():
+        share = Summary.of([100 * rate / engine_rate for rate, engine_rate in zip(rates, engine_rates, strict=True)])
+        yield server.row(f"throughput of calls with {size} texts", "tokens/s", Summary.of(rates))
+        yield server.row(f"share of the engine alone, calls with {size} texts", "%", share)
     yield server.row("p50 latency, one sentence", "ms", Summary.of(served_p50s))
     yield alone.row("p50 latency, one sentence", "ms", Summary.of(engine_p50s))
     yield server.row("latency added by serving", "ms", added)
@@ -208,7 +219,7 @@ def _engine_throughput(engine: DragomanSystem, model: Model, settings: Settings)
         future.add_done_callback(done.put)
 
     started = time.perf_counter()
-    for _ in range(_NUM_CALLERS):
+    for _ in range(_NUM_TEXTS):
         submit()
         num_pending += 1
     while num_pending:

@@ -215,15 +215,16 @@ class Search:
         rows = np.array([[sequence.row for sequence in group.live] for group in groups])
         ids, logprobs = step.output.top_ids[rows], step.output.top_logprobs[rows].astype(np.float64)
         ranked = logprobs.copy()
-        for at, row in np.ndenumerate(rows):
-            question = step.questions[row]
-            if question.needs_all:
-                found = self._candidates(groups[at[0]].live[at[1]], min(count, ids.shape[2]), step)
-                ranked[at] = -np.inf
-                for array, values in zip((ids, logprobs, ranked), zip(*found, strict=True), strict=False):
-                    array[at][: len(found)] = values
-            elif question.banned:
-                ranked[at][np.isin(ids[at], list(question.banned))] = -np.inf
+        for i, group in enumerate(groups):
+            for j, sequence in enumerate(group.live):
+                question = step.questions[sequence.row]
+                if question.needs_all:
+                    found = self._candidates(sequence, min(count, ids.shape[2]), step)
+                    ranked[i, j] = -np.inf
+                    for array, values in zip((ids, logprobs, ranked), zip(*found, strict=True), strict=False):
+                        array[i, j, : len(found)] = values
+                elif question.banned:
+                    ranked[i, j, np.isin(ids[i, j], list(question.banned))] = -np.inf
         return ids, logprobs, ranked
 
     def _extend_beam(self, group: SequenceGroup, ranking: Rows[tuple[int, int, float, float]]) -> None:
@@ -243,6 +244,8 @@ class Search:
             elif place < options.beam_size and not is_closed:
                 reason = FinishReason.STOP if has_stopped else FinishReason.LENGTH
                 ended.append(parents[beam].continued(token_id, logprob, ranked).hypothesis(reason))
+            if len(live) == options.beam_size <= place + 1:
+                break  # what follows can neither live nor end
         if not live and not ended and not group.finished:  # everything is banned
             ended = [sequence.hypothesis(FinishReason.LENGTH) for sequence in parents]
         if ended:

@@ -98,9 +98,8 @@ class Sequence:
 
     def continued(self, token_id: int, logprob: float, ranked_logprob: float) -> "Sequence":
         """A sequence with one token more, in the same row for now; this one stays as it is."""
-        child = Sequence(self.group, self.row, self.token_ids.copy(), self.token_logprobs.copy(), self.ranked_logprob)
-        child.append(token_id, logprob, ranked_logprob)
-        return child
+        token_ids, token_logprobs = [*self.token_ids, token_id], [*self.token_logprobs, logprob]
+        return Sequence(self.group, self.row, token_ids, token_logprobs, self.ranked_logprob + ranked_logprob)
 
     def hypothesis(self, finish_reason: FinishReason) -> Hypothesis:
         options = self.group.request.options

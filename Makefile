@@ -10,7 +10,7 @@ BENCH := .venv-bench
 PROTO := .venv-proto
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test test-slow test-packages test-deploy bench lint proto
+.PHONY: help demo serve test test-slow test-packages test-deploy test-browser bench lint proto
 .DELETE_ON_ERROR:
 
 help: ## Show the targets
@@ -34,6 +34,9 @@ test-packages: $(DEV)/.stamp ## Build the sdist and the wheels, install and try 
 test-deploy: $(DEV)/.stamp ## Scrape a server with Prometheus, try every query of the dashboard
 	$(DEV)/bin/pytest tests/deploy
 
+test-browser: $(DEV)/.stamp ## Try the attention viewer in headless Chromium without a network
+	$(DEV)/bin/pytest tests/browser
+
 bench: $(BENCH)/.stamp ## Measure Dragoman and its peers side by side, for some 40 minutes; BENCH_OPTIONS=--quick only tries it
 	$(BENCH)/bin/python -m benchmarks $(if $(SENTENCES),--sentences '$(SENTENCES)') $(BENCH_OPTIONS)
 
@@ -49,7 +52,7 @@ proto: $(PROTO)/.stamp ## Generate the stubs in client/ from proto/
 
 $(DEV)/.stamp: pyproject.toml constraints.txt
 	$(call create-venv,$(DEV))
-	$(DEV)/bin/pip install --quiet -c constraints.txt -e '.[cli,dev,export]'
+	$(DEV)/bin/pip install --quiet -c constraints.txt -e '.[cli,dev,export,viz]'
 	touch $@
 
 $(RUN)/.stamp: pyproject.toml constraints.txt

@@ -1,4 +1,4 @@
-"""Starts a server on the model it is shipped with, translates in every direction, shows some metrics, stops it.
+"""Starts a server on its own model, translates, shows what the model looked at and some metrics, stops the server.
 
 Run it with `make demo`, or with any Python that has `dragoman[server]` installed.
 """
@@ -42,6 +42,17 @@ def running_server() -> Iterator[tuple[list[tuple[str, str]], str, str]]:
         print(f"\nThe server has stopped with exit code {server.wait()}.")
 
 
+def show_attention(client: Client, text: str, *, source: str, target: str) -> None:
+    """Prints which words belong together, and the weights that say so."""
+    alignment = client.align(text, source=source, target=target)
+    print(f"{source} -> {target}, word by word\n    {alignment.text}\n    {alignment.target_text}\n")
+    print("    " + "  ".join(f"{one}={other}" for one, other in alignment.word_pairs()) + "\n")
+    attention = client.attention(text, alignment.target_text, source=source, target=target, layers=[alignment.layer])
+    heat_map = attention.to_text(layer=alignment.layer, colour=sys.stdout.isatty())
+    print("What each word of the translation (left) was read from (above)\n")
+    print("".join(f"    {line}\n" for line in heat_map.splitlines()))
+
+
 def main() -> None:
     """The demo."""
     with running_server() as (directions, address, metrics_url), Client(address) as client:
@@ -50,6 +61,8 @@ def main() -> None:
             texts = SENTENCES[source]
             for text, translation in zip(texts, client.translate(texts, source=source, target=target), strict=True):
                 print(f"    {text}\n    {translation.text}   (score {translation.score:.2f})\n")
+        source, target = directions[0]
+        show_attention(client, SENTENCES[source][0], source=source, target=target)
         with urllib.request.urlopen(metrics_url) as page:
             for line in page.read().decode().splitlines():
                 if line.startswith(METRICS):

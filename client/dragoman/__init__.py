@@ -6,8 +6,13 @@ with Client("localhost:50051") as client:
     print(client.translate("Good morning.", source="en", target="fr").text)
 """
 
+from typing import TYPE_CHECKING, Any
+
+from dragoman._extras import name_extra
 from dragoman._version import __version__
 from dragoman.aio import AsyncClient
+from dragoman.attention.sizes import attention_bytes
+from dragoman.attention.types import Alignment, AlignmentLink, AttentionToken
 from dragoman.client import Client
 from dragoman.errors import (
     DeadlineExceededError,
@@ -26,25 +31,43 @@ from dragoman.errors import (
 )
 from dragoman.streams import AsyncTranslationStream, TranslationStream
 from dragoman.types import (
+    AlignmentMethod,
+    AlignOptions,
+    AttentionKind,
+    AttentionOptions,
     DecodingOptions,
     EarlyStopping,
     FinishReason,
     Hypothesis,
     Priority,
+    Reduction,
     RequestStats,
     Score,
     ScoreOptions,
     Segment,
     Segmentation,
+    Signals,
+    Suspicion,
     TextSpan,
     Token,
     TranslateOptions,
     Translation,
+    WeightType,
 )
 
+if TYPE_CHECKING:
+    from dragoman.attention.attention import Attention as Attention
+
 __all__ = [
+    "AlignOptions",
+    "Alignment",
+    "AlignmentLink",
+    "AlignmentMethod",
     "AsyncClient",
     "AsyncTranslationStream",
+    "AttentionKind",
+    "AttentionOptions",
+    "AttentionToken",
     "Client",
     "DeadlineExceededError",
     "DecodingOptions",
@@ -59,6 +82,7 @@ __all__ = [
     "NotFoundError",
     "PermissionDeniedError",
     "Priority",
+    "Reduction",
     "RequestCancelledError",
     "RequestStats",
     "ResourceExhaustedError",
@@ -66,6 +90,8 @@ __all__ = [
     "ScoreOptions",
     "Segment",
     "Segmentation",
+    "Signals",
+    "Suspicion",
     "TextSpan",
     "Token",
     "TranslateOptions",
@@ -74,5 +100,16 @@ __all__ = [
     "UnauthenticatedError",
     "UnavailableError",
     "UnimplementedError",
+    "WeightType",
     "__version__",
+    "attention_bytes",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Imports what needs NumPy only when it is asked for."""
+    if name != "Attention":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    with name_extra("viz"):
+        from dragoman.attention.attention import Attention
+    return Attention

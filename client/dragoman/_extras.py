@@ -1,4 +1,4 @@
-"""Entry points that say which extra to install, where a traceback would be no help."""
+"""Imports of packages that come with an extra, and which to install where one is missing."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,11 +17,27 @@ def require_extra(extra: str) -> Iterator[None]:
     try:
         yield
     except ModuleNotFoundError as error:
-        missing = (error.name or "").partition(".")[0]
-        if missing in _OWN_PACKAGES:
+        if (hint := _hint(error, extra)) is None:
             raise
-        # The same package comes with the server (dragoman) or without it (dragoman-client).
-        distribution = metadata.packages_distributions().get("dragoman", ["dragoman"])[0]
-        raise SystemExit(
-            f"This command needs the package {missing!r}. Install it with:\n    pip install '{distribution}[{extra}]'"
-        ) from None
+        raise SystemExit(f"This command needs {hint}") from None
+
+
+@contextmanager
+def name_extra(extra: str) -> Iterator[None]:
+    """Says which extra to install when an import inside fails: the same for a library."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if (hint := _hint(error, extra)) is None:
+            raise
+        raise ModuleNotFoundError(f"This needs {hint}", name=error.name) from None
+
+
+def _hint(error: ModuleNotFoundError, extra: str) -> str | None:
+    """What is missing and how to get it; None for a module of our own."""
+    missing = (error.name or "").partition(".")[0]
+    if missing in _OWN_PACKAGES:
+        return None
+    # The same package comes with the server (dragoman) or without it (dragoman-client).
+    distribution = metadata.packages_distributions().get("dragoman", ["dragoman"])[0]
+    return f"the package {missing!r}. Install it with:\n    pip install '{distribution}[{extra}]'"

@@ -3,9 +3,12 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeAlias, TypeVar, cast, get_args, get_type_hints
 
+from google.protobuf.message import Message
+
 from dragoman import types
 from dragoman.errors import InvalidArgumentError
-from dragoman.v1 import translation_pb2
+from dragoman.v1 import attention_pb2, translation_pb2
+from dragoman.v1.attention_pb2 import AlignInput, AlignRequest, GetAttentionRequest
 from dragoman.v1.translation_pb2 import (
     ExchangeConfig,
     ExchangeTranslationsRequest,
@@ -22,10 +25,12 @@ MAX_INPUTS_PER_CALL = 128
 MAX_TEXT_BYTES_PER_CALL = 1024 * 1024
 
 Target: TypeAlias = str | Sequence[int]
-"""A translation to score: a text, or the ids of its tokens."""
+"""A translation that the caller has: a text, or the ids of its tokens."""
 
 _Config = TypeVar("_Config", TranslateRequest, StreamTranslationRequest, ExchangeConfig)
-_Batch = TypeVar("_Batch", TranslateRequest, ScoreRequest)
+_Batch = TypeVar("_Batch", TranslateRequest, ScoreRequest, AlignRequest)
+_Routed = TypeVar("_Routed", bound=Message)
+_Pair = TypeVar("_Pair", ScoreInput, AlignInput, GetAttentionRequest)
 
 _SEGMENTATIONS: Mapping[str, int] = {
     name: translation_pb2.Segmentation.Value(f"SEGMENTATION_{name.upper()}") for name in get_args(types.Segmentation)
@@ -37,6 +42,19 @@ _EARLY_STOPPING: Mapping[str, int] = {
     name: translation_pb2.EarlyStopping.Value(f"EARLY_STOPPING_{name.upper()}")
     for name in get_args(types.EarlyStopping)
 }
+_KINDS: Mapping[str, int] = {
+    name: attention_pb2.AttentionKind.Value(f"ATTENTION_KIND_{name.upper()}") for name in get_args(types.AttentionKind)
+}
+_WEIGHT_TYPES: Mapping[str, int] = {
+    name: attention_pb2.WeightType.Value(f"WEIGHT_TYPE_{name.upper()}") for name in get_args(types.WeightType)
+}
+_REDUCTIONS: Mapping[str, int] = {
+    name: attention_pb2.Reduction.Value(f"REDUCTION_{name.upper()}") for name in get_args(types.Reduction)
+}
+_METHODS: Mapping[str, int] = {
+    name: attention_pb2.AlignmentMethod.Value(f"ALIGNMENT_METHOD_{name.upper()}")
+    for name in get_args(types.AlignmentMethod)
+}
 
 
 def translate_requests(
@@ -45,6 +63,7 @@ def translate_requests(
     *,
     source: str,
     target: str,
+    include_signals: bool = False,
     options: types.TranslateOptions,
 ) -> list[TranslateRequest]:
     """The calls that translate a text or a list of them, in order, each within the limits of a call.
@@ -61,7 +80,11 @@ def translate_requests(
         raise InvalidArgumentError(f"target_prefix must be a list as long as that of the texts, which has {len(text)}")
     pairs = zip(text, target_prefix, strict=True)
     inputs = (_translation_input(text, prefix, index) for index, (text, prefix) in enumerate(pairs))
-    return _batched(inputs, lambda: _configured(TranslateRequest(), source, target, options))
+
+    def request() -> TranslateRequest:
+        return _configured(TranslateRequest(include_signals=include_signals), source, target, options)
+
+    return _batched(inputs, request)
 
 
 def stream_request(
@@ -105,20 +128,80 @@ def score_requests(
         TypeError: an option does not exist.
     """
     _check_names(options, types.ScoreOptions)
-    if isinstance(text, str):
-        text, target_text = [text], cast("Sequence[Target]", [target_text])
-    elif isinstance(target_text, str) or len(target_text) != len(text):
-        raise InvalidArgumentError(f"target_text must be a list as long as that of the texts, which has {len(text)}")
 
     def request() -> ScoreRequest:
         message = ScoreRequest(source_language_code=source, target_language_code=target)
-        _set(message, "model", options.get("model"))
         _set(message, "length_penalty", options.get("length_penalty"))
-        _set(message, "priority", _enum("priority", options.get("priority"), _PRIORITIES))
-        return message
+        return _routed(message, options)
 
-    pairs = zip(text, cast("Sequence[Target]", target_text), strict=True)
-    return _batched((_score_input(*pair, index) for index, pair in enumerate(pairs)), request)
+    pairs = enumerate(_pairs(text, target_text))
+    return _batched((_pair(ScoreInput(), *pair, index) for index, pair in pairs), request)
+
+
+def align_requests(
+    text: str | Sequence[str],
+    target_text: Target | Sequence[Target | None] | None,
+    *,
+    source: str,
+    target: str,
+    options: types.AlignOptions,
+) -> list[AlignRequest]:
+    """The calls that align a pair or a list of them, in order, each within the limits of a call.
+
+    Raises:
+        InvalidArgumentError: an argument cannot be put into a message.
+        TypeError: an option does not exist.
+    """
+    _check_names(options, types.AlignOptions)
+
+    def request() -> AlignRequest:
+        message = AlignRequest(source_language_code=source, target_language_code=target)
+        _set_decoding(message.options, options)
+        _set(message, "method", _enum("method", options.get("method"), _METHODS))
+        _set(message, "layer", options.get("layer"))
+        _set(message, "heads", options.get("heads"))
+        return _routed(message, options)
+
+    pairs = enumerate(_pairs(text, target_text))
+    return _batched((_pair(AlignInput(), *pair, index) for index, pair in pairs), request)
+
+
+def attention_request(
+    text: str,
+    target_text: Target | None,
+    *,
+    source: str,
+    target: str,
+    source_only: bool,
+    options: types.AttentionOptions,
+) -> GetAttentionRequest:
+    """The call that gives the attention of a text.
+
+    Raises:
+        InvalidArgumentError: an argument cannot be put into a message, or there are several targets.
+        TypeError: an option does not exist.
+    """
+    _check_names(options, types.AttentionOptions)
+    request = GetAttentionRequest(source_language_code=source, target_language_code=target)
+    _pair(request, text, target_text, None)
+    decoding = translation_pb2.DecodingOptions()
+    _set_decoding(decoding, options)
+    is_translated = decoding != translation_pb2.DecodingOptions()
+    if (target_text is not None) + source_only + is_translated > 1:
+        raise InvalidArgumentError("Give one of target_text, source_only and options of decoding, not several")
+    if source_only:
+        request.source_only.SetInParent()
+    elif is_translated:
+        request.options.CopyFrom(decoding)
+    selection = request.selection
+    _set(selection, "kinds", [_enum("kinds", kind, _KINDS) for kind in options.get("kinds") or ()])
+    _set(selection, "layers", options.get("layers"))
+    _set(selection, "heads", options.get("heads"))
+    for name in ("head_reduction", "layer_reduction"):
+        _set(selection, name, _enum(name, cast("str | None", options.get(name)), _REDUCTIONS))
+    _set(selection, "rollout", options.get("rollout"))
+    _set(selection, "weight_type", _enum("dtype", options.get("dtype"), _WEIGHT_TYPES))
+    return _routed(request, options)
 
 
 def _batched(inputs: Iterable[Any], request: Callable[[], _Batch]) -> list[_Batch]:
@@ -140,15 +223,24 @@ def _configured(message: _Config, source: str, target: str, options: types.Trans
     _check_names(options, types.TranslateOptions)
     message.source_language_code = source
     message.target_language_code = target
-    _set(message, "model", options.get("model"))
     _set(message, "segmentation", _enum("segmentation", options.get("segmentation"), _SEGMENTATIONS))
+    _set_decoding(message.options, options)
+    return _routed(message, options)
+
+
+def _routed(message: _Routed, options: Mapping[str, Any]) -> _Routed:
+    """The message with what says where it goes."""
+    _set(message, "model", options.get("model"))
     _set(message, "priority", _enum("priority", options.get("priority"), _PRIORITIES))
+    return message
+
+
+def _set_decoding(message: translation_pb2.DecodingOptions, options: Mapping[str, Any]) -> None:
     decoding = dict(options) | {
         "early_stopping": _enum("early_stopping", options.get("early_stopping"), _EARLY_STOPPING)
     }
     for name in types.DecodingOptions.__annotations__:
-        _set(message.options, name, decoding.get(name))
-    return message
+        _set(message, name, decoding.get(name))
 
 
 def _check_names(options: Mapping[str, object], kind: type) -> None:
@@ -180,11 +272,25 @@ def _enum(name: str, value: str | None, names: Mapping[str, int]) -> int | None:
     return None if value is None else names[value]
 
 
-def _score_input(text: str, target: Target, index: int) -> ScoreInput:
-    message = ScoreInput(text=_valid(text, index))
+def _pairs(
+    text: str | Sequence[str], target_text: Target | Sequence[Target | None] | None
+) -> Iterable[tuple[str, Target | None]]:
+    """Each text with its target, if there are targets."""
+    if isinstance(text, str):
+        return [(text, cast("Target | None", target_text))]
+    if target_text is None:
+        return [(each, None) for each in text]
+    if isinstance(target_text, str) or len(target_text) != len(text):
+        raise InvalidArgumentError(f"target_text must be a list as long as that of the texts, which has {len(text)}")
+    return zip(text, cast("Sequence[Target | None]", target_text), strict=True)
+
+
+def _pair(message: _Pair, text: str, target: Target | None, index: int | None) -> _Pair:
+    """The message with a text and its target, if there is one."""
+    message.text = _valid(text, index)
     if isinstance(target, str):
         message.target_text = _valid(target, index)
-    else:
+    elif target is not None:
         message.target_token_ids.SetInParent()
         _set(message.target_token_ids, "ids", target, index)
     return message
@@ -200,7 +306,7 @@ def _translation_input(text: str, target_prefix: str, index: int) -> Translation
     return TranslationInput(text=_valid(text, index), target_prefix=_valid(target_prefix, index))
 
 
-def _valid(text: str, index: int) -> str:
+def _valid(text: str, index: int | None) -> str:
     try:
         text.encode()
     except UnicodeEncodeError:

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from types import TracebackType
-from typing import Literal, Self, TypeVar, Unpack, cast, overload
+from typing import TYPE_CHECKING, Literal, Self, TypeVar, Unpack, cast, overload
 
 import grpc
 import grpc.aio
@@ -14,11 +14,16 @@ import grpc.aio
 from dragoman import _calls, _convert, _requests
 from dragoman._channel import channel_options, resolve_address
 from dragoman._exchange import Exchanged, exchange_async
+from dragoman._extras import name_extra
 from dragoman._requests import Target
+from dragoman.attention.types import Alignment
 from dragoman.errors import DragomanError, RequestCancelledError, error_from_call
 from dragoman.streams import AsyncTranslationStream
-from dragoman.types import Score, ScoreOptions, TranslateOptions, Translation
-from dragoman.v1 import translation_pb2_grpc
+from dragoman.types import AlignOptions, AttentionOptions, Score, ScoreOptions, TranslateOptions, Translation
+from dragoman.v1 import attention_pb2_grpc, translation_pb2_grpc
+
+if TYPE_CHECKING:
+    from dragoman.attention.attention import Attention
 
 _Request = TypeVar("_Request")
 _Response = TypeVar("_Response")
@@ -50,6 +55,7 @@ class AsyncClient:
         source: str,
         target: str,
         target_prefix: str | None = None,
+        include_signals: bool = False,
         timeout: float | None = None,
         **options: Unpack[TranslateOptions],
     ) -> Translation: ...
@@ -62,6 +68,7 @@ class AsyncClient:
         source: str,
         target: str,
         target_prefix: Sequence[str] | None = None,
+        include_signals: bool = False,
         timeout: float | None = None,
         errors: Literal["raise"] = "raise",
         **options: Unpack[TranslateOptions],
@@ -75,6 +82,7 @@ class AsyncClient:
         source: str,
         target: str,
         target_prefix: Sequence[str] | None = None,
+        include_signals: bool = False,
         timeout: float | None = None,
         errors: Literal["return"],
         **options: Unpack[TranslateOptions],
@@ -87,6 +95,7 @@ class AsyncClient:
         source: str,
         target: str,
         target_prefix: str | Sequence[str] | None = None,
+        include_signals: bool = False,
         timeout: float | None = None,
         errors: Literal["raise", "return"] = "raise",
         **options: Unpack[TranslateOptions],
@@ -96,8 +105,10 @@ class AsyncClient:
         Raises:
             DragomanError: the call failed, or a text with `errors="raise"`.
         """
-        requests = _requests.translate_requests(text, target_prefix, source=source, target=target, options=options)
-        results = await self._run(lambda stub: stub.Translate, requests, _convert.translations, timeout)
+        requests = _requests.translate_requests(
+            text, target_prefix, source=source, target=target, include_signals=include_signals, options=options
+        )
+        results = await self._run(lambda: self._stub().Translate, requests, _convert.translations, timeout)
         if isinstance(text, str):
             return _calls.only_result(results)
         return _calls.raise_first_error(results) if errors == "raise" else results
@@ -209,7 +220,101 @@ class AsyncClient:
             DragomanError: the call failed, or a pair with `errors="raise"`.
         """
         requests = _requests.score_requests(text, target_text, source=source, target=target, options=options)
-        results = await self._run(lambda stub: stub.Score, requests, _convert.scores, timeout)
+        results = await self._run(lambda: self._stub().Score, requests, _convert.scores, timeout)
+        if isinstance(text, str):
+            return _calls.only_result(results)
+        return _calls.raise_first_error(results) if errors == "raise" else results
+
+    async def attention(
+        self,
+        text: str,
+        target_text: Target | None = None,
+        *,
+        source: str,
+        target: str,
+        source_only: bool = False,
+        timeout: float | None = None,
+        **options: Unpack[AttentionOptions],
+    ) -> "Attention":
+        """Shows what the model attends to in a text and its translation: see `dragoman.Client.attention`.
+
+        Raises:
+            DragomanError: the call failed.
+            ModuleNotFoundError: NumPy is missing; it comes with the extra `viz`.
+        """
+        with name_extra("viz"):
+            from dragoman.attention.reader import AttentionReader
+        request = _requests.attention_request(
+            text, target_text, source=source, target=target, source_only=source_only, options=options
+        )
+        reader = AttentionReader(request)
+        with self._while_open():
+            call = self._attention_stub().GetAttention(request, timeout=self._seconds(timeout))
+            try:
+                async for response in call:
+                    reader.add(response)
+            except grpc.aio.AioRpcError as error:
+                raise error_from_call(error) from error
+            finally:
+                call.cancel()
+        return reader.attention()
+
+    @overload
+    async def align(  # type: ignore[overload-overlap]
+        self,
+        text: str,
+        target_text: Target | None = None,
+        *,
+        source: str,
+        target: str,
+        timeout: float | None = None,
+        **options: Unpack[AlignOptions],
+    ) -> Alignment: ...
+
+    @overload
+    async def align(
+        self,
+        text: Sequence[str],
+        target_text: Sequence[Target | None] | None = None,
+        *,
+        source: str,
+        target: str,
+        timeout: float | None = None,
+        errors: Literal["raise"] = "raise",
+        **options: Unpack[AlignOptions],
+    ) -> list[Alignment]: ...
+
+    @overload
+    async def align(
+        self,
+        text: Sequence[str],
+        target_text: Sequence[Target | None] | None = None,
+        *,
+        source: str,
+        target: str,
+        timeout: float | None = None,
+        errors: Literal["return"],
+        **options: Unpack[AlignOptions],
+    ) -> list[Alignment | DragomanError]: ...
+
+    async def align(
+        self,
+        text: str | Sequence[str],
+        target_text: Target | Sequence[Target | None] | None = None,
+        *,
+        source: str,
+        target: str,
+        timeout: float | None = None,
+        errors: Literal["raise", "return"] = "raise",
+        **options: Unpack[AlignOptions],
+    ) -> Alignment | Sequence[Alignment | DragomanError]:
+        """Aligns the words of a text, or of each of a list, with those of its translation: see `dragoman.Client.align`.
+
+        Raises:
+            DragomanError: the call failed, or a pair with `errors="raise"`.
+        """
+        requests = _requests.align_requests(text, target_text, source=source, target=target, options=options)
+        results = await self._run(lambda: self._attention_stub().Align, requests, _convert.alignments, timeout)
         if isinstance(text, str):
             return _calls.only_result(results)
         return _calls.raise_first_error(results) if errors == "raise" else results
@@ -252,9 +357,7 @@ class AsyncClient:
 
     async def _run(
         self,
-        method: Callable[
-            ["translation_pb2_grpc.TranslationServiceAsyncStub"], grpc.aio.UnaryUnaryMultiCallable[_Request, _Response]
-        ],
+        method: Callable[[], grpc.aio.UnaryUnaryMultiCallable[_Request, _Response]],
         requests: Sequence[_Request],
         read: Callable[[_Request, _Response, int], list[_Result]],
         timeout: float | None,
@@ -273,7 +376,7 @@ class AsyncClient:
             results.extend(read(request, response, len(results)))
 
         with self._while_open():
-            call = method(self._stub())
+            call = method()
             try:
                 for request in requests:
                     if len(under_way) == _calls.MAX_CALLS_IN_FLIGHT:
@@ -299,6 +402,10 @@ class AsyncClient:
     def _stub(self) -> "translation_pb2_grpc.TranslationServiceAsyncStub":
         stub = translation_pb2_grpc.TranslationServiceStub(self._open_channel())
         return cast("translation_pb2_grpc.TranslationServiceAsyncStub", stub)
+
+    def _attention_stub(self) -> "attention_pb2_grpc.AttentionServiceAsyncStub":
+        stub = attention_pb2_grpc.AttentionServiceStub(self._open_channel())
+        return cast("attention_pb2_grpc.AttentionServiceAsyncStub", stub)
 
     @contextmanager
     def _while_open(self) -> Iterator[None]:

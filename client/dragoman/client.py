@@ -5,19 +5,24 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from types import TracebackType
-from typing import Literal, Self, TypeVar, Unpack, cast, overload
+from typing import TYPE_CHECKING, Literal, Self, TypeVar, Unpack, cast, overload
 
 import grpc
 
 from dragoman import _calls, _convert, _requests
 from dragoman._channel import channel_options, resolve_address
 from dragoman._exchange import Exchanged, exchange
+from dragoman._extras import name_extra
 from dragoman._requests import Target
+from dragoman.attention.types import Alignment
 from dragoman.errors import DragomanError, FailedCall, RequestCancelledError, error_from_call
 from dragoman.streams import TranslationStream
-from dragoman.types import Score, ScoreOptions, TranslateOptions, Translation
-from dragoman.v1 import translation_pb2_grpc
+from dragoman.types import AlignOptions, AttentionOptions, Score, ScoreOptions, TranslateOptions, Translation
+from dragoman.v1 import attention_pb2_grpc, translation_pb2_grpc
 from dragoman.v1.translation_pb2 import ExchangeTranslationsRequest, ExchangeTranslationsResponse
+
+if TYPE_CHECKING:
+    from dragoman.attention.attention import Attention
 
 _Request = TypeVar("_Request")
 _Response = TypeVar("_Response")
@@ -45,6 +50,7 @@ class Client:
         self._closed = False
         self._channel = grpc.insecure_channel(resolve_address(address), channel_options())
         self._stub = translation_pb2_grpc.TranslationServiceStub(self._channel)
+        self._attention_stub = attention_pb2_grpc.AttentionServiceStub(self._channel)
         self._check_health: grpc.UnaryUnaryMultiCallable[bytes, bytes] = self._channel.unary_unary(
             _calls.HEALTH_CHECK_METHOD
         )
@@ -58,6 +64,7 @@ class Client:
         source: str,
         target: str,
         target_prefix: str | None = None,
+        include_signals: bool = False,
         timeout: float | None = None,
         **options: Unpack[TranslateOptions],
     ) -> Translation: ...
@@ -70,6 +77,7 @@ class Client:
         source: str,
         target: str,
         target_prefix: Sequence[str] | None = None,
+        include_signals: bool = False,
         timeout: float | None = None,
         errors: Literal["raise"] = "raise",
         **options: Unpack[TranslateOptions],
@@ -83,6 +91,7 @@ class Client:
         source: str,
         target: str,
         target_prefix: Sequence[str] | None = None,
+        include_signals: bool = False,
         timeout: float | None = None,
         errors: Literal["return"],
         **options: Unpack[TranslateOptions],
@@ -95,6 +104,7 @@ class Client:
         source: str,
         target: str,
         target_prefix: str | Sequence[str] | None = None,
+        include_signals: bool = False,
         timeout: float | None = None,
         errors: Literal["raise", "return"] = "raise",
         **options: Unpack[TranslateOptions],
@@ -108,6 +118,8 @@ class Client:
             target: language code to translate into.
             target_prefix: what the translation begins with, for a text of a single segment;
                 for a list, a list of the same length.
+            include_signals: whether to say of every segment how its translation sits on its
+                source: see `dragoman.Signals`. It takes another pass of the model.
             timeout: seconds for the whole, however long the list; default: the client's.
             errors: what to do about texts of a list that cannot be translated. "raise"
                 raises for the first of them; "return" puts the exception in its place.
@@ -120,7 +132,9 @@ class Client:
         Raises:
             DragomanError: the call failed, or a text with `errors="raise"`.
         """
-        requests = _requests.translate_requests(text, target_prefix, source=source, target=target, options=options)
+        requests = _requests.translate_requests(
+            text, target_prefix, source=source, target=target, include_signals=include_signals, options=options
+        )
         results = self._run(self._stub.Translate, requests, _convert.translations, timeout)
         if isinstance(text, str):
             return _calls.only_result(results)
@@ -265,6 +279,130 @@ class Client:
         """
         requests = _requests.score_requests(text, target_text, source=source, target=target, options=options)
         results = self._run(self._stub.Score, requests, _convert.scores, timeout)
+        if isinstance(text, str):
+            return _calls.only_result(results)
+        return _calls.raise_first_error(results) if errors == "raise" else results
+
+    def attention(
+        self,
+        text: str,
+        target_text: Target | None = None,
+        *,
+        source: str,
+        target: str,
+        source_only: bool = False,
+        timeout: float | None = None,
+        **options: Unpack[AttentionOptions],
+    ) -> "Attention":
+        """Shows what the model attends to in a text and its translation.
+
+        Weights come from one pass over the finished target, whoever wrote it: those of a
+        translation made now are those of the same target given. `attention_bytes` says how large
+        an answer is.
+
+        Args:
+            text: the source, a single line.
+            target_text: the target, a text or ids of tokens; default: a translation made now.
+            source: language code of the text.
+            target: language code of the target.
+            source_only: without a target; only the encoder has attention then.
+            timeout: seconds until all weights are there; default: the client's.
+            **options: which weights (`kinds=("encoder", "cross")`, `layers`, `heads` and so on), how
+                to decode, the model and priority: see `dragoman.AttentionOptions`.
+
+        Returns:
+            An Attention with NumPy arrays; of several hypotheses the best, with the others in it.
+
+        Raises:
+            DragomanError: the call failed.
+            ModuleNotFoundError: NumPy is missing; it comes with the extra `viz`.
+        """
+        with name_extra("viz"):
+            from dragoman.attention.reader import AttentionReader
+        request = _requests.attention_request(
+            text, target_text, source=source, target=target, source_only=source_only, options=options
+        )
+        reader = AttentionReader(request)
+        with self._while_open():
+            call = self._attention_stub.GetAttention(request, timeout=self._seconds(timeout))
+            try:
+                for response in call:
+                    reader.add(response)
+            except grpc.RpcError as error:
+                raise error_from_call(cast(FailedCall, error)) from error
+            finally:
+                call.cancel()
+        return reader.attention()
+
+    @overload
+    def align(  # type: ignore[overload-overlap]
+        self,
+        text: str,
+        target_text: Target | None = None,
+        *,
+        source: str,
+        target: str,
+        timeout: float | None = None,
+        **options: Unpack[AlignOptions],
+    ) -> Alignment: ...
+
+    @overload
+    def align(
+        self,
+        text: Sequence[str],
+        target_text: Sequence[Target | None] | None = None,
+        *,
+        source: str,
+        target: str,
+        timeout: float | None = None,
+        errors: Literal["raise"] = "raise",
+        **options: Unpack[AlignOptions],
+    ) -> list[Alignment]: ...
+
+    @overload
+    def align(
+        self,
+        text: Sequence[str],
+        target_text: Sequence[Target | None] | None = None,
+        *,
+        source: str,
+        target: str,
+        timeout: float | None = None,
+        errors: Literal["return"],
+        **options: Unpack[AlignOptions],
+    ) -> list[Alignment | DragomanError]: ...
+
+    def align(
+        self,
+        text: str | Sequence[str],
+        target_text: Target | Sequence[Target | None] | None = None,
+        *,
+        source: str,
+        target: str,
+        timeout: float | None = None,
+        errors: Literal["raise", "return"] = "raise",
+        **options: Unpack[AlignOptions],
+    ) -> Alignment | Sequence[Alignment | DragomanError]:
+        """Aligns the words of a text with those of its translation, or those of each of a list.
+
+        Args:
+            text: the source or sources, each a single line.
+            target_text: the translation of each, a text or ids of tokens; None is one made now.
+            source: language code of the sources.
+            target: language code of the translations.
+            timeout: seconds for the whole, however long the list; default: the client's.
+            errors: as for `translate`.
+            **options: `method`, `layer` and `heads`, how to decode, the model and priority: see
+                `dragoman.AlignOptions`.
+
+        Returns:
+            An Alignment for a text, a list of them for a list.
+
+        Raises:
+            DragomanError: the call failed, or a pair with `errors="raise"`.
+        """
+        requests = _requests.align_requests(text, target_text, source=source, target=target, options=options)
+        results = self._run(self._attention_stub.Align, requests, _convert.alignments, timeout)
         if isinstance(text, str):
             return _calls.only_result(results)
         return _calls.raise_first_error(results) if errors == "raise" else results

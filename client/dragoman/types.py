@@ -16,6 +16,19 @@ EarlyStopping: TypeAlias = Literal["heuristic", "first", "never"]
 Priority: TypeAlias = Literal["interactive", "default", "bulk"]
 """Who gets the larger share of the server while there is not enough for all; nobody gets none."""
 
+AttentionKind: TypeAlias = Literal["encoder", "decoder", "cross"]
+"""What attends to what: source to source, target to target, or target to source."""
+
+Reduction: TypeAlias = Literal["mean", "max"]
+"""What one matrix of attention in the place of several is: their mean, or their largest value place by place."""
+
+WeightType: TypeAlias = Literal["f32", "f16", "u16", "u8"]
+"""What an attention weight is sent as: see `WeightType` in attention.proto."""
+
+AlignmentMethod: TypeAlias = Literal["output_row", "shifted"]
+"""Which row of attention aligns a target token: that of the step that emits it, or of the one
+after it, which reads it (Shift-Att, Chen et al. 2020)."""
+
 
 class DecodingOptions(TypedDict, total=False):
     """How to decode: the keywords of all methods that translate.
@@ -82,6 +95,60 @@ class TranslateOptions(DecodingOptions, total=False):
 
     priority: Priority | None
     """Who goes first where not all can."""
+
+
+class AttentionOptions(DecodingOptions, total=False):
+    """The keywords of `attention`, beside the languages and `timeout`.
+
+    Those of decoding are for a translation made now. Definitions are those of
+    `AttentionSelection` in attention.proto.
+    """
+
+    model: str
+    """Name of the model; empty for the server's default."""
+
+    priority: Priority | None
+    """Who goes first where not all can."""
+
+    kinds: Sequence[AttentionKind]
+    """What attends to what; empty means "cross", or "encoder" where there is no target."""
+
+    layers: Sequence[int] | None
+    """Which layers, from 0, or from -1 backwards; None is all."""
+
+    heads: Sequence[int] | None
+    """Which heads, from 0, or from -1 backwards; None is all."""
+
+    head_reduction: Reduction | None
+    """Puts one matrix in the place of those of the heads."""
+
+    layer_reduction: Reduction | None
+    """Puts one in the place of those of the layers, after the heads: "mean"."""
+
+    rollout: bool
+    """Attention rollout in the place of all layers and heads."""
+
+    dtype: WeightType
+    """What a weight is sent as, "u16" unless stated otherwise; callers have float32 in any case."""
+
+
+class AlignOptions(DecodingOptions, total=False):
+    """The keywords of `align`, beside the languages and `timeout`; those of decoding are for translations made now."""
+
+    model: str
+    """Name of the model; empty for the server's default."""
+
+    priority: Priority | None
+    """Who goes first where not all can."""
+
+    method: AlignmentMethod | None
+    """Which rows of attention are read. This and the next two are what was found best for the model, if left out."""
+
+    layer: int | None
+    """The decoder layer, from 0, or from -1 backwards."""
+
+    heads: Sequence[int] | None
+    """The heads whose mean is taken, from 0, or from -1 backwards; all, where only a layer is given."""
 
 
 class ScoreOptions(TypedDict, total=False):
@@ -152,13 +219,64 @@ class Hypothesis:
 
 @dataclass(frozen=True, slots=True)
 class TextSpan:
-    """A half-open range of the source text: `text[span.begin:span.end]`."""
+    """A half-open range of a text: `text[span.begin:span.end]`."""
 
     begin: int
     """Index of the first code point."""
 
     end: int
     """Index after the last code point."""
+
+
+class Suspicion(StrEnum):
+    """What is unusual about a translation."""
+
+    UNCOVERED = "uncovered"
+    """Much of the source is not covered: something may be left out."""
+
+    DETACHED = "detached"
+    """Attention is nearly even, or rests on end-of-sentence: the target may not come from the source."""
+
+    REPETITIVE = "repetitive"
+    """The target repeats itself."""
+
+    LENGTH = "length"
+    """The target is much shorter or longer than the source."""
+
+    CUT_OFF = "cut_off"
+    """The target was cut off by its limit."""
+
+    UNSPECIFIED = "unspecified"
+    """One that this version of the SDK does not know."""
+
+
+@dataclass(frozen=True, slots=True)
+class Signals:
+    """What attention says of a translation: hints for a reader, not verdicts.
+
+    Definitions are those of `Signals` in translation.proto.
+    """
+
+    source_coverage: float
+    """The share of the source's tokens that the translation has read."""
+
+    uncovered_spans: tuple[TextSpan, ...]
+    """Which parts of the source text it has not read."""
+
+    attention_entropy: float
+    """0 where every target token reads one source token, 1 where it reads all alike."""
+
+    end_of_sentence_share: float
+    """How much attention rests on the source's end, and so reads nothing."""
+
+    repetition: float
+    """The share of target tokens in a sequence of four that came before."""
+
+    length_ratio: float
+    """Target tokens over source tokens."""
+
+    suspicions: tuple[Suspicion, ...]
+    """What is beyond the usual; empty for most translations."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,6 +291,9 @@ class Segment:
 
     source_tokens: int
     """Number of tokens that the encoder read, language tags and end-of-sentence included."""
+
+    signals: Signals | None = None
+    """How the best candidate sits on the source, where `include_signals` asked for it."""
 
 
 @dataclass(frozen=True, slots=True)

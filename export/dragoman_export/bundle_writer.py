@@ -9,7 +9,7 @@ from dragoman_export.calibration import Ranges, calibrate, with_int8_key_values
 from dragoman_export.checkpoint import Checkpoint
 from dragoman_export.onnx_builder import WeightFile
 from dragoman_export.parity import Comparison, compare
-from dragoman_server.bundle.bundle import WEIGHTS_FILE, Bundle, file_sha256, required_files
+from dragoman_server.bundle.bundle import ATTENTION_FILE, WEIGHTS_FILE, Bundle, file_sha256, required_files
 from dragoman_server.bundle.manifest import (
     MANIFEST_FILE,
     Architecture,
@@ -68,7 +68,8 @@ def _export(
         write(model, precision, weights, ranges).save(folder)
     weights.write(folder)
     checkpoint.write_tokenizer(folder)
-    files = {name: file_sha256(folder / name) for name in required_files(checkpoint.config.tokenizer)}
+    names = (*required_files(config.tokenizer), ATTENTION_FILE)
+    files = {name: file_sha256(folder / name) for name in names}
     manifest = _manifest(checkpoint, precision, files, Parity(0.0, 0.0, 0.0, 0.0, 0, ()))
     comparison = compare(checkpoint, Bundle(folder, manifest, version=""), sources)
     if precision == "fp32":

@@ -54,7 +54,8 @@ def with_int8_key_values(model: Transformer, config: Config, sources: Sequence[t
     attentions = [
         attention for layer in model.decoder_layers for attention in (layer.self_attention, layer.cross_attention)
     ]
-    lows, highs = {}, {}
+    lows: dict[nn.Module, Tensor] = {}  # by channel
+    highs: dict[nn.Module, Tensor] = {}
 
     def note(module: nn.Module, _: tuple[Any, ...], output: Tensor) -> None:
         states = output.flatten(0, -2)
@@ -62,22 +63,21 @@ def with_int8_key_values(model: Transformer, config: Config, sources: Sequence[t
         lows[module] = torch.minimum(lows.get(module, low), low)
         highs[module] = torch.maximum(highs.get(module, high), high)
 
-    with _hooks(map.register_forward_hook(note) for a in attentions for map in (a.key, a.value)):
+    with _hooks(projection.register_forward_hook(note) for a in attentions for projection in (a.key, a.value)):
         _translate(model, config, sources)
     for attention in attentions:
-        key, value, query, output = attention.key, attention.value, attention.query, attention.output
-        for projection in (key, value):
+        query, output = attention.query, attention.output
+        for projection in (attention.key, attention.value):
             low, high = lows[projection], highs[projection]
             center, unit = (low + high) / 2, (high - low).clamp(min=1e-6) / (2 * 127)
-            if projection is key:
-                query.weight *= unit[:, None]
-                query.bias *= unit
+            projection.bias.sub_(center).div_(unit)
+            projection.weight.div_(unit[:, None])
+            if projection is attention.key:
+                query.weight.mul_(unit[:, None])
+                query.bias.mul_(unit)
             else:
-                output.bias += output.weight @ center
-                output.weight *= unit
-            projection.weight /= unit[:, None]
-            projection.bias -= center
-            projection.bias /= unit
+                output.bias.add_(output.weight @ center)
+                output.weight.mul_(unit)
     return model
 
 

@@ -9,11 +9,13 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from dragoman_export.align_tune import Tuning, tune, write_alignment
 from dragoman_export.bundle_writer import export as write_bundle
 from dragoman_export.checkpoint import Checkpoint
 from dragoman_export.corpus import BatchOptions
 from dragoman_export.evaluation import TestSet
 from dragoman_export.evaluation import evaluate as evaluate_bundle
+from dragoman_export.gold_alignment import GoldAlignments
 from dragoman_export.marian import Languages, read_marian
 from dragoman_export.model import Dimensions
 from dragoman_export.parity import Comparison, ParityError, compare
@@ -22,8 +24,9 @@ from dragoman_export.train_command import CorpusFile, CorpusOptions, parse_weigh
 from dragoman_export.train_command import train as train_model
 from dragoman_export.training import TrainingOptions
 from dragoman_server.bundle.bundle import Bundle
-from dragoman_server.bundle.manifest import Precision
+from dragoman_server.bundle.manifest import MANIFEST_FILE, Precision
 from dragoman_server.config import EngineOptions
+from dragoman_server.cpus import available_cpus
 from dragoman_server.errors import DragomanError
 
 EXPECTED_ERRORS = (ValueError, OSError, ParityError, DragomanError, FloatingPointError)
@@ -254,3 +257,49 @@ def evaluate(
     # This process also holds PyTorch: an upper bound for the server's memory.
     peak_megabytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     console.print(f"loaded in {results.load_seconds:.2f} s, peak resident memory {peak_megabytes:.0f} MiB")
+
+
+@app.command("align-tune")
+def align_tune(
+    bundle: Annotated[Path, typer.Argument(help="Folder of the bundle; its manifest is rewritten.")],
+    pairs: Annotated[
+        list[str],
+        typer.Option(
+            metavar="SOURCE-TARGET=FILE",
+            help="Pairs of sentences with word alignments made by hand, a JSON object a line: source_words, "
+            "target_words, sure and possible, the last two lists of [source index, target index] from 0. Repeatable.",
+        ),
+    ],
+) -> None:
+    """Choose the method, decoder layer and heads from which a bundle aligns words, and store them in it.
+
+    What has the lowest alignment error rate on the first half of the pairs is chosen; the table has it on the second
+    half, in percent.
+    """
+    opened = Bundle.open(bundle)
+    golds = [GoldAlignments.read(file.languages, file.path) for file in map(CorpusFile.parse, pairs)]
+    tuning = tune(opened, golds, available_cpus(), console)
+    _print_tuning(tuning)
+    tuned = write_alignment(opened, tuning.best.alignment)
+    console.print(f"Wrote the choice to {bundle / MANIFEST_FILE}. The bundle is {tuned.resource_name} now.")
+
+
+def _print_tuning(tuning: Tuning) -> None:
+    directions = list(tuning.num_pairs)
+    first, second = (sum(half) for half in zip(*tuning.num_pairs.values(), strict=True))
+    table = Table("method", "layer", "heads", f"AER of the {first} to choose by", *(f"AER {d}" for d in directions))
+    for trial in tuning.trials:
+        table.add_row(
+            trial.alignment.method,
+            str(trial.alignment.layer),
+            " ".join(map(str, trial.alignment.heads)),
+            f"{trial.mean_first_half:.1%}",
+            *(f"{trial.second_half[direction]:.1%}" for direction in directions),
+            style="bold" if trial is tuning.best else None,
+        )
+    console.print(table)
+    best = tuning.best.alignment
+    console.print(
+        f"Chosen: {best.method}, layer {best.layer}, heads {' '.join(map(str, best.heads))}; AER "
+        f"{tuning.best.mean_second_half:.1%} on the other {second} pairs."
+    )

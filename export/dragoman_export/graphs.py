@@ -19,7 +19,7 @@ from onnx import TensorProto
 from dragoman_export.calibration import Ranges
 from dragoman_export.layer_writer import LayerWriter
 from dragoman_export.model import Transformer
-from dragoman_export.onnx_builder import MICROSOFT, GraphBuilder, WeightFile
+from dragoman_export.onnx_builder import GraphBuilder, WeightFile
 from dragoman_server.bundle.manifest import Precision
 
 FLOAT, INT32, INT64 = TensorProto.FLOAT, TensorProto.INT32, TensorProto.INT64
@@ -101,7 +101,7 @@ def write_decoder_step(model: Transformer, precision: Precision, weights: Weight
     all_rows = graph.input("all_rows", INT64, ["all"])
 
     def states_of(names: Sequence[str], length: str) -> list[str]:
-        shape = ["batch", dims.num_heads, length, dims.d_head]
+        shape: tuple[str | int, ...] = ("batch", dims.num_heads, length, dims.d_head)
         return [graph.input(name, writer.cache_type, shape) for name in names]
 
     self_kv, cross_kv = states_of(self_kv_names(model), "target"), states_of(cross_kv_names(model), "source")
@@ -149,11 +149,18 @@ def write_decoder_step(model: Transformer, precision: Precision, weights: Weight
 
 
 def write_attention(model: Transformer, precision: Precision, weights: WeightFile, ranges: Ranges) -> GraphBuilder:
-    """The teacher-forced pass.
+    """The teacher-forced pass, and the log-probs of its labels.
 
-    Inputs: input_ids int64 [b, s], attention_mask int32 [b, s], decoder_input_ids and labels int64 [b, t].
-    Outputs: encoder_attentions [b, L, H, s, s], decoder_attentions [b, L, H, t, t], cross_attentions [b, L, H, t, s]
-    (softmax weights; padded keys weigh 0) and label_logprobs [b, t].
+    From input_ids int64 [b, s], attention_mask int32 [b, s] and decoder_input_ids int64 [b, t]: for every layer i its
+    softmax weights encoder_attentions.i [b, h, s, s], decoder_attentions.i [b, h, t, t] and cross_attentions.i
+    [b, h, t, s] (padded keys weigh 0), and decoder_hidden_states [b, t, D]. h are the heads in `heads` int64 [h] where
+    the layer is 1 in encoder_layers, decoder_layers or cross_layers, int64 with an entry for every layer; none where it
+    is 0, since ONNX Runtime computes and keeps every output, asked for or not.
+
+    From hidden_states [r, D], which are rows of those, and labels int64 [r]: label_logprobs [r]. They are fed back so
+    that this can be done in parts: the logits of 512 rows and 60,000 words take up 120 MB.
+
+    None of b, s, t and r may be 0; what is not needed has one row.
     """
     dims = model.dims
     graph = GraphBuilder("attention", weights)
@@ -161,7 +168,16 @@ def write_attention(model: Transformer, precision: Precision, weights: WeightFil
     ids = graph.input("input_ids", INT64, ["batch", "source"])
     mask = graph.input("attention_mask", INT32, ["batch", "source"])
     target_ids = graph.input("decoder_input_ids", INT64, ["batch", "target"])
-    labels = graph.input("labels", INT64, ["batch", "target"])
+    rows = graph.input("hidden_states", FLOAT, ["rows", dims.d_model])
+    labels = graph.input("labels", INT64, ["rows"])
+    heads = graph.input("heads", INT64, ["heads"])
+    num_heads = writer.size(heads, 0)
+    num_layers = {
+        "encoder": dims.num_encoder_layers,
+        "decoder": dims.num_decoder_layers,
+        "cross": dims.num_decoder_layers,
+    }
+    layers = {kind: graph.input(f"{kind}_layers", INT64, [number]) for kind, number in num_layers.items()}
     num_sentences = writer.size(ids, 0)
     minus_infinity = graph.constant(-np.inf, np.float32)
 
@@ -177,7 +193,10 @@ def write_attention(model: Transformer, precision: Precision, weights: WeightFil
         query, key, value = (writer.split_heads(p, num_sentences) for p in projections)
         scores = graph.op("MatMul", graph.op("Mul", query, scale), graph.op("Transpose", key, perm=[0, 1, 3, 2]))
         softmax = graph.op("Softmax", graph.op("Where", allowed, scores, minus_infinity), axis=-1)
-        weights_of[kind].append(graph.op("Unsqueeze", softmax, graph.constant([1], np.int64)))
+        layer = graph.constant([len(weights_of[kind])], np.int64)
+        num_chosen = graph.op("Mul", graph.op("Gather", layers[kind], layer), num_heads)
+        chosen = graph.op("Slice", heads, graph.constant([0], np.int64), num_chosen)
+        weights_of[kind].append(graph.op("Gather", softmax, chosen, axis=1))
         mixed = graph.op("Transpose", graph.op("MatMul", softmax, value), perm=[0, 2, 1, 3])
         return writer.reshape(mixed, -1, dims.d_model)
 
@@ -190,15 +209,16 @@ def write_attention(model: Transformer, precision: Precision, weights: WeightFil
         lambda _, qkv: attend("decoder", causal, graph.split(qkv, 3)),
         lambda i, query: attend("cross", source_mask, (query, *cross[2 * i : 2 * i + 2])),
     )
-    log_probs = graph.op("LogSoftmax", writer.logits(states), axis=-1)
-    log_probs = graph.op("GatherElements", log_probs, writer.reshape(labels, -1, 1), axis=1)
     for kind, queries, keys in (
         ("encoder", "source", "source"),
         ("decoder", "target", "target"),
         ("cross", "target", "source"),
     ):
-        stacked = graph.op("Concat", *weights_of[kind], axis=1)
-        num_layers = dims.num_encoder_layers if kind == "encoder" else dims.num_decoder_layers
-        graph.output(f"{kind}_attentions", stacked, FLOAT, ["batch", num_layers, dims.num_heads, queries, keys])
-    graph.output("label_logprobs", writer.reshape(log_probs, num_sentences, -1), FLOAT, ["batch", "target"])
+        for i, chosen in enumerate(weights_of[kind]):
+            graph.output(f"{kind}_attentions.{i}", chosen, FLOAT, ["batch", f"{kind}_{i}_heads", queries, keys])
+    states = writer.reshape(states, num_sentences, -1, dims.d_model)
+    graph.output("decoder_hidden_states", states, FLOAT, ["batch", "target", dims.d_model])
+    log_probs = graph.op("LogSoftmax", writer.logits(rows), axis=-1)
+    log_probs = graph.op("GatherElements", log_probs, writer.reshape(labels, -1, 1), axis=1)
+    graph.output("label_logprobs", writer.reshape(log_probs, -1), FLOAT, ["rows"])
     return graph

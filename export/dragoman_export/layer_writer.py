@@ -24,7 +24,6 @@ from dragoman_export.model import (
 from dragoman_export.onnx_builder import MICROSOFT, GraphBuilder
 from dragoman_server.bundle.manifest import Precision
 
-
 # Columns of logits whose maximum is taken before the best are looked for.
 _BLOCK = 64
 
@@ -213,7 +212,9 @@ class LayerWriter:
         bias = graph.weight("output.bias", biases) if biases.any() else ""
         if self.precision == "int8":
             return self._int8_product(states, "output", np.pad(table.T, ((0, 0), (0, padding))), bias, model)
-        weight = graph.weight("output.weight", np.pad(table, ((0, padding), (0, 0)))) if padding else self._table("target")
+        weight = (
+            graph.weight("output.weight", np.pad(table, ((0, padding), (0, 0)))) if padding else self._table("target")
+        )
         return graph.op("Gemm", states, weight, *([bias] if bias else []), transB=1)
 
     def top(self, log_probs: str, k: str) -> tuple[str, str]:

@@ -101,8 +101,8 @@ class GraphBuilder:
         self._nodes.append(helper.make_node("Split", [value], outputs, axis=axis, num_outputs=num_parts))
         return outputs
 
-    def save(self, folder: Path) -> None:
-        """Writes `<name>.onnx`; the weight file must be written to the same folder."""
+    def to_bytes(self) -> bytes:
+        """The graph as ONNX, with references into the weight file."""
         graph = helper.make_graph(
             self._nodes, self._name, self._inputs, self._outputs, list(self._initializers.values())
         )
@@ -112,4 +112,8 @@ class GraphBuilder:
             ir_version=10,
             producer_name="dragoman-export",
         )
-        (folder / f"{self._name}.onnx").write_bytes(model.SerializeToString())
+        return model.SerializeToString()
+
+    def save(self, folder: Path) -> None:
+        """Writes `<name>.onnx`; the weight file must be written to the same folder."""
+        (folder / f"{self._name}.onnx").write_bytes(self.to_bytes())

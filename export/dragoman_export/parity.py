@@ -9,8 +9,9 @@ from numpy.typing import NDArray
 
 from dragoman_export.checkpoint import Checkpoint
 from dragoman_export.greedy import greedy_decode
-from dragoman_server.bundle.bundle import ATTENTION_FILE, Bundle
-from dragoman_server.engine.runner import OnnxRunner, open_session
+from dragoman_server.attention.attention_pass import AttentionPass
+from dragoman_server.bundle.bundle import Bundle
+from dragoman_server.engine.runner import OnnxRunner
 
 # Two tokens closer than this (nats) are a tie that rounding may break either way.
 TIE_MARGIN = 1e-5
@@ -88,7 +89,7 @@ def compare(checkpoint: Checkpoint, bundle: Bundle, sources: Sequence[tuple[int,
     manifest = bundle.manifest
     num_threads = torch.get_num_threads()
     runner = OnnxRunner(bundle, max_rows=1, num_threads=num_threads)
-    attention = open_session(bundle.folder / ATTENTION_FILE, num_threads)
+    attention = AttentionPass(bundle, num_threads)
     sentences: list[SentenceParity] = []
     divergences: list[Divergence] = []
     for index, source_ids in enumerate(sources):
@@ -105,14 +106,10 @@ def compare(checkpoint: Checkpoint, bundle: Bundle, sources: Sequence[tuple[int,
                 margin = float(expected[step, torch_id] - expected[step, onnx_id])
                 divergences.append(Divergence(index, step, torch_id, onnx_id, margin))
                 break
-        *found_weights, label_logprobs = attention.run(
-            None,
-            {
-                "input_ids": np.array([source_ids], np.int64),
-                "attention_mask": np.ones((1, len(source_ids)), np.int32),
-                "decoder_input_ids": np.array([inputs], np.int64),
-                "labels": np.array([token_ids], np.int64),
-            },
+        found_weights = (
+            attention.encoder(source_ids),
+            attention.decoder(source_ids, token_ids),
+            attention.cross(source_ids, token_ids),
         )
         steps = np.arange(len(token_ids))
         of_labels = expected[steps, token_ids]
@@ -123,11 +120,11 @@ def compare(checkpoint: Checkpoint, bundle: Bundle, sources: Sequence[tuple[int,
                 token_logprobs=tuple(of_labels.tolist()),
                 max_logprob_difference=max(
                     _largest_difference(of_labels, found[steps, token_ids]),
-                    _largest_difference(of_labels, label_logprobs[0]),
+                    _largest_difference(of_labels, attention.logprobs(source_ids, token_ids)),
                 ),
                 max_distribution_difference=_largest_difference(expected, found),
                 max_attention_difference=max(
-                    _largest_difference(ours.numpy(), theirs)
+                    _largest_difference(ours[0].numpy(), theirs)
                     for ours, theirs in zip(weights, found_weights, strict=True)
                 ),
             )

@@ -11,8 +11,12 @@ import grpc
 from grpc_health.v1 import health_pb2_grpc
 
 from dragoman._channel import KEEPALIVE_TIME_MS
-from dragoman.v1 import translation_pb2_grpc
+from dragoman.v1 import attention_pb2_grpc, translation_pb2_grpc
 from dragoman_server.addresses import check_free, parse_address
+from dragoman_server.attention.attender import Attender
+from dragoman_server.attention.attention_pass import AttentionPass
+from dragoman_server.attention.observer import Observer
+from dragoman_server.attention.worker import AttentionWorker
 from dragoman_server.bundle.bundle import Bundle, embedded_bundle
 from dragoman_server.bundle.parity import replay
 from dragoman_server.config import Config, validate
@@ -23,9 +27,11 @@ from dragoman_server.errors import StartError
 from dragoman_server.metrics import Metrics, MetricsPage
 from dragoman_server.text.tokenizer import load_tokenizer
 from dragoman_server.translator import Translator
+from dragoman_server.wire import attention, translation
+from dragoman_server.wire.attention import AttentionServicer
 from dragoman_server.wire.guard import Guard
 from dragoman_server.wire.health import HealthServicer
-from dragoman_server.wire.translation import SERVICE_NAME, TranslationServicer
+from dragoman_server.wire.translation import TranslationServicer
 
 logger = logging.getLogger(__name__)
 
@@ -76,7 +82,7 @@ async def serve(config: Config) -> int:
         stack.enter_context(_signals(loop, on_signal))
 
         metrics = Metrics()
-        health = HealthServicer([SERVICE_NAME])
+        health = HealthServicer([translation.SERVICE_NAME, attention.SERVICE_NAME])
         guard = Guard(metrics)
         server, port = _bind(config, guard)
         metrics_page = stack.enter_context(_bind_metrics(config, metrics))
@@ -90,6 +96,7 @@ async def serve(config: Config) -> int:
             )
         metrics.set_model(manifest.name, bundle.version, manifest.precision)
         metrics.set_kv_cache(runner.kv_bytes_per_token, config.engine.max_kv_bytes or runner.max_kv_bytes)
+        tokenizer = load_tokenizer(manifest.tokenizer, bundle.folder)
         engine = Engine(
             runner,
             Search.of(manifest),
@@ -97,17 +104,35 @@ async def serve(config: Config) -> int:
             on_step=metrics.observe_step,
             on_death=on_death,
         )
+        worker = observer = None
+        if bundle.has_attention:
+            worker = AttentionWorker(AttentionPass(bundle, num_threads=1), config.engine.max_waiting)
+            stack.callback(worker.close)
+            observer = Observer(worker, manifest, tokenizer, metrics.observe_suspicion)
         translator = Translator(
             manifest,
             bundle.resource_name,
-            load_tokenizer(manifest.tokenizer, bundle.folder),
+            tokenizer,
             engine,
             config.limits,
             max_segments=config.engine.max_waiting,
             max_rows=config.engine.max_running,
+            observer=observer,
         )
         stack.callback(translator.close)
+        attender = Attender(
+            manifest,
+            bundle.resource_name,
+            tokenizer,
+            engine,
+            worker,
+            config.limits,
+            max_segments=config.engine.max_waiting,
+            max_rows=config.engine.max_running,
+        )
+        stack.callback(attender.close)
         translation_pb2_grpc.add_TranslationServiceServicer_to_server(TranslationServicer(translator), server)
+        attention_pb2_grpc.add_AttentionServiceServicer_to_server(AttentionServicer(attender), server)
         health_pb2_grpc.add_HealthServicer_to_server(health, server)
 
         if stop.is_set():  # while the model was loaded

@@ -59,6 +59,7 @@ class TranslateCall:
 
     inputs: Sequence[TextInput]
     config: TranslateConfig
+    include_signals: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +79,7 @@ class ExchangeInput:
 
 
 @dataclass(frozen=True, slots=True)
-class ScoreInput:
+class Pair:
     """A source and its target: a text, or ids of tokens. Neither: the caller gave none."""
 
     text: str
@@ -89,5 +90,39 @@ class ScoreInput:
 class ScoreCall:
     """Targets whose log-probability is asked for. Of the options of `config` only `length_penalty` counts."""
 
-    inputs: Sequence[ScoreInput]
+    inputs: Sequence[Pair]
     config: TranslateConfig
+
+
+@dataclass(frozen=True, slots=True)
+class SelectionFields:
+    """The fields of `AttentionSelection`; enums as their numbers."""
+
+    kinds: Sequence[int] = ()
+    layers: Sequence[int] = ()
+    heads: Sequence[int] = ()
+    head_reduction: int = 0
+    layer_reduction: int = 0
+    rollout: bool = False
+    weight_type: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionCall:
+    """Attention weights that are asked for. A target that is not given is decoded, unless there shall be none."""
+
+    input: Pair
+    config: TranslateConfig
+    selection: SelectionFields = field(default_factory=SelectionFields)
+    is_source_only: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class AlignCall:
+    """Pairs to align. A target that is not given is decoded."""
+
+    inputs: Sequence[Pair]
+    config: TranslateConfig
+    method: int = 0  # number of an AlignmentMethod of the API
+    layer: int | None = None
+    heads: Sequence[int] = ()

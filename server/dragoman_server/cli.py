@@ -122,6 +122,14 @@ def run(
             help="Texts of one stream that are translated or wait for the caller to read the result.",
         ),
     ] = _DEFAULTS.limits.max_exchange_in_flight,
+    max_attention_bytes: Annotated[
+        int,
+        typer.Option(
+            envvar="DRAGOMAN_MAX_ATTENTION_BYTES",
+            rich_help_panel=_LIMITS,
+            help="Bytes of the attention weights in one answer, as they are sent.",
+        ),
+    ] = _DEFAULTS.limits.max_attention_bytes,
     max_message_bytes: Annotated[
         int,
         typer.Option(
@@ -156,6 +164,7 @@ def run(
             max_inputs=max_inputs,
             max_text_characters=max_text_characters,
             max_exchange_in_flight=max_exchange_in_flight,
+            max_attention_bytes=max_attention_bytes,
             max_message_bytes=max_message_bytes,
         ),
     )

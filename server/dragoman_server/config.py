@@ -52,6 +52,9 @@ class InputLimits:
     """Texts of one stream that are translated or wait for the caller to read the result. The
     stream is read no further, so this bounds the memory a slow reader takes."""
 
+    max_attention_bytes: int = 256 << 20
+    """Bytes of the attention weights in one answer, as they are sent."""
+
     max_message_bytes: int = 4 << 20
     """Bytes of one request message, and of what a compressed one unpacks to."""
 
@@ -101,6 +104,7 @@ def validate(config: Config) -> None:
         "max_inputs": (config.limits.max_inputs, 1, 1_000_000),
         "max_text_characters": (config.limits.max_text_characters, 1, 10_000_000),
         "max_exchange_in_flight": (config.limits.max_exchange_in_flight, 1, 1_000_000),
+        "max_attention_bytes": (config.limits.max_attention_bytes, 1024, 2**40),
         # Protobuf and gRPC count in signed 32 bits.
         "max_message_bytes": (config.limits.max_message_bytes, 1024, 2**31 - 1),
         "shutdown_grace_seconds": (config.shutdown_grace_seconds, 0, 86_400),

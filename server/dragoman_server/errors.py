@@ -5,6 +5,7 @@
     ├── MalformedMessageError     the bytes of a request are not the message they should be
     ├── UnsupportedLanguageError  the model does not translate this pair; names the pairs there are
     ├── ModelNotFoundError        no such model
+    ├── NoAttentionError          the model's bundle has no attention graph
     ├── QueueFullError            too much is waiting; says when to try again
     ├── DeadlineError             the caller's deadline passed before the work was done
     ├── DrainingError             the server is stopping and takes no new work
@@ -64,6 +65,10 @@ class ModelNotFoundError(DragomanError):
     def __init__(self, model: str, description: str) -> None:
         super().__init__(description)
         self.model = model
+
+
+class NoAttentionError(DragomanError):
+    """What is asked for needs the attention graph, which the bundle of this model does not have."""
 
 
 class QueueFullError(DragomanError):

@@ -96,6 +96,12 @@ class Metrics:
             ("reason",),
             registry=self.registry,
         )
+        self._suspect_translations = Counter(
+            "dragoman_suspect_translations_total",
+            "Segments whose translation is unusual, of those whose signals were asked for, by what is.",
+            ("suspicion",),
+            registry=self.registry,
+        )
         self._cancelled = Counter(
             "dragoman_cancelled_total",
             "Segments given up unfinished, by reason: the caller left, or its deadline passed.",
@@ -133,6 +139,10 @@ class Metrics:
     def observe_rejection(self, reason: str) -> None:
         """Counts an RPC that was answered with an error; `reason` must be one of a bounded set."""
         self._rejected.labels(reason).inc()
+
+    def observe_suspicion(self, suspicion: str) -> None:
+        """Counts a segment whose translation is suspect; `suspicion` must be one of a bounded set."""
+        self._suspect_translations.labels(suspicion).inc()
 
     def observe_step(self, step: StepReport) -> None:
         """Counts a step of the engine."""

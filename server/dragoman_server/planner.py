@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from dragoman_server.bundle.manifest import Manifest
-from dragoman_server.calls import CallContext, ScoreInput, TextInput, TranslateConfig
+from dragoman_server.calls import CallContext, Pair, TextInput, TranslateConfig
 from dragoman_server.config import InputLimits
 from dragoman_server.decoding_options import Decoding, resolve, unknown_enum_value
 from dragoman_server.engine.sequence import Priority, Request
@@ -174,9 +174,9 @@ class Planner:
         target_prefix_ids = tuple(self._tokenizer.encode_target(target_prefix)) if target_prefix else ()
         violations = [
             *self._over_segments(segmented, path),
-            *self._over_tokens(segmented, plan, path),
+            *self._over_tokens(segmented, plan, f"{path}.text"),
             *_prefix_violations(segmented, target_prefix_ids, plan, path),
-            *_length_violations(segmented, plan, path),
+            *_length_violations(segmented, plan, f"{path}.text"),
         ]
         if violations:
             return InvalidInputError(*violations)
@@ -193,56 +193,82 @@ class Planner:
         ]
         return PlannedText(segmented, requests)
 
-    # -- targets to score ----------------------------------------------------------------------
+    # -- pairs of source and target ------------------------------------------------------------
 
-    def plan_scores(self, inputs: Sequence[ScoreInput], plan: Plan) -> list[PlannedText | InvalidInputError]:
-        """The one request of every pair, or what is wrong with it.
+    def plan_scores(self, inputs: Sequence[Pair], plan: Plan) -> list[PlannedText | InvalidInputError]:
+        """The one request of every pair, which forces its target, or what is wrong with it.
+
+        Raises:
+            InvalidInputError: there are more pairs than can ever queue.
+        """
+
+        def planned(pair: Pair, path: str) -> PlannedText | InvalidInputError:
+            if pair.target is None:
+                fault = FieldViolation(f"{path}target", "is required: a text or token ids", "REQUIRED_FIELD")
+                return InvalidInputError(fault)
+            return self.plan_pair(pair, plan, path)
+
+        return self._within_one_call(planned(pair, f"inputs[{index}].") for index, pair in enumerate(inputs))
+
+    def plan_alignments(self, inputs: Sequence[Pair], plan: Plan) -> list[PlannedText | InvalidInputError]:
+        """The one request of every pair, which forces or decodes its target, or what is wrong with it.
 
         Raises:
             InvalidInputError: there are more pairs than can ever queue.
         """
         return self._within_one_call(
-            self._plan_score(score_input, plan, f"inputs[{index}]") for index, score_input in enumerate(inputs)
+            self.plan_pair(pair, plan, f"inputs[{index}].", must_spell=True) for index, pair in enumerate(inputs)
         )
 
-    def _plan_score(self, score_input: ScoreInput, plan: Plan, path: str) -> PlannedText | InvalidInputError:
-        target = score_input.target
+    def plan_pair(
+        self, pair: Pair, plan: Plan, path: str, *, must_spell: bool = False
+    ) -> PlannedText | InvalidInputError:
+        """The one request of a pair, or what is wrong with it.
+
+        Args:
+            pair: without a target it is decoded.
+            plan: of the call.
+            path: what stands before the names of the pair's fields in the request.
+            must_spell: whether a target text is refused where the vocabulary has no word for a part of it.
+        """
+        target = pair.target
         violations = [
-            *self._over_characters(score_input.text, f"{path}.text"),
-            *self._over_characters(target if isinstance(target, str) else "", f"{path}.target_text"),
+            *self._over_characters(pair.text, f"{path}text"),
+            *self._over_characters(target if isinstance(target, str) else "", f"{path}target_text"),
         ]
         if violations:
             return InvalidInputError(*violations)
-        segmented = self._segmented(score_input.text, plan)
-        violations = [*self._over_tokens(segmented, plan, path)]
-        if len(segmented.segments) != 1:
-            description = f"has {len(segmented.segments)} lines that are not blank, must have exactly 1"
-            violations.append(FieldViolation(f"{path}.text", description, "NOT_ONE_SEGMENT"))
+        segmented = self._segmented(pair.text, plan)
+        violations = [*self._over_tokens(segmented, plan, f"{path}text"), *_not_one_segment(segmented, f"{path}text")]
+        target_ids: tuple[int, ...] = ()
         if isinstance(target, str):
             target_ids = (*self._tokenizer.encode_target(target), self._manifest.eos_token_id)
-            field = f"{path}.target_text"
+            violations += self._target_violations(target_ids, f"{path}target_text")
+            if must_spell and self._tokenizer.unknown_id in target_ids:
+                description = "has characters that the model's vocabulary cannot spell"
+                violations.append(FieldViolation(f"{path}target_text", description, "UNKNOWN_PIECE"))
+        elif target is not None:
+            target_ids = tuple(target)
+            violations += self._token_id_violations(target_ids, f"{path}target_token_ids")
+            violations += self._target_violations(target_ids, f"{path}target_token_ids")
         else:
-            target_ids = tuple(target or ())
-            field = f"{path}.target_token_ids" if target is not None else f"{path}.target"
-            violations += self._token_id_violations(target, field)
-        most = self._manifest.limits.max_target_tokens
-        if len(target_ids) > most:
-            violations.append(
-                FieldViolation(
-                    field, f"has {len(target_ids)} tokens; the model takes at most {most}", "TARGET_TOO_LONG"
-                )
-            )
+            violations += _length_violations(segmented, plan, f"{path}text")
         if violations:
             return InvalidInputError(*violations)
-        source_ids = self._source_ids(segmented.segments[0], plan)
-        # All of the target is forced: nothing is left to search.
-        request = Request(source_ids, len(target_ids), plan.deadline, plan.decoding.search, target_ids, plan.priority)
+        (source,) = segmented.segments
+        # Where all of the target is forced, nothing is left to search.
+        num_tokens = len(target_ids) or plan.max_target_tokens(source)
+        source_ids, search = self._source_ids(source, plan), plan.decoding.search
+        request = Request(source_ids, num_tokens, plan.deadline, search, target_ids, plan.priority)
         return PlannedText(segmented, [request])
 
-    def _token_id_violations(self, token_ids: Sequence[int] | None, field: str) -> Iterator[FieldViolation]:
-        if token_ids is None:
-            yield FieldViolation(field, "is required: a text or token ids", "REQUIRED_FIELD")
-            return
+    def _target_violations(self, target_ids: Sequence[int], field: str) -> Iterator[FieldViolation]:
+        most = self._manifest.limits.max_target_tokens
+        if len(target_ids) > most:
+            description = f"has {len(target_ids)} tokens; the model takes at most {most}"
+            yield FieldViolation(field, description, "TARGET_TOO_LONG")
+
+    def _token_id_violations(self, token_ids: Sequence[int], field: str) -> Iterator[FieldViolation]:
         if not token_ids:
             yield FieldViolation(field, "is empty, must have at least one id", "NO_TARGET_TOKENS")
         size, eos = self._manifest.architecture.vocabulary_size, self._manifest.eos_token_id
@@ -256,7 +282,7 @@ class Planner:
             description = f"has end-of-sentence ({eos}) at index {index}, which only the last may be"
             yield FieldViolation(field, description, "TOKENS_AFTER_END")
 
-    # -- what both need ------------------------------------------------------------------------
+    # -- what all need ------------------------------------------------------------------------
 
     def _within_one_call(
         self, planned: Iterable[PlannedText | InvalidInputError]
@@ -293,13 +319,13 @@ class Planner:
             description = f"has {num_segments} segments, may have at most {self._max_segments}"
             yield FieldViolation(f"{path}.text", description, "TOO_MANY_SEGMENTS")
 
-    def _over_tokens(self, text: SegmentedText, plan: Plan, path: str) -> Iterator[FieldViolation]:
+    def _over_tokens(self, text: SegmentedText, plan: Plan, field: str) -> Iterator[FieldViolation]:
         most = self._manifest.limits.max_source_tokens
         for source in text.segments:
             num_tokens = len(source.token_ids) + plan.num_specials
             if num_tokens > most:
                 yield FieldViolation(
-                    f"{path}.text",
+                    field,
                     f"characters {source.begin} to {source.end} are one segment of {num_tokens} "
                     f"tokens; the model takes at most {most}",
                     "SEGMENT_TOO_LONG",
@@ -323,6 +349,12 @@ def _config_violations(config: TranslateConfig) -> Iterator[FieldViolation]:
         yield unknown_enum_value("priority", config.priority)
 
 
+def _not_one_segment(text: SegmentedText, field: str) -> Iterator[FieldViolation]:
+    if (num_segments := len(text.segments)) != 1:
+        description = f"has {num_segments} lines that are not blank, must have exactly 1"
+        yield FieldViolation(field, description, "NOT_ONE_SEGMENT")
+
+
 def _prefix_violations(
     text: SegmentedText, target_prefix_ids: Sequence[int], plan: Plan, path: str
 ) -> Iterator[FieldViolation]:
@@ -339,14 +371,14 @@ def _prefix_violations(
         yield FieldViolation(field, description, "TARGET_PREFIX_TOO_LONG")
 
 
-def _length_violations(text: SegmentedText, plan: Plan, path: str) -> Iterator[FieldViolation]:
+def _length_violations(text: SegmentedText, plan: Plan, field: str) -> Iterator[FieldViolation]:
     """Where `max_length_ratio` leaves a segment less than `min_target_tokens`."""
     least = plan.decoding.search.min_target_tokens
     for source in text.segments:
         most = plan.max_target_tokens(source)
         if most < least:
             yield FieldViolation(
-                f"{path}.text",
+                field,
                 f"characters {source.begin} to {source.end} may have {most} target tokens by max_length_ratio; "
                 f"min_target_tokens is {least}",
                 "SEGMENT_TOO_SHORT",

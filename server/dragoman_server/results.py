@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from dragoman_server.engine.sequence import Completion, Hypothesis
 from dragoman_server.errors import DragomanError, InvalidInputError
 from dragoman_server.planner import PlannedText
+from dragoman_server.signals import Signals
 from dragoman_server.text.tokenizer import TextCodec
 
 # Bytes of a character that is not complete are decoded to these.
@@ -29,6 +30,7 @@ class TranslatedSegment:
     end: int
     num_source_tokens: int  # with language tag and end-of-sentence
     candidates: Sequence[Candidate]
+    signals: Signals | None = None  # of the first
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,8 +95,13 @@ class ScoreOutcome:
     model: str  # name@version
 
 
-def translated_text(planned: PlannedText, completions: Sequence[Completion], tokenizer: TextCodec) -> TranslatedText:
-    """The translation of an input, from those of its segments in order."""
+def translated_text(
+    planned: PlannedText,
+    completions: Sequence[Completion],
+    tokenizer: TextCodec,
+    signals: Sequence[Signals | None] = (),
+) -> TranslatedText:
+    """The translation of an input, from those of its segments in order, and their signals where there are any."""
     text = planned.text
     segments = [
         TranslatedSegment(
@@ -102,8 +109,11 @@ def translated_text(planned: PlannedText, completions: Sequence[Completion], tok
             source.end,
             len(request.source_ids),
             [_candidate(hypothesis, tokenizer) for hypothesis in completion.hypotheses],
+            of_segment,
         )
-        for source, request, completion in zip(text.segments, planned.requests, completions, strict=True)
+        for source, request, completion, of_segment in zip(
+            text.segments, planned.requests, completions, signals or (None,) * len(completions), strict=True
+        )
     ]
     return TranslatedText(
         text.rejoin([segment.candidates[0].text for segment in segments]),

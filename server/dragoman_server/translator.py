@@ -4,26 +4,31 @@ Knows neither gRPC nor protobuf, so that any front end can host it.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from functools import partial
-from typing import Protocol, TypeVar
 
+from dragoman_server.attention.observer import Observer
 from dragoman_server.bundle.manifest import Manifest
 from dragoman_server.calls import (
     CallContext,
     ExchangeInput,
+    Pair,
     ScoreCall,
-    ScoreInput,
     StreamCall,
     TextInput,
     TranslateCall,
     TranslateConfig,
 )
 from dragoman_server.config import InputLimits
-from dragoman_server.engine.sequence import Completion, Request
-from dragoman_server.errors import DragomanError, FieldViolation, InferenceError, InvalidInputError, QueueFullError
+from dragoman_server.engine.sequence import Completion
+from dragoman_server.errors import (
+    DragomanError,
+    FieldViolation,
+    InferenceError,
+    InvalidInputError,
+    NoAttentionError,
+    QueueFullError,
+)
 from dragoman_server.exchange import exchange
 from dragoman_server.planner import Plan, PlannedText, Planner, check_deadline
 from dragoman_server.results import (
@@ -37,39 +42,12 @@ from dragoman_server.results import (
     scored_target,
     translated_text,
 )
+from dragoman_server.signals import Signals
+from dragoman_server.submission import SegmentEngine, TextThreads, submitted
 from dragoman_server.text.tokenizer import TextCodec
-
-_T = TypeVar("_T")
-
-# Tokenizing takes about a microsecond for ten characters, a thread switch under load some
-# hundred: only what would hold up other calls for longer leaves the event loop.
-_MAX_CHARACTERS_ON_LOOP = 2_000
 
 # The id of an input stays in memory for as long as the input does.
 _MAX_ID_CHARACTERS = 256
-
-
-class SegmentEngine(Protocol):
-    """What the translator needs of the engine."""
-
-    def submit(
-        self,
-        requests: Sequence[Request],
-        caller: object = None,
-        on_progress: Callable[[int, tuple[int, ...]], None] | None = None,
-    ) -> list[Future[Completion]]:
-        """Queues all requests or none, without blocking. Cancelling a future withdraws it.
-
-        Args:
-            requests: each is answered by the future at the same place.
-            caller: requests of the same caller take turns with those of others.
-            on_progress: called on another thread with the index of a request and the ids that
-                its target is now certain to begin with.
-
-        Raises:
-            QueueFullError: there is no room for all of them.
-            EngineDeadError: the engine has ended.
-        """
 
 
 class Translator:
@@ -93,6 +71,7 @@ class Translator:
         max_segments: how many segments a call may have; more than the engine can queue would
             be refused for ever.
         max_rows: how many rows the engine decodes together.
+        observer: gives signals; None where the model has no attention graph.
     """
 
     def __init__(
@@ -104,17 +83,19 @@ class Translator:
         limits: InputLimits,
         max_segments: int,
         max_rows: int,
+        observer: Observer | None = None,
     ) -> None:
         self._planner = Planner(manifest, resource_name, tokenizer, limits, max_segments, max_rows)
         self._resource_name = resource_name
         self._tokenizer = tokenizer
         self._engine = engine
         self._max_in_flight = limits.max_exchange_in_flight
-        self._threads = ThreadPoolExecutor(max_workers=2, thread_name_prefix="dragoman-text")
+        self._observer = observer
+        self._threads = TextThreads()
 
     def close(self) -> None:
         """Ends the threads. Calls still in flight fail."""
-        self._threads.shutdown(cancel_futures=True)
+        self._threads.close()
 
     # -- methods of the API --------------------------------------------------------------------
 
@@ -124,18 +105,24 @@ class Translator:
         A text at fault gets its error as result and does not disturb the others.
         """
         plan = self._planner.plan(call.config, context, len(call.inputs))
+        if call.include_signals and self._observer is None:
+            raise NoAttentionError("the model's bundle has no attention graph, and without it there are no signals")
         num_characters = sum(map(_num_characters, call.inputs))
-        texts = await self._run(num_characters, partial(self._planner.plan_texts, call.inputs, plan))
-        completions = await self._decode(texts, context)
+        texts = await self._threads.run(num_characters, partial(self._planner.plan_texts, call.inputs, plan))
+        signals: list[Sequence[Signals]] = [()] * len(texts)
+        if call.include_signals and self._observer is not None:
+            completions, signals = await self._observed(self._observer, texts, context)
+        else:
+            completions = await self._decode(texts, context)
 
         def results() -> list[TranslatedText | InvalidInputError]:
             return [
-                text if isinstance(text, InvalidInputError) else translated_text(text, own, self._tokenizer)
-                for text, own in zip(texts, completions, strict=True)
+                text if isinstance(text, InvalidInputError) else translated_text(text, own, self._tokenizer, of_text)
+                for text, own, of_text in zip(texts, completions, signals, strict=True)
             ]
 
         num_hypotheses = plan.decoding.search.num_hypotheses
-        return TranslateOutcome(await self._run(num_characters * num_hypotheses, results), self._resource_name)
+        return TranslateOutcome(await self._threads.run(num_characters * num_hypotheses, results), self._resource_name)
 
     async def stream(
         self, call: StreamCall, context: CallContext, send: Callable[[str], Awaitable[None]]
@@ -164,7 +151,7 @@ class Translator:
                 answer.exception()  # may come when another has failed already and nobody asks
 
         growing = GrowingText(planned.text.separators(), self._tokenizer.decode)
-        with self._submitted(planned.requests, on_progress=on_progress) as answers:
+        with submitted(self._engine, planned.requests, on_progress=on_progress) as answers:
             for answer in answers:
                 answer.add_done_callback(on_answer)
             while True:
@@ -217,7 +204,7 @@ class Translator:
             try:
                 planned = await self._planned(message.input, plan, "input")
                 check_deadline(context)
-                with self._submitted(planned.requests, caller) as answers:
+                with submitted(self._engine, planned.requests, caller) as answers:
                     completions = await asyncio.gather(*answers)
                 result = await self._translated(message.input, plan, planned, completions)
             except (InvalidInputError, QueueFullError, InferenceError) as error:
@@ -233,7 +220,7 @@ class Translator:
         """
         plan = self._planner.plan(call.config, context, len(call.inputs), options_path="")
         num_characters = sum(map(_num_characters, call.inputs))
-        pairs = await self._run(num_characters, partial(self._planner.plan_scores, call.inputs, plan))
+        pairs = await self._threads.run(num_characters, partial(self._planner.plan_scores, call.inputs, plan))
         completions = await self._decode(pairs, context)
 
         def results() -> list[ScoredTarget | InvalidInputError]:
@@ -242,12 +229,13 @@ class Translator:
                 for pair, own in zip(pairs, completions, strict=True)
             ]
 
-        return ScoreOutcome(await self._run(num_characters, results), self._resource_name)
+        return ScoreOutcome(await self._threads.run(num_characters, results), self._resource_name)
 
     # -- steps ---------------------------------------------------------------------------------
 
     async def _planned(self, text_input: TextInput, plan: Plan, path: str) -> PlannedText:
-        planned = await self._run(_num_characters(text_input), partial(self._planner.plan_text, text_input, plan, path))
+        work = partial(self._planner.plan_text, text_input, plan, path)
+        planned = await self._threads.run(_num_characters(text_input), work)
         if isinstance(planned, InvalidInputError):
             raise planned
         return planned
@@ -258,40 +246,30 @@ class Translator:
         """The answers for the requests of every text; none for one that is at fault."""
         check_deadline(context)
         requests = [[] if isinstance(text, InvalidInputError) else text.requests for text in texts]
-        with self._submitted([request for own in requests for request in own]) as answers:
+        with submitted(self._engine, [request for own in requests for request in own]) as answers:
             completions = iter(await asyncio.gather(*answers))
         return [[next(completions) for _ in own] for own in requests]
 
-    @contextmanager
-    def _submitted(
-        self,
-        requests: Sequence[Request],
-        caller: object = None,
-        on_progress: Callable[[int, tuple[int, ...]], None] | None = None,
-    ) -> Iterator[list[asyncio.Future[Completion]]]:
-        """Queues requests; what is not answered at the end of the context is withdrawn."""
-        futures = self._engine.submit(requests, caller, on_progress) if requests else []
-        try:
-            yield [asyncio.wrap_future(future) for future in futures]
-        finally:
-            # Those that are done do not mind. The others are in vain: one has failed, or the
-            # caller has left.
-            for future in futures:
-                future.cancel()
+    async def _observed(
+        self, observer: Observer, texts: Sequence[PlannedText | InvalidInputError], context: CallContext
+    ) -> tuple[list[list[Completion]], list[Sequence[Signals]]]:
+        """The answers for the requests of every text, and their signals."""
+        num_segments = sum(0 if isinstance(text, InvalidInputError) else len(text.requests) for text in texts)
+        with observer.admitted(num_segments):
+            completions = await self._decode(texts, context)
+            signals = [
+                () if isinstance(text, InvalidInputError) else await observer.signals(text, own, context.deadline)
+                for text, own in zip(texts, completions, strict=True)
+            ]
+        return completions, signals
 
     async def _translated(
         self, text_input: TextInput, plan: Plan, planned: PlannedText, completions: Sequence[Completion]
     ) -> TranslatedText:
         num_characters = _num_characters(text_input) * plan.decoding.search.num_hypotheses
-        return await self._run(num_characters, partial(translated_text, planned, completions, self._tokenizer))
-
-    async def _run(self, num_characters: int, work: Callable[[], _T]) -> _T:
-        """Does what takes time with the size of the texts: in a thread where it is long."""
-        if num_characters <= _MAX_CHARACTERS_ON_LOOP:
-            return work()
-        return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+        return await self._threads.run(num_characters, partial(translated_text, planned, completions, self._tokenizer))
 
 
-def _num_characters(call_input: TextInput | ScoreInput) -> int:
+def _num_characters(call_input: TextInput | Pair) -> int:
     target = call_input.target_prefix if isinstance(call_input, TextInput) else call_input.target or ""
     return len(call_input.text) + len(target)

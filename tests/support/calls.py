@@ -6,8 +6,8 @@ from dataclasses import fields, replace
 from dragoman_server.calls import (
     CallContext,
     DecodingFields,
+    Pair,
     ScoreCall,
-    ScoreInput,
     TextInput,
     TranslateCall,
     TranslateConfig,
@@ -36,7 +36,7 @@ def call(*texts: str | TextInput, **values: object) -> TranslateCall:
 
 
 def score_call(*pairs: tuple[str, str | Sequence[int] | None], **values: object) -> ScoreCall:
-    inputs = [ScoreInput(text, target) for text, target in pairs]
+    inputs = [Pair(text, target) for text, target in pairs]
     return ScoreCall(inputs, config(segmentation=Segmentation.LINE, **values))
 
 

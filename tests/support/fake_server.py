@@ -13,7 +13,8 @@ from google.protobuf.message import Message
 from google.rpc import status_pb2
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
-from dragoman.v1 import translation_pb2, translation_pb2_grpc
+from dragoman.v1 import attention_pb2_grpc, translation_pb2, translation_pb2_grpc
+from dragoman.v1.attention_pb2 import AlignRequest, AlignResponse, GetAttentionRequest, GetAttentionResponse
 from dragoman.v1.translation_pb2 import (
     ExchangeTranslationsRequest,
     ExchangeTranslationsResponse,
@@ -26,8 +27,9 @@ from dragoman.v1.translation_pb2 import (
     TranslateResponse,
     TranslationResult,
 )
+from support import fake_attention
 
-MODEL = "default@0123456789ab"
+MODEL = fake_attention.MODEL
 
 Handler = Callable[[TranslateRequest, grpc.ServicerContext], TranslateResponse]
 StreamHandler = Callable[[StreamTranslationRequest, grpc.ServicerContext], Iterator[StreamTranslationResponse]]
@@ -35,6 +37,8 @@ ExchangeHandler = Callable[
     [Iterator[ExchangeTranslationsRequest], grpc.ServicerContext], Iterator[ExchangeTranslationsResponse]
 ]
 ScoreHandler = Callable[[ScoreRequest, grpc.ServicerContext], ScoreResponse]
+AttentionHandler = Callable[[GetAttentionRequest, grpc.ServicerContext], Iterator[GetAttentionResponse]]
+AlignHandler = Callable[[AlignRequest, grpc.ServicerContext], AlignResponse]
 
 
 def translated(text: str) -> TranslationResult:
@@ -121,7 +125,7 @@ def scored(request: ScoreRequest, context: grpc.ServicerContext) -> ScoreRespons
     return response
 
 
-class FakeServer(translation_pb2_grpc.TranslationServiceServicer):
+class FakeServer(translation_pb2_grpc.TranslationServiceServicer, attention_pb2_grpc.AttentionServiceServicer):
     """Answers by its handlers, which a test may replace, and records the requests."""
 
     def __init__(self) -> None:
@@ -129,16 +133,21 @@ class FakeServer(translation_pb2_grpc.TranslationServiceServicer):
         self.stream_handler: StreamHandler = upper_stream
         self.exchange_handler: ExchangeHandler = upper_exchange
         self.score_handler: ScoreHandler = scored
+        self.attention_handler: AttentionHandler = fake_attention.attend
+        self.align_handler: AlignHandler = fake_attention.align
         self.requests: list[TranslateRequest] = []
         self.stream_requests: list[StreamTranslationRequest] = []
         self.exchange_requests: list[ExchangeTranslationsRequest] = []
         self.score_requests: list[ScoreRequest] = []
+        self.attention_requests: list[GetAttentionRequest] = []
+        self.align_requests: list[AlignRequest] = []
         self.release = threading.Event()
         """Set at the end, for handlers that wait for the end of the test."""
         self.health = health.HealthServicer()
         self._lock = threading.Lock()
         self._server = grpc.server(futures.ThreadPoolExecutor(max_workers=8), options=[("grpc.so_reuseport", 0)])
         translation_pb2_grpc.add_TranslationServiceServicer_to_server(self, self._server)
+        attention_pb2_grpc.add_AttentionServiceServicer_to_server(self, self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self.health, self._server)
         self.address = f"127.0.0.1:{self._server.add_insecure_port('127.0.0.1:0')}"
 
@@ -172,6 +181,20 @@ class FakeServer(translation_pb2_grpc.TranslationServiceServicer):
         with self._lock:
             self.score_requests.append(request)
         return self.score_handler(request, context)
+
+    def GetAttention(
+        self, request: GetAttentionRequest, context: grpc.ServicerContext
+    ) -> Iterator[GetAttentionResponse]:
+        """Records the request and lets the handler answer."""
+        with self._lock:
+            self.attention_requests.append(request)
+        return self.attention_handler(request, context)
+
+    def Align(self, request: AlignRequest, context: grpc.ServicerContext) -> AlignResponse:
+        """Records the request and lets the handler answer."""
+        with self._lock:
+            self.align_requests.append(request)
+        return self.align_handler(request, context)
 
     def hang(self, request: TranslateRequest, context: grpc.ServicerContext) -> TranslateResponse:
         """The handler that never answers."""

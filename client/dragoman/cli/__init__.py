@@ -13,7 +13,8 @@ def main() -> None:
     command was called in a wrong way.
     """
     with require_extra("cli"):
-        from dragoman.cli.commands import app, describe
+        from dragoman.cli.answers import describe
+        from dragoman.cli.commands import app
     try:
         app(prog_name="dragoman")
     except (DragomanError, OSError) as error:

@@ -7,12 +7,15 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from itertools import zip_longest
 from pathlib import Path
-from typing import Annotated, BinaryIO, TypeVar, cast
+from typing import Annotated, BinaryIO, cast
 
 import typer
 
-from dragoman._channel import ADDRESS_VARIABLE, DEFAULT_ADDRESS
-from dragoman.cli.lines import count_lines, decode, groups, progress_bar
+from dragoman._channel import DEFAULT_ADDRESS
+from dragoman.cli import attention
+from dragoman.cli.answers import complaint, write_all
+from dragoman.cli.lines import count_lines, decode
+from dragoman.cli.options import Address, Model, PriorityName
 from dragoman.client import Client
 from dragoman.errors import DragomanError, InvalidArgumentError
 from dragoman.types import Priority, Score, TranslateOptions, Translation
@@ -25,29 +28,12 @@ _SEARCH = "Beam search"
 _SAMPLING = "Sampling"
 _CONSTRAINTS = "Constraints"
 
-_Item = TypeVar("_Item")
-_Result = TypeVar("_Result", Translation, Score)
-
 app = typer.Typer(
     help="Translate through a Dragoman server.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-
-Address = Annotated[
-    str,
-    typer.Option(
-        envvar=ADDRESS_VARIABLE,
-        metavar="HOST:PORT",
-        help="Address of the server.",
-        show_envvar=True,
-    ),
-]
-Model = Annotated[str, typer.Option("--model", help="Name of the model; default: that of the server.")]
-PriorityName = Annotated[
-    str, typer.Option("--priority", metavar="interactive|default|bulk", help="Who goes first where not all can.")
-]
 
 
 @app.command()
@@ -73,6 +59,12 @@ def translate(
     ] = False,
     is_streaming: Annotated[
         bool, typer.Option("--stream", help="Write each translation while it is decoded, one text after the other.")
+    ] = False,
+    show_signals: Annotated[
+        bool,
+        typer.Option(
+            "--signals", help="Say on standard error what looks wrong; with --json, all signals of attention."
+        ),
     ] = False,
     priority: PriorityName = "default",
     max_target_tokens: Annotated[
@@ -135,6 +127,8 @@ def translate(
         raise typer.BadParameter("--output would overwrite --input.")
     if is_streaming and as_json:
         raise typer.BadParameter("--stream writes text, not --json.")
+    if is_streaming and show_signals:
+        raise typer.BadParameter("--stream has no --signals.")
     options: TranslateOptions = {
         "model": model,
         "priority": cast(Priority, priority),
@@ -167,7 +161,13 @@ def translate(
         def translated(group: list[str]) -> list[Translation | DragomanError]:
             prefixes = None if target_prefix is None else [target_prefix] * len(group)
             return client.translate(
-                group, source=source, target=target, target_prefix=prefixes, errors="return", **options
+                group,
+                source=source,
+                target=target,
+                target_prefix=prefixes,
+                include_signals=show_signals,
+                errors="return",
+                **options,
             )
 
         def stream(text: str) -> Iterable[str]:
@@ -178,7 +178,9 @@ def translate(
         else:
             show = _translation_to_json if as_json else _text
             is_visible = output_file is not None
-            num_failed = _write_all(items, num_items, translated, show, out, as_json=as_json, is_visible=is_visible)
+            num_failed = write_all(
+                items, num_items, translated, show, out, as_json=as_json, is_visible=is_visible, remark=_suspicions
+            )
     if num_failed:
         raise typer.Exit(1)
 
@@ -230,9 +232,14 @@ def score(
             )
 
         show = _score_to_json if as_json else _number
-        num_failed = _write_all(pairs, None, scored, show, sys.stdout.buffer, as_json=as_json, is_visible=False)
+        num_failed = write_all(pairs, None, scored, show, sys.stdout.buffer, as_json=as_json, is_visible=False)
     if num_failed:
         raise typer.Exit(1)
+
+
+app.command()(attention.attention)
+app.command()(attention.align)
+app.command()(attention.attention_report)
 
 
 @app.command()
@@ -245,43 +252,8 @@ def health(address: Address = DEFAULT_ADDRESS) -> None:
         raise typer.Exit(1)
 
 
-def describe(error: Exception) -> str:
-    """The error in one line, with its status code where it has one."""
-    code = f"{error.code.name}: " if isinstance(error, DragomanError) else ""
-    return code + " ".join(str(error).split())
-
-
-def _write_all(
-    items: Iterable[_Item],
-    num_items: int | None,
-    answer: Callable[[list[_Item]], Iterable[_Result | DragomanError]],
-    show: Callable[[_Result], str],
-    out: BinaryIO,
-    *,
-    as_json: bool,
-    is_visible: bool,
-) -> int:
-    """Writes a line for every item, and to standard error what failed; returns how many did."""
-    num_done = num_failed = 0
-    with progress_bar(visible=is_visible) as progress:
-        task = progress.add_task("Working", total=num_items)
-        for group in groups(items):
-            for result in answer(group):
-                num_done += 1
-                if isinstance(result, DragomanError):
-                    num_failed += 1
-                    progress.console.print(_complaint(num_done, result))
-                    line = _error_to_json(result) if as_json else ""
-                else:
-                    line = show(result)
-                out.write(line.encode() + b"\n")
-            out.flush()
-            progress.update(task, completed=num_done)
-    return num_failed
-
-
 def _stream_all(items: Iterable[str], stream: Callable[[str], Iterable[str]], out: BinaryIO) -> int:
-    """Writes a line for every text, piece by piece; otherwise as `_write_all`."""
+    """Writes a line for every text, piece by piece; otherwise as `write_all`."""
     num_failed = 0
     for number, text in enumerate(items, start=1):
         try:
@@ -290,15 +262,10 @@ def _stream_all(items: Iterable[str], stream: Callable[[str], Iterable[str]], ou
                 out.flush()
         except DragomanError as error:
             num_failed += 1
-            typer.echo(_complaint(number, error), err=True)
+            typer.echo(complaint(number, error), err=True)
         out.write(b"\n")
         out.flush()
     return num_failed
-
-
-def _complaint(number: int, error: DragomanError) -> str:
-    error.input_index = None  # of the group, and of no interest here
-    return f"dragoman: line {number}: {describe(error)}"
 
 
 def _pairs(sources: Iterable[str], targets: Iterable[str]) -> Iterator[tuple[str, str]]:
@@ -313,6 +280,12 @@ def _text(result: Translation) -> str:
     return result.text
 
 
+def _suspicions(result: Translation) -> str:
+    """What looks wrong, where it was asked for; empty for most translations."""
+    signals = [segment.signals for segment in result.segments if segment.signals]
+    return ", ".join(dict.fromkeys(suspicion for each in signals for suspicion in each.suspicions))
+
+
 def _number(result: Score) -> str:
     return str(result.score)
 
@@ -324,8 +297,3 @@ def _translation_to_json(result: Translation) -> str:
 
 def _score_to_json(result: Score) -> str:
     return json.dumps(dataclasses.asdict(result), ensure_ascii=False)
-
-
-def _error_to_json(error: DragomanError) -> str:
-    value = {"code": error.code.name, "reason": error.reason, "message": error.message}
-    return json.dumps({"error": value}, ensure_ascii=False)

@@ -22,8 +22,8 @@ def embedded_bundle() -> Path:
 
 
 def required_files(tokenizer: TokenizerKind) -> tuple[str, ...]:
-    """The files that every bundle with this kind of tokenizer has beside its manifest."""
-    return (ENCODER_FILE, DECODER_STEP_FILE, ATTENTION_FILE, WEIGHTS_FILE, *TOKENIZER_FILES[tokenizer])
+    """The files that every bundle with this kind of tokenizer has beside its manifest; it may have ATTENTION_FILE."""
+    return (ENCODER_FILE, DECODER_STEP_FILE, WEIGHTS_FILE, *TOKENIZER_FILES[tokenizer])
 
 
 def file_sha256(path: Path) -> str:
@@ -67,6 +67,11 @@ class Bundle:
     @property
     def resource_name(self) -> str:
         return f"{self.manifest.name}@{self.version}"
+
+    @property
+    def has_attention(self) -> bool:
+        """Whether there is an attention graph."""
+        return ATTENTION_FILE in self.manifest.files
 
     @property
     def tokenizer_path(self) -> Path:

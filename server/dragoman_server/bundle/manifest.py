@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import types
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
@@ -15,6 +16,9 @@ MAX_MANIFEST_BYTES = 16 << 20
 
 Precision = Literal["fp32", "int8"]
 TokenizerKind = Literal["sentencepiece", "marian"]  # one joint model; or Marian's two models and a vocabulary
+# From which row of cross-attention a target token is aligned: that of the step which emits it, or of the step which
+# reads it, one later (Shift-Att, Chen et al. 2020).
+AlignmentMethod = Literal["output_row", "shifted"]
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,15 @@ class Generation:
     length_penalty: float = 1.0  # the score is sum_logprob / num_tokens ** length_penalty
     early_stopping: bool = False  # whether to stop as soon as there are beam_size hypotheses
     suppressed_token_ids: tuple[int, ...] = ()  # never generated, whatever a caller says
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """From which cross-attention weights words are aligned where a caller does not say."""
+
+    method: AlignmentMethod
+    layer: int  # of the decoder, from 0
+    heads: tuple[int, ...]  # from 0; the mean of their weights is taken
 
 
 @dataclass(frozen=True)
@@ -94,6 +107,7 @@ class Manifest:
     files: dict[str, str]  # file name -> sha256, hex
     tokenizer: TokenizerKind = "sentencepiece"
     generation: Generation = field(default_factory=Generation)
+    alignment: Alignment | None = None  # None, or absent, where it was never tuned: see `default_alignment`
     format_version: int = FORMAT_VERSION
 
     def to_json(self) -> str:
@@ -136,6 +150,8 @@ class Manifest:
             if getattr(self, name) not in get_args(kinds):
                 raise ValueError(f"{name} is {getattr(self, name)!r}, must be one of {', '.join(get_args(kinds))}")
         self._check_generation()
+        if self.alignment is not None:
+            _check_alignment(self.alignment, self.architecture)
         for _, target in self.directions:
             if target not in self.source_prefix_ids:
                 raise ValueError(f"source_prefix_ids has no entry for target language {target!r}")
@@ -167,19 +183,50 @@ class Manifest:
                 )
 
 
+def default_alignment(architecture: Architecture) -> Alignment:
+    """For models that nobody tuned: shifted rows of all heads of the middle layer, the third of six.
+
+    It is the one of Chen et al. 2020, "Accurate Word Alignment Induction from Neural Machine Translation". Of an even
+    number of layers it is the earlier of the two in the middle.
+    """
+    layer = (architecture.num_decoder_layers - 1) // 2
+    return Alignment("shifted", layer, tuple(range(architecture.num_heads)))
+
+
+def _check_alignment(alignment: Alignment, architecture: Architecture) -> None:
+    if alignment.method not in get_args(AlignmentMethod):
+        methods = ", ".join(get_args(AlignmentMethod))
+        raise ValueError(f"alignment.method is {alignment.method!r}, must be one of {methods}")
+    if not 0 <= alignment.layer < architecture.num_decoder_layers:
+        last = architecture.num_decoder_layers - 1
+        raise ValueError(f"alignment.layer is {alignment.layer}, must be from 0 to {last}")
+    for head in alignment.heads:
+        if not 0 <= head < architecture.num_heads:
+            raise ValueError(f"alignment.heads has {head}, must be from 0 to {architecture.num_heads - 1}")
+    if len(set(alignment.heads)) != len(alignment.heads) or not alignment.heads:
+        raise ValueError(f"alignment.heads is {list(alignment.heads)}, must name at least one head, and each once")
+
+
 def _read(kind: Any, value: Any, path: str) -> Any:
-    """Builds `kind` (a dataclass, tuple, dict or scalar type) from parsed JSON, strictly."""
+    """Builds `kind` (a dataclass, tuple, dict, scalar type or `X | None`) from parsed JSON, strictly.
+
+    A field that may be None may be absent.
+    """
     origin: Any = get_origin(kind)
     arguments: tuple[Any, ...] = get_args(kind)
     name = path.rstrip(".") or "the manifest"
+    if origin is types.UnionType:
+        return None if value is None else _read(arguments[0], value, path)
     if dataclasses.is_dataclass(kind) and isinstance(kind, type):
         if not isinstance(value, dict):
             raise ValueError(f"{name} is not an object")
-        names = {f.name for f in dataclasses.fields(kind)}
+        fields = dataclasses.fields(kind)
+        names = {f.name for f in fields}
+        value = dict.fromkeys((f.name for f in fields if get_origin(f.type) is types.UnionType), None) | value
         if value.keys() != names:
             missing, unknown = sorted(names - value.keys()), sorted(value.keys() - names)
             raise ValueError(f"{name}: missing fields {missing}, unknown fields {unknown}")
-        return kind(**{f.name: _read(f.type, value[f.name], f"{path}{f.name}.") for f in dataclasses.fields(kind)})
+        return kind(**{f.name: _read(f.type, value[f.name], f"{path}{f.name}.") for f in fields})
     if origin is tuple:
         if not isinstance(value, list):
             raise ValueError(f"{name} is not a list")

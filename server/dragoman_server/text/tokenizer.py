@@ -12,12 +12,23 @@ from dragoman_server.bundle.bundle import TOKENIZER_FILES
 from dragoman_server.bundle.manifest import TokenizerKind
 from dragoman_server.errors import BundleError
 
+Span = tuple[int, int]  # [begin, end) in code points
+
 UNKNOWN, END_OF_SENTENCE, PADDING = "<unk>", "</s>", "<pad>"
+_SPACE = "\u2581"
 _TARGET_TOKEN = re.compile(r">>(.+)<<", re.DOTALL)
 
 
 class TextCodec(Protocol):
-    """What a tokenizer does. Thread-safe."""
+    """What a tokenizer does. Thread-safe.
+
+    Spans are what tokens stand for, in code points, without the white space around it; what is
+    empty stands for nothing, as the space that some tokenizers put before a text does. Where
+    several tokens stand for one character together, such as its bytes, each has all of it.
+    """
+
+    unknown_id: int
+    """What stands for text that the vocabulary cannot spell."""
 
     def encode(self, text: str) -> list[int]:
         """The ids of a source, without any specials. Empty where the rule drops all of it."""
@@ -30,6 +41,15 @@ class TextCodec(Protocol):
 
     def pieces(self, ids: Sequence[int]) -> list[str]:
         """The vocabulary entry of every id, with U+2581 for a preceding space."""
+
+    def is_control(self, token_id: int) -> bool:
+        """Whether an id is no part of any text, as a language tag or end-of-sentence."""
+
+    def spans(self, text: str) -> list[Span]:
+        """The part of the text that each id of `encode(text)` stands for, whatever was normalised."""
+
+    def target_spans(self, ids: Sequence[int]) -> list[Span]:
+        """The part of `decode(ids)` that each of the ids stands for."""
 
 
 def load_tokenizer(kind: TokenizerKind, folder: Path) -> TextCodec:
@@ -55,6 +75,7 @@ class Tokenizer:
             BundleError: the file is missing or not a SentencePiece model.
         """
         self._processor = _load_model(path)
+        self.unknown_id: int = self._processor.unk_id()
 
     def encode(self, text: str) -> list[int]:
         # Spelled out, so that defaults of the library cannot add a special or sample.
@@ -73,6 +94,17 @@ class Tokenizer:
     def pieces(self, ids: Sequence[int]) -> list[str]:
         pieces: list[str] = self._processor.IdToPiece(list(ids))
         return pieces
+
+    def is_control(self, token_id: int) -> bool:
+        return bool(self._processor.IsControl(token_id))
+
+    def spans(self, text: str) -> list[Span]:
+        return _source_spans(self._processor, text)
+
+    def target_spans(self, ids: Sequence[int]) -> list[Span]:
+        mapping = self._processor.Decode(list(ids), return_type="offset_mapping")
+        are_controls = [self.is_control(token_id) for token_id in ids]
+        return _tidy(mapping["text"], mapping["pieces"], mapping["offsets"], are_controls)
 
 
 class MarianTokenizer:
@@ -95,7 +127,7 @@ class MarianTokenizer:
         source, target, vocabulary = (folder / name for name in TOKENIZER_FILES["marian"])
         self._source, self._target = _load_model(source), _load_model(target)
         ids = read_vocabulary(vocabulary)
-        self._unknown_id = ids[UNKNOWN]
+        self.unknown_id = ids[UNKNOWN]
         self._text_ids = {piece: token_id for piece, token_id in ids.items() if not _is_control(piece)}
         self._pieces = {token_id: piece for piece, token_id in ids.items()}
 
@@ -110,16 +142,41 @@ class MarianTokenizer:
         pieces: list[str] = model.Encode(
             text, out_type=str, add_bos=False, add_eos=False, reverse=False, enable_sampling=False
         )
-        return [self._text_ids.get(piece, self._unknown_id) for piece in pieces]
+        return [self._text_ids.get(piece, self.unknown_id) for piece in pieces]
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of the ids; `<unk>` has none, like control symbols."""
         text: str = self._target.DecodePieces([piece for piece in self.pieces(ids) if not _is_control(piece)])
-        return text.replace("\u2581", " ").strip()
+        return text.replace(_SPACE, " ").strip()
 
     def pieces(self, ids: Sequence[int]) -> list[str]:
         # A model may have more rows than its vocabulary has entries.
         return [self._pieces.get(token_id, UNKNOWN) for token_id in ids]
+
+    def is_control(self, token_id: int) -> bool:
+        return _is_control(self._pieces.get(token_id, UNKNOWN))
+
+    def spans(self, text: str) -> list[Span]:
+        return _source_spans(self._source, text)
+
+    def target_spans(self, ids: Sequence[int]) -> list[Span]:
+        pieces = self.pieces(ids)
+        texts = [piece for piece in pieces if not _is_control(piece)]
+        if not texts:
+            return [(0, 0)] * len(pieces)
+        mapping = self._target.DecodePieces(texts, return_type="offset_mapping")
+        text = mapping["text"].replace(_SPACE, " ")
+        num_stripped, num_left = len(text) - len(text.lstrip()), len(text.strip())
+        of_texts = iter(_tidy(text, texts, mapping["offsets"], [False] * len(texts)))
+        spans: list[Span] = []
+        for piece in pieces:
+            if _is_control(piece):
+                end = spans[-1][1] if spans else 0
+                spans.append((end, end))
+            else:
+                begin, end = (min(max(offset - num_stripped, 0), num_left) for offset in next(of_texts))
+                spans.append((begin, end))
+        return spans
 
 
 def read_vocabulary(path: Path) -> dict[str, int]:
@@ -150,6 +207,34 @@ def target_language(piece: str) -> str | None:
 
 def _is_control(piece: str) -> bool:
     return piece in (UNKNOWN, END_OF_SENTENCE, PADDING) or target_language(piece) is not None
+
+
+def _source_spans(model: SentencePieceProcessor, text: str) -> list[Span]:
+    mapping = model.Encode(
+        text, return_type="offset_mapping", add_bos=False, add_eos=False, reverse=False, enable_sampling=False
+    )
+    return _tidy(text, mapping["pieces"], mapping["offsets"], [False] * len(mapping["pieces"]))
+
+
+def _tidy(text: str, pieces: Sequence[str], spans: Sequence[Span], are_controls: Sequence[bool]) -> list[Span]:
+    """SentencePiece's spans as `TextCodec` has them.
+
+    There a piece has the space before it, and of the pieces that a character becomes only the last has its span.
+    """
+    first = are_controls.index(False) if False in are_controls else -1
+    tidied: list[Span] = []
+    following = (len(text), len(text))
+    for index in reversed(range(len(pieces))):
+        begin, end = spans[index]
+        part = text[begin:end]
+        is_space_before_all = index == first and pieces[index] == _SPACE
+        if part.strip():
+            begin, end = begin + len(part) - len(part.lstrip()), end - len(part) + len(part.rstrip())
+            following = (begin, end)
+        elif begin == end == following[0] and not is_space_before_all and not are_controls[index]:
+            begin, end = following
+        tidied.append((begin, end))
+    return tidied[::-1]
 
 
 def _load_model(path: Path) -> SentencePieceProcessor:

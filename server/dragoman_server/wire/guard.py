@@ -92,19 +92,26 @@ class Guard(grpc.aio.ServerInterceptor):
         def count(code: grpc.StatusCode) -> None:
             self._metrics.observe_request(method, code.name, time.monotonic() - started)
 
+        def count_departure() -> None:
+            """The caller has left. The context does not tell why, so the clock must."""
+            elapsed = time.monotonic() - started
+            is_late = remaining is not None and elapsed + _DEADLINE_SLACK_SECONDS >= remaining
+            count(grpc.StatusCode.DEADLINE_EXCEEDED if is_late else grpc.StatusCode.CANCELLED)
+
         try:
             result = await answer()
         except asyncio.CancelledError:
             task = asyncio.current_task()
             if task is not None and task.cancelling():
-                # The caller has left. The context does not tell why, so the clock must.
-                elapsed = time.monotonic() - started
-                is_late = remaining is not None and elapsed + _DEADLINE_SLACK_SECONDS >= remaining
-                count(grpc.StatusCode.DEADLINE_EXCEEDED if is_late else grpc.StatusCode.CANCELLED)
+                count_departure()
                 raise  # a cancellation that is swallowed leaks
             # Something of ours was cancelled under the call. Passed on, it would leave the
             # caller without an answer.
             status = status_of(DrainingError("the server gave up this call; it may be repeated"))
+        except grpc.aio.InternalError as error:
+            # So a write fails whose caller leaves meanwhile; that cancels the handler too, but later.
+            count_departure()
+            raise asyncio.CancelledError from error
         except grpc.aio.AbortError:
             count(context.code())
             raise

@@ -2,8 +2,9 @@
 
 from collections.abc import Iterator, Sequence
 
+from dragoman.v1 import attention_pb2
 from dragoman.v1 import translation_pb2 as pb
-from dragoman_server.calls import DecodingFields, ExchangeInput, ScoreInput, TextInput, TranslateConfig
+from dragoman_server.calls import DecodingFields, ExchangeInput, Pair, TextInput, TranslateConfig
 from dragoman_server.engine.sequence import FinishReason, Hypothesis
 from dragoman_server.errors import DragomanError
 from dragoman_server.results import (
@@ -14,29 +15,42 @@ from dragoman_server.results import (
     TranslatedText,
     TranslateOutcome,
 )
+from dragoman_server.signals import Signals, Suspicion
 from dragoman_server.wire.status import status_of
 
-_FINISH_REASONS = {
+_TranslationConfig = pb.TranslateRequest | pb.StreamTranslationRequest | pb.ExchangeConfig
+
+FINISH_REASONS = {
     FinishReason.STOP: pb.FINISH_REASON_STOP,
     FinishReason.LENGTH: pb.FINISH_REASON_LENGTH,
+}
+_SUSPICIONS = {
+    Suspicion.UNCOVERED: pb.SUSPICION_UNCOVERED,
+    Suspicion.DETACHED: pb.SUSPICION_DETACHED,
+    Suspicion.REPETITIVE: pb.SUSPICION_REPETITIVE,
+    Suspicion.LENGTH: pb.SUSPICION_LENGTH,
+    Suspicion.CUT_OFF: pb.SUSPICION_CUT_OFF,
 }
 
 
 # -- requests ----------------------------------------------------------------------------------
 
 
-def read_config(message: pb.TranslateRequest | pb.StreamTranslationRequest | pb.ExchangeConfig) -> TranslateConfig:
+def read_config(message: _TranslationConfig) -> TranslateConfig:
     """What the messages that begin a translation have in common."""
-    # Of the options, those that are set: each has presence, or has no value that means anything.
-    options = {field.name: value for field, value in message.options.ListFields()}
     return TranslateConfig(
         message.source_language_code,
         message.target_language_code,
         message.model,
-        DecodingFields(**options),
+        read_options(message.options),
         message.segmentation,
         message.priority,
     )
+
+
+def read_options(message: pb.DecodingOptions) -> DecodingFields:
+    """The options that are set: each has presence, or has no value that means anything."""
+    return DecodingFields(**{field.name: value for field, value in message.ListFields()})
 
 
 def read_score_config(message: pb.ScoreRequest) -> TranslateConfig:
@@ -63,15 +77,15 @@ def read_exchange(message: pb.ExchangeTranslationsRequest) -> TranslateConfig | 
     return read_config(message.config)
 
 
-def read_score_input(message: pb.ScoreInput) -> ScoreInput:
+def read_pair(message: pb.ScoreInput | attention_pb2.AlignInput | attention_pb2.GetAttentionRequest) -> Pair:
     """A text and a translation of it."""
     match message.WhichOneof("target"):
         case "target_text":
-            return ScoreInput(message.text, message.target_text)
+            return Pair(message.text, message.target_text)
         case "target_token_ids":
-            return ScoreInput(message.text, tuple(message.target_token_ids.ids))
+            return Pair(message.text, tuple(message.target_token_ids.ids))
         case _:
-            return ScoreInput(message.text, None)
+            return Pair(message.text, None)
 
 
 # -- responses ---------------------------------------------------------------------------------
@@ -136,6 +150,18 @@ def _write_segment(message: pb.Segment, segment: TranslatedSegment) -> None:
     message.source_tokens = segment.num_source_tokens
     for candidate in segment.candidates:
         _write_hypothesis(message.hypotheses.add(), candidate)
+    if segment.signals is not None:
+        _write_signals(message.signals, segment.signals)
+
+
+def _write_signals(message: pb.Signals, signals: Signals) -> None:
+    message.source_coverage = signals.source_coverage
+    message.uncovered_spans.extend(pb.TextSpan(begin=begin, end=end) for begin, end in signals.uncovered_spans)
+    message.attention_entropy = signals.attention_entropy
+    message.end_of_sentence_share = signals.end_of_sentence_share
+    message.repetition = signals.repetition
+    message.length_ratio = signals.length_ratio
+    message.suspicions.extend(_SUSPICIONS[suspicion] for suspicion in signals.suspicions)
 
 
 def _write_hypothesis(message: pb.Hypothesis, candidate: Candidate) -> None:
@@ -143,7 +169,7 @@ def _write_hypothesis(message: pb.Hypothesis, candidate: Candidate) -> None:
     message.text = candidate.text
     message.sum_logprob = hypothesis.sum_logprob
     message.score = hypothesis.score
-    message.finish_reason = _FINISH_REASONS[hypothesis.finish_reason]
+    message.finish_reason = FINISH_REASONS[hypothesis.finish_reason]
     message.tokens.extend(_tokens(hypothesis, candidate.pieces))
 
 

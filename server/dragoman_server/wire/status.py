@@ -19,6 +19,7 @@ from dragoman_server.errors import (
     InvalidInputError,
     MalformedMessageError,
     ModelNotFoundError,
+    NoAttentionError,
     QueueFullError,
     UnsupportedLanguageError,
 )
@@ -46,6 +47,7 @@ CODES: Final[Mapping[type[DragomanError], Code]] = {
     MalformedMessageError: Code(grpc.StatusCode.INVALID_ARGUMENT, "MALFORMED_MESSAGE"),
     UnsupportedLanguageError: Code(grpc.StatusCode.NOT_FOUND, "UNSUPPORTED_LANGUAGE_PAIR"),
     ModelNotFoundError: Code(grpc.StatusCode.NOT_FOUND, "MODEL_NOT_FOUND"),
+    NoAttentionError: Code(grpc.StatusCode.FAILED_PRECONDITION, "NO_ATTENTION_GRAPH"),
     QueueFullError: Code(grpc.StatusCode.RESOURCE_EXHAUSTED, "QUEUE_FULL"),
     DeadlineError: Code(grpc.StatusCode.DEADLINE_EXCEEDED, "DEADLINE_EXCEEDED"),
     DrainingError: Code(grpc.StatusCode.UNAVAILABLE, "DRAINING"),

@@ -17,8 +17,8 @@ from dragoman_server.wire.messages import (
     read_config,
     read_exchange,
     read_input,
+    read_pair,
     read_score_config,
-    read_score_input,
     score_response,
     translate_response,
     write_translation,
@@ -26,7 +26,7 @@ from dragoman_server.wire.messages import (
 
 SERVICE_NAME = "dragoman.v1.TranslationService"
 
-_Context = grpc.aio.ServicerContext[Any, Any]
+Context = grpc.aio.ServicerContext[Any, Any]
 
 
 class TranslationServicer(translation_pb2_grpc.TranslationServiceServicer):
@@ -38,13 +38,14 @@ class TranslationServicer(translation_pb2_grpc.TranslationServiceServicer):
     def __init__(self, translator: Translator) -> None:
         self._translator = translator
 
-    async def Translate(self, request: pb.TranslateRequest, context: _Context) -> pb.TranslateResponse:
+    async def Translate(self, request: pb.TranslateRequest, context: Context) -> pb.TranslateResponse:
         """Translates a batch of texts."""
-        call = TranslateCall([read_input(message) for message in request.inputs], read_config(request))
-        return translate_response(await self._translator.translate(call, _call_context(context)))
+        inputs = [read_input(message) for message in request.inputs]
+        call = TranslateCall(inputs, read_config(request), request.include_signals)
+        return translate_response(await self._translator.translate(call, call_context(context)))
 
     async def StreamTranslation(  # type: ignore[override]
-        self, request: pb.StreamTranslationRequest, context: _Context
+        self, request: pb.StreamTranslationRequest, context: Context
     ) -> None:
         """Translates a text and sends it while it is decoded."""
 
@@ -52,13 +53,13 @@ class TranslationServicer(translation_pb2_grpc.TranslationServiceServicer):
             await context.write(pb.StreamTranslationResponse(delta=delta))
 
         call = StreamCall(read_input(request.input), read_config(request))
-        outcome = await self._translator.stream(call, _call_context(context), send)
+        outcome = await self._translator.stream(call, call_context(context), send)
         response = pb.StreamTranslationResponse(model=outcome.model)
         write_translation(response.translation, outcome.result)
         await context.write(response)
 
     async def ExchangeTranslations(  # type: ignore[override]
-        self, requests: AsyncIterator[pb.ExchangeTranslationsRequest], context: _Context
+        self, requests: AsyncIterator[pb.ExchangeTranslationsRequest], context: Context
     ) -> None:
         """Translates a stream of texts."""
 
@@ -69,15 +70,16 @@ class TranslationServicer(translation_pb2_grpc.TranslationServiceServicer):
         async def send(outcome: ExchangeOutcome) -> None:
             await context.write(exchange_response(outcome))
 
-        await self._translator.exchange(messages(), _call_context(context), send)
+        await self._translator.exchange(messages(), call_context(context), send)
 
-    async def Score(self, request: pb.ScoreRequest, context: _Context) -> pb.ScoreResponse:
+    async def Score(self, request: pb.ScoreRequest, context: Context) -> pb.ScoreResponse:
         """Gives the log-probabilities of given translations."""
-        call = ScoreCall([read_score_input(message) for message in request.inputs], read_score_config(request))
-        return score_response(await self._translator.score(call, _call_context(context)))
+        call = ScoreCall([read_pair(message) for message in request.inputs], read_score_config(request))
+        return score_response(await self._translator.score(call, call_context(context)))
 
 
-def _call_context(context: _Context) -> CallContext:
+def call_context(context: Context) -> CallContext:
+    """What is known of a call beside its messages."""
     remaining: float | None = context.time_remaining()
     # The deadline is one of the wall clock, which can be set; ours cannot.
     return CallContext(math.inf if remaining is None else time.monotonic() + remaining)

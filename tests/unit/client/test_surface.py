@@ -7,7 +7,7 @@ import pytest
 
 import dragoman
 from dragoman import AsyncClient, Client, errors, types
-from dragoman.v1 import translation_pb2
+from dragoman.v1 import attention_pb2, translation_pb2
 
 # Which method of the clients calls a method of the API.
 CLIENT_METHODS = {
@@ -15,6 +15,8 @@ CLIENT_METHODS = {
     "dragoman.v1.TranslationService.StreamTranslation": "stream",
     "dragoman.v1.TranslationService.ExchangeTranslations": "exchange",
     "dragoman.v1.TranslationService.Score": "score",
+    "dragoman.v1.AttentionService.GetAttention": "attention",
+    "dragoman.v1.AttentionService.Align": "align",
 }
 # What they return in the async client is to be iterated over, not awaited.
 ITERATORS = {"stream", "exchange"}
@@ -43,7 +45,8 @@ def test_every_type_and_exception_is_exported(module: object) -> None:
 def test_every_method_of_the_api_has_a_client_method() -> None:
     methods = {
         method.full_name
-        for service in translation_pb2.DESCRIPTOR.services_by_name.values()
+        for descriptor in (translation_pb2.DESCRIPTOR, attention_pb2.DESCRIPTOR)
+        for service in descriptor.services_by_name.values()
         for method in service.methods
     }
     assert methods == set(CLIENT_METHODS)
@@ -77,7 +80,7 @@ def test_every_value_of_an_enum_has_a_name(alias: str, prefix: str) -> None:
 def test_the_sdk_imports_without_extras() -> None:
     code = (
         "import sys, dragoman, dragoman.cli\n"
-        "print([m for m in ('numpy', 'onnxruntime', 'torch', 'typer', 'rich')"
+        "print([m for m in ('numpy', 'matplotlib', 'onnxruntime', 'torch', 'typer', 'rich')"
         " if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=30)

@@ -11,7 +11,15 @@ from typing import Any
 import pytest
 
 from dragoman_server.bundle.bundle import WEIGHTS_FILE, Bundle, embedded_bundle, file_sha256, required_files
-from dragoman_server.bundle.manifest import MANIFEST_FILE, Generation, Manifest, Precision
+from dragoman_server.bundle.manifest import (
+    MANIFEST_FILE,
+    Alignment,
+    Architecture,
+    Generation,
+    Manifest,
+    Precision,
+    default_alignment,
+)
 from dragoman_server.bundle.parity import replay
 from dragoman_server.engine.runner import OnnxRunner
 from dragoman_server.errors import BundleError
@@ -45,11 +53,30 @@ def put(*path_and_value: Any) -> Callable[[dict[str, Any]], None]:
     return edit
 
 
+def alignment(**changes: Any) -> dict[str, Any]:
+    """A valid alignment of the tiny model but for `changes`."""
+    return {"method": "shifted", "layer": 0, "heads": [0]} | changes
+
+
 def test_a_manifest_survives_being_written_and_read(tiny_bundles: dict[Precision, Bundle]) -> None:
     for bundle in tiny_bundles.values():
         for generation in (Generation(), Generation(6, 0.6, True, (0, 5))):
             manifest = dataclasses.replace(bundle.manifest, generation=generation)
             assert Manifest.from_json(manifest.to_json()) == manifest
+        for alignment in (None, Alignment("shifted", 1, (0, 3)), Alignment("output_row", 0, (2,))):
+            manifest = dataclasses.replace(bundle.manifest, alignment=alignment)
+            assert Manifest.from_json(manifest.to_json()) == manifest
+
+
+def test_a_bundle_from_before_alignment_was_tuned_is_read(folder: Path) -> None:
+    edit_manifest(folder, lambda values: values.pop("alignment"))
+    assert Bundle.open(folder).manifest.alignment is None
+
+
+@pytest.mark.parametrize(("num_layers", "layer"), [(1, 0), (2, 0), (3, 1), (6, 2), (12, 5)])
+def test_an_untuned_model_aligns_by_shifted_rows_of_its_middle_layer(num_layers: int, layer: int) -> None:
+    architecture = Architecture(6, num_layers, 4, 64, 100)
+    assert default_alignment(architecture) == Alignment("shifted", layer, (0, 1, 2, 3))
 
 
 def test_our_own_models_are_decoded_greedily_by_default(tiny_bundles: dict[Precision, Bundle]) -> None:
@@ -59,7 +86,7 @@ def test_our_own_models_are_decoded_greedily_by_default(tiny_bundles: dict[Preci
 
 
 def test_the_files_of_a_bundle_depend_on_its_tokenizer() -> None:
-    shared = {"encoder.onnx", "decoder_step.onnx", "attention.onnx", "weights.bin"}
+    shared = {"encoder.onnx", "decoder_step.onnx", "weights.bin"}
     assert set(required_files("sentencepiece")) == shared | {"tokenizer.model"}
     assert set(required_files("marian")) == shared | {"source.spm", "target.spm", "vocab.json"}
 
@@ -89,6 +116,19 @@ def test_the_files_of_a_bundle_depend_on_its_tokenizer() -> None:
         (put("generation", "suppressed_token_ids", [-1]), "suppressed_token_ids has -1, which is not in"),
         (put("generation", "suppressed_token_ids", [3]), r"suppressed_token_ids has end-of-sentence \(3\)"),
         (lambda values: values["generation"].pop("beam_size"), r"generation.*missing fields \['beam_size'\]"),
+        (put("alignment", 5), "alignment is not an object"),
+        (put("alignment", {"method": "shifted", "layer": 0}), r"alignment: missing fields \['heads'\]"),
+        (put("alignment", alignment(method="row")), "alignment.method is 'row', must be one of output_row, shifted"),
+        (put("alignment", alignment(layer=2)), "alignment.layer is 2, must be from 0 to 1"),
+        (put("alignment", alignment(layer=-1)), "alignment.layer is -1, must be from 0 to 1"),
+        (put("alignment", alignment(layer=True)), "alignment.layer is True, not of type int"),
+        (put("alignment", alignment(heads=[0, 4])), "alignment.heads has 4, must be from 0 to 3"),
+        (put("alignment", alignment(heads=[-1])), "alignment.heads has -1, must be from 0 to 3"),
+        (
+            put("alignment", alignment(heads=[1, 1])),
+            r"alignment.heads is \[1, 1\], must name at least one .* each once",
+        ),
+        (put("alignment", alignment(heads=[])), r"alignment.heads is \[\], must name at least one head"),
         (put("directions", "en-fr"), "directions is not a list"),
         (put("directions", 0, ["en"]), r"directions\[0\] has 1 elements, not 2"),
         (put("source_prefix_ids", {}), "no entry for target language"),

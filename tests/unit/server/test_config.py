@@ -27,6 +27,7 @@ def test_the_defaults_are_valid() -> None:
         (Config(limits=InputLimits(max_text_characters=0)), "max_text_characters", "0"),
         (Config(engine=EngineOptions(max_kv_bytes=-1)), "max_kv_bytes", "-1"),
         (Config(limits=InputLimits(max_exchange_in_flight=0)), "max_exchange_in_flight", "0"),
+        (Config(limits=InputLimits(max_attention_bytes=0)), "max_attention_bytes", "0"),
         (Config(limits=InputLimits(max_message_bytes=2**31)), "max_message_bytes", str(2**31)),
     ],
 )

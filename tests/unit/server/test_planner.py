@@ -1,16 +1,34 @@
 """What of the input of a call is refused, and what becomes a request."""
 
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 
 from dragoman_server.bundle.bundle import Bundle
-from dragoman_server.calls import TextInput
+from dragoman_server.calls import Pair, TextInput
 from dragoman_server.engine.search_options import SearchOptions
 from dragoman_server.engine.sequence import Priority
 from dragoman_server.errors import InvalidInputError
+from dragoman_server.planner import PlannedText, Planner
 from dragoman_server.results import ScoredTarget
-from dragoman_server.text.tokenizer import Tokenizer
+from dragoman_server.text.segmentation import Segmentation
+from dragoman_server.text.tokenizer import MarianTokenizer, Tokenizer
 from dragoman_server.translator import Translator
-from support.calls import INPUT_LIMITS, LONG_LINE, MAX_ROWS, MAX_SEGMENTS, NOW, call, score_call, translated, violations
+from support.calls import (
+    INPUT_LIMITS,
+    LONG_LINE,
+    MAX_ROWS,
+    MAX_SEGMENTS,
+    NOW,
+    call,
+    config,
+    score_call,
+    translated,
+    violations,
+)
+from support.marian_tokenizer import EOS_ID as MARIAN_EOS_ID
+from support.marian_tokenizer import write_tokenizer
 from support.server_parts import EOS_ID, LIMITS, FakeEngine
 
 # -- prefixes and lengths ----------------------------------------------------------------------------------------------
@@ -142,3 +160,24 @@ async def test_a_score_call_may_not_have_more_pairs_than_can_ever_queue(bundle: 
     with pytest.raises(InvalidInputError, match="have more than the 1 segments"):
         await translator.score(score_call(("a", "b"), ("a", "b")), NOW)
     translator.close()
+
+
+# -- pairs whose target must be one of the model's ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("must_spell", [False, True])
+def test_a_target_that_the_vocabulary_cannot_spell_is_refused_only_where_it_must(
+    bundle: Bundle, tmp_path: Path, must_spell: bool
+) -> None:
+    vocabulary = write_tokenizer(tmp_path)
+    architecture = replace(bundle.manifest.architecture, vocabulary_size=len(vocabulary))
+    manifest = replace(bundle.manifest, architecture=architecture, eos_token_id=MARIAN_EOS_ID)
+    planner = Planner(manifest, "tiny", MarianTokenizer(tmp_path), INPUT_LIMITS, MAX_SEGMENTS, MAX_ROWS)
+    plan = planner.plan(config(segmentation=Segmentation.LINE), NOW)
+    spelt = planner.plan_pair(Pair("the dog", "le chien"), plan, "", must_spell=must_spell)
+    assert isinstance(spelt, PlannedText)
+    planned = planner.plan_pair(Pair("the 日本 dog", "le 日本"), plan, "inputs[2].", must_spell=must_spell)
+    assert isinstance(planned, InvalidInputError) == must_spell
+    if isinstance(planned, InvalidInputError):
+        (violation,) = planned.violations
+        assert (violation.field, violation.reason) == ("inputs[2].target_text", "UNKNOWN_PIECE")

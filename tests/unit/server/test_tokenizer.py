@@ -41,6 +41,45 @@ def test_bytes_that_are_no_utf8_become_replacement_characters(tokenizer: Tokeniz
     assert "\ufffd" in tokenizer.decode(ids[:-1])
 
 
+def spelt(tokenizer: Tokenizer | MarianTokenizer, text: str) -> list[tuple[str, str]]:
+    """The part of the text that each piece stands for."""
+    ids, spans = tokenizer.encode(text), tokenizer.spans(text)
+    return [(piece, text[begin:end]) for piece, (begin, end) in zip(tokenizer.pieces(ids), spans, strict=True)]
+
+
+@pytest.mark.parametrize(
+    "text", [*SENTENCES, "  two\t spaces ", "ﬁne caf\u0301e", "…①", "a\u3000b", "日本語 🙂🙂", "½ \ufdfa"]
+)
+def test_spans_of_a_source_have_all_of_the_text_whatever_was_normalised(tokenizer: Tokenizer, text: str) -> None:
+    spans = tokenizer.spans(text)
+    covered = {place for begin, end in spans for place in range(begin, end)}
+    assert all(text[place].isspace() for place in set(range(len(text))) - covered)
+    assert spans == sorted(spans, key=lambda span: span[1])
+    assert all(text[begin:end].strip() == text[begin:end] or text[begin:end].isspace() for begin, end in spans)
+
+
+def test_what_several_pieces_stand_for_together_belongs_to_each(tokenizer: Tokenizer) -> None:
+    assert [part for _, part in spelt(tokenizer, "🙂")] == ["", *["🙂"] * 4]
+    assert [part for piece, part in spelt(tokenizer, "a…") if piece == "."] == ["…"] * 3
+    assert {part for _, part in spelt(tokenizer, "\ufdfa")[1:]} == {"\ufdfa"}
+
+
+def test_spans_of_a_target_point_into_its_text(tokenizer: Tokenizer) -> None:
+    ids = [4, *tokenizer.encode("The  cat 🙂 sleeps."), EOS_ID]
+    text, spans = tokenizer.decode(ids), tokenizer.target_spans(ids)
+    assert (spans[0], spans[-1]) == ((0, 0), (len(text), len(text)))
+    covered = {place for begin, end in spans for place in range(begin, end)}
+    assert {text[place] for place in set(range(len(text))) - covered} <= {" "}
+    assert [text[begin:end] for begin, end in spans].count("🙂") == 4
+    assert tokenizer.target_spans([EOS_ID]) == [(0, 0)]
+    assert tokenizer.target_spans([]) == []
+
+
+def test_which_ids_are_no_text(tokenizer: Tokenizer) -> None:
+    ids = [4, *tokenizer.encode("The cat 🙂"), EOS_ID]
+    assert [tokenizer.is_control(token_id) for token_id in ids] == [True, *[False] * (len(ids) - 2), True]
+
+
 @pytest.mark.parametrize("text", ["a" * 20_000, "_" * 20_000, "\ufdfa" * 20_000, "e" + "\u0301" * 20_000])
 def test_texts_that_are_hard_to_tokenize_take_no_time(tokenizer: Tokenizer, text: str) -> None:
     started = time.thread_time()
@@ -97,6 +136,17 @@ def test_marian_has_no_id_for_unknown_characters_and_no_text_for_control_ids(mar
 def test_ids_beyond_marians_vocabulary_are_unknown(marian: MarianTokenizer) -> None:
     assert marian.pieces([10_000]) == ["<unk>"]
     assert marian.decode([*marian.encode("dog"), 10_000]) == "dog"
+
+
+def test_spans_of_marians_source_and_target(marian: MarianTokenizer) -> None:
+    assert [part for _, part in spelt(marian, " the 日本 dog")][-1] == "dog"
+    assert "日本" in [part for _, part in spelt(marian, " the 日本 dog")]
+    ids = [UNK_ID, *marian.encode("the"), UNK_ID, *marian.encode("dog"), MARIAN_EOS_ID]
+    text, spans = marian.decode(ids), marian.target_spans(ids)
+    assert text == "the dog"
+    assert [text[begin:end] for begin, end in spans] == ["", "the", "", "dog", ""]
+    assert marian.target_spans([MARIAN_EOS_ID]) == [(0, 0)]
+    assert [marian.is_control(token_id) for token_id in ids] == [True, False, True, False, True]
 
 
 CONTROLS = ["</s>", "<unk>", "<pad>", ">>fra<<"]

@@ -1,0 +1,1 @@
+"""The teacher-forced pass and what is made of it: weights, alignments, signals."""

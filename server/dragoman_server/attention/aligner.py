@@ -1,0 +1,70 @@
+"""From cross-attention of one pair to links between its tokens and its words."""
+
+import numpy as np
+
+from dragoman.attention.alignment import align, rows, word_links, words
+from dragoman_server.attention.attention_pass import AttentionPass
+from dragoman_server.attention.results import AlignedPair
+from dragoman_server.attention.tokens import source_tokens, target_tokens
+from dragoman_server.bundle.manifest import Alignment, Manifest
+from dragoman_server.engine.sequence import Completion
+from dragoman_server.planner import PlannedText
+from dragoman_server.text.tokenizer import TextCodec
+
+
+def align_pair(
+    planned: PlannedText,
+    completion: Completion | None,
+    alignment: Alignment,
+    manifest: Manifest,
+    tokenizer: TextCodec,
+    attention_pass: AttentionPass,
+) -> AlignedPair:
+    """Aligns a source with a target.
+
+    Args:
+        planned: the source, and the target where it was given.
+        completion: the target where it was decoded.
+        alignment: from which weights.
+        manifest: of the model.
+        tokenizer: of the model.
+        attention_pass: of the model.
+    """
+    (source,), (request,) = planned.text.segments, planned.requests
+    source_ids = request.source_ids
+    if completion is None:
+        target_ids = request.prefix_ids
+        logprobs = attention_pass.logprobs(source_ids, target_ids).tolist()
+    else:
+        target_ids = completion.hypotheses[0].token_ids
+        logprobs = completion.hypotheses[0].token_logprobs
+    read_ids = target_ids
+    if target_ids[-1:] != (manifest.eos_token_id,) and len(target_ids) < manifest.limits.max_target_tokens:
+        # A target that was cut off: one step more, so that its last token is read too.
+        read_ids = (*target_ids, manifest.eos_token_id)
+    (weights,) = attention_pass.weights("cross", source_ids, read_ids, [alignment.layer], alignment.heads)
+    cross = rows(weights.mean(axis=0), alignment.method)
+
+    text = planned.text.text
+    tokens = source_tokens(text, source, request, tokenizer)
+    source_is_text = [not token.is_special for token in tokens]
+    target_is_text = [not tokenizer.is_control(token_id) for token_id in read_ids]
+    target_text, target_spans = tokenizer.decode(target_ids), tokenizer.target_spans(target_ids)
+    texts = [token for token in tokens if not token.is_special]
+    of_text = [index for index, token_id in enumerate(target_ids) if not tokenizer.is_control(token_id)]
+    emitted = target_tokens(target_ids, logprobs, tokenizer)
+
+    links = align(cross, source_is_text, target_is_text)
+    source_words, target_words = words(text), words(target_text)
+    spans = [target_spans[index] for index in of_text]
+    return AlignedPair(
+        target_text,
+        texts,
+        [emitted[index] for index in of_text],
+        spans,
+        links,
+        source_words,
+        target_words,
+        word_links(links, [token.span for token in texts], spans, source_words, target_words),
+        cross[np.ix_(target_is_text, source_is_text)],
+    )

@@ -1,0 +1,79 @@
+"""Signals of translations: one pass of the attention graph for each segment."""
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from functools import partial
+
+from dragoman_server.attention.attention_pass import AttentionPass
+from dragoman_server.attention.tokens import source_spans
+from dragoman_server.attention.worker import AttentionWorker
+from dragoman_server.bundle.manifest import Manifest, default_alignment
+from dragoman_server.engine.sequence import Completion, FinishReason, Request
+from dragoman_server.planner import PlannedText
+from dragoman_server.signals import Signals, signals
+from dragoman_server.text.segmentation import SourceSegment
+from dragoman_server.text.tokenizer import TextCodec
+
+
+class Observer:
+    """Says of translations how they sit on their sources.
+
+    Args:
+        worker: computes attention.
+        manifest: of the model.
+        tokenizer: of the model.
+        on_suspicion: is told what is unusual about a translation, by its name in metrics.
+    """
+
+    def __init__(
+        self, worker: AttentionWorker, manifest: Manifest, tokenizer: TextCodec, on_suspicion: Callable[[str], None]
+    ) -> None:
+        self._worker, self._manifest, self._tokenizer = worker, manifest, tokenizer
+        self._alignment = manifest.alignment or default_alignment(manifest.architecture)
+        self._on_suspicion = on_suspicion
+
+    def admitted(self, num_segments: int) -> AbstractContextManager[None]:
+        """Announces segments that `signals` will be asked for.
+
+        Raises:
+            QueueFullError: too much is waiting.
+        """
+        return self._worker.admitted(num_segments)
+
+    async def signals(
+        self, planned: PlannedText, completions: Sequence[Completion], deadline: float
+    ) -> Sequence[Signals]:
+        """The signals of the best hypothesis of every segment.
+
+        Raises:
+            DeadlineError: the deadline passed first.
+            InferenceError: the pass failed.
+        """
+        found = []
+        for source, request, completion in zip(planned.text.segments, planned.requests, completions, strict=True):
+            work = partial(self._of_segment, planned.text.text, source, request, completion)
+            found.append(await self._worker.run(work, deadline))
+        for segment in found:
+            for suspicion in segment.suspicions:
+                self._on_suspicion(suspicion.value)
+        return found
+
+    def _of_segment(
+        self,
+        text: str,
+        source: SourceSegment,
+        request: Request,
+        completion: Completion,
+        attention_pass: AttentionPass,
+    ) -> Signals:
+        best = completion.hypotheses[0]
+        (weights,) = attention_pass.weights(
+            "cross", request.source_ids, best.token_ids, [self._alignment.layer], self._alignment.heads
+        )
+        is_ended = best.token_ids[-1:] == (self._manifest.eos_token_id,)
+        return signals(
+            weights.mean(axis=0),
+            source_spans(text, source, self._tokenizer),
+            best.token_ids[:-1] if is_ended else best.token_ids,
+            best.finish_reason is FinishReason.LENGTH,
+        )

@@ -1,0 +1,103 @@
+"""The thread that computes attention, and who may wait for it."""
+
+import asyncio
+import contextlib
+import ctypes
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+from dragoman_server.attention.attention_pass import AttentionPass
+from dragoman_server.errors import DeadlineError, InferenceError, QueueFullError
+
+logger = logging.getLogger(__name__)
+
+_T = TypeVar("_T")
+
+# The nice value of the thread: a tenth of what the threads that translate get, where all of them have work.
+_NICENESS = 10
+
+
+class AttentionWorker:
+    """Runs passes one after the other, on a thread that stands back behind all others.
+
+    Callers take turns after every piece of work, so that one with many pieces does not hold up
+    one with few. Belongs to one event loop.
+
+    Args:
+        attention_pass: of the model; only this thread calls it.
+        max_waiting: pieces of work that may be announced and not yet be done.
+    """
+
+    def __init__(self, attention_pass: AttentionPass, max_waiting: int) -> None:
+        self._pass = attention_pass
+        self._max_waiting = max_waiting
+        self._num_waiting = 0
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="dragoman-attention", initializer=_stand_back)
+
+    @contextlib.contextmanager
+    def admitted(self, num_pieces: int) -> Iterator[None]:
+        """Announces pieces of work; `run` is for those who have.
+
+        Raises:
+            QueueFullError: more would wait than may.
+        """
+        if self._num_waiting and self._num_waiting + num_pieces > self._max_waiting:
+            raise QueueFullError(
+                f"{self._num_waiting} passes of attention are waiting and {num_pieces} more would exceed the limit of "
+                f"{self._max_waiting}",
+                retry_after_seconds=1.0,
+            )
+        self._num_waiting += num_pieces
+        try:
+            yield
+        finally:
+            self._num_waiting -= num_pieces
+
+    async def run(self, work: Callable[[AttentionPass], _T], deadline: float) -> _T:
+        """Does a piece of work on the thread. One that has not begun is dropped when the caller leaves.
+
+        Args:
+            work: what to do with the pass.
+            deadline: on the `time.monotonic` clock, in seconds.
+
+        Raises:
+            DeadlineError: the deadline passed before it was this work's turn.
+            InferenceError: the work failed.
+        """
+
+        def piece() -> _T:
+            if time.monotonic() >= deadline:
+                raise DeadlineError("the deadline passed before the attention was computed")
+            try:
+                return work(self._pass)
+            except Exception as error:
+                logger.error("a pass of attention failed", exc_info=error)
+                raise InferenceError("the attention of this text could not be computed") from error
+
+        return await asyncio.get_running_loop().run_in_executor(self._thread, piece)
+
+    def give_back_memory(self) -> None:
+        """Has the thread do that, when what it works on is done."""
+        with contextlib.suppress(RuntimeError):  # it has been closed
+            self._thread.submit(give_back_memory)
+
+    def close(self) -> None:
+        """Ends the thread after its present work; what waits fails."""
+        self._thread.shutdown(cancel_futures=True)
+
+
+def give_back_memory() -> None:
+    """Has the allocator return what is free, which glibc keeps where large arrays of many sizes come and go."""
+    with contextlib.suppress(AttributeError):  # another C library
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def _stand_back() -> None:
+    # Linux has a priority for every thread, other systems only for the process.
+    if os.name == "posix" and os.uname().sysname == "Linux":
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)

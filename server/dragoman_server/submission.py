@@ -1,0 +1,73 @@
+"""What all handlers of calls do between the event loop and the threads behind it."""
+
+import asyncio
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Protocol, TypeVar
+
+from dragoman_server.engine.sequence import Completion, Request
+
+_T = TypeVar("_T")
+
+# Tokenizing takes about a microsecond for ten characters, a thread switch under load some
+# hundred: only what would hold up other calls for longer leaves the event loop.
+_MAX_CHARACTERS_ON_LOOP = 2_000
+
+
+class SegmentEngine(Protocol):
+    """What handlers need of the engine."""
+
+    def submit(
+        self,
+        requests: Sequence[Request],
+        caller: object = None,
+        on_progress: Callable[[int, tuple[int, ...]], None] | None = None,
+    ) -> list[Future[Completion]]:
+        """Queues all requests or none, without blocking. Cancelling a future withdraws it.
+
+        Args:
+            requests: each is answered by the future at the same place.
+            caller: requests of the same caller take turns with those of others.
+            on_progress: called on another thread with the index of a request and the ids that
+                its target is now certain to begin with.
+
+        Raises:
+            QueueFullError: there is no room for all of them.
+            EngineDeadError: the engine has ended.
+        """
+
+
+@contextmanager
+def submitted(
+    engine: SegmentEngine,
+    requests: Sequence[Request],
+    caller: object = None,
+    on_progress: Callable[[int, tuple[int, ...]], None] | None = None,
+) -> Iterator[list[asyncio.Future[Completion]]]:
+    """Queues requests; what is not answered at the end of the context is withdrawn."""
+    futures = engine.submit(requests, caller, on_progress) if requests else []
+    try:
+        yield [asyncio.wrap_future(future) for future in futures]
+    finally:
+        # Those that are done do not mind. The others are in vain: one has failed, or the
+        # caller has left.
+        for future in futures:
+            future.cancel()
+
+
+class TextThreads:
+    """Does what takes time with the size of texts."""
+
+    def __init__(self) -> None:
+        self._threads = ThreadPoolExecutor(max_workers=2, thread_name_prefix="dragoman-text")
+
+    async def run(self, num_characters: int, work: Callable[[], _T]) -> _T:
+        """Does the work, in a thread where it is long."""
+        if num_characters <= _MAX_CHARACTERS_ON_LOOP:
+            return work()
+        return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+
+    def close(self) -> None:
+        """Ends the threads. Work still to be done fails."""
+        self._threads.shutdown(cancel_futures=True)

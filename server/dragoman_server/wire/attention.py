@@ -1,0 +1,32 @@
+"""AttentionService on the wire: gRPC calls to calls of the attender, nothing else."""
+
+from dragoman.v1 import attention_pb2 as pb
+from dragoman.v1 import attention_pb2_grpc
+from dragoman_server.attention.attender import Attender
+from dragoman_server.attention.chunks import Chunk
+from dragoman_server.attention.results import AttentionHeader
+from dragoman_server.wire.attention_messages import align_response, attention_response, read_align, read_attention
+from dragoman_server.wire.translation import Context, call_context
+
+SERVICE_NAME = "dragoman.v1.AttentionService"
+
+
+class AttentionServicer(attention_pb2_grpc.AttentionServiceServicer):
+    """Errors are raised as they are: the guard turns them into a status."""
+
+    def __init__(self, attender: Attender) -> None:
+        self._attender = attender
+
+    async def GetAttention(  # type: ignore[override]
+        self, request: pb.GetAttentionRequest, context: Context
+    ) -> None:
+        """Sends attention weights."""
+
+        async def send(part: AttentionHeader | Chunk) -> None:
+            await context.write(attention_response(part))
+
+        await self._attender.attention(read_attention(request), call_context(context), send)
+
+    async def Align(self, request: pb.AlignRequest, context: Context) -> pb.AlignResponse:
+        """Aligns texts with their translations."""
+        return align_response(await self._attender.align(read_align(request), call_context(context)))

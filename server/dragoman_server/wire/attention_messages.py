@@ -1,0 +1,170 @@
+"""Messages of attention.proto to plain values and back."""
+
+from collections.abc import Iterable, Iterator
+
+from dragoman.attention.alignment import Link, pharaoh
+from dragoman.types import AttentionKind, WeightType
+from dragoman.v1 import attention_pb2 as pb
+from dragoman.v1 import translation_pb2
+from dragoman_server.attention.chunks import Chunk
+from dragoman_server.attention.results import (
+    AlignedPair,
+    AlignOutcome,
+    AttentionHeader,
+    AttentionTarget,
+    SourceToken,
+    TargetToken,
+)
+from dragoman_server.bundle.manifest import AlignmentMethod
+from dragoman_server.calls import AlignCall, AttentionCall, DecodingFields, SelectionFields, TranslateConfig
+from dragoman_server.errors import DragomanError
+from dragoman_server.text.tokenizer import Span
+from dragoman_server.wire.messages import FINISH_REASONS, read_options, read_pair
+from dragoman_server.wire.status import status_of
+
+_KINDS: dict[AttentionKind, pb.AttentionKind.ValueType] = {
+    "encoder": pb.ATTENTION_KIND_ENCODER,
+    "decoder": pb.ATTENTION_KIND_DECODER,
+    "cross": pb.ATTENTION_KIND_CROSS,
+}
+_METHODS: dict[AlignmentMethod, pb.AlignmentMethod.ValueType] = {
+    "output_row": pb.ALIGNMENT_METHOD_OUTPUT_ROW,
+    "shifted": pb.ALIGNMENT_METHOD_SHIFTED,
+}
+_WEIGHT_TYPES: dict[WeightType, pb.WeightType.ValueType] = {
+    "f32": pb.WEIGHT_TYPE_F32,
+    "f16": pb.WEIGHT_TYPE_F16,
+    "u16": pb.WEIGHT_TYPE_U16,
+    "u8": pb.WEIGHT_TYPE_U8,
+}
+
+
+# -- requests ----------------------------------------------------------------------------------
+
+
+def read_attention(message: pb.GetAttentionRequest) -> AttentionCall:
+    """Whose attention, and what of it."""
+    selection = message.selection
+    return AttentionCall(
+        read_pair(message),
+        _read_config(message, read_options(message.options)),
+        SelectionFields(
+            tuple(selection.kinds),
+            tuple(selection.layers),
+            tuple(selection.heads),
+            selection.head_reduction,
+            selection.layer_reduction,
+            selection.rollout,
+            selection.weight_type,
+        ),
+        message.WhichOneof("target") == "source_only",
+    )
+
+
+def read_align(message: pb.AlignRequest) -> AlignCall:
+    """Pairs to align."""
+    return AlignCall(
+        [read_pair(pair) for pair in message.inputs],
+        _read_config(message, read_options(message.options)),
+        message.method,
+        message.layer if message.HasField("layer") else None,
+        tuple(message.heads),
+    )
+
+
+def _read_config(message: pb.GetAttentionRequest | pb.AlignRequest, options: DecodingFields) -> TranslateConfig:
+    return TranslateConfig(
+        message.source_language_code,
+        message.target_language_code,
+        message.model,
+        options,
+        translation_pb2.SEGMENTATION_LINE,
+        message.priority,
+    )
+
+
+# -- responses ---------------------------------------------------------------------------------
+
+
+def attention_response(part: AttentionHeader | Chunk) -> pb.GetAttentionResponse:
+    """A part of an answer with weights."""
+    if isinstance(part, Chunk):
+        return pb.GetAttentionResponse(chunk=pb.TensorChunk(tensor=part.tensor, data=part.data))
+    header = pb.AttentionHeader(
+        model=part.model,
+        source_tokens=map(_source_token, part.source_tokens),
+        targets=map(_attention_target, part.targets),
+    )
+    selection = part.selection
+    for tensor in part.tensors:
+        header.tensors.add(
+            kind=_KINDS[tensor.kind],
+            target=tensor.target,
+            shape=tensor.shape,
+            layers=selection.layers[tensor.kind],
+            heads=selection.heads,
+            weight_type=_WEIGHT_TYPES[selection.weight_type],
+        )
+    return pb.GetAttentionResponse(header=header)
+
+
+def align_response(outcome: AlignOutcome) -> pb.AlignResponse:
+    """The answer to a batch of pairs."""
+    alignment = outcome.alignment
+    response = pb.AlignResponse(
+        model=outcome.model,
+        method=_METHODS[alignment.method],
+        layer=alignment.layer,
+        heads=alignment.heads,
+    )
+    for result in outcome.results:
+        if isinstance(result, DragomanError):
+            response.results.add(error=status_of(result))
+        else:
+            response.results.add(alignment=_alignment(result))
+    return response
+
+
+def _alignment(pair: AlignedPair) -> pb.Alignment:
+    return pb.Alignment(
+        target_text=pair.target_text,
+        source_tokens=map(_source_token, pair.source_tokens),
+        target_tokens=map(_token, pair.target_tokens),
+        target_spans=_spans(pair.target_spans),
+        token_links=_links(pair.token_links),
+        source_words=_spans(pair.source_words),
+        target_words=_spans(pair.target_words),
+        word_links=_links(pair.word_links),
+        pharaoh=pharaoh(pair.word_links),
+        token_scores=pair.token_scores.reshape(-1).tolist(),
+    )
+
+
+def _attention_target(target: AttentionTarget) -> pb.AttentionTarget:
+    reason = target.finish_reason
+    return pb.AttentionTarget(
+        text=target.text,
+        tokens=map(_token, target.tokens),
+        decoder_input_tokens=map(_token, target.decoder_input_tokens),
+        spans=_spans(target.spans),
+        sum_logprob=target.sum_logprob,
+        score=target.score,
+        finish_reason=translation_pb2.FINISH_REASON_UNSPECIFIED if reason is None else FINISH_REASONS[reason],
+    )
+
+
+def _source_token(token: SourceToken) -> pb.SourceToken:
+    (span,) = _spans([token.span])
+    return pb.SourceToken(id=token.id, piece=token.piece, span=span, is_special=token.is_special)
+
+
+def _token(token: TargetToken) -> translation_pb2.Token:
+    return translation_pb2.Token(id=token.id, piece=token.piece, logprob=token.logprob)
+
+
+def _spans(spans: Iterable[Span]) -> Iterator[translation_pb2.TextSpan]:
+    return (translation_pb2.TextSpan(begin=begin, end=end) for begin, end in spans)
+
+
+def _links(links: Iterable[Link]) -> Iterator[pb.AlignmentLink]:
+    return (pb.AlignmentLink(source=link.source, target=link.target, score=link.score) for link in links)

@@ -1,0 +1,103 @@
+"""What attention says of a translation, on attention made by hand."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from dragoman_server.signals import Suspicion, signals
+
+SPANS = [(0, 3), (4, 7), (7, 9), (10, 10), (10, 14)]
+
+
+def one_hot(columns: list[int], num_columns: int) -> NDArray[np.float32]:
+    return np.eye(num_columns, dtype=np.float32)[columns]
+
+
+def test_a_diagonal_is_all_covered_and_certain() -> None:
+    found = signals(one_hot([1, 2, 3, 4, 5, 6], 7), SPANS, [11, 12, 13, 14, 15], False)  # a tag, five tokens, the end
+    assert (found.source_coverage, found.uncovered_spans) == (1.0, [])
+    assert found.attention_entropy == pytest.approx(0)
+    assert found.end_of_sentence_share == pytest.approx(1 / 6)
+    assert (found.repetition, found.length_ratio, found.suspicions) == (0.0, 1.0, ())
+
+
+def test_neighbours_that_are_not_covered_are_one_span() -> None:
+    found = signals(one_hot([0, 4, 5], 6), SPANS, [11, 12], False)
+    assert found.source_coverage == pytest.approx(2 / 5)
+    assert found.uncovered_spans == [(4, 9)]
+    found = signals(one_hot([1, 5], 6), SPANS, [11], False)
+    assert found.uncovered_spans == [(0, 3), (7, 14)]
+    assert Suspicion.UNCOVERED in found.suspicions
+
+
+def test_weights_add_up_over_the_target() -> None:
+    weights = np.full((2, 6), 0.11, np.float32)
+    weights[:, 5] = 0.45
+    assert signals(weights, SPANS, [11], False).source_coverage == 1.0
+    assert signals(weights[:1], SPANS, [], False).source_coverage == 0.0
+
+
+def test_language_tags_do_not_count() -> None:
+    weights = np.random.default_rng(0).dirichlet(np.ones(6), 4).astype(np.float32)
+    with_tag = np.pad(weights / 2, ((0, 0), (1, 0)), constant_values=0.5).astype(np.float32)
+    alone, tagged = signals(weights, SPANS, [11, 12, 13], False), signals(with_tag, SPANS, [11, 12, 13], False)
+    assert alone.uncovered_spans == tagged.uncovered_spans
+    for name in ("source_coverage", "attention_entropy", "end_of_sentence_share"):
+        assert getattr(alone, name) == pytest.approx(getattr(tagged, name), abs=1e-6)
+
+
+def test_even_attention_is_detached() -> None:
+    found = signals(np.full((3, 6), 1 / 6, np.float32), SPANS, [11, 12], False)
+    assert found.attention_entropy == pytest.approx(1)
+    assert found.suspicions == (Suspicion.DETACHED,)
+
+
+def test_attention_that_rests_at_the_end_is_detached() -> None:
+    found = signals(one_hot([5, 5, 5, 0], 6), SPANS, [11, 12, 13], False)
+    assert found.end_of_sentence_share == pytest.approx(3 / 4)
+    assert Suspicion.DETACHED in found.suspicions
+
+
+@pytest.mark.parametrize(
+    ("ids", "repetition"),
+    [
+        ([1, 2, 3, 4, 5, 6, 7, 8], 0),
+        ([1, 2, 3, 1, 2, 3], 0),
+        ([1, 2, 3, 4, 1, 2, 3, 4], 4 / 8),
+        ([1, 1, 1, 1, 1], 4 / 5),
+        ([1, 2, 3, 4, 5, 1, 2, 3, 4, 5], 5 / 10),
+        ([], 0),
+    ],
+)
+def test_repetition_is_the_share_that_came_before(ids: list[int], repetition: float) -> None:
+    found = signals(one_hot([0] * (len(ids) + 1), 6), SPANS, ids, False)
+    assert found.repetition == pytest.approx(repetition)
+    assert (Suspicion.REPETITIVE in found.suspicions) == (repetition > 0.3)
+
+
+@pytest.mark.parametrize(
+    ("num_target", "num_source", "is_unusual"), [(30, 11, True), (4, 11, True), (11, 11, False), (6, 1, False)]
+)
+def test_lengths_that_do_not_go_together(num_target: int, num_source: int, is_unusual: bool) -> None:
+    spans = [(i, i + 1) for i in range(num_source)]
+    found = signals(one_hot([0] * (num_target + 1), num_source + 1), spans, list(range(num_target)), False)
+    assert found.length_ratio == pytest.approx(num_target / num_source)
+    assert (Suspicion.LENGTH in found.suspicions) == is_unusual
+
+
+def test_a_target_at_its_limit_was_cut_off() -> None:
+    assert Suspicion.CUT_OFF in signals(one_hot([0], 6), SPANS, [11], True).suspicions
+
+
+@given(st.integers(1, 8), st.integers(0, 9), st.integers(0, 2), st.integers(0, 2**32 - 1))
+def test_shares_are_shares(num_source: int, num_target: int, num_tags: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    weights = rng.dirichlet(np.full(num_tags + num_source + 1, 0.3), num_target + 1).astype(np.float32)
+    spans = [(2 * i, 2 * i + 1) for i in range(num_source)]
+    found = signals(weights, spans, rng.integers(0, 3, num_target).tolist(), False)
+    for share in (found.source_coverage, found.attention_entropy, found.end_of_sentence_share, found.repetition):
+        assert -1e-6 <= share <= 1 + 1e-6
+    covered = num_source - sum((end - begin + 1) // 2 for begin, end in found.uncovered_spans)
+    assert found.source_coverage == pytest.approx(covered / num_source)

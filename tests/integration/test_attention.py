@@ -136,6 +136,20 @@ def violations(
     return {violation.field: violation.reason for violation in detail(status, BadRequest()).field_violations}
 
 
+def metrics(server: ServerProcess) -> dict[str, float]:
+    with urllib.request.urlopen(server.metrics_url, timeout=5) as page:
+        lines = page.read().decode().splitlines()
+    return {name: float(value) for name, value in (line.rsplit(" ", 1) for line in lines if line[0] != "#")}
+
+
+def counted(server: ServerProcess, name: str, least: int) -> None:
+    """Returns once a counter has come so far, which is a moment after the caller knows."""
+    ends = time.monotonic() + 20
+    while metrics(server).get(name, 0) < least:
+        assert time.monotonic() < ends, f"{name} never came to {least}"
+        time.sleep(0.01)
+
+
 # -- whose attention ---------------------------------------------------------------------------------------------------
 
 
@@ -405,7 +419,9 @@ def test_a_deadline_that_has_passed(stub: attention_pb2_grpc.AttentionServiceStu
         assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
 
 
-def test_callers_who_leave_in_the_middle_leave_room_for_others(stub: attention_pb2_grpc.AttentionServiceStub) -> None:
+def test_callers_who_leave_in_the_middle_leave_room_for_others(
+    stub: attention_pb2_grpc.AttentionServiceStub, server: ServerProcess
+) -> None:
     """More of them than there are places, each with more to come than is sent ahead."""
     ids, text = translation_pb2.TokenIds(ids=[7] * 150), " ".join(["small"] * 140)
     request = attention(text, target_token_ids=ids, selection=selection(kinds=[1, 2, 3]))
@@ -415,6 +431,9 @@ def test_callers_who_leave_in_the_middle_leave_room_for_others(stub: attention_p
     for call in calls:
         call.cancel()
     assert len(Answer(stub, attention(target_text=TARGET)).chunks) == 2
+    method = "dragoman.v1.AttentionService/GetAttention"
+    counted(server, f'dragoman_requests_total{{code="CANCELLED",method="{method}"}}', 8)
+    assert not [name for name in metrics(server) if 'code="INTERNAL"' in name]
 
 
 def test_who_finds_the_queue_full_is_told_when_to_come_back(bundle: Bundle) -> None:
@@ -572,12 +591,9 @@ def test_translations_come_with_signals_where_asked_for(
             for span in signals.uncovered_spans:
                 assert segment.source_span.begin <= span.begin < span.end <= segment.source_span.end
             suspicions += signals.suspicions
-    with urllib.request.urlopen(server.metrics_url, timeout=5) as page:
-        counted = [
-            line for line in page.read().decode().splitlines() if line.startswith("dragoman_suspect_translations")
-        ]
     assert suspicions
-    assert sum(float(line.rsplit(" ", 1)[1]) for line in counted if "_total{" in line) == len(suspicions)
+    name = "dragoman_suspect_translations_total{"
+    assert sum(value for key, value in metrics(server).items() if key.startswith(name)) == len(suspicions)
 
 
 # -- without the graph, and the service as such ------------------------------------------------------------------------
@@ -616,10 +632,4 @@ def test_health_and_metrics_know_the_service(
     request = health_pb2.HealthCheckRequest(service="dragoman.v1.AttentionService")
     assert health.Check(request, timeout=5).status == health_pb2.HealthCheckResponse.SERVING
     stub.Align(align(TEXT), timeout=20)
-    counter = 'dragoman_requests_total{code="OK",method="dragoman.v1.AttentionService/Align"}'
-    ends = time.monotonic() + 10
-    while time.monotonic() < ends:  # counted a moment after the caller has it
-        with urllib.request.urlopen(server.metrics_url, timeout=5) as page:
-            if counter in page.read().decode():
-                return
-    pytest.fail("the call was not counted")
+    counted(server, 'dragoman_requests_total{code="OK",method="dragoman.v1.AttentionService/Align"}', 1)

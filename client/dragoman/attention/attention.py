@@ -306,8 +306,11 @@ class Attention:
         """
         storage.save(self, Path(path))
 
-    def _repr_html_(self) -> str:
-        return html.notebook_html(self.to_html())
+    def _repr_html_(self) -> str | None:
+        try:
+            return html.notebook_html(self.to_html())
+        except ValueError:  # more weights than a page holds: the notebook shows the plain form
+            return None
 
     def _tensor(self, kind: AttentionKind) -> AttentionTensor:
         if kind not in self.tensors:
@@ -358,4 +361,4 @@ def _labels(tokens: Sequence[AttentionToken]) -> list[str]:
 
 
 def _shown(tokens: Sequence[AttentionToken]) -> list[html.Token]:
-    return [html.Token(label, token.is_special) for label, token in zip(_labels(tokens), tokens, strict=True)]
+    return [html.Token(token.piece, token.is_special) for token in tokens]

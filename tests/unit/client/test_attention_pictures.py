@@ -112,4 +112,11 @@ def test_a_page_has_all_hypotheses_and_is_written(attention: Attention, tmp_path
     assert page.count('"kind":"cross"') == 2
     assert page.count('"kind":"encoder"') == 1
     assert "<three>" not in page
-    assert attention._repr_html_().startswith("<iframe")
+    assert (attention._repr_html_() or "").startswith("<iframe")
+
+
+def test_a_notebook_shows_the_plain_form_of_what_no_page_holds(
+    attention: Attention, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dragoman.attention.html.MAX_WEIGHTS", 1)
+    assert attention._repr_html_() is None

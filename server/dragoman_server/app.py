@@ -15,6 +15,7 @@ from dragoman.v1 import attention_pb2_grpc, translation_pb2_grpc
 from dragoman_server.addresses import check_free, parse_address
 from dragoman_server.attention.attender import Attender
 from dragoman_server.attention.attention_pass import AttentionPass
+from dragoman_server.attention.background import BackgroundThread
 from dragoman_server.attention.observer import Observer
 from dragoman_server.attention.worker import AttentionWorker
 from dragoman_server.bundle.bundle import Bundle, embedded_bundle
@@ -87,7 +88,8 @@ async def serve(config: Config) -> int:
         server, port = _bind(config, guard)
         metrics_page = stack.enter_context(_bind_metrics(config, metrics))
 
-        bundle, runner = await asyncio.to_thread(_load, config)
+        background = stack.enter_context(contextlib.closing(BackgroundThread()))
+        bundle, runner, attention_pass = await asyncio.to_thread(_load, config, background)
         manifest = bundle.manifest
         if manifest.generation.beam_size > config.engine.max_running:
             raise StartError(
@@ -105,8 +107,8 @@ async def serve(config: Config) -> int:
             on_death=on_death,
         )
         worker = observer = None
-        if bundle.has_attention:
-            worker = AttentionWorker(AttentionPass(bundle, num_threads=1), config.engine.max_waiting)
+        if attention_pass is not None:
+            worker = AttentionWorker(attention_pass, config.engine.max_waiting)
             stack.callback(worker.close)
             observer = Observer(worker, manifest, tokenizer, metrics.observe_suspicion)
         translator = Translator(
@@ -194,11 +196,12 @@ async def _heartbeat(engine: Engine, health: HealthServicer) -> AsyncIterator[No
         task.cancel()
 
 
-def _load(config: Config) -> tuple[Bundle, OnnxRunner]:
+def _load(config: Config, background: BackgroundThread) -> tuple[Bundle, OnnxRunner, AttentionPass | None]:
     bundle = Bundle.open(config.model or embedded_bundle())
     runner = OnnxRunner(bundle, config.engine.max_running, config.engine.resolved_num_threads())
     replay(bundle, runner)
-    return bundle, runner
+    attention_pass = AttentionPass(bundle, num_threads=1, background=background) if bundle.has_attention else None
+    return bundle, runner, attention_pass
 
 
 def _bind(config: Config, guard: Guard) -> tuple[grpc.aio.Server, int]:

@@ -1,6 +1,7 @@
 """One pass of the attention graph over a source and a finished target."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -8,6 +9,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from dragoman.types import AttentionKind
+from dragoman_server.attention.background import BackgroundThread
 from dragoman_server.bundle.bundle import ATTENTION_FILE, Bundle
 from dragoman_server.engine.runner import open_session
 from dragoman_server.errors import BundleError
@@ -25,19 +27,22 @@ class AttentionPass:
 
     A target is what the decoder emits, end-of-sentence included; it reads its start token and the target without its
     last token. What one pair gives never depends on others, as there is no batch. Memory is given back after every
-    run. The graph is opened when it is first needed; what is wrong with it is a BundleError then.
+    run.
 
     Args:
         bundle: of the model; it has an attention graph.
         num_threads: that compute.
+        background: runs the graph; None for the thread that calls.
 
     Attributes:
         heads: of each layer.
+
+    Raises:
+        BundleError: ONNX Runtime refuses the graph, or outputs are missing.
     """
 
-    def __init__(self, bundle: Bundle, num_threads: int) -> None:
-        self._bundle, self._num_threads = bundle, num_threads
-        self._session: ort.InferenceSession | None = None
+    def __init__(self, bundle: Bundle, num_threads: int, background: BackgroundThread | None = None) -> None:
+        self._bundle, self._background = bundle, background
         self._run_options = ort.RunOptions()
         self._run_options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
         architecture = bundle.manifest.architecture
@@ -48,6 +53,7 @@ class AttentionPass:
         }
         self.heads = range(architecture.num_heads)
         self._width = architecture.num_heads * architecture.d_head
+        self._session = self._open(num_threads)
 
     def layers(self, kind: AttentionKind) -> range:
         """The layers that have attention of a kind."""
@@ -132,17 +138,19 @@ class AttentionPass:
             **{f"{kind}_layers": np.zeros(number, np.int64) for kind, number in self._num_layers.items()},
             **feeds,
         }
-        if self._session is None:
-            self._session = self._open()
         binding = self._session.io_binding()
         for bind, arrays in ((binding.bind_input, inputs), (binding.bind_output, outputs)):
             for name, array in arrays.items():
                 bind(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
-        self._session.run_with_iobinding(binding, self._run_options)
+        run = partial(self._session.run_with_iobinding, binding, self._run_options)
+        if self._background is None:
+            run()
+        else:
+            self._background.run(run)
 
-    def _open(self) -> ort.InferenceSession:
+    def _open(self, num_threads: int) -> ort.InferenceSession:
         path = self._bundle.folder / ATTENTION_FILE
-        session = open_session(path, self._num_threads, saves_memory=True)
+        session = open_session(path, num_threads, saves_memory=True)
         found = {output.name for output in session.get_outputs()}
         expected = {f"{kind}_attentions.{i}" for kind, number in self._num_layers.items() for i in range(number)}
         if missing := sorted(expected - found):

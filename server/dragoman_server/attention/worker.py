@@ -4,8 +4,6 @@ import asyncio
 import contextlib
 import ctypes
 import logging
-import os
-import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -18,12 +16,9 @@ logger = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
 
-# The nice value of the thread: a tenth of what the threads that translate get, where all of them have work.
-_NICENESS = 10
-
 
 class AttentionWorker:
-    """Runs passes one after the other, on a thread that stands back behind all others.
+    """Runs passes one after the other, on a thread of its own.
 
     Callers take turns after every piece of work, so that one with many pieces does not hold up
     one with few. Belongs to one event loop.
@@ -37,7 +32,7 @@ class AttentionWorker:
         self._pass = attention_pass
         self._max_waiting = max_waiting
         self._num_waiting = 0
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="dragoman-attention", initializer=_stand_back)
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="dragoman-attention")
 
     @contextlib.contextmanager
     def admitted(self, num_pieces: int) -> Iterator[None]:
@@ -95,9 +90,3 @@ def give_back_memory() -> None:
     """Has the allocator return what is free, which glibc keeps where large arrays of many sizes come and go."""
     with contextlib.suppress(AttributeError):  # another C library
         ctypes.CDLL(None).malloc_trim(0)
-
-
-def _stand_back() -> None:
-    # Linux has a priority for every thread, other systems only for the process.
-    if os.name == "posix" and os.uname().sysname == "Linux":
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)

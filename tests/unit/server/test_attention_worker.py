@@ -1,6 +1,5 @@
 import asyncio
 import math
-import os
 import threading
 import time
 from collections.abc import Iterator
@@ -26,16 +25,6 @@ async def test_work_is_given_the_pass_on_a_thread_of_its_own(worker: AttentionWo
     found = await worker.run(lambda attention_pass: (attention_pass, threading.get_ident()), math.inf)
     assert found[0] is PASS
     assert found[1] != threading.get_ident()
-
-
-@pytest.mark.skipif(os.uname().sysname != "Linux", reason="other systems have no priorities of threads")
-async def test_the_thread_stands_back_behind_all_others(worker: AttentionWorker) -> None:
-    def niceness(_: AttentionPass) -> int:
-        return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
-
-    own = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
-    assert await worker.run(niceness, math.inf) > own
-    assert os.getpriority(os.PRIO_PROCESS, threading.get_native_id()) == own
 
 
 async def test_what_fails_is_an_inference_error(worker: AttentionWorker) -> None:

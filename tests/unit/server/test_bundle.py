@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from dragoman_server.attention.attention_pass import AttentionPass
 from dragoman_server.bundle.bundle import WEIGHTS_FILE, Bundle, embedded_bundle, file_sha256, required_files
 from dragoman_server.bundle.manifest import (
     MANIFEST_FILE,
@@ -240,6 +241,20 @@ def test_what_is_no_graph_is_refused(folder: Path) -> None:
     edit_manifest(folder, put("files", "encoder.onnx", file_sha256(folder / "encoder.onnx")))
     with pytest.raises(BundleError, match=r"encoder\.onnx cannot be loaded"):
         OnnxRunner(Bundle.open(folder), max_rows=1, num_threads=1)
+
+
+def test_a_damaged_attention_graph_is_found_when_it_is_opened(folder: Path) -> None:
+    (folder / "attention.onnx").write_bytes(b"not a graph")
+    edit_manifest(folder, put("files", "attention.onnx", file_sha256(folder / "attention.onnx")))
+    with pytest.raises(BundleError, match=r"attention\.onnx cannot be loaded"):
+        AttentionPass(Bundle.open(folder), num_threads=1)
+
+
+def test_an_attention_graph_without_all_layers_is_refused(folder: Path) -> None:
+    shutil.copyfile(folder / "encoder.onnx", folder / "attention.onnx")
+    edit_manifest(folder, put("files", "attention.onnx", file_sha256(folder / "attention.onnx")))
+    with pytest.raises(BundleError, match=r"attention\.onnx has no outputs cross_attentions\.0, "):
+        AttentionPass(Bundle.open(folder), num_threads=1)
 
 
 def test_weights_outside_the_bundle_are_refused(folder: Path) -> None:

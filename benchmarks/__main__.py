@@ -2,14 +2,14 @@
 
 from collections.abc import Iterator
 
-from benchmarks import curves, offline, roofline, served
+from benchmarks import attention, curves, offline, roofline, served
 from benchmarks.report import Row
 from benchmarks.settings import Settings, run_part
 
 
 def run(settings: Settings) -> Iterator[Row]:
     """Measure Dragoman and its peers side by side."""
-    for part in (offline, served, roofline, curves):
+    for part in (offline, served, attention, roofline, curves):
         yield from part.run(settings)
 
 

@@ -41,6 +41,7 @@ class Job:
     rate: float | None = None  # calls per second, open loop
     num_callers: int = 1  # closed loop
     texts_per_call: int = 1
+    max_target_tokens: int | None = None
     seed: int = 0
 
 
@@ -83,7 +84,7 @@ def poisson_times(rate: float, seconds: float, rng: random.Random) -> list[float
 async def _generate(job: Job) -> Outcome:
     rng = random.Random(job.seed)
     texts = rng.sample(job.texts, len(job.texts))
-    bodies = [_body(call) for call in zip(*[iter(texts)] * job.texts_per_call, strict=False)]
+    bodies = [_body(call, job.max_target_tokens) for call in zip(*[iter(texts)] * job.texts_per_call, strict=False)]
     # Else all channels to one address share a connection.
     options = [("grpc.use_local_subchannel_pool", 1)]
     channels = [grpc.aio.insecure_channel(job.address, options) for _ in range(_NUM_CHANNELS)]
@@ -136,12 +137,12 @@ async def _open(
             group.create_task(call(due, body))
 
 
-def _body(texts: Sequence[str]) -> bytes:
+def _body(texts: Sequence[str], max_target_tokens: int | None) -> bytes:
     request = pb.TranslateRequest(
         inputs=[pb.TranslationInput(text=text) for text in texts],
         source_language_code=SOURCE_LANGUAGE,
         target_language_code=TARGET_LANGUAGE,
-        options=pb.DecodingOptions(beam_size=1),
+        options=pb.DecodingOptions(beam_size=1, max_target_tokens=max_target_tokens),
     )
     return request.SerializeToString()
 

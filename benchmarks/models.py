@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from sentencepiece import sentencepiece_model_pb2
 
 from benchmarks.settings import TARGET_LANGUAGE, Settings
 from dragoman_export.bundle_writer import export
@@ -16,8 +17,7 @@ from dragoman_server.bundle.bundle import Bundle, embedded_bundle
 from dragoman_server.text.tokenizer import load_tokenizer
 
 DEFAULT_CHECKPOINT = Path(__file__).parent.parent / "models" / "default"
-# Marian's models start the decoder with the padding token.
-_OPUS_EOS_ID, _OPUS_PAD_ID = 0, 58_100
+_OPUS_VOCABULARY_SIZE = 58_101
 
 
 @dataclass(frozen=True)
@@ -60,9 +60,10 @@ def opus_base(folder: Path, settings: Settings) -> Model:
 
     The bundle is written into the folder. In a quick run the model is much smaller.
     """
+    default = Checkpoint.load(DEFAULT_CHECKPOINT)
     dims = Dimensions(
-        source_vocabulary_size=_OPUS_PAD_ID + 1,
-        target_vocabulary_size=_OPUS_PAD_ID + 1,
+        source_vocabulary_size=_OPUS_VOCABULARY_SIZE,
+        target_vocabulary_size=_OPUS_VOCABULARY_SIZE,
         d_model=64 if settings.is_quick else 512,
         d_feed_forward=128 if settings.is_quick else 2048,
         num_encoder_layers=1 if settings.is_quick else 6,
@@ -77,15 +78,23 @@ def opus_base(folder: Path, settings: Settings) -> Model:
     config = Config(
         name="opus-base",
         dimensions=dims,
-        pad_token_id=_OPUS_PAD_ID,
-        bos_token_id=_OPUS_PAD_ID,
-        eos_token_id=_OPUS_EOS_ID,
+        pad_token_id=default.config.pad_token_id,
+        bos_token_id=default.config.pad_token_id,  # Marian's models start the decoder with padding
+        eos_token_id=default.config.eos_token_id,
         directions=(("en", "fr"),),
         source_prefix_ids={"fr": ()},
     )
-    # Nothing here needs text, so there is no tokenizer.
-    checkpoint = Checkpoint(config, model.eval(), tokenizer=b"")
+    checkpoint = Checkpoint(config, model.eval(), _filled_up(default.tokenizer, _OPUS_VOCABULARY_SIZE))
     sources = read_sources(checkpoint, (), 8)
     # Calibrated, as a bundle for use is.
     bundle, _ = export(checkpoint, folder / "opus-base", "int8", sources[:4], calibration=sources)
     return Model("OPUS-base, cut down" if settings.is_quick else "OPUS-base", checkpoint, bundle)
+
+
+def _filled_up(tokenizer: bytes, vocabulary_size: int) -> bytes:
+    """The SentencePiece model with more pieces, which are in no text."""
+    model = sentencepiece_model_pb2.ModelProto.FromString(tokenizer)  # type: ignore[attr-defined]
+    for number in range(len(model.pieces), vocabulary_size):
+        model.pieces.add(piece=f"\u2581<filling {number}>", score=-1000.0)
+    filled: bytes = model.SerializeToString()
+    return filled

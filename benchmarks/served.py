@@ -43,6 +43,7 @@ class Server:
 
     subject: Subject
     address: str
+    pid: int
 
     def drive(self, settings: Settings, rate: float | None = None, num_callers: int = 1, seed: int = 0) -> Outcome:
         """Puts load on it: open with a rate, closed without."""
@@ -73,7 +74,7 @@ def run(settings: Settings) -> Iterator[Row]:
         save_ctranslate2(model.checkpoint, folder)
         CTranslate2System.load(folder, model, "fp32", settings.threads)  # checks that the weights are the same
         peer = stack.enter_context(_ctranslate2_server(folder, model, settings))
-        ours = stack.enter_context(_dragoman_server(model, settings))
+        ours = stack.enter_context(dragoman_server(model, settings))
         yield from _under_load(ours, peer, settings)
         yield from _cost_of_serving(ours, model, settings)
 
@@ -81,7 +82,8 @@ def run(settings: Settings) -> Iterator[Row]:
 # -- servers ---------------------------------------------------------------------------------------------------------
 
 
-def _dragoman_server(model: Model, settings: Settings) -> contextlib.AbstractContextManager[Server]:
+def dragoman_server(model: Model, settings: Settings) -> contextlib.AbstractContextManager[Server]:
+    """Runs until the context ends."""
     options = ["--model", str(model.bundle.folder), "--listen", "127.0.0.1:0", "--metrics-listen", "127.0.0.1:0"]
     options += ["--num-threads", str(settings.threads), "--max-running", str(_NUM_ROWS)]
     precision = model.bundle.manifest.precision
@@ -119,7 +121,7 @@ def _serving(subject: Subject, module: str, options: Sequence[str], **environmen
             ready = re.search(r" on (127\.0\.0\.1:\d+)", process.stdout.readline())
             if ready is None:
                 raise RuntimeError(f"{subject.system} did not start")
-            yield Server(subject, ready[1])
+            yield Server(subject, ready[1], process.pid)
         finally:
             process.kill()
 
@@ -189,7 +191,7 @@ def _cost_of_serving(server: Server, model: Model, settings: Settings) -> Iterat
             served_p50s.append(1000 * percentile(server.drive(one_sentence).latencies, 50))
             engine_p50s.append(1000 * _engine_p50(engine, model, one_sentence))
         added = Summary.of([a - b for a, b in zip(served_p50s, engine_p50s, strict=True)])
-        alone = Server(engine.subject, address="")
+        alone = Server(engine.subject, address="", pid=os.getpid())
     yield alone.row("throughput beside the server", "tokens/s", Summary.of(engine_rates))
     for size, rates in served.items():
         share = Summary.of([100 * rate / engine_rate for rate, engine_rate in zip(rates, engine_rates, strict=True)])

@@ -1,5 +1,7 @@
 """One pass of the attention graph over a source and a finished target."""
 
+import math
+import mmap
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -17,6 +19,8 @@ from dragoman_server.errors import BundleError
 # Of the table of log-probs, rows by vocabulary, that is computed at a time. There are two of these.
 _MAX_TABLE_BYTES = 8 << 20
 
+# Of an array, from where on it has pages of its own.
+_LARGE_BYTES = 1 << 20
 
 # What stands where the graph must be given something and nothing is needed.
 _NOTHING = (0,)
@@ -96,10 +100,8 @@ class AttentionPass:
         target_ids = _NOTHING if target_ids is None else target_ids
         num_rows = len(source_ids if kind == "encoder" else target_ids)
         num_columns = len(target_ids if kind == "decoder" else source_ids)
-        outputs = {
-            f"{kind}_attentions.{layer}": np.empty((1, len(heads), num_rows, num_columns), np.float32)
-            for layer in layers
-        }
+        shape = (1, len(heads), num_rows, num_columns)
+        outputs = {f"{kind}_attentions.{layer}": _empty(shape) for layer in layers}
         wanted = np.zeros(self._num_layers[kind], np.int64)
         wanted[list(layers)] = 1
         feeds: dict[str, NDArray[Any]] = {f"{kind}_layers": wanted, "heads": np.array(heads, np.int64)}
@@ -156,3 +158,11 @@ class AttentionPass:
         if missing := sorted(expected - found):
             raise BundleError(f"{path} has no outputs {', '.join(missing)}")
         return session
+
+
+def _empty(shape: tuple[int, ...]) -> NDArray[np.float32]:
+    """Where it is large, memory that the system gets back with the array: the allocator would keep some of it."""
+    num_bytes = 4 * math.prod(shape)
+    if num_bytes < _LARGE_BYTES:
+        return np.empty(shape, np.float32)
+    return np.frombuffer(mmap.mmap(-1, num_bytes), np.float32).reshape(shape)

@@ -73,6 +73,7 @@ def chunks(
             flat = part.reshape(-1)
             for begin in range(0, len(flat), num_weights):
                 yield Chunk(index, to_wire(flat[begin : begin + num_weights], selection.weight_type))
+            del part, flat  # before there is the next one
 
 
 def _layers(
@@ -83,9 +84,14 @@ def _layers(
     target_ids: Sequence[int] | None,
 ) -> Iterator[NDArray[np.float32]]:
     """Layer by layer [heads, rows, columns], or once the mean of them."""
+
+    def reduce_heads(weights: NDArray[np.float32]) -> NDArray[np.float32]:
+        reduced: NDArray[np.float32] = reduce(weights[np.newaxis], selection.head_reduction)[0]
+        return reduced
+
     layers = selection.layers[kind]
     runs = _runs(attention_pass, kind, source_ids, target_ids, layers, selection.heads)
-    reduced = (reduce(weights[np.newaxis], selection.head_reduction)[0] for weights in runs)
+    reduced = map(reduce_heads, runs)  # which, unlike a loop, lets go of what it has handed out
     if selection.layer_reduction is None:
         yield from reduced
         return

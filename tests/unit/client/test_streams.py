@@ -189,9 +189,10 @@ def test_a_failed_text_is_its_result(server: FakeServer, call: Call) -> None:
 
 
 def test_an_exchange_that_fails_raises(server: FakeServer, call: Call) -> None:
-    def answer(_: Iterator[Any], context: grpc.ServicerContext) -> Iterator[pb.ExchangeTranslationsResponse]:
+    def answer(requests: Iterator[Any], context: grpc.ServicerContext) -> Iterator[pb.ExchangeTranslationsResponse]:
+        # All is read first: where a write meets the end of the call, grpc.aio reports that in place of the status.
+        yield from (pb.ExchangeTranslationsResponse() for _ in requests if False)
         abort(context, grpc.StatusCode.INVALID_ARGUMENT, "Bad", ErrorInfo(reason="OUT_OF_RANGE"))
-        yield pb.ExchangeTranslationsResponse()
 
     server.exchange_handler = answer
     with pytest.raises(InvalidArgumentError, match="Bad") as caught:

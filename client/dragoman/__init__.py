@@ -12,7 +12,7 @@ from dragoman._extras import name_extra
 from dragoman._version import __version__
 from dragoman.aio import AsyncClient
 from dragoman.attention.sizes import attention_bytes
-from dragoman.attention.types import Alignment, AlignmentLink, AttentionToken
+from dragoman.attention.types import Alignment, AlignmentChoice, AlignmentLink, AttentionToken
 from dragoman.client import Client
 from dragoman.errors import (
     DeadlineExceededError,
@@ -61,6 +61,7 @@ if TYPE_CHECKING:
 __all__ = [
     "AlignOptions",
     "Alignment",
+    "AlignmentChoice",
     "AlignmentLink",
     "AlignmentMethod",
     "AsyncClient",

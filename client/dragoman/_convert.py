@@ -6,7 +6,7 @@ from typing import TypeAlias
 from google.protobuf.duration_pb2 import Duration
 
 from dragoman import types
-from dragoman.attention.types import Alignment, AlignmentLink, AttentionToken
+from dragoman.attention.types import Alignment, AlignmentChoice, AlignmentLink, AttentionToken
 from dragoman.errors import DragomanError, InternalError, error_from_status
 from dragoman.v1 import attention_pb2, translation_pb2
 
@@ -254,6 +254,13 @@ def _alignment(
         heads=tuple(response.heads),
         model=response.model,
     )
+
+
+def alignment_choice(message: attention_pb2.AlignmentChoice) -> AlignmentChoice:
+    """Raises InternalError where the method is none that this version knows."""
+    if message.method not in _METHODS:
+        raise InternalError("The server sent attention with a method of alignment that this version does not know")
+    return AlignmentChoice(_METHODS[message.method], message.layer, tuple(message.heads))
 
 
 def _links(messages: Iterable[attention_pb2.AlignmentLink]) -> tuple[AlignmentLink, ...]:

@@ -203,3 +203,11 @@ def test_the_default_model_copes_with_short_and_long_inputs(text: str) -> None:
             translation = client.translate(text, source="en", target=target)
             assert translation.finish_reason is FinishReason.STOP
             assert num_words / 3 <= len(translation.text.split()) <= 2 * num_words
+
+
+def test_the_default_models_weights_align_as_the_server_does() -> None:
+    text, translation = "The old cat is sleeping on my chair.", "Le vieux chat dort sur ma chaise."
+    with server_process(embedded_bundle()) as server, Client(server.address) as client:
+        aligned = client.align(text, translation, source="en", target="fr")
+        attention = client.attention(text, target_text=translation, source="en", target="fr", dtype="f32")
+    assert attention.alignment() == aligned

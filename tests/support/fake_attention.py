@@ -15,6 +15,7 @@ from dragoman.v1.translation_pb2 import FINISH_REASON_STOP, TextSpan, Token
 MODEL = "default@0123456789ab"
 NUM_LAYERS = 3
 NUM_HEADS = 2
+BEST_ALIGNMENT = pb.AlignmentChoice(method=pb.ALIGNMENT_METHOD_SHIFTED, layer=2, heads=[1])
 # Odd, so that weights are cut in their middle.
 CHUNK_BYTES = 7
 
@@ -56,7 +57,7 @@ def fake_weights(kind: AttentionKind, source: str, target: str) -> NDArray[np.fl
 def attend(request: pb.GetAttentionRequest, context: grpc.ServicerContext) -> Iterator[pb.GetAttentionResponse]:
     """The handler that attends at random; the translations of a text are its upper case, then with "!" each."""
     selection = request.selection
-    header = pb.AttentionHeader(model=MODEL, source_tokens=_source_tokens(request.text))
+    header = pb.AttentionHeader(model=MODEL, source_tokens=_source_tokens(request.text), alignment=BEST_ALIGNMENT)
     targets: list[str] = []
     if request.WhichOneof("target") == "target_text":
         targets = [request.target_text]

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from dragoman._extras import name_extra
 from dragoman.attention import alignment, html, statistics, storage, terminal
 from dragoman.attention.tensor import AttentionTensor, rolled_out
-from dragoman.attention.types import Alignment, AlignmentLink, AttentionToken
+from dragoman.attention.types import Alignment, AlignmentChoice, AlignmentLink, AttentionToken
 from dragoman.attention.weights import Weights
 from dragoman.types import AlignmentMethod, AttentionKind, FinishReason, TextSpan
 
@@ -63,6 +63,9 @@ class Attention:
 
     target_language: str
     """Language code of the target."""
+
+    best_alignment: AlignmentChoice
+    """What aligns best for the model, as its bundle says: `Client.align` uses it."""
 
     others: "tuple[Attention, ...]" = ()
     """The other hypotheses, best first, where several were asked for."""
@@ -140,25 +143,30 @@ class Attention:
         return self._mapped(rolled_out)
 
     def alignment(
-        self, method: AlignmentMethod = "shifted", layer: int | None = None, heads: Sequence[int] | None = None
+        self,
+        method: AlignmentMethod | None = None,
+        layer: int | None = None,
+        heads: Sequence[int] | None = None,
     ) -> Alignment:
-        """Token and word links, read off the cross-attention that is here.
-
-        What aligns best for a model stands in its bundle: `Client.align` uses it.
+        """Token and word links, read off the cross-attention that is here; unless told otherwise, as `Client.align`.
 
         Args:
-            method: which row aligns a token.
-            layer: the decoder layer, as for `select`; default: the middle one of those here, the third of six.
-            heads: whose mean is taken; default: all here.
+            method: which row aligns a token; default: that of `best_alignment`.
+            layer: the decoder layer, as for `select`; default: the only one here, else that of `best_alignment`.
+            heads: whose mean is taken; default: the only one here, else those of `best_alignment` where it chose the
+                layer, else all here.
 
         Raises:
             AttributeError: cross-attention was not asked for.
             ValueError: a layer or head is not there, or the source has no token of the text.
         """
-        tensor = self._tensor("cross")
+        tensor, best = self._tensor("cross"), self.best_alignment
         num_layers, num_heads = tensor.weights.shape[:2]
         if layer is None and num_layers > 1:
-            layer = tensor.layers[(num_layers - 1) // 2]
+            layer = best.layer
+            if heads is None and num_heads > 1:
+                heads = best.heads
+        method = method or best.method
         layer_index = tensor.layer_index(layer)
         chosen = range(num_heads) if heads is None else [tensor.head_index(head) for head in heads]
         matrices = tensor.weights[layer_index, list(chosen)]

@@ -114,6 +114,7 @@ class AttentionReader:
             model=header.model,
             source_language=request.source_language_code,
             target_language=request.target_language_code,
+            best_alignment=_convert.alignment_choice(header.alignment),
         )
 
 

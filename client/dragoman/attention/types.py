@@ -43,6 +43,20 @@ class AlignmentLink(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
+class AlignmentChoice:
+    """From which weights of cross-attention tokens are aligned."""
+
+    method: AlignmentMethod
+    """Which rows are read."""
+
+    layer: int
+    """The decoder layer, from 0."""
+
+    heads: tuple[int, ...]
+    """The heads whose mean is taken, from 0."""
+
+
+@dataclass(frozen=True, slots=True)
 class Alignment:
     """Which part of a target comes from which part of its source.
 

@@ -331,6 +331,7 @@ class AttentionHeader(google.protobuf.message.Message):
     SOURCE_TOKENS_FIELD_NUMBER: builtins.int
     TARGETS_FIELD_NUMBER: builtins.int
     TENSORS_FIELD_NUMBER: builtins.int
+    ALIGNMENT_FIELD_NUMBER: builtins.int
     model: builtins.str
     """The model and version, as in TranslateResponse."""
     @property
@@ -349,6 +350,10 @@ class AttentionHeader(google.protobuf.message.Message):
     def tensors(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___AttentionTensor]:
         """The tensors in the order in which their bytes follow."""
 
+    @property
+    def alignment(self) -> global___AlignmentChoice:
+        """What `Align` reads where a caller does not say."""
+
     def __init__(
         self,
         *,
@@ -356,10 +361,40 @@ class AttentionHeader(google.protobuf.message.Message):
         source_tokens: collections.abc.Iterable[global___SourceToken] | None = ...,
         targets: collections.abc.Iterable[global___AttentionTarget] | None = ...,
         tensors: collections.abc.Iterable[global___AttentionTensor] | None = ...,
+        alignment: global___AlignmentChoice | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["model", b"model", "source_tokens", b"source_tokens", "targets", b"targets", "tensors", b"tensors"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["alignment", b"alignment"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["alignment", b"alignment", "model", b"model", "source_tokens", b"source_tokens", "targets", b"targets", "tensors", b"tensors"]) -> None: ...
 
 global___AttentionHeader = AttentionHeader
+
+@typing.final
+class AlignmentChoice(google.protobuf.message.Message):
+    """From which weights of cross-attention tokens are aligned."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    METHOD_FIELD_NUMBER: builtins.int
+    LAYER_FIELD_NUMBER: builtins.int
+    HEADS_FIELD_NUMBER: builtins.int
+    method: global___AlignmentMethod.ValueType
+    """Which rows."""
+    layer: builtins.int
+    """The decoder layer, from 0."""
+    @property
+    def heads(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
+        """The heads whose mean is taken, from 0."""
+
+    def __init__(
+        self,
+        *,
+        method: global___AlignmentMethod.ValueType = ...,
+        layer: builtins.int = ...,
+        heads: collections.abc.Iterable[builtins.int] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["heads", b"heads", "layer", b"layer", "method", b"method"]) -> None: ...
+
+global___AlignmentChoice = AlignmentChoice
 
 @typing.final
 class SourceToken(google.protobuf.message.Message):

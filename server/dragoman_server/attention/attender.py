@@ -142,6 +142,7 @@ class Attender:
             [attention_target(target, start_id, self._tokenizer) for target in targets],
             plan_tensors(selection, len(request.source_ids), [len(target.logprobs) for target in targets]),
             selection,
+            self._manifest.best_alignment,
         )
 
     async def _send_weights(

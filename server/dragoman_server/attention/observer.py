@@ -7,7 +7,7 @@ from functools import partial
 from dragoman_server.attention.attention_pass import AttentionPass
 from dragoman_server.attention.tokens import source_spans
 from dragoman_server.attention.worker import AttentionWorker
-from dragoman_server.bundle.manifest import Manifest, default_alignment
+from dragoman_server.bundle.manifest import Manifest
 from dragoman_server.engine.sequence import Completion, FinishReason, Request
 from dragoman_server.planner import PlannedText
 from dragoman_server.signals import Signals, signals
@@ -29,7 +29,7 @@ class Observer:
         self, worker: AttentionWorker, manifest: Manifest, tokenizer: TextCodec, on_suspicion: Callable[[str], None]
     ) -> None:
         self._worker, self._manifest, self._tokenizer = worker, manifest, tokenizer
-        self._alignment = manifest.alignment or default_alignment(manifest.architecture)
+        self._alignment = manifest.best_alignment
         self._on_suspicion = on_suspicion
 
     def admitted(self, num_segments: int) -> AbstractContextManager[None]:

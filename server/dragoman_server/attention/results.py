@@ -56,6 +56,7 @@ class AttentionHeader:
     targets: Sequence[AttentionTarget]
     tensors: Sequence[TensorPlan]
     selection: Selection
+    alignment: Alignment  # what the bundle aligns with
 
 
 @dataclass(frozen=True, slots=True)

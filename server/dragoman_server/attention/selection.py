@@ -6,7 +6,7 @@ from typing import Literal
 
 from dragoman.attention.sizes import attention_bytes
 from dragoman.types import AttentionKind, WeightType
-from dragoman_server.bundle.manifest import Alignment, AlignmentMethod, Architecture, Manifest, default_alignment
+from dragoman_server.bundle.manifest import Alignment, AlignmentMethod, Architecture, Manifest
 from dragoman_server.calls import AlignCall, SelectionFields
 from dragoman_server.decoding_options import unknown_enum_value
 from dragoman_server.errors import FieldViolation, InvalidInputError
@@ -111,7 +111,7 @@ def resolve_alignment(call: AlignCall, manifest: Manifest) -> Alignment | Invali
     """From which weights to align, or everything that is wrong with what the caller asks for."""
     architecture = manifest.architecture
     violations: list[FieldViolation] = []
-    best = manifest.alignment or default_alignment(architecture)
+    best = manifest.best_alignment
     if call.method and call.method not in METHODS:
         violations.append(unknown_enum_value("method", call.method))
     layer, heads = best.layer, best.heads

@@ -107,8 +107,13 @@ class Manifest:
     files: dict[str, str]  # file name -> sha256, hex
     tokenizer: TokenizerKind = "sentencepiece"
     generation: Generation = field(default_factory=Generation)
-    alignment: Alignment | None = None  # None, or absent, where it was never tuned: see `default_alignment`
+    alignment: Alignment | None = None  # None, or absent, where it was never tuned
     format_version: int = FORMAT_VERSION
+
+    @property
+    def best_alignment(self) -> Alignment:
+        """What was tuned, else what is best for most models."""
+        return self.alignment or default_alignment(self.architecture)
 
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self), indent=1) + "\n"

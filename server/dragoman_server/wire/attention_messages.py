@@ -15,7 +15,7 @@ from dragoman_server.attention.results import (
     SourceToken,
     TargetToken,
 )
-from dragoman_server.bundle.manifest import AlignmentMethod
+from dragoman_server.bundle.manifest import Alignment, AlignmentMethod
 from dragoman_server.calls import AlignCall, AttentionCall, DecodingFields, SelectionFields, TranslateConfig
 from dragoman_server.errors import DragomanError
 from dragoman_server.text.tokenizer import Span
@@ -94,6 +94,7 @@ def attention_response(part: AttentionHeader | Chunk) -> pb.GetAttentionResponse
         model=part.model,
         source_tokens=map(_source_token, part.source_tokens),
         targets=map(_attention_target, part.targets),
+        alignment=_choice(part.alignment),
     )
     selection = part.selection
     for tensor in part.tensors:
@@ -123,6 +124,10 @@ def align_response(outcome: AlignOutcome) -> pb.AlignResponse:
         else:
             response.results.add(alignment=_alignment(result))
     return response
+
+
+def _choice(alignment: Alignment) -> pb.AlignmentChoice:
+    return pb.AlignmentChoice(method=_METHODS[alignment.method], layer=alignment.layer, heads=alignment.heads)
 
 
 def _alignment(pair: AlignedPair) -> pb.Alignment:

@@ -13,6 +13,7 @@ from safetensors.numpy import load_file
 
 import dragoman
 from dragoman import AsyncClient, Attention, Client, FinishReason, InternalError, InvalidArgumentError, TextSpan
+from dragoman.attention.types import AlignmentChoice
 from dragoman.types import AttentionKind
 from dragoman.v1 import attention_pb2 as pb
 from dragoman.v1 import translation_pb2
@@ -205,6 +206,10 @@ def unknown_type(messages: list[pb.GetAttentionResponse]) -> None:
     messages[0].header.tensors[0].weight_type = 77  # type: ignore[assignment]
 
 
+def unknown_method(messages: list[pb.GetAttentionResponse]) -> None:
+    messages[0].header.alignment.method = 77  # type: ignore[assignment]
+
+
 def no_spans(messages: list[pb.GetAttentionResponse]) -> None:
     del messages[0].header.targets[0].spans[:]
 
@@ -226,6 +231,7 @@ def no_inputs(messages: list[pb.GetAttentionResponse]) -> None:
         other_shape,
         other_target,
         unknown_type,
+        unknown_method,
         no_spans,
         no_inputs,
     ],
@@ -344,12 +350,33 @@ def test_an_alignment_is_read_off_the_rows(call: Call, attention: Attention) -> 
     assert alignment.pharaoh() == " ".join(f"{link.source}-{link.target}" for link in alignment.token_links)
 
 
-def test_an_alignment_shifts_the_middle_layer_unless_told_otherwise(attention: Attention) -> None:
+def test_an_alignment_is_what_is_best_for_the_model_unless_told_otherwise(attention: Attention) -> None:
     alignment = attention.alignment()
 
-    shifted = attention.cross[1].mean(axis=0)[1:3, 1:4]
-    np.testing.assert_allclose(alignment.token_scores, shifted, atol=1e-7)
-    assert (alignment.method, alignment.layer, alignment.heads) == ("shifted", 1, (0, 1))
+    np.testing.assert_allclose(alignment.token_scores, attention.cross[2, 1][1:3, 1:4], atol=1e-7)
+    assert attention.best_alignment == AlignmentChoice("shifted", 2, (1,))
+    assert (alignment.method, alignment.layer, alignment.heads) == ("shifted", 2, (1,))
+
+
+@pytest.mark.parametrize(
+    ("options", "arguments", "layer", "heads"),
+    [
+        ({}, {"layer": 1}, 1, (0, 1)),
+        ({}, {"heads": [0]}, 2, (0,)),
+        ({"layers": [0]}, {}, 0, (0, 1)),
+        ({"heads": [0]}, {}, 2, (0,)),
+    ],
+)
+def test_an_alignment_makes_do_with_what_is_here(
+    call: Call, options: dict[str, Any], arguments: dict[str, Any], layer: int, heads: tuple[int, ...]
+) -> None:
+    alignment = call("attention", "the cat", **options, **PAIR).alignment(**arguments)
+    assert (alignment.layer, alignment.heads) == (layer, heads)
+
+
+def test_an_alignment_needs_the_layer_that_is_best_unless_told_otherwise(call: Call) -> None:
+    with pytest.raises(ValueError, match=r"layer is 2: there are \(0, 1\)"):
+        call("attention", "the cat", layers=[0, 1], **PAIR).alignment()
 
 
 def test_stats_are_of_every_head(attention: Attention) -> None:

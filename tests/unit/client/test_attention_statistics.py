@@ -10,7 +10,7 @@ from dragoman.attention.attention import Attention
 from dragoman.attention.report import CorpusReport, HeadReport, to_html, to_text
 from dragoman.attention.statistics import HeadStats, HeadTotals
 from dragoman.attention.tensor import AttentionTensor
-from dragoman.attention.types import AttentionToken
+from dragoman.attention.types import AlignmentChoice, AttentionToken
 from dragoman.types import AttentionKind, FinishReason, TextSpan
 
 Array = NDArray[np.float32]
@@ -111,6 +111,7 @@ def sentence(ids: list[int], weights: Array) -> Attention:
         model="<model>@1",
         source_language="en",
         target_language="fr",
+        best_alignment=AlignmentChoice("shifted", 0, (0,)),
     )
 
 

@@ -88,21 +88,22 @@ def _request(model: Model, num_tokens: int) -> pb.GetAttentionRequest:
 
 
 def _memory(server: Server, reader: Reader) -> Iterator[Row]:
-    """The server has answered nothing yet."""
-    before = _memory_bytes(server.pid, "VmRSS")
-    # The peak begins anew.
-    Path(f"/proc/{server.pid}/clear_refs").write_text("5", encoding="ascii")
-    sizes = reader.read()
-    peak = _memory_bytes(server.pid, "VmHWM")
-    time.sleep(_SETTLE_SECONDS)
-    after = _memory_bytes(server.pid, "VmRSS")
-    for metric, size in (
-        ("weights of one answer", sum(sizes)),
-        ("weights of its largest kind", max(sizes)),
-        ("growth of the server while it is read", peak - before),
-        ("growth of the server afterwards", after - before),
-    ):
-        yield _row(server, metric, "MB", Summary.single(size / _MEGABYTE))
+    """Of a server that has answered nothing yet, and once more."""
+    for answer in ("first", "second"):
+        before = _memory_bytes(server.pid, "VmRSS")
+        # The peak begins anew.
+        Path(f"/proc/{server.pid}/clear_refs").write_text("5", encoding="ascii")
+        sizes = reader.read()
+        peak = _memory_bytes(server.pid, "VmHWM")
+        time.sleep(_SETTLE_SECONDS)
+        after = _memory_bytes(server.pid, "VmRSS")
+        for metric, size in (
+            ("weights", sum(sizes)),
+            ("weights of the largest kind", max(sizes)),
+            ("growth of the server", peak - before),
+            ("growth that stays", after - before),
+        ):
+            yield _row(server, f"{answer} answer: {metric}", "MB", Summary.single(size / _MEGABYTE))
 
 
 def _beside(server: Server, reader: Reader, settings: Settings) -> Iterator[Row]:

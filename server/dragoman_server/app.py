@@ -88,8 +88,7 @@ async def serve(config: Config) -> int:
         server, port = _bind(config, guard)
         metrics_page = stack.enter_context(_bind_metrics(config, metrics))
 
-        background = stack.enter_context(contextlib.closing(BackgroundThread()))
-        bundle, runner, attention_pass = await asyncio.to_thread(_load, config, background)
+        bundle, runner = await asyncio.to_thread(_load, config)
         manifest = bundle.manifest
         if manifest.generation.beam_size > config.engine.max_running:
             raise StartError(
@@ -107,7 +106,9 @@ async def serve(config: Config) -> int:
             on_death=on_death,
         )
         worker = observer = None
-        if attention_pass is not None:
+        if bundle.has_attention:
+            background = stack.enter_context(contextlib.closing(BackgroundThread()))
+            attention_pass = await asyncio.to_thread(AttentionPass, bundle, num_threads=1, background=background)
             worker = AttentionWorker(attention_pass, config.engine.max_waiting)
             stack.callback(worker.close)
             observer = Observer(worker, manifest, tokenizer, metrics.observe_suspicion)
@@ -196,12 +197,11 @@ async def _heartbeat(engine: Engine, health: HealthServicer) -> AsyncIterator[No
         task.cancel()
 
 
-def _load(config: Config, background: BackgroundThread) -> tuple[Bundle, OnnxRunner, AttentionPass | None]:
+def _load(config: Config) -> tuple[Bundle, OnnxRunner]:
     bundle = Bundle.open(config.model or embedded_bundle())
     runner = OnnxRunner(bundle, config.engine.max_running, config.engine.resolved_num_threads())
     replay(bundle, runner)
-    attention_pass = AttentionPass(bundle, num_threads=1, background=background) if bundle.has_attention else None
-    return bundle, runner, attention_pass
+    return bundle, runner
 
 
 def _bind(config: Config, guard: Guard) -> tuple[grpc.aio.Server, int]:

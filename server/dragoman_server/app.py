@@ -15,7 +15,7 @@ from dragoman.v1 import attention_pb2_grpc, translation_pb2_grpc
 from dragoman_server.addresses import check_free, parse_address
 from dragoman_server.attention.attender import Attender
 from dragoman_server.attention.attention_pass import AttentionPass
-from dragoman_server.attention.background import BackgroundThread
+from dragoman_server.attention.background import Background
 from dragoman_server.attention.observer import Observer
 from dragoman_server.attention.worker import AttentionWorker
 from dragoman_server.bundle.bundle import Bundle, embedded_bundle
@@ -107,7 +107,7 @@ async def serve(config: Config) -> int:
         )
         worker = observer = None
         if bundle.has_attention:
-            background = stack.enter_context(contextlib.closing(BackgroundThread()))
+            background = stack.enter_context(contextlib.closing(Background()))
             attention_pass = await asyncio.to_thread(AttentionPass, bundle, num_threads=1, background=background)
             worker = AttentionWorker(attention_pass, config.engine.max_waiting)
             stack.callback(worker.close)

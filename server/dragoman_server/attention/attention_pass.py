@@ -11,7 +11,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from dragoman.types import AttentionKind
-from dragoman_server.attention.background import BackgroundThread
+from dragoman_server.attention.background import Background, run_options
 from dragoman_server.bundle.bundle import ATTENTION_FILE, Bundle
 from dragoman_server.engine.runner import open_session
 from dragoman_server.errors import BundleError
@@ -36,7 +36,7 @@ class AttentionPass:
     Args:
         bundle: of the model; it has an attention graph.
         num_threads: that compute.
-        background: runs the graph; None for the thread that calls.
+        background: where the graph runs; None is the thread that calls.
 
     Attributes:
         heads: of each layer.
@@ -45,10 +45,8 @@ class AttentionPass:
         BundleError: ONNX Runtime refuses the graph, or outputs are missing.
     """
 
-    def __init__(self, bundle: Bundle, num_threads: int, background: BackgroundThread | None = None) -> None:
+    def __init__(self, bundle: Bundle, num_threads: int, background: Background | None = None) -> None:
         self._bundle, self._background = bundle, background
-        self._run_options = ort.RunOptions()
-        self._run_options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
         architecture = bundle.manifest.architecture
         self._num_layers: dict[AttentionKind, int] = {
             "encoder": architecture.num_encoder_layers,
@@ -144,9 +142,9 @@ class AttentionPass:
         for bind, arrays in ((binding.bind_input, inputs), (binding.bind_output, outputs)):
             for name, array in arrays.items():
                 bind(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
-        run = partial(self._session.run_with_iobinding, binding, self._run_options)
+        run = partial(self._session.run_with_iobinding, binding)
         if self._background is None:
-            run()
+            run(run_options())
         else:
             self._background.run(run)
 

@@ -1,70 +1,145 @@
 import os
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import onnxruntime as ort
 import pytest
 
-from dragoman_server.attention.background import BackgroundThread
+from dragoman_server.attention import background as background_module
+from dragoman_server.attention.background import Background
 
 ON_LINUX = pytest.mark.skipif(sys.platform != "linux", reason="other systems have no policies of threads")
 
 
+class Recorder:
+    """A run that notes where it runs. Like one without a processor, it takes until it is terminated while told so."""
+
+    def __init__(self) -> None:
+        self.threads: list[int] = []
+        self.finds_no_processor = False
+
+    def __call__(self, options: ort.RunOptions) -> None:
+        self.threads.append(threading.get_native_id())
+        if self.finds_no_processor:
+            self.finds_no_processor = False
+            while not options.terminate:
+                time.sleep(0.001)
+            raise RuntimeError("terminated")
+
+
 @pytest.fixture
-def background() -> Iterator[BackgroundThread]:
-    background = BackgroundThread()
+def recorder() -> Recorder:
+    return Recorder()
+
+
+@pytest.fixture
+def background() -> Iterator[Background]:
+    background = Background()
     yield background
     background.close()
 
 
-def test_the_work_is_done_on_another_thread(background: BackgroundThread) -> None:
-    threads: list[int] = []
-    for _ in range(2):
-        background.run(lambda: threads.append(threading.get_ident()))
-    assert threads[0] == threads[1] != threading.get_ident()
+def test_runs_are_on_one_other_thread(background: Background, recorder: Recorder) -> None:
+    background.run(recorder)
+    background.run(recorder)
+    assert recorder.threads[0] == recorder.threads[1] != threading.get_native_id()
 
 
 @ON_LINUX
-def test_it_stands_back_and_the_caller_does_not(background: BackgroundThread) -> None:
+def test_it_runs_where_nobody_else_does_and_the_caller_does_not(background: Background) -> None:
     policies: list[int] = []
-    background.run(lambda: policies.append(os.sched_getscheduler(threading.get_native_id())))
+    background.run(lambda _: policies.append(os.sched_getscheduler(threading.get_native_id())))
     assert policies == [os.SCHED_IDLE]
     assert os.sched_getscheduler(threading.get_native_id()) != os.SCHED_IDLE
 
 
 @ON_LINUX
-def test_where_that_is_refused_the_work_is_done_all_the_same(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+def test_what_finds_no_processor_gets_what_it_is_owed_from_the_caller(
+    background: Background, recorder: Recorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(background_module, "_PATIENCE_SECONDS", 0.01)
+    recorder.finds_no_processor = True
+    background.run(recorder)
+    background.run(recorder)
+    idle, *others = recorder.threads
+    assert others == [threading.get_native_id()] * 2 != [idle, idle]
+
+    background.run(lambda _: compute(0.1))
+    background.run(recorder)
+    assert recorder.threads[-1] == idle
+
+
+def compute(seconds: float) -> None:
+    end = time.thread_time() + seconds
+    while time.thread_time() < end:
+        pass
+
+
+def test_what_ends_while_it_is_terminated_is_not_run_again(
+    background: Background, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(background_module, "_PATIENCE_SECONDS", 0.01)
+    done: list[bool] = []
+
+    def run(options: ort.RunOptions) -> None:
+        while not options.terminate:
+            time.sleep(0.001)
+        done.append(True)
+
+    background.run(run)
+    assert done == [True]
+
+
+def test_what_computes_may_take_long(
+    background: Background, recorder: Recorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(background_module, "_PATIENCE_SECONDS", 0.01)
+    monkeypatch.setattr(background_module._IdleThread, "cpu_seconds", lambda _: time.monotonic())
+
+    def run(options: ort.RunOptions) -> None:
+        time.sleep(0.1)
+        assert not options.terminate
+        recorder(options)
+
+    background.run(run)
+    assert len(recorder.threads) == 1
+
+
+@ON_LINUX
+def test_where_low_priority_is_refused_it_runs_all_the_same(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, recorder: Recorder
 ) -> None:
     def refuse(*_: object) -> None:
         raise PermissionError("not here")
 
     monkeypatch.setattr(os, "sched_setscheduler", refuse)
-    background, done = BackgroundThread(), list[int]()
-    background.run(lambda: done.append(1))
+    background = Background()
+    background.run(recorder)
     background.close()
-    assert done == [1]
+    assert len(recorder.threads) == 1
     assert "attention is computed at full priority" in caplog.text
 
 
-def test_what_the_work_raises_is_raised_and_forgotten(background: BackgroundThread) -> None:
-    def fail() -> None:
+def test_what_a_run_raises_is_raised_and_forgotten(background: Background, recorder: Recorder) -> None:
+    def fail(_: ort.RunOptions) -> None:
         raise RuntimeError("no")
 
     with pytest.raises(RuntimeError, match="no"):
         background.run(fail)
-    background.run(lambda: None)
+    background.run(recorder)
 
 
 @ON_LINUX
-def test_nothing_is_left_when_it_is_closed() -> None:
+def test_nothing_is_left_when_it_is_closed(recorder: Recorder) -> None:
     def open_files() -> set[str]:
         return {path.name for path in Path("/proc/self/fd").iterdir()}
 
     before, threads = open_files(), threading.active_count()
-    background = BackgroundThread()
-    background.run(lambda: None)
+    background = Background()
+    background.run(recorder)
     background.close()
     assert open_files() == before
     assert threading.active_count() == threads

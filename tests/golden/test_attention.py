@@ -14,7 +14,9 @@ from numpy.typing import NDArray
 from dragoman.types import AttentionKind
 from dragoman_export.checkpoint import Checkpoint
 from dragoman_export.greedy import greedy_decode, pad
+from dragoman_server.attention import background as background_module
 from dragoman_server.attention.attention_pass import AttentionPass
+from dragoman_server.attention.background import Background
 from dragoman_server.bundle.bundle import ATTENTION_FILE, Bundle
 from dragoman_server.bundle.manifest import Precision
 from dragoman_server.engine.runner import OnnxRunner, open_session
@@ -96,6 +98,20 @@ def test_the_default_model_attends_as_its_checkpoint(default_bundles: dict[Preci
         for ours, theirs, true in zip(found, weights, exact, strict=True):
             np.testing.assert_allclose(ours, true, atol=1e-5 + np.abs(theirs - true).max())
         np.testing.assert_allclose(attention_pass.logprobs(*pair), logprobs, atol=1e-4)
+
+
+def test_what_is_terminated_and_begun_again_gives_the_same(
+    tiny_bundles: dict[Precision, Bundle], pairs: list[Pair], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(background_module, "_PATIENCE_SECONDS", 0.0)
+    monkeypatch.setattr(background_module._IdleThread, "cpu_seconds", lambda _: 0.0)
+    in_front = AttentionPass(tiny_bundles["int8"], num_threads=1)
+    background = Background()
+    behind = AttentionPass(tiny_bundles["int8"], num_threads=1, background=background)
+    for pair in pairs * 2:
+        assert (behind.cross(*pair) == in_front.cross(*pair)).all()
+        assert (behind.logprobs(*pair) == in_front.logprobs(*pair)).all()
+    background.close()
 
 
 @pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-4), ("int8", 0.5)])

@@ -19,6 +19,8 @@ Run = Callable[[ort.RunOptions], None]
 # Of one processor. Runs that others leave less are owed it, and are not waited for any longer than this.
 _LEAST_SHARE = 0.1
 _PATIENCE_SECONDS = 2.0
+# What is not worth another thread, whose memory the allocator keeps apart.
+_LEAST_DEBT_SECONDS = 0.01
 
 
 class Background:
@@ -34,7 +36,7 @@ class Background:
 
     def run(self, run: Run) -> None:
         """Returns when the run is done, and raises what it raises."""
-        if self._owed_seconds <= 0 and self._run_idle(run):
+        if self._owed_seconds < _LEAST_DEBT_SECONDS and self._run_idle(run):
             return
         before = time.thread_time()
         try:

@@ -60,7 +60,7 @@ def test_it_runs_where_nobody_else_does_and_the_caller_does_not(background: Back
 def test_what_finds_no_processor_gets_what_it_is_owed_from_the_caller(
     background: Background, recorder: Recorder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(background_module, "_PATIENCE_SECONDS", 0.01)
+    monkeypatch.setattr(background_module, "_PATIENCE_SECONDS", 0.5)
     recorder.finds_no_processor = True
     background.run(recorder)
     background.run(recorder)

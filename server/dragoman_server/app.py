@@ -88,6 +88,8 @@ async def serve(config: Config) -> int:
         server, port = _bind(config, guard)
         metrics_page = stack.enter_context(_bind_metrics(config, metrics))
 
+        # Before the model is there: the allocator has threads that come late share memory, and gets less of it back.
+        background = stack.enter_context(contextlib.closing(Background()))
         bundle, runner = await asyncio.to_thread(_load, config)
         manifest = bundle.manifest
         if manifest.generation.beam_size > config.engine.max_running:
@@ -107,7 +109,6 @@ async def serve(config: Config) -> int:
         )
         worker = observer = None
         if bundle.has_attention:
-            background = stack.enter_context(contextlib.closing(Background()))
             attention_pass = await asyncio.to_thread(AttentionPass, bundle, num_threads=1, background=background)
             worker = AttentionWorker(attention_pass, config.engine.max_waiting)
             stack.callback(worker.close)

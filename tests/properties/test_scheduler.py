@@ -69,7 +69,7 @@ class Scheduling(RuleBasedStateMachine):
     def decode(self, data: st.DataObject) -> None:
         for sequence in self.scheduler.rows:
             self.pool[sequence.row] = (sequence.group, tuple(sequence.token_ids))
-        for group in self.running:
+        for group in self.scheduler.running:  # which has an order, as draws must
             num_children = data.draw(st.integers(0, group.request.options.num_rows))
             parents = data.draw(st.lists(st.sampled_from(group.live), max_size=num_children))
             group.live = [parent.continued(place, -1.0, -1.0) for place, parent in enumerate(parents)]
@@ -119,7 +119,7 @@ class Scheduling(RuleBasedStateMachine):
         """When nothing new comes everybody has had a turn by and by."""
         for _ in range(1 + self.scheduler.num_running + self.scheduler.num_waiting):
             self.schedule()
-            for group in list(self.running)[:1]:
+            for group in list(self.scheduler.running)[:1]:
                 group.live = []
             self.update()
         assert not self.scheduler.has_work

@@ -17,7 +17,7 @@ MAX_CHUNK_BYTES = 512 << 10
 
 # Of the weights that one run gives, so that what a run needs beside them and the weights together stay within twice
 # the weights of one kind. A layer that has more comes alone.
-_MAX_RUN_BYTES = 16 << 20
+_MAX_RUN_BYTES = 12 << 20
 
 # What is worth asking the allocator for.
 _LARGE_BYTES = 4 << 20

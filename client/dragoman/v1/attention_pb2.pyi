@@ -332,8 +332,14 @@ class AttentionHeader(google.protobuf.message.Message):
     TARGETS_FIELD_NUMBER: builtins.int
     TENSORS_FIELD_NUMBER: builtins.int
     ALIGNMENT_FIELD_NUMBER: builtins.int
+    SOURCE_LANGUAGE_CODE_FIELD_NUMBER: builtins.int
+    TARGET_LANGUAGE_CODE_FIELD_NUMBER: builtins.int
     model: builtins.str
     """The model and version, as in TranslateResponse."""
+    source_language_code: builtins.str
+    """The languages, as in TranslateResponse."""
+    target_language_code: builtins.str
+    """As above."""
     @property
     def source_tokens(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___SourceToken]:
         """What the encoder read, language tags and end-of-sentence included: the rows
@@ -362,9 +368,11 @@ class AttentionHeader(google.protobuf.message.Message):
         targets: collections.abc.Iterable[global___AttentionTarget] | None = ...,
         tensors: collections.abc.Iterable[global___AttentionTensor] | None = ...,
         alignment: global___AlignmentChoice | None = ...,
+        source_language_code: builtins.str = ...,
+        target_language_code: builtins.str = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["alignment", b"alignment"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["alignment", b"alignment", "model", b"model", "source_tokens", b"source_tokens", "targets", b"targets", "tensors", b"tensors"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["alignment", b"alignment", "model", b"model", "source_language_code", b"source_language_code", "source_tokens", b"source_tokens", "target_language_code", b"target_language_code", "targets", b"targets", "tensors", b"tensors"]) -> None: ...
 
 global___AttentionHeader = AttentionHeader
 
@@ -658,12 +666,18 @@ class AlignResponse(google.protobuf.message.Message):
     METHOD_FIELD_NUMBER: builtins.int
     LAYER_FIELD_NUMBER: builtins.int
     HEADS_FIELD_NUMBER: builtins.int
+    SOURCE_LANGUAGE_CODE_FIELD_NUMBER: builtins.int
+    TARGET_LANGUAGE_CODE_FIELD_NUMBER: builtins.int
     model: builtins.str
     """The model and version, as in TranslateResponse."""
     method: global___AlignmentMethod.ValueType
     """What was used."""
     layer: builtins.int
     """What was used."""
+    source_language_code: builtins.str
+    """The languages, as in TranslateResponse."""
+    target_language_code: builtins.str
+    """As above."""
     @property
     def results(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___AlignResult]:
         """One result per input, in the order of the inputs."""
@@ -680,8 +694,10 @@ class AlignResponse(google.protobuf.message.Message):
         method: global___AlignmentMethod.ValueType = ...,
         layer: builtins.int = ...,
         heads: collections.abc.Iterable[builtins.int] | None = ...,
+        source_language_code: builtins.str = ...,
+        target_language_code: builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["heads", b"heads", "layer", b"layer", "method", b"method", "model", b"model", "results", b"results"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["heads", b"heads", "layer", b"layer", "method", b"method", "model", b"model", "results", b"results", "source_language_code", b"source_language_code", "target_language_code", b"target_language_code"]) -> None: ...
 
 global___AlignResponse = AlignResponse
 

@@ -13,7 +13,9 @@ Conventions that hold for every message:
 * An `optional` field that is absent means "the default of the model bundle".
   An explicit value is always honoured or refused, never silently changed.
 * An enum value that the server does not know is INVALID_ARGUMENT.
-* Language codes are BCP-47 tags, for example "en" or "pt-BR", in any case.
+* Language codes are BCP-47 tags, for example "en" or "pt-BR", in any case. A
+  tag that the model does not have stands for the nearest that it has, by the
+  look-up of RFC 4647: "en-US" for "en". Answers say which one that was.
 """
 
 import builtins
@@ -106,8 +108,9 @@ class _Segmentation:
 class _SegmentationEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_Segmentation.ValueType], builtins.type):
     DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
     SEGMENTATION_UNSPECIFIED: _Segmentation.ValueType  # 0
-    """A line is split into sentences only where it has more tokens than the
-    model's `segment_tokens`.
+    """The model's default. Most models were trained on single sentences and drop
+    or blur the others where they are given several: theirs is
+    SEGMENTATION_SENTENCE.
     """
     SEGMENTATION_LINE: _Segmentation.ValueType  # 1
     """A line is never split. One that is too long for the model is an
@@ -115,18 +118,23 @@ class _SegmentationEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._E
     """
     SEGMENTATION_SENTENCE: _Segmentation.ValueType  # 2
     """A line is always split into sentences."""
+    SEGMENTATION_PACKED: _Segmentation.ValueType  # 3
+    """A line is split into sentences only where it has more tokens than the
+    model's `segment_tokens`; as many neighbours as fit stay together.
+    """
 
 class Segmentation(_Segmentation, metaclass=_SegmentationEnumTypeWrapper):
     """How a line of text is cut into segments, the units that the model translates
     in one piece.
 
-    Line breaks always separate segments, and white space and line breaks come
-    back as they were.
+    Line breaks always separate segments. White space and line breaks come back
+    as they were, and so do lines and sentences without a letter, such as "12:30".
     """
 
 SEGMENTATION_UNSPECIFIED: Segmentation.ValueType  # 0
-"""A line is split into sentences only where it has more tokens than the
-model's `segment_tokens`.
+"""The model's default. Most models were trained on single sentences and drop
+or blur the others where they are given several: theirs is
+SEGMENTATION_SENTENCE.
 """
 SEGMENTATION_LINE: Segmentation.ValueType  # 1
 """A line is never split. One that is too long for the model is an
@@ -134,6 +142,10 @@ INVALID_ARGUMENT error of its input.
 """
 SEGMENTATION_SENTENCE: Segmentation.ValueType  # 2
 """A line is always split into sentences."""
+SEGMENTATION_PACKED: Segmentation.ValueType  # 3
+"""A line is split into sentences only where it has more tokens than the
+model's `segment_tokens`; as many neighbours as fit stay together.
+"""
 global___Segmentation = Segmentation
 
 class _Suspicion:
@@ -156,6 +168,14 @@ class _SuspicionEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._Enum
     """The target is much shorter or longer than the source."""
     SUSPICION_CUT_OFF: _Suspicion.ValueType  # 5
     """The target was cut off by its limit."""
+    SUSPICION_NOT_COPIED: _Suspicion.ValueType  # 6
+    """A number, an address, a placeholder or the like of the source is not in the
+    target.
+    """
+    SUSPICION_UNKNOWN_SCRIPT: _Suspicion.ValueType  # 7
+    """Much of the source is spelled with characters that the model's vocabulary
+    has no words for: it may be in another script or language.
+    """
 
 class Suspicion(_Suspicion, metaclass=_SuspicionEnumTypeWrapper):
     """What is unusual about a translation."""
@@ -174,6 +194,14 @@ SUSPICION_LENGTH: Suspicion.ValueType  # 4
 """The target is much shorter or longer than the source."""
 SUSPICION_CUT_OFF: Suspicion.ValueType  # 5
 """The target was cut off by its limit."""
+SUSPICION_NOT_COPIED: Suspicion.ValueType  # 6
+"""A number, an address, a placeholder or the like of the source is not in the
+target.
+"""
+SUSPICION_UNKNOWN_SCRIPT: Suspicion.ValueType  # 7
+"""Much of the source is spelled with characters that the model's vocabulary
+has no words for: it may be in another script or language.
+"""
 global___Suspicion = Suspicion
 
 class _FinishReason:
@@ -450,11 +478,19 @@ class TranslateResponse(google.protobuf.message.Message):
 
     RESULTS_FIELD_NUMBER: builtins.int
     MODEL_FIELD_NUMBER: builtins.int
+    SOURCE_LANGUAGE_CODE_FIELD_NUMBER: builtins.int
+    TARGET_LANGUAGE_CODE_FIELD_NUMBER: builtins.int
     model: builtins.str
     """The model and version that translated, as "name@digest", for example
     "default@3f2a9c41d07b". Two answers with the same value came from the same
     weights.
     """
+    source_language_code: builtins.str
+    """The model's own tags of the two languages, which may be others than those of
+    the call: "en" where it said "en-US".
+    """
+    target_language_code: builtins.str
+    """As above."""
     @property
     def results(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___TranslationResult]:
         """One result per input, in the order of the inputs."""
@@ -464,8 +500,10 @@ class TranslateResponse(google.protobuf.message.Message):
         *,
         results: collections.abc.Iterable[global___TranslationResult] | None = ...,
         model: builtins.str = ...,
+        source_language_code: builtins.str = ...,
+        target_language_code: builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["model", b"model", "results", b"results"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["model", b"model", "results", b"results", "source_language_code", b"source_language_code", "target_language_code", b"target_language_code"]) -> None: ...
 
 global___TranslateResponse = TranslateResponse
 
@@ -836,12 +874,18 @@ class StreamTranslationResponse(google.protobuf.message.Message):
     DELTA_FIELD_NUMBER: builtins.int
     TRANSLATION_FIELD_NUMBER: builtins.int
     MODEL_FIELD_NUMBER: builtins.int
+    SOURCE_LANGUAGE_CODE_FIELD_NUMBER: builtins.int
+    TARGET_LANGUAGE_CODE_FIELD_NUMBER: builtins.int
     delta: builtins.str
     """What follows on the deltas before it. Never empty."""
     model: builtins.str
     """The model and version that translated, as in TranslateResponse. Stands with
     `translation`.
     """
+    source_language_code: builtins.str
+    """The languages, as in TranslateResponse. Stand with `translation`."""
+    target_language_code: builtins.str
+    """As above."""
     @property
     def translation(self) -> global___Translation:
         """The whole translation, with all its parts: the last message."""
@@ -852,9 +896,11 @@ class StreamTranslationResponse(google.protobuf.message.Message):
         delta: builtins.str = ...,
         translation: global___Translation | None = ...,
         model: builtins.str = ...,
+        source_language_code: builtins.str = ...,
+        target_language_code: builtins.str = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["delta", b"delta", "event", b"event", "translation", b"translation"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["delta", b"delta", "event", b"event", "model", b"model", "translation", b"translation"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["delta", b"delta", "event", b"event", "model", b"model", "source_language_code", b"source_language_code", "target_language_code", b"target_language_code", "translation", b"translation"]) -> None: ...
     def WhichOneof(self, oneof_group: typing.Literal["event", b"event"]) -> typing.Literal["delta", "translation"] | None: ...
 
 global___StreamTranslationResponse = StreamTranslationResponse
@@ -966,10 +1012,16 @@ class ExchangeTranslationsResponse(google.protobuf.message.Message):
     ID_FIELD_NUMBER: builtins.int
     RESULT_FIELD_NUMBER: builtins.int
     MODEL_FIELD_NUMBER: builtins.int
+    SOURCE_LANGUAGE_CODE_FIELD_NUMBER: builtins.int
+    TARGET_LANGUAGE_CODE_FIELD_NUMBER: builtins.int
     id: builtins.str
     """That of the input."""
     model: builtins.str
     """The model and version that translated, as in TranslateResponse."""
+    source_language_code: builtins.str
+    """The languages, as in TranslateResponse."""
+    target_language_code: builtins.str
+    """As above."""
     @property
     def result(self) -> global___TranslationResult:
         """Its translation, or why there is none. `BadRequest` names the field as
@@ -982,9 +1034,11 @@ class ExchangeTranslationsResponse(google.protobuf.message.Message):
         id: builtins.str = ...,
         result: global___TranslationResult | None = ...,
         model: builtins.str = ...,
+        source_language_code: builtins.str = ...,
+        target_language_code: builtins.str = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["result", b"result"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["id", b"id", "model", b"model", "result", b"result"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["id", b"id", "model", b"model", "result", b"result", "source_language_code", b"source_language_code", "target_language_code", b"target_language_code"]) -> None: ...
 
 global___ExchangeTranslationsResponse = ExchangeTranslationsResponse
 
@@ -1100,8 +1154,14 @@ class ScoreResponse(google.protobuf.message.Message):
 
     RESULTS_FIELD_NUMBER: builtins.int
     MODEL_FIELD_NUMBER: builtins.int
+    SOURCE_LANGUAGE_CODE_FIELD_NUMBER: builtins.int
+    TARGET_LANGUAGE_CODE_FIELD_NUMBER: builtins.int
     model: builtins.str
     """The model and version that scored, as in TranslateResponse."""
+    source_language_code: builtins.str
+    """The languages, as in TranslateResponse."""
+    target_language_code: builtins.str
+    """As above."""
     @property
     def results(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___ScoreResult]:
         """One result per input, in the order of the inputs."""
@@ -1111,8 +1171,10 @@ class ScoreResponse(google.protobuf.message.Message):
         *,
         results: collections.abc.Iterable[global___ScoreResult] | None = ...,
         model: builtins.str = ...,
+        source_language_code: builtins.str = ...,
+        target_language_code: builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["model", b"model", "results", b"results"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["model", b"model", "results", b"results", "source_language_code", b"source_language_code", "target_language_code", b"target_language_code"]) -> None: ...
 
 global___ScoreResponse = ScoreResponse
 

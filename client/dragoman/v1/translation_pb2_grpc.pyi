@@ -13,7 +13,9 @@ Conventions that hold for every message:
 * An `optional` field that is absent means "the default of the model bundle".
   An explicit value is always honoured or refused, never silently changed.
 * An enum value that the server does not know is INVALID_ARGUMENT.
-* Language codes are BCP-47 tags, for example "en" or "pt-BR", in any case.
+* Language codes are BCP-47 tags, for example "en" or "pt-BR", in any case. A
+  tag that the model does not have stands for the nearest that it has, by the
+  look-up of RFC 4647: "en-US" for "en". Answers say which one that was.
 """
 
 import abc

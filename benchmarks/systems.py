@@ -17,7 +17,7 @@ from benchmarks.report import Subject
 from dragoman_export.greedy import pad
 from dragoman_server.config import EngineOptions
 from dragoman_server.engine.engine import Engine
-from dragoman_server.engine.runner import OnnxRunner
+from dragoman_server.runtime.runner import OnnxRunner
 from dragoman_server.engine.search import Search
 from dragoman_server.engine.search_options import SearchOptions
 from dragoman_server.engine.sequence import Completion, Request
@@ -74,7 +74,7 @@ def dragoman(model: Model, num_rows: int, threads: int) -> Iterator[DragomanSyst
     """An engine that decodes so many rows at a time."""
     manifest = model.bundle.manifest
     options = EngineOptions(max_running=num_rows, num_threads=threads)
-    runner = OnnxRunner(model.bundle, num_rows, threads)
+    runner = OnnxRunner.open(model.bundle, num_rows, threads)
     engine = Engine(runner, Search.of(manifest), options)
     engine.start()
     try:

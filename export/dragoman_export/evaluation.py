@@ -9,7 +9,7 @@ from dragoman_export.greedy import corpus_scores
 from dragoman_server.bundle.bundle import Bundle
 from dragoman_server.config import EngineOptions
 from dragoman_server.engine.engine import Engine
-from dragoman_server.engine.runner import OnnxRunner
+from dragoman_server.runtime.runner import OnnxRunner
 from dragoman_server.engine.search import Search
 from dragoman_server.engine.sequence import Request
 from dragoman_server.text.tokenizer import TextCodec, load_tokenizer
@@ -75,7 +75,7 @@ def evaluate(folder: Path, test_sets: Iterable[TestSet], options: EngineOptions)
     """
     started = time.monotonic()
     bundle = Bundle.open(folder)
-    runner = OnnxRunner(bundle, options.max_running, options.resolved_num_threads())
+    runner = OnnxRunner.open(bundle, options.max_running, options.resolved_num_threads())
     load_seconds = time.monotonic() - started
     manifest = bundle.manifest
     tokenizer = load_tokenizer(manifest.tokenizer, folder)

@@ -11,7 +11,7 @@ from dragoman_export.checkpoint import Checkpoint
 from dragoman_export.greedy import greedy_decode
 from dragoman_server.attention.attention_pass import AttentionPass
 from dragoman_server.bundle.bundle import Bundle
-from dragoman_server.engine.runner import OnnxRunner
+from dragoman_server.runtime.runner import OnnxRunner
 
 # Two tokens closer than this (nats) are a tie that rounding may break either way.
 TIE_MARGIN = 1e-5
@@ -88,7 +88,7 @@ def compare(checkpoint: Checkpoint, bundle: Bundle, sources: Sequence[tuple[int,
     """
     manifest = bundle.manifest
     num_threads = torch.get_num_threads()
-    runner = OnnxRunner(bundle, max_rows=1, num_threads=num_threads)
+    runner = OnnxRunner.open(bundle, max_rows=1, num_threads=num_threads)
     attention = AttentionPass(bundle, num_threads)
     sentences: list[SentenceParity] = []
     divergences: list[Divergence] = []

@@ -22,7 +22,7 @@ from dragoman_server.bundle.bundle import Bundle, embedded_bundle
 from dragoman_server.bundle.parity import replay
 from dragoman_server.config import Config, validate
 from dragoman_server.engine.engine import Engine
-from dragoman_server.engine.runner import OnnxRunner
+from dragoman_server.runtime.runner import OnnxRunner
 from dragoman_server.engine.search import Search
 from dragoman_server.errors import StartError
 from dragoman_server.metrics import Metrics, MetricsPage
@@ -200,7 +200,7 @@ async def _heartbeat(engine: Engine, health: HealthServicer) -> AsyncIterator[No
 
 def _load(config: Config) -> tuple[Bundle, OnnxRunner]:
     bundle = Bundle.open(config.model or embedded_bundle())
-    runner = OnnxRunner(bundle, config.engine.max_running, config.engine.resolved_num_threads())
+    runner = OnnxRunner.open(bundle, config.engine.max_running, config.engine.resolved_num_threads())
     replay(bundle, runner)
     return bundle, runner
 

@@ -12,7 +12,7 @@ from dragoman_export.checkpoint import Checkpoint
 from dragoman_server.bundle.bundle import Bundle
 from dragoman_server.bundle.manifest import Precision
 from dragoman_server.engine.engine import Engine
-from dragoman_server.engine.runner import OnnxRunner
+from dragoman_server.runtime.runner import OnnxRunner
 from dragoman_server.engine.search import Search
 from dragoman_server.engine.sequence import Completion, Hypothesis, Priority, Request
 from support.fake_runner import FakeRunner, decode_alone, random_options, running_engine, wild
@@ -87,7 +87,7 @@ def assert_idle(engine: Engine) -> None:
     """To be called when the engine was stopped: nothing is left of anybody."""
     engine._scheduler.check_integrity()
     assert engine.num_pending == 0
-    assert list(engine._scheduler.rows) == []
+    assert all(not lane.rows for lane in engine._scheduler.lanes)
     assert not engine._scheduler.has_work
 
 
@@ -110,7 +110,7 @@ def test_cancellations_change_nobodys_answer_with_a_real_model(
 ) -> None:
     bundle, rng = tiny_bundles[precision], random.Random(0)
     requests = random_requests(random_sources(tiny_checkpoint, COUNT, seed=5), rng)
-    runner = OnnxRunner(bundle, ENGINE_OPTIONS["max_running"], num_threads=2)
+    runner = OnnxRunner.open(bundle, ENGINE_OPTIONS["max_running"], num_threads=2)
     with running_engine(runner, Search.of(bundle.manifest), **ENGINE_OPTIONS) as engine:
         answers = storm(engine, requests, seed=1)
         for index in rng.sample(sorted(answers), k=200):

@@ -19,7 +19,8 @@ from dragoman_server.attention.attention_pass import AttentionPass
 from dragoman_server.attention.background import Background
 from dragoman_server.bundle.bundle import ATTENTION_FILE, Bundle
 from dragoman_server.bundle.manifest import Precision
-from dragoman_server.engine.runner import OnnxRunner, open_session
+from dragoman_server.runtime.runner import OnnxRunner
+from dragoman_server.runtime.session import open_session
 from support.tiny_model import random_source, random_sources
 
 pytestmark = pytest.mark.timeout(300)
@@ -120,7 +121,7 @@ def test_logprobs_are_those_of_the_decoder(
 ) -> None:
     """In int8 a rounding that falls the other way can change them as much as quantisation itself does."""
     bundle = tiny_bundles[precision]
-    attention_pass, runner = AttentionPass(bundle, num_threads=1), OnnxRunner(bundle, max_rows=1, num_threads=1)
+    attention_pass, runner = AttentionPass(bundle, num_threads=1), OnnxRunner.open(bundle, max_rows=1, num_threads=1)
     start = bundle.manifest.decoder_start_token_id
     sources = random_sources(tiny_checkpoint, 12, seed=9)
     targets = greedy_decode(tiny_checkpoint.model, tiny_checkpoint.config, sources, 40)

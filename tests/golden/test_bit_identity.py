@@ -13,7 +13,7 @@ from dragoman_export.tokenizer import EOS_ID
 from dragoman_server.bundle.bundle import Bundle
 from dragoman_server.bundle.manifest import Precision
 from dragoman_server.engine.engine import Engine
-from dragoman_server.engine.runner import OnnxRunner
+from dragoman_server.runtime.runner import OnnxRunner
 from dragoman_server.engine.search import Search
 from dragoman_server.engine.search_options import EarlyStopping, SearchOptions
 from dragoman_server.engine.sequence import Completion, Hypothesis, Request
@@ -33,7 +33,7 @@ CRITICAL_LENGTHS = (2, 3, 7, 11, 15, 16, 63, 64, 100)
 
 @pytest.fixture
 def runner(precision: Precision, tiny_bundles: dict[Precision, Bundle]) -> OnnxRunner:
-    return OnnxRunner(tiny_bundles[precision], max_rows=64, num_threads=2)
+    return OnnxRunner.open(tiny_bundles[precision], max_rows=64, num_threads=2)
 
 
 @pytest.fixture(scope="module")
@@ -208,7 +208,7 @@ def test_scoring_a_translation_gives_the_score_that_it_was_found_with(
 
 @contextmanager
 def onnx_engine(bundle: Bundle, max_running: int, **options: int) -> Iterator[Engine]:
-    runner = OnnxRunner(bundle, max_running, num_threads=2)
+    runner = OnnxRunner.open(bundle, max_running, num_threads=2)
     with running_engine(runner, Search.of(bundle.manifest), max_running=max_running, **options) as engine:
         yield engine
 

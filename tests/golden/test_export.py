@@ -15,7 +15,7 @@ from dragoman_export.checkpoint import Checkpoint
 from dragoman_export.parity import Comparison, ParityError, compare
 from dragoman_server.bundle.bundle import ENCODER_FILE, Bundle
 from dragoman_server.bundle.manifest import MANIFEST_FILE, Precision
-from dragoman_server.engine.runner import open_session
+from dragoman_server.runtime.session import open_session
 from support.tiny_model import random_checkpoint, random_source, random_sources
 
 pytestmark = pytest.mark.timeout(300)

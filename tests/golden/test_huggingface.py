@@ -13,7 +13,7 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList,
 from dragoman_export.bundle_writer import export
 from dragoman_export.marian import Languages, read_marian
 from dragoman_server.bundle.bundle import Bundle
-from dragoman_server.engine.runner import OnnxRunner
+from dragoman_server.runtime.runner import OnnxRunner
 from dragoman_server.engine.search import Search
 from dragoman_server.engine.search_options import EarlyStopping, SearchOptions
 from dragoman_server.engine.sequence import Request
@@ -144,7 +144,7 @@ def generate(model: MarianMTModel, sources: list[Ids], options: dict[str, Any], 
 def decode(bundle: Bundle, sources: list[Ids], options: SearchOptions) -> Iterator[Found]:
     """What we find, all of it at once."""
     max_running = 29
-    runner = OnnxRunner(bundle, max_running, num_threads=1)
+    runner = OnnxRunner.open(bundle, max_running, num_threads=1)
     with running_engine(runner, Search.of(bundle.manifest), max_running=max_running) as engine:
         futures = engine.submit([Request(source, MAX_TARGET_TOKENS, options=options) for source in sources])
         for future in futures:

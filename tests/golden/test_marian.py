@@ -19,7 +19,7 @@ from dragoman_export.parity import Comparison
 from dragoman_export.sources import read_sources
 from dragoman_server.bundle.bundle import Bundle
 from dragoman_server.bundle.manifest import Generation
-from dragoman_server.engine.runner import OnnxRunner
+from dragoman_server.runtime.runner import OnnxRunner
 from dragoman_server.text.tokenizer import TextCodec, load_tokenizer
 from support.marian_model import huggingface_tokenizer, write_marian
 from support.marian_tokenizer import EOS_ID, SOURCE_WORDS, sentences
@@ -105,7 +105,7 @@ def decode(bundle: Bundle, runner: OnnxRunner, source: tuple[int, ...]) -> tuple
 @torch.inference_mode()
 def test_tokens_and_log_probs_are_those_of_transformers(imported: Imported) -> None:
     pad_id = imported.model.config.pad_token_id
-    runner = OnnxRunner(imported.bundle, max_rows=1, num_threads=1)
+    runner = OnnxRunner.open(imported.bundle, max_rows=1, num_threads=1)
     targets = set()
     num_suppressed = 0
     for source in imported.sources():

@@ -33,16 +33,22 @@ REQUESTS = st.builds(
     max_running=st.integers(MAX_ROWS, 12),
     max_encoder_tokens=st.integers(1, 40),
     max_kv_bytes=st.sampled_from([0, 20, 100]),
+    num_lanes=st.integers(1, 3),
     seed=st.integers(),
 )
 def test_every_request_is_answered_once_and_as_it_would_be_alone(
-    calls: list[tuple[list[Request], object]], max_running: int, max_encoder_tokens: int, max_kv_bytes: int, seed: int
+    calls: list[tuple[list[Request], object]],
+    max_running: int,
+    max_encoder_tokens: int,
+    max_kv_bytes: int,
+    num_lanes: int,
+    seed: int,
 ) -> None:
     rng = random.Random(seed)
     answers: list[object] = []
     submitted: list[tuple[Request, Future[Completion]]] = []
     budgets = {"max_running": max_running, "max_encoder_tokens": max_encoder_tokens, "max_kv_bytes": max_kv_bytes}
-    with running_engine(FakeRunner(distribution=wild), **budgets) as engine:
+    with running_engine([FakeRunner(distribution=wild) for _ in range(num_lanes)], **budgets) as engine:
         for requests, caller in calls:
             futures = engine.submit(requests, caller)
             for future in futures:
@@ -62,8 +68,10 @@ def test_every_request_is_answered_once_and_as_it_would_be_alone(
             assert len(hypotheses) <= request.options.num_hypotheses
             scores = [hypothesis.score for hypothesis in hypotheses]
             assert scores == sorted(scores, reverse=True)
-        # The last of the cancelled leave at the next step, if there is one.
-        engine.submit([Request((4,), 1)])[0].result(timeout=30)
+        # The last of the cancelled leave at the next steps of their lanes, if there are such.
+        for _ in range(2):
+            for future in engine.submit([Request((4,), 1)] * num_lanes):
+                future.result(timeout=30)
     engine._scheduler.check_integrity()
     assert not engine._scheduler.has_work
     assert len(answers) == len(submitted)

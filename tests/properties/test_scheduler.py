@@ -1,10 +1,10 @@
-"""Random programs on the scheduler, beside a pool whose rows are copied as it says."""
+"""Random programs on the scheduler, beside pools, one for each lane, whose rows are copied as it says."""
 
 from collections import defaultdict
 
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from dragoman_server.engine.scheduler import Scheduler
 from dragoman_server.engine.search_options import SearchOptions
@@ -31,15 +31,22 @@ def groups() -> st.SearchStrategy[SequenceGroup]:
 
 
 class Scheduling(RuleBasedStateMachine):
-    def __init__(self) -> None:
-        super().__init__()
-        self.scheduler = Scheduler(MAX_RUNNING, MAX_ENCODER_TOKENS, MAX_KV_TOKENS)
+    @initialize(num_lanes=st.integers(1, 3))
+    def begin(self, num_lanes: int) -> None:
+        self.scheduler = Scheduler(num_lanes, MAX_RUNNING, MAX_ENCODER_TOKENS, MAX_KV_TOKENS)
         self.waiting: dict[object, list[SequenceGroup]] = defaultdict(list)  # in the order of arrival
-        self.running: set[SequenceGroup] = set()
-        self.pool: list[Contents | None] = [None] * MAX_RUNNING
+        self.dealt: list[list[SequenceGroup]] = [[] for _ in range(num_lanes)]  # that are still to join
+        self.running: list[set[SequenceGroup]] = [set() for _ in range(num_lanes)]
+        self.pools: list[list[Contents | None]] = [[None] * MAX_RUNNING for _ in range(num_lanes)]
 
     def queue(self, group: SequenceGroup) -> list[SequenceGroup]:
         return self.waiting[group.caller, group.request.priority]
+
+    @property
+    def everyone(self) -> list[SequenceGroup]:
+        waiting = [group for waiting in self.waiting.values() for group in waiting]
+        lanes = [group for lane in self.scheduler.lanes for group in (*lane.arrivals, *lane.running)]
+        return waiting + lanes
 
     @rule(added=st.lists(groups(), max_size=6))
     def add(self, added: list[SequenceGroup]) -> None:
@@ -48,80 +55,109 @@ class Scheduling(RuleBasedStateMachine):
         self.scheduler.add(added)
 
     @rule()
-    def schedule(self) -> None:
-        first_row = len(self.scheduler.rows)
-        batches = self.scheduler.schedule()
-        arrivals = {group for batch in batches for group in batch}
-        assert arrivals.isdisjoint(self.running)
-        assert arrivals or self.running or not any(self.waiting.values())  # nothing waits while nothing runs
-        assert len(arrivals) <= 1 or sum(len(b) * b[0].num_source_tokens for b in batches) <= MAX_ENCODER_TOKENS
+    def deal(self) -> None:
+        before = [set(lane.arrivals) for lane in self.scheduler.lanes]
+        given = self.scheduler.deal()
+        for i, lane in enumerate(self.scheduler.lanes):
+            new = [group for group in lane.arrivals if group not in before[i]]
+            assert bool(new) == (i in given)
+            assert all(group.lane == i for group in new)
+            self.dealt[i] += new
         for waiting in self.waiting.values():
-            own = arrivals.intersection(waiting)
-            assert own == set(waiting[: len(own)])
+            own = [group for group in waiting if group.lane >= 0]
+            assert own == waiting[: len(own)]  # of one caller, none is dealt before those that came before it
             del waiting[: len(own)]
-        self.running |= arrivals
+        assert any(map(len, self.dealt + self.running)) or not any(self.waiting.values())
+
+    @rule(data=st.data())
+    def join(self, data: st.DataObject) -> None:
+        i = data.draw(st.integers(0, len(self.scheduler.lanes) - 1))
+        lane = self.scheduler.lanes[i]
+        first_row = len(lane.rows)
+        batches = lane.join()
+        arrivals = {group for batch in batches for group in batch}
+        assert arrivals == set(self.dealt[i])
+        assert len(arrivals) <= 1 or sum(len(b) * b[0].num_source_tokens for b in batches) <= MAX_ENCODER_TOKENS
+        self.dealt[i] = []
+        self.running[i] |= arrivals
         # What the runner is told: the batches' members go into consecutive rows, from the first free one on.
         for row, group in enumerate((group for batch in batches for group in batch), start=first_row):
             assert [sequence.row for sequence in group.live] == [row]
-            self.pool[row] = (group, ())
+            self.pools[i][row] = (group, ())
 
     @rule(data=st.data())
     def decode(self, data: st.DataObject) -> None:
-        for sequence in self.scheduler.rows:
-            self.pool[sequence.row] = (sequence.group, tuple(sequence.token_ids))
-        for group in self.scheduler.running:  # which has an order, as draws must
+        i = data.draw(st.integers(0, len(self.scheduler.lanes) - 1))
+        lane = self.scheduler.lanes[i]
+        for sequence in lane.rows:
+            self.pools[i][sequence.row] = (sequence.group, tuple(sequence.token_ids))
+        for group in lane.running:  # which has an order, as draws must
             num_children = data.draw(st.integers(0, group.request.options.num_rows))
             parents = data.draw(st.lists(st.sampled_from(group.live), max_size=num_children))
             group.live = [parent.continued(place, -1.0, -1.0) for place, parent in enumerate(parents)]
-        self.update()
+        self.update(i)
 
     @rule(data=st.data())
     def drop(self, data: st.DataObject) -> None:
         """Whatever was cancelled, is past its deadline or failed."""
-        everyone = [*self.scheduler.waiting, *self.scheduler.running]
-        gone = {group for group in everyone if data.draw(st.booleans())}
-        self.scheduler.remove_waiting(gone)
+        gone = [group for group in self.everyone if data.draw(st.booleans())]
+        running = {group for running in self.running for group in running}
+        assert self.scheduler.withdraw(gone) == set(gone) - running
         for group in gone:
             group.live = []
             if group in self.queue(group):
                 self.queue(group).remove(group)
-        self.update()
+            for dealt in self.dealt:
+                if group in dealt:
+                    dealt.remove(group)
+        for i in range(len(self.scheduler.lanes)):
+            self.update(i)
 
-    def update(self) -> None:
-        moves = self.scheduler.update()
+    def update(self, i: int) -> None:
+        moves = self.scheduler.lanes[i].update()
+        pool = self.pools[i]
         assert len({move.target for move in moves}) == len(moves)
         assert {move.target for move in moves}.isdisjoint(move.source for move in moves)
         for source, target, is_sibling in moves:
-            before, contents = self.pool[target], self.pool[source]
+            before, contents = pool[target], pool[source]
             assert contents is not None
             assert not is_sibling or (before is not None and before[0] is contents[0])
-            self.pool[target] = contents
-        self.running = {group for group in self.running if group.live}
+            pool[target] = contents
+        self.running[i] = {group for group in self.running[i] if group.live}
 
     @invariant()
     def everyone_is_where_the_scheduler_says(self) -> None:
         self.scheduler.check_integrity()
         assert set(self.scheduler.waiting) == {group for waiting in self.waiting.values() for group in waiting}
-        assert set(self.scheduler.running) == self.running
         assert self.scheduler.num_waiting == sum(map(len, self.waiting.values()))
-        assert self.scheduler.has_work == bool(self.scheduler.num_waiting or self.running)
-        assert len(self.scheduler.rows) == sum(len(group.live) for group in self.running)
-        for sequence in self.scheduler.rows:
-            assert self.pool[sequence.row] == (sequence.group, tuple(sequence.token_ids[:-1]))
+        assert self.scheduler.num_running == sum(map(len, self.dealt + self.running))
+        for lane, dealt, running, pool in zip(
+            self.scheduler.lanes, self.dealt, self.running, self.pools, strict=True
+        ):
+            assert list(lane.arrivals) == dealt
+            assert set(lane.running) == running
+            assert lane.has_work == bool(dealt or running)
+            assert len(lane.rows) == sum(len(group.live) for group in running)
+            for sequence in lane.rows:
+                assert pool[sequence.row] == (sequence.group, tuple(sequence.token_ids[:-1]))
 
     @invariant()
     def the_budgets_hold(self) -> None:
-        requests = [group.request for group in self.running]
-        assert sum(request.options.num_rows for request in requests) <= MAX_RUNNING
-        assert len(requests) <= 1 or sum(request.num_kv_tokens for request in requests) <= MAX_KV_TOKENS
+        requests = [[g.request for g in (*dealt, *own)] for dealt, own in zip(self.dealt, self.running, strict=True)]
+        for own in requests:
+            assert sum(request.options.num_rows for request in own) <= MAX_RUNNING
+        every = [request for own in requests for request in own]
+        assert len(every) <= 1 or sum(request.num_kv_tokens for request in every) <= MAX_KV_TOKENS
 
     def teardown(self) -> None:
         """When nothing new comes everybody has had a turn by and by."""
         for _ in range(1 + self.scheduler.num_running + self.scheduler.num_waiting):
-            self.schedule()
-            for group in list(self.scheduler.running)[:1]:
-                group.live = []
-            self.update()
+            self.scheduler.deal()
+            for lane in self.scheduler.lanes:
+                lane.join()
+                for group in list(lane.running)[:1]:
+                    group.live = []
+                lane.update()
         assert not self.scheduler.has_work
 
 

@@ -17,6 +17,7 @@ from dragoman_server.engine.search_options import EarlyStopping, SearchOptions
 from dragoman_server.engine.sequence import FinishReason, Hypothesis, Request, SequenceGroup
 from dragoman_server.engine.sequence import Sequence as Candidate
 from dragoman_server.engine.slots import Move
+from dragoman_server.runtime.device import Device
 
 START_ID, EOS_ID, VOCABULARY_SIZE = 2, 3, 128
 SEARCH = Search(START_ID, EOS_ID)
@@ -106,14 +107,18 @@ class FakeRunner:
 
 
 @contextmanager
-def running_engine(runner: Runner, search: Search = SEARCH, /, **options: int) -> Iterator[Engine]:
-    """An engine with these `EngineOptions`, stopped in the end."""
-    engine = Engine(runner, search, EngineOptions(**options))
-    engine.start()
-    try:
-        yield engine
-    finally:
-        engine.stop()
+def running_engine(
+    runner: Runner | Sequence[Runner], search: Search = SEARCH, /, **options: int
+) -> Iterator[Engine]:
+    """An engine with a lane for each runner and these `EngineOptions`, stopped in the end."""
+    runners = runner if isinstance(runner, Sequence) else [runner]
+    with Device(len(runners)) as device:
+        engine = Engine(runners, search, EngineOptions(**options), device)
+        engine.start()
+        try:
+            yield engine
+        finally:
+            engine.stop()
 
 
 def decode_alone(

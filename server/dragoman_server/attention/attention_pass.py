@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from dragoman.types import AttentionKind
 from dragoman_server.attention.background import Background, run_options
 from dragoman_server.bundle.bundle import ATTENTION_FILE, Bundle
-from dragoman_server.engine.runner import open_session
+from dragoman_server.runtime.session import open_session
 from dragoman_server.errors import BundleError
 
 # Of the table of log-probs, rows by vocabulary, that is computed at a time. There are two of these.

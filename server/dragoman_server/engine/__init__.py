@@ -1,1 +1,1 @@
-"""The decoding engine: continuous batching on one thread."""
+"""The decoding engine: continuous batching in lanes."""

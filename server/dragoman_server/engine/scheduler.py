@@ -1,4 +1,4 @@
-"""Who is decoded when. No model, no clock, no thread: a plain state machine that tests can drive by hand."""
+"""Who is decoded when, and in which lane. No model, no clock, no thread: a plain state machine that tests drive by hand."""
 
 from bisect import insort
 from collections.abc import Collection, Iterable, Iterator
@@ -13,26 +13,17 @@ from dragoman_server.engine.waiting import WaitingQueue
 ENCODER_RUN_TOKENS = 48
 
 
-class Scheduler:
-    """Waiting groups in the order of their turns, running ones with their sequences in rows of the KV pool.
+class LaneSchedule:
+    """What was dealt to one lane: the groups that arrive at its next step, and those that run in its rows."""
 
-    Three budgets bound what runs. A source that is over `max_encoder_tokens` by itself is encoded alone, a group that
-    is over `max_kv_tokens` by itself runs alone, so that nothing waits for ever.
-
-    Args:
-        max_running: rows. A group is counted with all rows that it may come to need.
-        max_encoder_tokens: source tokens, with padding, that are encoded between two decoding steps.
-        max_kv_tokens: positions of the KV pool that the running may come to fill.
-    """
-
-    def __init__(self, max_running: int, max_encoder_tokens: int, max_kv_tokens: float) -> None:
-        self.max_encoder_tokens = max_encoder_tokens
-        self.max_kv_tokens = max_kv_tokens
-        self._waiting = WaitingQueue()
-        self._slots = Slots(max_running)
+    def __init__(self, max_rows: int, max_encoder_tokens: int) -> None:
+        self._max_encoder_tokens = max_encoder_tokens
+        self._slots = Slots(max_rows)
+        self._arrivals: list[SequenceGroup] = []
+        self._lengths: list[int] = []  # of the sources of the arrivals, falling
         self._running: dict[SequenceGroup, None] = {}  # a set that keeps its order
-        self._num_reserved_rows = 0
-        self._num_reserved_tokens = 0
+        self.num_reserved_rows = 0
+        self.num_reserved_tokens = 0
 
     @property
     def rows(self) -> Rows[Sequence]:
@@ -44,6 +35,93 @@ class Scheduler:
         return self._running
 
     @property
+    def arrivals(self) -> Collection[SequenceGroup]:
+        return self._arrivals
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self._running or self._arrivals)
+
+    def has_room(self, group: SequenceGroup) -> bool:
+        """Whether there are rows for it, and encoding it would not hold up the running rows for too long."""
+        if self.num_reserved_rows + group.request.options.num_rows > self._slots.capacity:
+            return False
+        lengths = [*self._lengths, group.num_source_tokens]
+        if len(lengths) == 1 or len(lengths) * max(lengths) <= self._max_encoder_tokens:
+            return True
+        return _num_padded(sorted(lengths, reverse=True)) <= self._max_encoder_tokens
+
+    def add(self, group: SequenceGroup) -> None:
+        """Deals a group to the lane."""
+        self._reserve(group, 1)
+        self._arrivals.append(group)
+        insort(self._lengths, group.num_source_tokens, key=neg)
+
+    def join(self) -> list[list[SequenceGroup]]:
+        """Makes the arrivals run; returns them in the batches in which they are to be encoded.
+
+        Each has one row for the time being. In a batch sources are of similar length, and its members have consecutive
+        rows.
+        """
+        arrivals = sorted(self._arrivals, key=lambda group: -group.num_source_tokens)
+        batches = [arrivals[begin:end] for begin, end in _batches(self._lengths)]
+        for group in arrivals:
+            group.live = [Sequence(group)]
+            self._slots.add(group.live[0])
+            self._running[group] = None
+        self._arrivals, self._lengths = [], []
+        return batches
+
+    def update(self) -> list[Move]:
+        """Follows the `live` sequences of the running groups, of which those without any leave; returns the copies."""
+        for group in [group for group in self._running if not group.live]:
+            del self._running[group]
+            self._reserve(group, -1)
+        return self._slots.advance(sequence for group in self._running for sequence in group.live)
+
+    def withdraw(self, group: SequenceGroup) -> None:
+        """Forgets an arrival."""
+        self._arrivals.remove(group)
+        self._lengths.remove(group.num_source_tokens)
+        self._reserve(group, -1)
+
+    def _reserve(self, group: SequenceGroup, sign: int) -> None:
+        self.num_reserved_rows += sign * group.request.options.num_rows
+        self.num_reserved_tokens += sign * group.request.num_kv_tokens
+
+    def check_integrity(self) -> None:
+        """Raises RuntimeError when an invariant does not hold."""
+        self._slots.check_integrity()
+        if {id(s) for s in self._slots.sequences} != {id(s) for group in self._running for s in group.live}:
+            raise RuntimeError("the rows are not those of the running groups")
+        groups = [*self._running, *self._arrivals]
+        if len(groups) != len(set(groups)):
+            raise RuntimeError("a group arrives twice, or arrives and runs")
+        num_rows = sum(group.request.options.num_rows for group in groups)
+        num_tokens = sum(group.request.num_kv_tokens for group in groups)
+        if (num_rows, num_tokens) != (self.num_reserved_rows, self.num_reserved_tokens):
+            raise RuntimeError("the reservations are not those of the groups")
+
+
+class Scheduler:
+    """Waiting groups in the order of their turns, dealt to the lane that has the fewest rows taken.
+
+    Three budgets bound what runs. A source that is over `max_encoder_tokens` by itself is encoded alone, a group that
+    is over `max_kv_tokens` by itself runs alone, so that nothing waits for ever.
+
+    Args:
+        num_lanes: batches that are decoded side by side.
+        max_running: rows of a lane. A group is counted with all rows that it may come to need.
+        max_encoder_tokens: source tokens, with padding, that a lane encodes between two decoding steps.
+        max_kv_tokens: positions of the KV pools that what runs in all lanes may come to fill.
+    """
+
+    def __init__(self, num_lanes: int, max_running: int, max_encoder_tokens: int, max_kv_tokens: float) -> None:
+        self.max_kv_tokens = max_kv_tokens
+        self.lanes = [LaneSchedule(max_running, max_encoder_tokens) for _ in range(num_lanes)]
+        self._waiting = WaitingQueue()
+
+    @property
     def waiting(self) -> Iterable[SequenceGroup]:
         return self._waiting
 
@@ -53,77 +131,59 @@ class Scheduler:
 
     @property
     def num_running(self) -> int:
-        return len(self._running)
+        return sum(len(lane.running) + len(lane.arrivals) for lane in self.lanes)
 
     @property
     def has_work(self) -> bool:
-        return bool(self._running) or len(self._waiting) > 0
+        return len(self._waiting) > 0 or any(lane.has_work for lane in self.lanes)
 
     def add(self, groups: Iterable[SequenceGroup]) -> None:
         for group in groups:
             self._waiting.add(group)
 
-    def schedule(self) -> list[list[SequenceGroup]]:
-        """Moves the next arrivals from waiting to running; returns them in the batches in which they are to be encoded.
+    def deal(self) -> set[int]:
+        """Gives those whose turn it is to the lanes, as long as there is room; returns the lanes that were given any.
 
-        They are taken in the order of their turns, one row each for the time being, as long as the budgets hold. In
-        each batch sources are of similar length, and its members get consecutive rows.
+        Nobody overtakes: when there is no room for the next, those behind it wait too.
         """
-        lengths: list[int] = []  # falling
-        arrivals: list[SequenceGroup] = []
+        dealt: set[int] = set()
         while len(self._waiting):
             group = self._waiting.next
-            insort(lengths, group.num_source_tokens, key=neg)
-            if (self._running and not self._has_room(group)) or (
-                arrivals and _num_padded(lengths) > self.max_encoder_tokens
-            ):
+            if not self._has_kv_room(group):
                 break
-            self._reserve(self._waiting.pop(), 1)
-            arrivals.append(group)
-        arrivals.sort(key=lambda group: -group.num_source_tokens)
-        batches = [arrivals[begin:end] for begin, end in _batches([group.num_source_tokens for group in arrivals])]
-        for group in arrivals:
-            group.live = [Sequence(group)]
-            self._slots.add(group.live[0])
-        return batches
+            having_room = [i for i, lane in enumerate(self.lanes) if lane.has_room(group)]
+            if not having_room:
+                break
+            group.lane = min(having_room, key=self._load)
+            self.lanes[group.lane].add(self._waiting.pop())
+            dealt.add(group.lane)
+        return dealt
 
-    def _has_room(self, group: SequenceGroup) -> bool:
-        return (
-            self._num_reserved_rows + group.request.options.num_rows <= self._slots.capacity
-            and self._num_reserved_tokens + group.request.num_kv_tokens <= self.max_kv_tokens
-        )
+    def _has_kv_room(self, group: SequenceGroup) -> bool:
+        num_tokens = sum(lane.num_reserved_tokens for lane in self.lanes)
+        return not num_tokens or num_tokens + group.request.num_kv_tokens <= self.max_kv_tokens
 
-    def _reserve(self, group: SequenceGroup, sign: int) -> None:
-        if sign > 0:
-            self._running[group] = None
-        else:
-            del self._running[group]
-        self._num_reserved_rows += sign * group.request.options.num_rows
-        self._num_reserved_tokens += sign * group.request.num_kv_tokens
+    def _load(self, lane: int) -> tuple[int, int]:
+        return self.lanes[lane].num_reserved_rows, self.lanes[lane].num_reserved_tokens
 
-    def update(self) -> list[Move]:
-        """Follows the `live` sequences of the running groups, of which those without any leave; returns the copies."""
-        for group in [group for group in self._running if not group.live]:
-            self._reserve(group, -1)
-        return self._slots.advance(sequence for group in self._running for sequence in group.live)
-
-    def remove_waiting(self, groups: Collection[SequenceGroup]) -> None:
-        """Forgets those of the groups that wait."""
-        self._waiting.remove(groups)
+    def withdraw(self, groups: Iterable[SequenceGroup]) -> set[SequenceGroup]:
+        """Forgets those of the groups that do not run yet; returns them."""
+        waiting = {group for group in groups if group.lane < 0}
+        self._waiting.remove(waiting)
+        arriving = {group for group in groups if group.lane >= 0 and group in self.lanes[group.lane].arrivals}
+        for group in arriving:
+            self.lanes[group.lane].withdraw(group)
+        return waiting | arriving
 
     def check_integrity(self) -> None:
         """Raises RuntimeError when an invariant does not hold."""
-        self._slots.check_integrity()
-        if {id(s) for s in self._slots.sequences} != {id(s) for group in self._running for s in group.live}:
-            raise RuntimeError("the rows are not those of the running groups")
-        if not self._running.keys().isdisjoint(self._waiting):
-            raise RuntimeError("a group both waits and runs")
-        if len(self._waiting) != len(set(self._waiting)):
-            raise RuntimeError("a group waits twice, or the number of those waiting is wrong")
-        num_rows = sum(group.request.options.num_rows for group in self._running)
-        num_tokens = sum(group.request.num_kv_tokens for group in self._running)
-        if (num_rows, num_tokens) != (self._num_reserved_rows, self._num_reserved_tokens):
-            raise RuntimeError("the reservations are not those of the running groups")
+        for lane in self.lanes:
+            lane.check_integrity()
+        everyone = [*self._waiting, *(group for lane in self.lanes for group in (*lane.arrivals, *lane.running))]
+        if len(everyone) != len(set(everyone)):
+            raise RuntimeError("a group is in two places, or twice in one")
+        if len(self._waiting) != len(list(self._waiting)):
+            raise RuntimeError("the number of those waiting is wrong")
 
 
 def _batches(lengths: Rows[int]) -> Iterator[tuple[int, int]]:

@@ -126,6 +126,7 @@ class SequenceGroup:
     caller: object = None  # those of one caller take turns with those of others
     on_progress: Progress | None = None  # is told the target's beginning whenever more of it has become certain
     future: "Future[Completion]" = field(default_factory=Future)
+    lane: int = -1  # that it was dealt to
     live: list[Sequence] = field(default_factory=list)  # best first
     finished: list[Hypothesis] = field(default_factory=list)  # best first
     joined: float = 0.0  # when its encoding began

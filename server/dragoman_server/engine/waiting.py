@@ -42,12 +42,12 @@ class Turns:
         return group
 
     def remove(self, groups: Collection[SequenceGroup]) -> None:
-        for caller, own in list(self._by_caller.items()):
-            left = deque(group for group in own if group not in groups)
+        for caller in {group.caller for group in groups}:
+            left = deque(group for group in self._by_caller.get(caller, ()) if group not in groups)
             if left:
                 self._by_caller[caller] = left
             else:
-                del self._by_caller[caller]
+                self._by_caller.pop(caller, None)
 
 
 class WaitingQueue:

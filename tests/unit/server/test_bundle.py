@@ -22,7 +22,7 @@ from dragoman_server.bundle.manifest import (
     default_alignment,
 )
 from dragoman_server.bundle.parity import replay
-from dragoman_server.engine.runner import OnnxRunner
+from dragoman_server.runtime.runner import OnnxRunner
 from dragoman_server.errors import BundleError
 
 
@@ -204,7 +204,7 @@ def test_a_damaged_file_is_refused_by_name(folder: Path, name: str) -> None:
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
 def test_a_good_bundle_reproduces_its_certificate(precision: Precision, tiny_bundles: dict[Precision, Bundle]) -> None:
     bundle = tiny_bundles[precision]
-    difference = replay(bundle, OnnxRunner(bundle, max_rows=1, num_threads=1))
+    difference = replay(bundle, OnnxRunner.open(bundle, max_rows=1, num_threads=1))
     assert difference <= bundle.manifest.parity.logprob_tolerance
 
 
@@ -216,14 +216,14 @@ def test_other_weights_under_repaired_hashes_are_noticed(folder: Path) -> None:
     edit_manifest(folder, put("files", WEIGHTS_FILE, file_sha256(folder / WEIGHTS_FILE)))
     bundle = Bundle.open(folder)
     with pytest.raises(BundleError, match="golden sentence"):
-        replay(bundle, OnnxRunner(bundle, max_rows=1, num_threads=1))
+        replay(bundle, OnnxRunner.open(bundle, max_rows=1, num_threads=1))
 
 
 def test_log_probs_out_of_tolerance_are_noticed(folder: Path) -> None:
     edit_manifest(folder, lambda values: values["parity"]["golden"][2]["token_logprobs"].__setitem__(0, -20.0))
     bundle = Bundle.open(folder)
     with pytest.raises(BundleError, match=r"golden sentence 2 differ by .* the tolerance is 0\.001"):
-        replay(bundle, OnnxRunner(bundle, max_rows=1, num_threads=1))
+        replay(bundle, OnnxRunner.open(bundle, max_rows=1, num_threads=1))
 
 
 @pytest.mark.parametrize(
@@ -233,14 +233,14 @@ def test_a_graph_with_other_inputs_is_refused(folder: Path, name: str, impostor:
     shutil.copyfile(folder / impostor, folder / name)
     edit_manifest(folder, put("files", name, file_sha256(folder / name)))
     with pytest.raises(BundleError, match=f"{name} has inputs"):
-        OnnxRunner(Bundle.open(folder), max_rows=1, num_threads=1)
+        OnnxRunner.open(Bundle.open(folder), max_rows=1, num_threads=1)
 
 
 def test_what_is_no_graph_is_refused(folder: Path) -> None:
     (folder / "encoder.onnx").write_bytes(b"not a graph")
     edit_manifest(folder, put("files", "encoder.onnx", file_sha256(folder / "encoder.onnx")))
     with pytest.raises(BundleError, match=r"encoder\.onnx cannot be loaded"):
-        OnnxRunner(Bundle.open(folder), max_rows=1, num_threads=1)
+        OnnxRunner.open(Bundle.open(folder), max_rows=1, num_threads=1)
 
 
 def test_a_damaged_attention_graph_is_found_when_it_is_opened(folder: Path) -> None:
@@ -268,4 +268,4 @@ def test_weights_outside_the_bundle_are_refused(folder: Path) -> None:
         edit_manifest(folder, put("files", name, file_sha256(folder / name)))
     outside.rename(folder.parent / "ights.bi")
     with pytest.raises(BundleError, match=r"encoder\.onnx cannot be loaded"):
-        OnnxRunner(Bundle.open(folder), max_rows=1, num_threads=1)
+        OnnxRunner.open(Bundle.open(folder), max_rows=1, num_threads=1)

@@ -14,6 +14,7 @@ from dragoman_server.engine.search_options import SearchOptions
 from dragoman_server.engine.sequence import Completion, FinishReason, Request
 from dragoman_server.engine.slots import Move
 from dragoman_server.errors import DeadlineError, EngineDeadError, InferenceError, QueueFullError
+from dragoman_server.runtime.device import Device
 from support.fake_runner import SEARCH, FakeRunner, Gate, decode_alone, expected, running_engine, wild
 
 REQUESTS = [Request(tuple(range(10, 10 + n)), max_target_tokens=20) for n in (3, 1, 7, 2, 5)]
@@ -236,21 +237,22 @@ def test_a_dying_engine_answers_everyone_then_says_so_and_refuses_the_next() -> 
         answered_before.append(all(future.done() for future in futures))
         died.set()
 
-    engine = Engine(FakeRunner(on_decode=gate), SEARCH, EngineOptions(), on_step=die, on_death=on_death)
-    with pytest.raises(EngineDeadError, match="not been started"):
-        engine.submit(REQUESTS)
-    engine.start()
-    futures += engine.submit(REQUESTS)
-    gate.open.set()
-    assert died.wait(timeout=30)
-    assert answered_before == [True]
-    for future in futures:
+    with Device(1) as device:
+        engine = Engine([FakeRunner(on_decode=gate)], SEARCH, EngineOptions(), device, on_step=die, on_death=on_death)
+        with pytest.raises(EngineDeadError, match="not been started"):
+            engine.submit(REQUESTS)
+        engine.start()
+        futures += engine.submit(REQUESTS)
+        gate.open.set()
+        assert died.wait(timeout=30)
+        assert answered_before == [True]
+        for future in futures:
+            with pytest.raises(EngineDeadError, match="has died"):
+                future.result(timeout=30)
+        assert not engine.is_alive
+        assert engine.num_pending == 0
         with pytest.raises(EngineDeadError, match="has died"):
-            future.result(timeout=30)
-    assert not engine.is_alive
-    assert engine.num_pending == 0
-    with pytest.raises(EngineDeadError, match="has died"):
-        engine.submit(REQUESTS)
+            engine.submit(REQUESTS)
 
 
 def test_an_error_between_leaving_the_scheduler_and_being_answered_leaves_nobody_waiting() -> None:
@@ -266,14 +268,84 @@ def test_an_error_between_leaving_the_scheduler_and_being_answered_leaves_nobody
 
 def test_steps_are_reported() -> None:
     reports: list[StepReport] = []
-    engine = Engine(FakeRunner(), SEARCH, EngineOptions(max_running=2), on_step=reports.append)
-    engine.start()
-    hypotheses(engine.submit(REQUESTS))
-    engine.stop()
-    assert sum(len(report.queue_seconds) for report in reports) == len(REQUESTS)
-    assert sum(len(report.first_token_seconds) for report in reports) == len(REQUESTS)
-    assert sum(report.num_encoded_tokens for report in reports) == sum(len(r.source_ids) for r in REQUESTS)
-    assert sum(report.num_decoded for report in reports) == sum(len(r.source_ids) + 1 for r in REQUESTS)
+    with Device(1) as device:
+        engine = Engine([FakeRunner()], SEARCH, EngineOptions(max_running=2), device, on_step=reports.append)
+        engine.start()
+        hypotheses(engine.submit(REQUESTS))
+        engine.stop()
+    steps = [report.step for report in reports]
+    assert sum(len(step.queue_seconds) for step in steps) == len(REQUESTS)
+    assert sum(len(step.first_token_seconds) for step in steps) == len(REQUESTS)
+    assert sum(step.num_encoded_tokens for step in steps) == sum(len(r.source_ids) for r in REQUESTS)
+    assert sum(step.num_decoded for step in steps) == sum(len(r.source_ids) + 1 for r in REQUESTS)
     assert (reports[0].num_waiting, reports[0].num_running) == (3, 2)
     assert reports[0].num_cached_tokens == sum(len(r.source_ids) + 1 for r in REQUESTS[:2])
     assert (reports[-1].num_waiting, reports[-1].num_running) == (0, 0)
+
+
+# -- several lanes -----------------------------------------------------------------------------------------------------
+
+
+def test_a_call_is_spread_over_the_lanes() -> None:
+    runners = [FakeRunner() for _ in range(3)]
+    with running_engine(runners) as engine:
+        assert hypotheses(engine.submit(REQUESTS)) == [(expected(request),) for request in REQUESTS]
+    assert [runner.batch_sizes[0] for runner in runners] == [2, 2, 1]
+
+
+def test_lanes_step_at_the_same_time() -> None:
+    together = threading.Barrier(2, timeout=30)
+
+    def meet(_: int) -> None:
+        together.wait()
+
+    with running_engine([FakeRunner(on_decode=meet) for _ in range(2)]) as engine:
+        requests = [Request((10, 11), 20), Request((12, 13), 20)]  # as many steps for each
+        assert hypotheses(engine.submit(requests)) == [(expected(request),) for request in requests]
+
+
+def test_a_lane_that_hangs_does_not_keep_the_others() -> None:
+    gate = Gate()
+    with running_engine([FakeRunner(on_decode=gate), FakeRunner()]) as engine:
+        stuck, *others = engine.submit(REQUESTS[:2])
+        assert gate.reached.wait(timeout=30)
+        assert hypotheses(others) == [(expected(REQUESTS[1]),)]
+        assert hypotheses(engine.submit(REQUESTS[2:3])) == [(expected(REQUESTS[2]),)]
+        assert engine.stalled_seconds > 0.0
+        gate.open.set()
+        assert hypotheses([stuck]) == [(expected(REQUESTS[0]),)]
+    assert engine.stalled_seconds == 0.0
+
+
+def test_what_leaves_while_it_runs_in_another_lane_is_dropped_there() -> None:
+    gate = Gate()
+    slow, quick = FakeRunner(on_decode=gate), FakeRunner()
+    with running_engine([slow, quick]) as engine:
+        stuck, other = engine.submit(REQUESTS[:2])
+        assert gate.reached.wait(timeout=30)
+        hypotheses([other])
+        assert stuck.cancel()
+        hypotheses(engine.submit(REQUESTS[:1]))  # the other lane's step notices
+        gate.open.set()
+    assert slow.batch_sizes == [1]
+    assert engine.num_pending == 0
+
+
+def test_an_error_in_one_lane_ends_the_engine_and_answers_those_of_all_lanes() -> None:
+    class BrokenMoves(FakeRunner):
+        def move_rows(self, moves: Sequence[Move]) -> None:
+            raise RuntimeError("a bug")
+
+    deaths: list[None] = []
+    gate = Gate()
+    with Device(2) as device:
+        runners = [FakeRunner(on_decode=gate), BrokenMoves()]
+        engine = Engine(runners, SEARCH, EngineOptions(), device, on_death=lambda: deaths.append(None))
+        engine.start()
+        for future in engine.submit(REQUESTS):
+            with pytest.raises(EngineDeadError):
+                future.result(timeout=30)
+        gate.open.set()  # whose step ends after everybody was answered
+        engine.stop()
+    assert deaths == [None]
+    assert engine.num_pending == 0

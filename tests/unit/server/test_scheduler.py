@@ -8,8 +8,20 @@ from dragoman_server.engine.search_options import SearchOptions
 from dragoman_server.engine.sequence import Request, SequenceGroup
 
 
-def scheduler_of(max_running: int = 8, max_encoder_tokens: int = 1000, max_kv_tokens: float = math.inf) -> Scheduler:
-    return Scheduler(max_running, max_encoder_tokens, max_kv_tokens)
+class OneLane(Scheduler):
+    """A scheduler with a single lane, whose arrivals join at once."""
+
+    def __init__(self, max_running: int, max_encoder_tokens: int, max_kv_tokens: float) -> None:
+        super().__init__(1, max_running, max_encoder_tokens, max_kv_tokens)
+        [self.lane] = self.lanes
+
+    def schedule(self) -> list[list[SequenceGroup]]:
+        self.deal()
+        return self.lane.join()
+
+
+def scheduler_of(max_running: int = 8, max_encoder_tokens: int = 1000, max_kv_tokens: float = math.inf) -> OneLane:
+    return OneLane(max_running, max_encoder_tokens, max_kv_tokens)
 
 
 def groups_of(*lengths: int, beam_size: int = 1, caller: object = None) -> list[SequenceGroup]:
@@ -19,10 +31,10 @@ def groups_of(*lengths: int, beam_size: int = 1, caller: object = None) -> list[
     return [SequenceGroup(request, arrived=0.0, caller=caller) for request in requests]
 
 
-def finish(scheduler: Scheduler, *groups: SequenceGroup) -> None:
+def finish(scheduler: OneLane, *groups: SequenceGroup) -> None:
     for group in groups:
         group.live = []
-    scheduler.update()
+    scheduler.lane.update()
     scheduler.check_integrity()
 
 
@@ -38,7 +50,7 @@ def test_arrivals_are_taken_in_order_while_they_fit_the_encoder_budget() -> None
     assert lengths_of(scheduler.schedule()) == [[6, 5, 4]]
     assert lengths_of(scheduler.schedule()) == [[7, 1]]
     assert scheduler.schedule() == []
-    assert set(scheduler.running) == set(groups)
+    assert set(scheduler.lane.running) == set(groups)
     scheduler.check_integrity()
 
 
@@ -85,7 +97,7 @@ def test_members_of_a_batch_get_consecutive_rows() -> None:
     scheduler.add(groups_of(4, 100, 5, 98, 6))
     batches = scheduler.schedule()
     assert [[group.live[0].row for group in batch] for batch in batches] == [[1, 2], [3, 4, 5]]
-    assert [sequence.group for sequence in scheduler.rows[1:]] == [group for batch in batches for group in batch]
+    assert [sequence.group for sequence in scheduler.lane.rows[1:]] == [group for batch in batches for group in batch]
 
 
 def test_rows_bound_what_runs() -> None:
@@ -96,7 +108,7 @@ def test_rows_bound_what_runs() -> None:
     assert scheduler.schedule() == []
     finish(scheduler, groups[0])
     assert scheduler.schedule() == [groups[2:]]
-    assert list(scheduler.running) == groups[1:]
+    assert list(scheduler.lane.running) == groups[1:]
 
 
 def test_a_group_takes_as_many_rows_as_it_may_come_to_need() -> None:
@@ -104,7 +116,7 @@ def test_a_group_takes_as_many_rows_as_it_may_come_to_need() -> None:
     wide, another, narrow = groups_of(3, 3, beam_size=4) + groups_of(3)
     scheduler.add([wide, another, narrow])
     assert scheduler.schedule() == [[wide]]  # and nobody overtakes the one that has no room
-    assert len(scheduler.rows) == 1
+    assert len(scheduler.lane.rows) == 1
     finish(scheduler, wide)
     assert scheduler.schedule() == [[another, narrow]]
 
@@ -158,10 +170,10 @@ def test_nothing_waits_for_ever_whatever_comes_behind_it() -> None:
     for _ in range(20):
         scheduler.add(groups_of(3, 4, caller=rng.random()))
         scheduler.schedule()
-        if large in scheduler.running:
+        if large in scheduler.lane.running:
             break
-        finish(scheduler, rng.choice(list(scheduler.running)))
-    assert list(scheduler.running) == [large]
+        finish(scheduler, rng.choice(list(scheduler.lane.running)))
+    assert list(scheduler.lane.running) == [large]
 
 
 def test_update_makes_room_for_beams_and_closes_gaps() -> None:
@@ -171,10 +183,10 @@ def test_update_makes_room_for_beams_and_closes_gaps() -> None:
     scheduler.schedule()
     beam.live = [beam.live[0].continued(token_id, -1.0, -1.0) for token_id in (5, 6, 7)]
     one.live = []
-    moves = scheduler.update()
+    moves = scheduler.lane.update()
     assert [(source, sibling) for source, _, sibling in moves] == [(1, False), (1, False)]
     assert sorted(move.target for move in moves) == [0, 3]
-    assert len(scheduler.rows) == 4
+    assert len(scheduler.lane.rows) == 4
     scheduler.check_integrity()
 
 
@@ -182,11 +194,11 @@ def test_what_waits_can_be_forgotten() -> None:
     scheduler = scheduler_of(max_running=1)
     groups = groups_of(3, 3, 3)
     scheduler.add(groups)
-    scheduler.remove_waiting({groups[0], groups[2]})
+    assert scheduler.withdraw([groups[0], groups[2]]) == {groups[0], groups[2]}
     assert list(scheduler.waiting) == [groups[1]]
     assert scheduler.num_waiting == 1
     assert scheduler.has_work
-    scheduler.remove_waiting({groups[1]})
+    assert scheduler.withdraw([groups[1]]) == {groups[1]}
     assert not scheduler.has_work
 
 
@@ -203,7 +215,7 @@ def test_integrity_finds_a_group_that_both_waits_and_runs() -> None:
     scheduler.add(groups)
     scheduler.schedule()
     scheduler.add(groups)
-    with pytest.raises(RuntimeError, match="both waits and runs"):
+    with pytest.raises(RuntimeError, match="in two places"):
         scheduler.check_integrity()
 
 
@@ -222,10 +234,103 @@ def test_integrity_finds_reservations_that_nobody_holds() -> None:
     [group] = groups_of(3)
     scheduler.add([group])
     scheduler.schedule()
-    scheduler._num_reserved_rows += 1
+    scheduler.lane.num_reserved_rows += 1
     with pytest.raises(RuntimeError, match="reservations"):
         scheduler.check_integrity()
     group.live = []
-    scheduler.update()
+    scheduler.lane.update()
     with pytest.raises(RuntimeError, match="reservations"):  # also when nothing runs any more
+        scheduler.check_integrity()
+
+
+# -- several lanes -----------------------------------------------------------------------------------------------------
+
+
+def lanes_of(num_lanes: int, **budgets: int) -> Scheduler:
+    defaults = {"max_running": 4, "max_encoder_tokens": 1000, "max_kv_tokens": 10_000}
+    return Scheduler(num_lanes, **(defaults | budgets))
+
+
+def arrivals_of(scheduler: Scheduler) -> list[list[SequenceGroup]]:
+    return [list(lane.arrivals) for lane in scheduler.lanes]
+
+
+def test_groups_go_to_the_lane_with_the_fewest_rows_taken() -> None:
+    scheduler = lanes_of(2)
+    first, beam, second, third = *groups_of(3), *groups_of(3, beam_size=2), *groups_of(3, 3)
+    scheduler.add([first, beam, second, third])
+    assert scheduler.deal() == {0, 1}
+    assert arrivals_of(scheduler) == [[first, second, third], [beam]]
+    assert [group.lane for group in (first, beam, second, third)] == [0, 1, 0, 0]
+    scheduler.check_integrity()
+
+
+def test_of_lanes_with_as_many_rows_taken_the_one_with_fewer_tokens_is_next() -> None:
+    scheduler = lanes_of(2)
+    long, short, third = groups_of(30, 3, 3)
+    scheduler.add([long, short, third])
+    scheduler.deal()
+    assert arrivals_of(scheduler) == [[long], [short, third]]
+
+
+def test_only_lanes_that_were_given_something_are_told() -> None:
+    scheduler = lanes_of(3)
+    scheduler.add(groups_of(3))
+    assert scheduler.deal() == {0}
+    assert scheduler.deal() == set()
+    scheduler.add(groups_of(3))
+    assert scheduler.deal() == {1}
+
+
+def test_a_beam_takes_the_lane_that_has_rows_for_it() -> None:
+    scheduler = lanes_of(2)
+    narrow, wide = groups_of(3), groups_of(3, beam_size=4)
+    scheduler.add(narrow + wide)
+    scheduler.deal()
+    assert arrivals_of(scheduler) == [narrow, wide]
+
+
+def test_nobody_overtakes_a_group_that_no_lane_has_rows_for() -> None:
+    scheduler = lanes_of(2)
+    scheduler.add([*groups_of(3, 3), *groups_of(3, beam_size=4), *groups_of(3)])
+    assert scheduler.deal() == {0, 1}
+    assert scheduler.num_waiting == 2
+    assert scheduler.deal() == set()
+
+
+def test_the_encoder_budget_is_that_of_each_lane() -> None:
+    scheduler = lanes_of(2, max_encoder_tokens=10)
+    scheduler.add(groups_of(5, 5, 5, 5, 5))
+    scheduler.deal()
+    assert [[group.num_source_tokens for group in own] for own in arrivals_of(scheduler)] == [[5, 5], [5, 5]]
+    scheduler.lanes[1].join()
+    assert scheduler.deal() == {1}
+
+
+def test_the_kv_budget_is_that_of_all_lanes_together() -> None:
+    scheduler = lanes_of(3, max_kv_tokens=2 * (5 + 10) + 14)
+    scheduler.add(groups_of(5, 5, 5))
+    assert scheduler.deal() == {0, 1}
+    assert scheduler.num_waiting == 1
+
+
+def test_what_is_dealt_and_does_not_run_yet_can_be_withdrawn() -> None:
+    scheduler = lanes_of(2)
+    groups = groups_of(3, 4, 5)
+    scheduler.add(groups)
+    scheduler.deal()
+    scheduler.lanes[1].join()
+    assert scheduler.withdraw(groups) == {groups[0], groups[2]}  # the other runs
+    assert arrivals_of(scheduler) == [[], []]
+    assert not scheduler.lanes[0].has_work
+    scheduler.check_integrity()
+
+
+def test_integrity_finds_a_group_that_arrives_and_runs() -> None:
+    scheduler = lanes_of(1)
+    [group] = groups_of(3)
+    scheduler.lanes[0].add(group)
+    scheduler.lanes[0].join()
+    scheduler.lanes[0].add(group)
+    with pytest.raises(RuntimeError, match="arrives and runs"):
         scheduler.check_integrity()

@@ -1,0 +1,173 @@
+"""One lane of the engine: a batch that finished rows leave and waiting requests join between two steps.
+
+    drop -> join -> encode arrivals -> decode_step over all rows -> search -> deliver
+
+A lane belongs to one thread at a time. What it shares with others, the scheduler and the answers, is behind a lock.
+"""
+
+import itertools
+import logging
+import threading
+import time
+from collections.abc import Callable, Collection
+from collections.abc import Sequence as Rows
+from dataclasses import dataclass
+
+import numpy as np
+
+from dragoman_server.engine.runner import Runner
+from dragoman_server.engine.scheduler import LaneSchedule
+from dragoman_server.engine.search import Search
+from dragoman_server.engine.sequence import Completion, SequenceGroup
+from dragoman_server.errors import DeadlineError, DragomanError, InferenceError
+
+logger = logging.getLogger(__name__)
+
+_BATCH_FAILED = "the model could not be run on this batch"
+
+
+@dataclass(frozen=True, slots=True)
+class LaneStep:
+    """What one step of a lane did. Durations are 0 for a phase that did not run."""
+
+    num_cached_tokens: int  # source and target tokens of the live rows, after the step: what the lane's KV pool holds
+    num_encoded_tokens: int  # without padding
+    num_decoded: int  # rows of the decode step, each of which gained a token
+    encode_seconds: float
+    decode_seconds: float
+    queue_seconds: tuple[float, ...]  # how long each request that was encoded had waited
+    first_token_seconds: tuple[float, ...]  # from arrival, of each request that got its first token
+
+
+class Lane:
+    """Runs what the scheduler has dealt to it.
+
+    Args:
+        schedule: the lane's part of the scheduler.
+        lock: guards the scheduler.
+        runner: the model, with rows of its own.
+        search: which tokens come next.
+        answer: gives a request its answer; called without the lock.
+    """
+
+    def __init__(
+        self,
+        schedule: LaneSchedule,
+        lock: threading.Lock,
+        runner: Runner,
+        search: Search,
+        answer: Callable[[SequenceGroup, Completion | DragomanError], None],
+    ) -> None:
+        self._schedule, self._lock = schedule, lock
+        self._runner, self._search, self._answer = runner, search, answer
+        self.departed: list[SequenceGroup] = []  # running groups to be dropped at the next step; behind the lock
+
+    @property
+    def has_work(self) -> bool:
+        return self._schedule.has_work
+
+    def step(self) -> LaneStep:
+        """Drops who has left, encodes who arrives, and decodes one token more for every row."""
+        with self._lock:
+            departed, self.departed = self.departed, []
+        if departed:
+            message = "the deadline passed before the translation was finished"
+            self._remove([group for group in departed if group.live], DeadlineError, message)
+        with self._lock:
+            batches = self._schedule.join()
+        encoded, encode_seconds = self._encode(batches)
+        num_decoded, decode_seconds = self._decode()
+        now = time.monotonic()
+        return LaneStep(
+            num_cached_tokens=sum(
+                len(g.live) * (g.num_source_tokens + g.live[0].num_target_tokens) for g in self._schedule.running
+            ),
+            num_encoded_tokens=sum(group.num_source_tokens for group in encoded),
+            num_decoded=num_decoded,
+            encode_seconds=encode_seconds,
+            decode_seconds=decode_seconds,
+            queue_seconds=tuple(group.joined - group.arrived for group in encoded),
+            # Those that were encoded in this step have their first token, unless the batch failed.
+            first_token_seconds=tuple(now - group.arrived for group in encoded) if num_decoded else (),
+        )
+
+    def _encode(self, batches: Rows[Rows[SequenceGroup]]) -> tuple[Rows[SequenceGroup], float]:
+        """Encodes the arrivals, batch by batch; returns those encoded and the seconds it took."""
+        if not batches:
+            return (), 0.0
+        started = time.monotonic()
+        encoded: list[SequenceGroup] = []
+        failed: list[SequenceGroup] = []
+        for batch in batches:
+            began = time.monotonic()
+            try:
+                self._runner.encode([group.request.source_ids for group in batch], batch[0].live[0].row)
+            except Exception as error:
+                logger.error("inference failed for %d sources", len(batch), exc_info=error)
+                failed += batch
+                continue
+            seconds = time.monotonic() - began
+            for group in batch:
+                group.joined, group.encode_seconds = began, seconds
+            encoded += batch
+        if failed:  # not before all rows are filled, for this moves some
+            self._remove(failed, InferenceError, _BATCH_FAILED)
+        return encoded, time.monotonic() - started
+
+    def _decode(self) -> tuple[int, float]:
+        """One token more for every row, and answers for what is finished; returns the rows and the seconds it took."""
+        rows = self._schedule.rows
+        if not rows:
+            return 0, 0.0
+        started = time.monotonic()
+        questions = [self._search.question(sequence) for sequence in rows]
+        all_rows = [row for row, question in enumerate(questions) if question.needs_all]
+        try:
+            output = self._runner.decode_step(
+                [s.token_ids[-1] if s.token_ids else self._search.decoder_start_token_id for s in rows],
+                [s.num_target_tokens for s in rows],
+                max(1, *(q.num_candidates for q in questions)),
+                [q.forced_id or 0 for q in questions],
+                all_rows,
+            )
+        except Exception as error:
+            logger.error("inference failed for %d rows", len(rows), exc_info=error)
+            self._remove(list(self._schedule.running), InferenceError, _BATCH_FAILED)
+            return 0, 0.0
+        broken = {rows[row].group for row in np.flatnonzero(np.isnan(output.top_logprobs[:, 0])).tolist()}
+        running = self._schedule.running
+        self._search.advance(
+            [group for group in running if group not in broken] if broken else running, questions, all_rows, output
+        )
+        done = [group for group in running if not group.live]
+        self._move_rows()
+        self._deliver(done)
+        if broken:
+            logger.error("the model gave no numbers for %d requests", len(broken))
+            self._remove(broken, InferenceError, _BATCH_FAILED)
+        return len(questions), time.monotonic() - started
+
+    def _deliver(self, done: Rows[SequenceGroup]) -> None:
+        now = time.monotonic()
+        for group in itertools.chain(done, self._schedule.running):
+            if group.on_progress is not None:
+                certain_ids = self._search.certain_ids(group)
+                if len(certain_ids) > group.num_reported:
+                    group.num_reported = len(certain_ids)
+                    group.on_progress(certain_ids)
+        for group in done:
+            self._answer(group, group.completion(now))
+
+    def _remove(self, groups: Collection[SequenceGroup], error: type[DragomanError], message: str) -> None:
+        """Frees the rows of groups and answers these, and nobody else."""
+        for group in groups:
+            group.live = []
+        self._move_rows()
+        for group in groups:
+            self._answer(group, error(message))
+
+    def _move_rows(self) -> None:
+        """Lets those without live sequences leave, and moves the others together."""
+        with self._lock:
+            moves = self._schedule.update()
+        self._runner.move_rows(moves)

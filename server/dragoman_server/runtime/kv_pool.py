@@ -1,0 +1,104 @@
+"""The rows of one lane: keys and values in the host's memory, bound in place by the decoder."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from dragoman_server.bundle.manifest import Manifest
+from dragoman_server.engine.slots import Move
+
+# Positions that the pool has room for at first. It grows by doubling when a longer sentence comes.
+FIRST_CAPACITY = 64
+
+
+class KvPool:
+    """Arrays [max_rows, heads, capacity, head size], one per state tensor, and how much of each row is in use.
+
+    Not thread-safe. Memory is only taken up by rows that were used.
+
+    Args:
+        manifest: of the model.
+        max_rows: rows.
+        dtype: of keys and values.
+    """
+
+    def __init__(self, manifest: Manifest, max_rows: int, dtype: DTypeLike) -> None:
+        self._manifest, self._max_rows, self._dtype = manifest, max_rows, dtype
+        self.generation = 0  # grows with the pool: what was bound before is no longer there
+        self._arrays: dict[str, NDArray[Any]] = {}  # by the state tensor's name
+        architecture, state = manifest.architecture, manifest.state
+        self._self_capacity = self._grow(state.self_kv, 1, manifest.limits.max_target_tokens, 0)
+        self._cross_capacity = self._grow(state.cross_kv, 1, manifest.limits.max_source_tokens, 0)
+        width = len(state.cross_kv) * architecture.num_heads * architecture.d_head
+        self.last_cross_kv = np.zeros((max_rows, 1, width), np.float32)  # the last source position, not rounded
+        self.source_lengths = np.ones(max_rows, np.int32)
+        self.positions = np.zeros(max_rows, np.int64)  # of the token that was fed last
+
+    @property
+    def arrays(self) -> Mapping[str, NDArray[Any]]:
+        """By the state tensor's name."""
+        return self._arrays
+
+    @property
+    def bytes_per_token(self) -> int:
+        """What one source or target token takes up."""
+        return sum(self._arrays[name][0, :, 0].nbytes for name in self._manifest.state.self_kv)
+
+    def fill(self, first_row: int, cross_kv: NDArray[Any], last_cross_kv: NDArray[np.float32], lengths: list[int]) -> None:
+        """Puts encoded sources into consecutive rows, which start decoding afresh.
+
+        Args:
+            first_row: that of the first source.
+            cross_kv: [b, state tensors * heads, s, head size].
+            last_cross_kv: [b, 1, state tensors * width].
+            lengths: in tokens, of each source.
+        """
+        longest, names = cross_kv.shape[2], self._manifest.state.cross_kv
+        if longest > self._cross_capacity:
+            limit = self._manifest.limits.max_source_tokens
+            self._cross_capacity = self._grow(names, longest, limit, first_row)
+        rows = slice(first_row, first_row + len(lengths))
+        self.source_lengths[rows], self.positions[rows], self.last_cross_kv[rows] = lengths, 0, last_cross_kv
+        for name, key_value in zip(names, np.split(cross_kv, len(names), axis=1), strict=True):
+            self._arrays[name][rows, :, :longest] = key_value
+
+    def make_room(self, num_positions: int, num_rows: int) -> None:
+        """Makes room for so many target positions; keeps what is in the first rows."""
+        if num_positions > self._self_capacity:
+            names, limit = self._manifest.state.self_kv, self._manifest.limits.max_target_tokens
+            self._self_capacity = self._grow(names, num_positions, limit, num_rows)
+
+    def move_rows(self, moves: Sequence[Move]) -> None:
+        """Copies rows, with everything that was encoded and decoded in them so far."""
+        lengths, positions, state = self.source_lengths, self.positions, self._manifest.state
+        for source, target, is_sibling in moves:
+            source_length, num_positions = lengths[source], positions[source] + 1
+            lengths[target], positions[target] = source_length, positions[source]
+            for name in state.self_kv:
+                array = self._arrays[name]
+                array[target, :, :num_positions] = array[source, :, :num_positions]
+            if is_sibling:
+                continue
+            self.last_cross_kv[target] = self.last_cross_kv[source]
+            for name in state.cross_kv:
+                array = self._arrays[name]
+                array[target, :, :source_length] = array[source, :, :source_length]
+
+    def _grow(self, names: Sequence[str], length: int, limit: int, num_rows: int) -> int:
+        """Makes room for `length` positions, keeping what is in the first rows; returns the new capacity."""
+        capacity = FIRST_CAPACITY
+        while capacity < length:
+            capacity *= 2
+        capacity = min(capacity, limit)
+        architecture = self._manifest.architecture
+        # First, for arrays are replaced, and memory may run out half-way.
+        self.generation += 1
+        for name in names:
+            array = np.zeros((self._max_rows, architecture.num_heads, capacity, architecture.d_head), self._dtype)
+            if num_rows:
+                old = self._arrays[name]
+                array[:num_rows, :, : old.shape[2]] = old[:num_rows]
+            self._arrays[name] = array
+        return capacity

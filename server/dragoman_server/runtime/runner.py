@@ -1,0 +1,195 @@
+"""The model behind two verbs, `encode` and `decode_step`, on ONNX Runtime."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from dragoman_server.bundle.bundle import DECODER_STEP_FILE, ENCODER_FILE, Bundle
+from dragoman_server.bundle.manifest import Manifest
+from dragoman_server.engine.search import StepOutput
+from dragoman_server.engine.slots import Move
+from dragoman_server.errors import BundleError
+from dragoman_server.runtime.kv_pool import KvPool
+from dragoman_server.runtime.session import open_session
+
+
+@dataclass(frozen=True)
+class Graphs:
+    """The encoder and the decoder of a model, loaded once for all lanes, which may run them at the same time."""
+
+    manifest: Manifest
+    encoder: ort.InferenceSession
+    decoder: ort.InferenceSession
+
+    @classmethod
+    def open(cls, bundle: Bundle, num_threads: int) -> "Graphs":
+        """Loads both; each run of either takes `num_threads` threads.
+
+        Raises:
+            BundleError: ONNX Runtime cannot load the graphs or they are not what the manifest says.
+        """
+        encoder, decoder = (open_session(bundle.folder / f, num_threads) for f in (ENCODER_FILE, DECODER_STEP_FILE))
+        graphs = cls(bundle.manifest, encoder, decoder)
+        graphs._check(bundle.folder)
+        return graphs
+
+    @property
+    def kv_dtype(self) -> type[np.generic]:
+        """Of keys and values: a calibrated int8 graph keeps them in int8."""
+        types = {argument.name: argument.type for argument in self.decoder.get_inputs()}
+        return np.int8 if types[self.manifest.state.self_kv[0]] == "tensor(int8)" else np.float32
+
+    def _check(self, folder: Path) -> None:
+        state = self.manifest.state
+        tensors = {*state.self_kv, *state.cross_kv}
+        inputs = {"input_ids", "position_ids", "source_lengths", "score_ids", "last_cross_kv", "top_k", "all_rows"}
+        outputs = {"top_ids", "top_logprobs", "score_logprobs", "all_logits", "all_logprobs"}
+        expected = (
+            (ENCODER_FILE, self.encoder, {"input_ids", "source_lengths"}, {"cross_kv", "last_cross_kv"}),
+            (DECODER_STEP_FILE, self.decoder, inputs | tensors, outputs | set(map(present, tensors))),
+        )
+        for file, session, *names in expected:
+            for kind, arguments, needed in zip(
+                ("inputs", "outputs"), (session.get_inputs(), session.get_outputs()), names, strict=True
+            ):
+                found = {argument.name for argument in arguments}
+                if found != needed:
+                    raise BundleError(f"{folder / file} has {kind} {sorted(found)}, not {sorted(needed)}")
+
+
+class OnnxRunner:
+    """Decodes the rows of one lane on the CPU. Not thread-safe: the lane is the only one to call it.
+
+    A step binds the first n rows of the KV pool as input and, at the same address, as output; the bindings are kept,
+    so that a step allocates nothing.
+
+    Args:
+        graphs: shared with the runners of other lanes.
+        max_rows: rows of the KV pool.
+    """
+
+    def __init__(self, graphs: Graphs, max_rows: int) -> None:
+        self._graphs, self._manifest, self._max_rows = graphs, graphs.manifest, max_rows
+        self._pool = KvPool(graphs.manifest, max_rows, graphs.kv_dtype)
+        self._bindings: dict[tuple[int, int], ort.IOBinding] = {}  # by rows and k
+        self._bound_generation = self._pool.generation
+        self._inputs: dict[str, NDArray[Any]] = {
+            "input_ids": np.zeros(max_rows, np.int64),
+            "position_ids": self._pool.positions,
+            "source_lengths": self._pool.source_lengths,
+            "score_ids": np.zeros((max_rows, 1), np.int64),
+            "last_cross_kv": self._pool.last_cross_kv,
+        }
+        self._score_logprobs = np.zeros((max_rows, 1), np.float32)
+        self._top: dict[int, tuple[NDArray[np.int64], NDArray[np.float32]]] = {}  # ids and log-probs by k
+        self._no_rows = np.zeros(0, np.int64)
+        self._nothing = np.zeros((0, self._manifest.architecture.vocabulary_size), np.float32)
+
+    @classmethod
+    def open(cls, bundle: Bundle, max_rows: int, num_threads: int) -> "OnnxRunner":
+        """A runner with graphs of its own.
+
+        Raises:
+            BundleError: as `Graphs.open`.
+        """
+        return cls(Graphs.open(bundle, num_threads), max_rows)
+
+    @property
+    def max_kv_bytes(self) -> int:
+        """Size of the pool when it has grown to the longest sentences in all rows."""
+        limits = self._manifest.limits
+        return self.kv_bytes_per_token * self._max_rows * (limits.max_source_tokens + limits.max_target_tokens)
+
+    @property
+    def kv_bytes_per_token(self) -> int:
+        return self._pool.bytes_per_token
+
+    def encode(self, sources: Sequence[Sequence[int]], first_row: int) -> None:
+        lengths = [len(source) for source in sources]
+        input_ids = np.full((len(sources), max(lengths)), self._manifest.pad_token_id, np.int64)
+        for row, source in enumerate(sources):
+            input_ids[row, : len(source)] = source
+        feeds = {"input_ids": input_ids, "source_lengths": np.array(lengths, np.int32)}
+        cross_kv, last_cross_kv = self._graphs.encoder.run(["cross_kv", "last_cross_kv"], feeds)
+        self._pool.fill(first_row, cross_kv, last_cross_kv, lengths)
+
+    def decode_step(
+        self,
+        token_ids: Sequence[int],
+        positions: Sequence[int],
+        top_k: int = 1,
+        score_ids: Sequence[int] = (),
+        all_rows: Sequence[int] = (),
+    ) -> StepOutput:
+        num_rows = len(token_ids)
+        self._pool.make_room(max(positions) + 1, num_rows)
+        if self._bound_generation != self._pool.generation:
+            self._bindings.clear()
+            self._bound_generation = self._pool.generation
+        self._inputs["input_ids"][:num_rows] = token_ids
+        self._inputs["position_ids"][:num_rows] = positions
+        self._inputs["score_ids"][: len(score_ids), 0] = score_ids
+        # Few different k, for each has its bindings.
+        top_k = min(1 << (top_k - 1).bit_length(), self._manifest.architecture.vocabulary_size)
+        ids, logprobs = self._top_arrays(top_k)
+        all_logits = all_logprobs = self._nothing
+        if all_rows:
+            rows = np.array(all_rows, np.int64)
+            all_logits, all_logprobs = (np.empty((len(rows), self._nothing.shape[1]), np.float32) for _ in range(2))
+            binding = self._bind(num_rows, top_k, rows, all_logits, all_logprobs)
+        else:
+            if (num_rows, top_k) not in self._bindings:
+                self._bindings[num_rows, top_k] = self._bind(num_rows, top_k, self._no_rows, all_logits, all_logprobs)
+            binding = self._bindings[num_rows, top_k]
+        self._graphs.decoder.run_with_iobinding(binding)
+        score_logprobs = self._score_logprobs[:num_rows, 0]
+        return StepOutput(ids[:num_rows], logprobs[:num_rows], score_logprobs, all_logits, all_logprobs)
+
+    def move_rows(self, moves: Sequence[Move]) -> None:
+        self._pool.move_rows(moves)
+
+    def _top_arrays(self, top_k: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        if top_k not in self._top:
+            shape = (self._max_rows, top_k)
+            self._top[top_k] = np.zeros(shape, np.int64), np.zeros(shape, np.float32)
+        return self._top[top_k]
+
+    def _bind(
+        self,
+        num_rows: int,
+        top_k: int,
+        all_rows: NDArray[np.int64],
+        all_logits: NDArray[np.float32],
+        all_logprobs: NDArray[np.float32],
+    ) -> ort.IOBinding:
+        binding = self._graphs.decoder.io_binding()
+        ids, logprobs = self._top_arrays(top_k)
+        pool = self._pool.arrays
+        outputs = {"top_ids": ids, "top_logprobs": logprobs, "score_logprobs": self._score_logprobs}
+        by_row: tuple[tuple[Any, dict[str, NDArray[Any]]], ...] = (
+            (binding.bind_input, {**self._inputs, **pool}),
+            (binding.bind_output, {**outputs, **{present(name): array for name, array in pool.items()}}),
+        )
+        for bind, arrays in by_row:
+            for name, array in arrays.items():
+                _bind_array(bind, name, array[:num_rows])
+        binding.bind_cpu_input("top_k", np.array([top_k], np.int64))
+        _bind_array(binding.bind_input, "all_rows", all_rows)
+        _bind_array(binding.bind_output, "all_logits", all_logits)
+        _bind_array(binding.bind_output, "all_logprobs", all_logprobs)
+        return binding
+
+
+def _bind_array(bind: Any, name: str, array: NDArray[Any]) -> None:
+    """Binds memory that stays where it is for as long as the binding is used."""
+    bind(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
+
+
+def present(name: str) -> str:
+    """The graph output that continues a state input, in Hugging Face optimum's naming."""
+    return name.replace("past_key_values.", "present.")

@@ -45,37 +45,41 @@ def present(name: str) -> str:
 
 
 def write_encoder(model: Transformer, precision: Precision, weights: WeightFile, ranges: Ranges) -> GraphBuilder:
-    """input_ids int64 [b, s], source_lengths int32 [b] -> cross_kv [b, 2 L H, s, K] and last_cross_kv.
+    """The tokens of b sentences, one sentence behind the other without padding -> cross_kv [b, 2 L H, s, K].
+
+    Inputs: input_ids int64 [n] and position_ids int64 [n]; source_lengths int32 [b]; token_places int64 [b, s], which
+    token is in each place of the sentences side by side (any where there is none); and packed_places int64 [n], in
+    which of these b * s places each token is.
 
     cross_kv has the heads of the first decoder layer's keys, of its values, of the second layer's keys, and so on, in
-    the type of the KV pool; last_cross_kv float [b, 1, 2 L D] all of it at the last token, as it was before rounding.
+    the type of the KV pool. What stands beyond a sentence's length means nothing.
+
+    Only attention sees the sentences side by side: padding costs the products nothing.
     """
     dims = model.dims
     graph = GraphBuilder("encoder", weights)
     writer = LayerWriter(graph, model, precision, ranges)
-    ids = graph.input("input_ids", INT64, ["batch", "source"])
+    ids = graph.input("input_ids", INT64, ["tokens"])
+    positions = graph.input("position_ids", INT64, ["tokens"])
     lengths = graph.input("source_lengths", INT32, ["batch"])
-    num_sentences, width = writer.size(ids, 0), writer.size(ids, 1)
+    token_places = graph.input("token_places", INT64, ["batch", "source"])
+    packed_places = graph.input("packed_places", INT64, ["tokens"])
     last = graph.op("Sub", lengths, graph.constant(1, np.int32))
-    longest = graph.op("Squeeze", graph.op("Cast", width, to=INT32))
+    longest = graph.op("Squeeze", graph.op("Cast", writer.size(token_places, 1), to=INT32))
 
     def attend(qkv: str) -> str:
-        packed = writer.reshape(qkv, num_sentences, -1, 3 * dims.d_model)
         no_past = ["", "", "", ""]
-        inputs = [packed, *no_past, last, longest]
+        inputs = [graph.op("Gather", qkv, token_places), *no_past, last, longest]
         (mixed,) = graph.ops("GroupQueryAttention", inputs, 1, **writer.heads(is_cached=False), causal=0)
-        return writer.reshape(mixed, -1, dims.d_model)
+        return graph.op("Gather", writer.reshape(mixed, -1, dims.d_model), packed_places)
 
-    hidden = writer.encoder_layers(writer.embed_sequences(ids, "source"), attend)
-    fused = writer.cross_key_values(hidden)
+    position_vectors = graph.op("Gather", writer.position_table("source"), positions)
+    hidden = writer.encoder_layers(writer.embed(ids, position_vectors, "source"), attend)
     num_heads = 2 * dims.num_decoder_layers * dims.num_heads
-    heads = writer.reshape(writer.to_cache(fused), num_sentences, -1, num_heads, dims.d_head)
-    heads = graph.op("Transpose", heads, perm=[0, 2, 1, 3])
+    heads = graph.op("Gather", writer.to_cache(writer.cross_key_values(hidden)), token_places)
+    shape = graph.constant([0, 0, num_heads, dims.d_head], np.int64)  # 0: as it is
+    heads = graph.op("Transpose", graph.op("Reshape", heads, shape), perm=[0, 2, 1, 3])
     graph.output("cross_kv", heads, writer.cache_type, ["batch", num_heads, "source", dims.d_head])
-    total = 2 * dims.num_decoder_layers * dims.d_model
-    last = graph.op("Unsqueeze", graph.op("Cast", last, to=INT64), graph.constant([1], np.int64))
-    last = graph.op("GatherND", writer.reshape(fused, num_sentences, -1, total), last, batch_dims=1)
-    graph.output("last_cross_kv", writer.reshape(last, -1, 1, total), FLOAT, ["batch", 1, total])
     return graph
 
 
@@ -83,7 +87,7 @@ def write_decoder_step(model: Transformer, precision: Precision, weights: Weight
     """One decoding step for b rows at positions of their own.
 
     Inputs: input_ids int64 [b], position_ids int64 [b], source_lengths int32 [b], score_ids int64 [b, 1], top_k int64
-    [1], all_rows int64 [a]; and the state, [b, H, capacity, K] each, with the last source position [b, 1, 2 L D].
+    [1], all_rows int64 [a]; and the state, [b, H, capacity, K] each.
     Outputs: top_ids int64 and top_logprobs float [b, top_k], best first; score_logprobs [b, 1], the log-probs of
     score_ids (for forced decoding); all_logits and all_logprobs float [a, V] of the rows in all_rows; the state, to be
     bound to the same memory.
@@ -105,37 +109,36 @@ def write_decoder_step(model: Transformer, precision: Precision, weights: Weight
         return [graph.input(name, writer.cache_type, shape) for name in names]
 
     self_kv, cross_kv = states_of(self_kv_names(model), "target"), states_of(cross_kv_names(model), "source")
-    last_cross_kv = graph.input("last_cross_kv", FLOAT, ["batch", 1, len(cross_kv) * dims.d_model])
 
     one = graph.constant(1, np.int32)
     last_target = graph.op("Cast", positions, to=INT32)
     longest_target = graph.op("Add", graph.op("ReduceMax", last_target, keepdims=0), one)
     last_source = graph.op("Sub", source_lengths, one)
     longest_source = graph.op("ReduceMax", source_lengths, keepdims=0)
-    last_cross = graph.split(last_cross_kv, len(cross_kv), axis=2)
+    position_vectors = graph.op("Gather", writer.position_table("target"), positions)
+    embedded = writer.embed(ids, position_vectors, "target")
+    # Cross-attention has nothing to append to its past: keys and values of no positions.
+    no_positions = [graph.constant([n], np.int64) for n in (0, 0, 1)]
+    nothing = graph.op("Slice", writer.reshape(embedded, -1, 1, dims.d_model), *no_positions)
 
     def attend(query: str, key: str, value: str, state: Sequence[str], last: str, longest: str) -> str:
         inputs = [query, key, value, *state, last, longest, *writer.cache_scales()]
         mixed, grown_key, grown_value = graph.ops("GroupQueryAttention", inputs, 3, **writer.heads())
-        for name, grown, side in zip(state, (grown_key, grown_value), ("key", "value"), strict=True):
+        for name, grown in zip(state, (grown_key, grown_value), strict=True):
             length = "target" if ".decoder." in name else "source"
-            assert name.endswith(side)
             graph.output(present(name), grown, writer.cache_type, ["batch", dims.num_heads, length, dims.d_head])
-        return writer.reshape(mixed, -1, dims.d_model)
+        return writer.rows(mixed, dims.d_model)
 
     def attend_self(i: int, qkv: str) -> str:
-        packed = writer.reshape(qkv, -1, 1, 3 * dims.d_model)
-        return attend(packed, "", "", self_kv[2 * i : 2 * i + 2], last_target, longest_target)
+        state = self_kv[2 * i : 2 * i + 2]
+        return attend(writer.steps(qkv, 3 * dims.d_model), "", "", state, last_target, longest_target)
 
     def attend_cross(i: int, query: str) -> str:
-        # The operator appends a key and a value to the past. Cross-attention has nothing to append, so it is given the
-        # last source position once more, which rewrites what is there already.
-        state, (key, value) = cross_kv[2 * i : 2 * i + 2], last_cross[2 * i : 2 * i + 2]
-        return attend(writer.reshape(query, -1, 1, dims.d_model), key, value, state, last_source, longest_source)
+        state = cross_kv[2 * i : 2 * i + 2]
+        return attend(writer.steps(query, dims.d_model), nothing, nothing, state, last_source, longest_source)
 
-    position_vectors = graph.op("Gather", writer.position_table("target"), positions)
-    states = writer.decoder_layers(writer.embed(ids, position_vectors, "target"), attend_self, attend_cross)
-    logits = writer.logits(states)
+    states = writer.decoder_layers(writer.rows(writer.reshape(embedded, -1, 1, dims.d_model), dims.d_model), attend_self, attend_cross)
+    logits = writer.logits(writer.reshape(states, -1, dims.d_model))
     log_probs = graph.op("LogSoftmax", logits, axis=-1)
     top_ids, top_logprobs = writer.top(log_probs, top_k)
     graph.output("top_ids", top_ids, INT64, ["batch", "k"])

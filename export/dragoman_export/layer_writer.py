@@ -58,6 +58,19 @@ class LayerWriter:
         parts = [axis if isinstance(axis, str) else self.graph.constant([axis], np.int64) for axis in axes]
         return self.graph.op("Reshape", tensor, self.graph.op("Concat", *parts, axis=0))
 
+    def steps(self, states: str, width: int) -> str:
+        """States of rows that take one step each, in the form of attention: [b, 1, width]."""
+        return states if self._takes_steps else self.reshape(states, -1, 1, width)
+
+    def rows(self, states: str, width: int) -> str:
+        """[b, 1, width], in the form of the products: the same where they take it, else [b, width]."""
+        return states if self._takes_steps else self.reshape(states, -1, width)
+
+    @property
+    def _takes_steps(self) -> bool:
+        # Gemm and quantisation by row want matrices; the calibrated product does not care, which saves the reshapes.
+        return bool(self.ranges)
+
     # -- the KV pool ---------------------------------------------------------------------------------------------
 
     @property

@@ -28,11 +28,9 @@ class KvPool:
         self._manifest, self._max_rows, self._dtype = manifest, max_rows, dtype
         self.generation = 0  # grows with the pool: what was bound before is no longer there
         self._arrays: dict[str, NDArray[Any]] = {}  # by the state tensor's name
-        architecture, state = manifest.architecture, manifest.state
+        state = manifest.state
         self._self_capacity = self._grow(state.self_kv, 1, manifest.limits.max_target_tokens, 0)
         self._cross_capacity = self._grow(state.cross_kv, 1, manifest.limits.max_source_tokens, 0)
-        width = len(state.cross_kv) * architecture.num_heads * architecture.d_head
-        self.last_cross_kv = np.zeros((max_rows, 1, width), np.float32)  # the last source position, not rounded
         self.source_lengths = np.ones(max_rows, np.int32)
         self.positions = np.zeros(max_rows, np.int64)  # of the token that was fed last
 
@@ -46,13 +44,12 @@ class KvPool:
         """What one source or target token takes up."""
         return sum(self._arrays[name][0, :, 0].nbytes for name in self._manifest.state.self_kv)
 
-    def fill(self, first_row: int, cross_kv: NDArray[Any], last_cross_kv: NDArray[np.float32], lengths: list[int]) -> None:
+    def fill(self, first_row: int, cross_kv: NDArray[Any], lengths: Sequence[int]) -> None:
         """Puts encoded sources into consecutive rows, which start decoding afresh.
 
         Args:
             first_row: that of the first source.
             cross_kv: [b, state tensors * heads, s, head size].
-            last_cross_kv: [b, 1, state tensors * width].
             lengths: in tokens, of each source.
         """
         longest, names = cross_kv.shape[2], self._manifest.state.cross_kv
@@ -60,7 +57,7 @@ class KvPool:
             limit = self._manifest.limits.max_source_tokens
             self._cross_capacity = self._grow(names, longest, limit, first_row)
         rows = slice(first_row, first_row + len(lengths))
-        self.source_lengths[rows], self.positions[rows], self.last_cross_kv[rows] = lengths, 0, last_cross_kv
+        self.source_lengths[rows], self.positions[rows] = lengths, 0
         for name, key_value in zip(names, np.split(cross_kv, len(names), axis=1), strict=True):
             self._arrays[name][rows, :, :longest] = key_value
 
@@ -81,7 +78,6 @@ class KvPool:
                 array[target, :, :num_positions] = array[source, :, :num_positions]
             if is_sibling:
                 continue
-            self.last_cross_kv[target] = self.last_cross_kv[source]
             for name in state.cross_kv:
                 array = self._arrays[name]
                 array[target, :, :source_length] = array[source, :, :source_length]

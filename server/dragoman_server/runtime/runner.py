@@ -1,5 +1,6 @@
 """The model behind two verbs, `encode` and `decode_step`, on ONNX Runtime."""
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,10 +48,11 @@ class Graphs:
     def _check(self, folder: Path) -> None:
         state = self.manifest.state
         tensors = {*state.self_kv, *state.cross_kv}
-        inputs = {"input_ids", "position_ids", "source_lengths", "score_ids", "last_cross_kv", "top_k", "all_rows"}
+        sources = {"input_ids", "position_ids", "source_lengths", "token_places", "packed_places"}
+        inputs = {"input_ids", "position_ids", "source_lengths", "score_ids", "top_k", "all_rows"}
         outputs = {"top_ids", "top_logprobs", "score_logprobs", "all_logits", "all_logprobs"}
         expected = (
-            (ENCODER_FILE, self.encoder, {"input_ids", "source_lengths"}, {"cross_kv", "last_cross_kv"}),
+            (ENCODER_FILE, self.encoder, sources, {"cross_kv"}),
             (DECODER_STEP_FILE, self.decoder, inputs | tensors, outputs | set(map(present, tensors))),
         )
         for file, session, *names in expected:
@@ -83,7 +85,6 @@ class OnnxRunner:
             "position_ids": self._pool.positions,
             "source_lengths": self._pool.source_lengths,
             "score_ids": np.zeros((max_rows, 1), np.int64),
-            "last_cross_kv": self._pool.last_cross_kv,
         }
         self._score_logprobs = np.zeros((max_rows, 1), np.float32)
         self._top: dict[int, tuple[NDArray[np.int64], NDArray[np.float32]]] = {}  # ids and log-probs by k
@@ -110,13 +111,21 @@ class OnnxRunner:
         return self._pool.bytes_per_token
 
     def encode(self, sources: Sequence[Sequence[int]], first_row: int) -> None:
-        lengths = [len(source) for source in sources]
-        input_ids = np.full((len(sources), max(lengths)), self._manifest.pad_token_id, np.int64)
-        for row, source in enumerate(sources):
-            input_ids[row, : len(source)] = source
-        feeds = {"input_ids": input_ids, "source_lengths": np.array(lengths, np.int32)}
-        cross_kv, last_cross_kv = self._graphs.encoder.run(["cross_kv", "last_cross_kv"], feeds)
-        self._pool.fill(first_row, cross_kv, last_cross_kv, lengths)
+        lengths = np.array([len(source) for source in sources])
+        longest = int(lengths.max())
+        ends = lengths.cumsum()
+        # The sources side by side: in row i the places 0 .. lengths[i] - 1 are those of its tokens.
+        columns = np.arange(longest)
+        is_token = columns < lengths[:, None]
+        feeds = {
+            "input_ids": np.fromiter(itertools.chain.from_iterable(sources), np.int64, int(ends[-1])),
+            "position_ids": np.broadcast_to(columns, is_token.shape)[is_token],
+            "source_lengths": lengths.astype(np.int32),
+            "token_places": np.where(is_token, (ends - lengths)[:, None] + columns, 0),
+            "packed_places": np.flatnonzero(is_token),
+        }
+        (cross_kv,) = self._graphs.encoder.run(["cross_kv"], feeds)
+        self._pool.fill(first_row, cross_kv, lengths)
 
     def decode_step(
         self,

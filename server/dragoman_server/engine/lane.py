@@ -61,6 +61,7 @@ class Lane:
         self._schedule, self._lock = schedule, lock
         self._runner, self._search, self._answer = runner, search, answer
         self.departed: list[SequenceGroup] = []  # running groups to be dropped at the next step; behind the lock
+        self._num_cached_tokens = 0
 
     @property
     def has_work(self) -> bool:
@@ -79,9 +80,7 @@ class Lane:
         num_decoded, decode_seconds = self._decode()
         now = time.monotonic()
         return LaneStep(
-            num_cached_tokens=sum(
-                len(g.live) * (g.num_source_tokens + g.live[0].num_target_tokens) for g in self._schedule.running
-            ),
+            num_cached_tokens=self._num_cached_tokens,
             num_encoded_tokens=sum(group.num_source_tokens for group in encoded),
             num_decoded=num_decoded,
             encode_seconds=encode_seconds,
@@ -110,6 +109,7 @@ class Lane:
             for group in batch:
                 group.joined, group.encode_seconds = began, seconds
             encoded += batch
+        self._num_cached_tokens += sum(group.num_source_tokens for group in encoded)
         if failed:  # not before all rows are filled, for this moves some
             self._remove(failed, InferenceError, _BATCH_FAILED)
         return encoded, time.monotonic() - started
@@ -122,12 +122,13 @@ class Lane:
         started = time.monotonic()
         questions = [self._search.question(sequence) for sequence in rows]
         all_rows = [row for row, question in enumerate(questions) if question.needs_all]
+        is_forced = any(question.forced_id is not None for question in questions)
         try:
             output = self._runner.decode_step(
                 [s.token_ids[-1] if s.token_ids else self._search.decoder_start_token_id for s in rows],
-                [s.num_target_tokens for s in rows],
-                max(1, *(q.num_candidates for q in questions)),
-                [q.forced_id or 0 for q in questions],
+                [len(s.token_ids) for s in rows],
+                max(1, max(question.num_candidates for question in questions)),
+                [question.forced_id or 0 for question in questions] if is_forced else (),
                 all_rows,
             )
         except Exception as error:
@@ -140,7 +141,10 @@ class Lane:
             [group for group in running if group not in broken] if broken else running, questions, all_rows, output
         )
         done = [group for group in running if not group.live]
-        self._move_rows()
+        if done or self._schedule.has_forking:
+            self._move_rows()
+        else:
+            self._num_cached_tokens += len(rows)
         self._deliver(done)
         if broken:
             logger.error("the model gave no numbers for %d requests", len(broken))
@@ -171,3 +175,7 @@ class Lane:
         with self._lock:
             moves = self._schedule.update()
         self._runner.move_rows(moves)
+        self._num_cached_tokens = sum(
+            len(group.live) * (len(group.request.source_ids) + len(group.live[0].token_ids))
+            for group in self._schedule.running
+        )

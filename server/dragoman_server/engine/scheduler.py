@@ -22,6 +22,7 @@ class LaneSchedule:
         self._arrivals: list[SequenceGroup] = []
         self._lengths: list[int] = []  # of the sources of the arrivals, falling
         self._running: dict[SequenceGroup, None] = {}  # a set that keeps its order
+        self._num_forking = 0  # running groups whose sequences are replaced at every step
         self.num_reserved_rows = 0
         self.num_reserved_tokens = 0
 
@@ -41,6 +42,11 @@ class LaneSchedule:
     @property
     def has_work(self) -> bool:
         return bool(self._running or self._arrivals)
+
+    @property
+    def has_forking(self) -> bool:
+        """Whether groups run whose sequences are replaced at every step."""
+        return self._num_forking > 0
 
     def has_room(self, group: SequenceGroup) -> bool:
         """Whether there are rows for it, and encoding it would not hold up the running rows for too long."""
@@ -69,6 +75,7 @@ class LaneSchedule:
             group.live = [Sequence(group)]
             self._slots.add(group.live[0])
             self._running[group] = None
+            self._num_forking += group.request.options.forks
         self._arrivals, self._lengths = [], []
         return batches
 
@@ -76,6 +83,7 @@ class LaneSchedule:
         """Follows the `live` sequences of the running groups, of which those without any leave; returns the copies."""
         for group in [group for group in self._running if not group.live]:
             del self._running[group]
+            self._num_forking -= group.request.options.forks
             self._reserve(group, -1)
         return self._slots.advance(sequence for group in self._running for sequence in group.live)
 
@@ -97,6 +105,8 @@ class LaneSchedule:
         groups = [*self._running, *self._arrivals]
         if len(groups) != len(set(groups)):
             raise RuntimeError("a group arrives twice, or arrives and runs")
+        if sum(group.request.options.forks for group in self._running) != self._num_forking:
+            raise RuntimeError("the number of forking groups is wrong")
         num_rows = sum(group.request.options.num_rows for group in groups)
         num_tokens = sum(group.request.num_kv_tokens for group in groups)
         if (num_rows, num_tokens) != (self.num_reserved_rows, self.num_reserved_tokens):

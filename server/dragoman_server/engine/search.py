@@ -84,15 +84,18 @@ class Search:
 
     def question(self, sequence: Sequence) -> Question:
         """What has to be known about the next token of a sequence."""
-        request, num_tokens = sequence.group.request, len(sequence.token_ids)
+        group = sequence.group
+        request, num_tokens = group.request, len(sequence.token_ids)
         if num_tokens < len(request.prefix_ids):
             return Question(forced_id=request.prefix_ids[num_tokens])
         options = request.options
+        if group.is_plain:
+            return _of_top(options.num_candidates + len(self.suppressed_ids), self.suppressed_ids)
         banned = self._banned(sequence.token_ids, options) if options.bans else self.suppressed_ids
         if options.repetition_penalty != 1.0 or (options.is_sampling and not 1 <= options.top_k <= MAX_TOP_K):
             # A beam search's candidates are ranked beside those of others, in as many columns as the step has.
             return Question(options.num_candidates if options.beam_size > 1 else 0, needs_all=True, banned=banned)
-        return _of_top(options.num_candidates + len(banned), banned)
+        return Question(options.num_candidates + len(banned), banned=banned)
 
     def _banned(self, token_ids: list[int], options: SearchOptions) -> frozenset[int]:
         banned = set(self.suppressed_ids)
@@ -205,8 +208,17 @@ class Search:
             order // width,
             *(np.take_along_axis(a.reshape(flat.shape), order, 1) for a in (ids, logprobs, ranked)),
         ]
-        for group, *ranking in zip(groups, *(column.tolist() for column in columns), strict=True):
-            self._extend_beam(group, list(zip(*ranking, strict=True))[: 2 * group.request.options.beam_size])
+        is_end = (columns[1] == self.eos_token_id) | (columns[3] == -np.inf)
+        first_ends = np.where(is_end.any(axis=1), is_end.argmax(axis=1), num_kept).tolist()
+        for group, first_end, *ranking in zip(groups, first_ends, *(c.tolist() for c in columns), strict=True):
+            beam_size = group.request.options.beam_size
+            if first_end >= beam_size and len(group.live[0].token_ids) + 1 < group.request.max_target_tokens:
+                # As nearly always: nothing ends among the best.
+                chosen = zip(*(column[:beam_size] for column in ranking), strict=True)
+                live = [group.live[beam].continued(*candidate) for beam, *candidate in chosen]
+                group.live = [] if group.finished and self._is_over(group, live) else live
+            else:
+                self._extend_beam(group, list(zip(*ranking, strict=True))[: 2 * beam_size])
 
     def _beam_candidates(
         self, groups: Rows[SequenceGroup], count: int, step: "_Step"
@@ -250,12 +262,13 @@ class Search:
             ended = [sequence.hypothesis(FinishReason.LENGTH) for sequence in parents]
         if ended:
             group.finished = sorted([*group.finished, *ended], key=_score, reverse=True)[: options.num_finished]
-        group.live = [] if self._is_over(group, live, num_tokens) else live
+        group.live = [] if self._is_over(group, live) else live
 
-    def _is_over(self, group: SequenceGroup, live: list[Sequence], num_tokens: int) -> bool:
+    def _is_over(self, group: SequenceGroup, live: list[Sequence]) -> bool:
         options = group.request.options
         if not live:
             return True
+        num_tokens = len(live[0].token_ids)
         if len(group.finished) < options.num_finished:
             return False
         if options.early_stopping is EarlyStopping.FIRST:

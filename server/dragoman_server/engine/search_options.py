@@ -86,6 +86,17 @@ class SearchOptions:
         return bool(self.min_target_tokens or self.no_repeat_ngram_size or self.suppressed)
 
     @property
+    def forks(self) -> bool:
+        """Whether a step puts other sequences in the place of those that it continues; else it only makes them longer."""
+        return self.beam_size > 1 or self.is_sampling
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the same is asked about every token, whatever came before."""
+        looks_at_all = self.is_sampling and not 1 <= self.top_k <= MAX_TOP_K
+        return not self.bans and self.repetition_penalty == 1.0 and not looks_at_all
+
+    @property
     def num_finished(self) -> int:
         """Finished hypotheses that a beam search keeps."""
         return max(round(self.beam_size * self.patience), self.num_hypotheses)

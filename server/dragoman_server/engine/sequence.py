@@ -87,10 +87,6 @@ class Sequence:
     ranked_logprob: float = 0.0  # sum of what the search saw: the model's log-probs after penalties
     generator: random.Random | None = None  # of a sample, from its first drawn token on
 
-    @property
-    def num_target_tokens(self) -> int:
-        return len(self.token_ids)
-
     def append(self, token_id: int, logprob: float, ranked_logprob: float) -> None:
         self.token_ids.append(token_id)
         self.token_logprobs.append(logprob)
@@ -132,6 +128,10 @@ class SequenceGroup:
     joined: float = 0.0  # when its encoding began
     encode_seconds: float = 0.0
     num_reported: int = 0  # tokens that `on_progress` was told
+    is_plain: bool = field(init=False)  # whether the same is asked about every token behind the prefix
+
+    def __post_init__(self) -> None:
+        self.is_plain = self.request.options.is_plain
 
     @property
     def num_source_tokens(self) -> int:

@@ -4,7 +4,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from dragoman_server.addresses import parse_address
-from dragoman_server.cpus import available_cpus
 from dragoman_server.errors import StartError
 
 
@@ -13,29 +12,34 @@ class EngineOptions:
     """How much the decoding engine does at a time."""
 
     max_running: int = 64
-    """Rows decoded together in one step. A segment takes one, with beam search as many as its
-    beam size; so this is also the largest beam."""
+    """Rows that a lane decodes together in one step. A segment takes one, with beam search as many
+    as its beam size; so this is also the largest beam."""
 
     max_waiting: int = 4096
     """Segments that may queue for a place among the running; more are refused at once. Also
     the most segments of one call."""
 
     max_encoder_tokens: int = 2048
-    """Source tokens, with padding, encoded between two steps: what new arrivals may delay the
-    running rows by. A longer source is encoded alone."""
+    """Source tokens, with padding, that a lane encodes between two steps: what new arrivals may
+    delay its running rows by. A longer source is encoded alone."""
 
     max_kv_bytes: int = 0
     """Memory that the keys and values of the running rows may come to take up, were all of
     them as long as they may get; others wait. 0: as much as `max_running` rows need. A
     request that is over it by itself runs alone."""
 
-    num_threads: int = 0
-    """Threads that compute one step. 0 takes as many as this process has CPUs, by the quota
-    of its container."""
+    lanes: int | None = None
+    """Batches decoded side by side, each by threads of its own. None: one for each CPU that this
+    process may use, by affinity and the quota of its container."""
 
-    def resolved_num_threads(self) -> int:
-        """`num_threads`, with 0 replaced by the number of CPUs."""
-        return self.num_threads or available_cpus()
+    num_threads: int = 0
+    """Threads that compute one step of a lane. 0: as many as leave none of these CPUs idle when
+    all lanes are busy, so one if there is a lane for each."""
+
+    def shape(self, num_cpus: int) -> tuple[int, int]:
+        """How many lanes on so many CPUs, and how many threads each has."""
+        lanes = max(1, num_cpus // (self.num_threads or 1)) if self.lanes is None else self.lanes
+        return lanes, self.num_threads or max(1, num_cpus // lanes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +104,7 @@ def validate(config: Config) -> None:
         "max_waiting": (config.engine.max_waiting, 1, 1_000_000),
         "max_encoder_tokens": (config.engine.max_encoder_tokens, 1, 1_000_000),
         "max_kv_bytes": (config.engine.max_kv_bytes, 0, 2**50),
+        "lanes": (1 if config.engine.lanes is None else config.engine.lanes, 1, 1024),
         "num_threads": (config.engine.num_threads, 0, 1024),
         "max_inputs": (config.limits.max_inputs, 1, 1_000_000),
         "max_text_characters": (config.limits.max_text_characters, 1, 10_000_000),

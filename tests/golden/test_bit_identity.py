@@ -2,6 +2,7 @@
 
 import dataclasses
 import random
+import sys
 from collections.abc import Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
@@ -13,7 +14,7 @@ from dragoman_export.tokenizer import EOS_ID
 from dragoman_server.bundle.bundle import Bundle
 from dragoman_server.bundle.manifest import Precision
 from dragoman_server.engine.engine import Engine
-from dragoman_server.runtime.runner import OnnxRunner
+from dragoman_server.runtime.runner import Graphs, OnnxRunner
 from dragoman_server.engine.search import Search
 from dragoman_server.engine.search_options import EarlyStopping, SearchOptions
 from dragoman_server.engine.sequence import Completion, Hypothesis, Request
@@ -163,6 +164,41 @@ def test_every_search_finds_the_same_alone_and_in_any_company(
     assert len({len(h.token_ids) for hypotheses in alone.values() for h in hypotheses}) > 9  # ends at different times
 
 
+@pytest.mark.parametrize("num_lanes", [2, 3, 5])
+@pytest.mark.parametrize(
+    ("count", "repetitions"), [(45, 2), pytest.param(45, 100, marks=[pytest.mark.slow, pytest.mark.timeout(3600)])]
+)
+def test_every_lane_gives_what_one_lane_gives_alone(
+    precision: Precision,
+    tiny_checkpoint: Checkpoint,
+    tiny_bundles: dict[Precision, Bundle],
+    num_lanes: int,
+    count: int,
+    repetitions: int,
+) -> None:
+    bundle, rng = tiny_bundles[precision], random.Random(num_lanes)
+    requests = random_requests(random_sources(tiny_checkpoint, count, seed=6), rng)
+    with onnx_engine(bundle, max_running=21) as engine:
+        alone = {request: only(engine, request) for request in requests}
+    with (
+        frequent_switches(),
+        onnx_engine(bundle, 7, num_lanes, max_encoder_tokens=150, max_waiting=2 * count + 100) as engine,
+    ):
+        for _ in range(repetitions):
+            assert decode_in_company(engine, requests, rng) == alone
+
+
+@contextmanager
+def frequent_switches() -> Iterator[None]:
+    """Python's threads take turns every 10 us, in place of 5 ms: whatever is not guarded is interrupted there."""
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(interval)
+
+
 def test_the_kernels_critical_lengths_make_no_difference(
     precision: Precision,
     tiny_bundles: dict[Precision, Bundle],
@@ -207,9 +243,10 @@ def test_scoring_a_translation_gives_the_score_that_it_was_found_with(
 
 
 @contextmanager
-def onnx_engine(bundle: Bundle, max_running: int, **options: int) -> Iterator[Engine]:
-    runner = OnnxRunner.open(bundle, max_running, num_threads=2)
-    with running_engine(runner, Search.of(bundle.manifest), max_running=max_running, **options) as engine:
+def onnx_engine(bundle: Bundle, max_running: int, num_lanes: int = 1, **options: int) -> Iterator[Engine]:
+    graphs = Graphs.open(bundle, num_threads=2 if num_lanes == 1 else 1)
+    runners = [OnnxRunner(graphs, max_running) for _ in range(num_lanes)]
+    with running_engine(runners, Search.of(bundle.manifest), max_running=max_running, **options) as engine:
         yield engine
 
 

@@ -20,10 +20,11 @@ from dragoman_server.errors import (
     ModelNotFoundError,
     UnsupportedLanguageError,
 )
-from dragoman_server.text.segmentation import Segmentation, SegmentedText, SourceSegment, segment
+from dragoman_server.text.segmentation import Segmentation, SegmentedText, SourceSegment, lines, segment
 from dragoman_server.text.tokenizer import TextCodec
 
-_SEGMENTATIONS = frozenset(map(int, Segmentation))
+_MODEL_DEFAULT = 0
+_SEGMENTATIONS = frozenset((_MODEL_DEFAULT, *Segmentation))
 _PRIORITIES = {0: Priority.DEFAULT, 1: Priority.INTERACTIVE, 2: Priority.DEFAULT, 3: Priority.BULK}
 _LANGUAGE_CODE = re.compile(r"[A-Za-z0-9-]{1,35}")
 
@@ -33,6 +34,7 @@ class Plan:
     """A checked config: what turns an input into requests."""
 
     source_prefix_ids: Sequence[int]  # language tags
+    languages: tuple[str, str]  # of source and target
     segmentation: Segmentation
     decoding: Decoding
     priority: Priority
@@ -124,8 +126,18 @@ class Planner:
         self._check_model(config.model)
         prefix_ids = self._source_prefix_ids(config.source_language_code, config.target_language_code)
         check_deadline(context)
-        segmentation, priority = Segmentation(config.segmentation), _PRIORITIES[config.priority]
-        return Plan(prefix_ids, segmentation, decoding, priority, context.deadline)
+        return Plan(
+            prefix_ids,
+            (config.source_language_code, config.target_language_code),
+            self._segmentation(config.segmentation),
+            decoding,
+            _PRIORITIES[config.priority],
+            context.deadline,
+        )
+
+    def _segmentation(self, number: int) -> Segmentation:
+        is_default = number == _MODEL_DEFAULT
+        return Segmentation[self._manifest.segmentation.upper()] if is_default else Segmentation(number)
 
     def _number_violations(self, num_inputs: int) -> Iterator[FieldViolation]:
         most = self._limits.max_inputs
@@ -238,7 +250,7 @@ class Planner:
         ]
         if violations:
             return InvalidInputError(*violations)
-        segmented = self._segmented(pair.text, plan)
+        segmented = lines(pair.text, self._tokenizer.encode)
         violations = [*self._over_tokens(segmented, plan, f"{path}text"), *_not_one_segment(segmented, f"{path}text")]
         target_ids: tuple[int, ...] = ()
         if isinstance(target, str):
@@ -304,7 +316,7 @@ class Planner:
 
     def _segmented(self, text: str, plan: Plan) -> SegmentedText:
         segment_tokens = self._manifest.limits.segment_tokens - plan.num_specials
-        return segment(text, self._tokenizer.encode, plan.segmentation, segment_tokens)
+        return segment(text, self._tokenizer.encode, plan.segmentation, segment_tokens, *plan.languages)
 
     def _source_ids(self, source: SourceSegment, plan: Plan) -> tuple[int, ...]:
         return (*plan.source_prefix_ids, *source.token_ids, self._manifest.eos_token_id)

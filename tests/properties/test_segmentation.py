@@ -80,7 +80,7 @@ def test_separators_have_nothing_to_translate(
 @settings(deadline=None)
 @given(texts, limits)
 def test_a_segment_over_the_limit_is_a_single_sentence(text: str, limit: int) -> None:
-    result = segment(text, by_letter, Segmentation.AUTO, limit)
+    result = segment(text, by_letter, Segmentation.PACKED, limit)
     for part, source in zip(result.segments, result.source_texts(), strict=True):
         assert len(part.token_ids) <= limit or len(list(sentence_spans(source))) == 1
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from dragoman_server.bundle.manifest import Manifest
 from dragoman_server.calls import CallContext, Pair, TextInput, TranslateConfig
 from dragoman_server.config import InputLimits
-from dragoman_server.decoding_options import Decoding, resolve, unknown_enum_value
+from dragoman_server.decoding_options import Decoding, resolve, unknown_enum_value, unknown_piece
 from dragoman_server.engine.sequence import Priority, Request
 from dragoman_server.errors import (
     DeadlineError,
@@ -56,6 +56,7 @@ class PlannedText:
 
     text: SegmentedText
     requests: Sequence[Request]
+    target_text: str | None = None  # that was given as a text
 
 
 class Planner:
@@ -115,7 +116,7 @@ class Planner:
             UnsupportedLanguageError: the model does not translate this pair of languages.
             DeadlineError: the deadline has passed.
         """
-        decoding, faults = resolve(config.options, self._manifest, self._tokenizer.encode_target, self._max_rows)
+        decoding, faults = resolve(config.options, self._manifest, self._tokenizer, self._max_rows)
         violations = [
             *self._number_violations(num_inputs),
             *(_below(path, violation) for violation in _config_violations(config)),
@@ -187,6 +188,7 @@ class Planner:
         violations = [
             *self._over_segments(segmented, path),
             *self._over_tokens(segmented, plan, f"{path}.text"),
+            *self._unknown_violations(target_prefix_ids, f"{path}.target_prefix"),
             *_prefix_violations(segmented, target_prefix_ids, plan, path),
             *_length_violations(segmented, plan, f"{path}.text"),
         ]
@@ -256,9 +258,8 @@ class Planner:
         if isinstance(target, str):
             target_ids = (*self._tokenizer.encode_target(target), self._manifest.eos_token_id)
             violations += self._target_violations(target_ids, f"{path}target_text")
-            if must_spell and self._tokenizer.unknown_id in target_ids:
-                description = "has characters that the model's vocabulary cannot spell"
-                violations.append(FieldViolation(f"{path}target_text", description, "UNKNOWN_PIECE"))
+            if must_spell:
+                violations += self._unknown_violations(target_ids, f"{path}target_text")
         elif target is not None:
             target_ids = tuple(target)
             violations += self._token_id_violations(target_ids, f"{path}target_token_ids")
@@ -272,13 +273,17 @@ class Planner:
         num_tokens = len(target_ids) or plan.max_target_tokens(source)
         source_ids, search = self._source_ids(source, plan), plan.decoding.search
         request = Request(source_ids, num_tokens, plan.deadline, search, target_ids, plan.priority)
-        return PlannedText(segmented, [request])
+        return PlannedText(segmented, [request], target if isinstance(target, str) else None)
 
     def _target_violations(self, target_ids: Sequence[int], field: str) -> Iterator[FieldViolation]:
         most = self._manifest.limits.max_target_tokens
         if len(target_ids) > most:
             description = f"has {len(target_ids)} tokens; the model takes at most {most}"
             yield FieldViolation(field, description, "TARGET_TOO_LONG")
+
+    def _unknown_violations(self, token_ids: Sequence[int], field: str) -> Iterator[FieldViolation]:
+        if self._tokenizer.unknown_id in token_ids:
+            yield unknown_piece(field)
 
     def _token_id_violations(self, token_ids: Sequence[int], field: str) -> Iterator[FieldViolation]:
         if not token_ids:

@@ -20,14 +20,14 @@ def manifest() -> Manifest:
 
 
 def resolved(tokenizer: Tokenizer, manifest: Manifest, **fields: Any) -> Decoding:
-    decoding, violations = resolve(DecodingFields(**fields), manifest, tokenizer.encode, MAX_ROWS)
+    decoding, violations = resolve(DecodingFields(**fields), manifest, tokenizer, MAX_ROWS)
     assert violations == []
     return decoding
 
 
 def refused(tokenizer: Tokenizer, manifest: Manifest, **fields: Any) -> list[tuple[str, str]]:
     """Field and description of every violation."""
-    _, violations = resolve(DecodingFields(**fields), manifest, tokenizer.encode, MAX_ROWS)
+    _, violations = resolve(DecodingFields(**fields), manifest, tokenizer, MAX_ROWS)
     return [(violation.field, violation.description) for violation in violations]
 
 

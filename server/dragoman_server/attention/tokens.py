@@ -15,6 +15,14 @@ def source_spans(text: str, source: SourceSegment, tokenizer: TextCodec) -> list
     return [(source.begin + begin, source.begin + end) for begin, end in spans]
 
 
+def unspelt_share(text: str, spans: Sequence[Span], source: SourceSegment, tokenizer: TextCodec) -> float:
+    """How many of a segment's letters the vocabulary has no words for, 0 to 1; `spans` are those of its tokens."""
+    are_unspelt = dict(zip(spans, map(tokenizer.is_unspelt, source.token_ids), strict=True))  # a letter's bytes once
+    nums_letters = {(begin, end): sum(map(str.isalpha, text[begin:end])) for begin, end in are_unspelt}
+    num_unspelt = sum(number for span, number in nums_letters.items() if are_unspelt[span])
+    return num_unspelt / max(sum(nums_letters.values()), 1)
+
+
 def source_tokens(text: str, source: SourceSegment, request: Request, tokenizer: TextCodec) -> list[SourceToken]:
     """What the encoder reads: language tags, the segment's tokens, end-of-sentence."""
     spans = source_spans(text, source, tokenizer)

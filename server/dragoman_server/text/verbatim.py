@@ -16,14 +16,12 @@ _VERBATIM = re.compile(
     """,
     re.VERBOSE,
 )
-_TRAILING = ".,;:!?)]}'’"  # behind an address, of the sentence
+_TRAILING = ".,;:!?)]}'’。，、）」"  # behind an address, of the sentence
 
 # What separates thousands, decimals, hours and minutes in some language. A space does where three digits follow.
 _SEPARATOR = re.compile(r"(?<=\d)(?:[.,:'’٫٬](?=\d)|[ \u00a0\u2009\u202f](?=\d{3}(?!\d)))")
-_NUMBER = re.compile(r"\d+")
+_NUMBER = re.compile(r"\d{2,}")  # one digit is often written as a word
 _TIME_OF_DAY = re.compile(r"(?<![\d.,])\d{1,2}:\d{2}(?![\d:])")
-# Smaller numbers are often written as words.
-_LEAST_DIGITS = 2
 
 
 def has_words(text: str) -> bool:
@@ -31,22 +29,23 @@ def has_words(text: str) -> bool:
     return any(map(str.isalpha, _VERBATIM.sub(" ", text)))
 
 
-def is_something_missing(source: str, target: str) -> bool:
-    """Whether an address, a placeholder, markup, code or a number of the source is not in the target.
+def is_copied(source: str, target: str) -> bool:
+    """Whether the target has all addresses, placeholders, markup, code and numbers of the source.
 
-    Numbers may be written in another way: 1,234.56 is 1.234,56 and 1 234,56. Those of one digit do not count.
+    Numbers may be written in another way: 1,234.56 is 1.234,56 and 1 234,56. Those of one digit and times of day do not
+    count, which languages write in too many ways.
     """
-    for match in _VERBATIM.finditer(source):
-        item = match[0].rstrip(_TRAILING) if match[0][-1] not in "}`>" else match[0]
-        if item not in target and not item.startswith("&"):
-            return True
-    found = set(_numbers(target))
-    all_digits = "".join(found)
-    rest = _TIME_OF_DAY.sub(" ", _VERBATIM.sub(" ", source))
-    return any(number not in found and number not in all_digits for number in _numbers(rest))
+    digits = "".join(_numbers(target))
+    return all(_without_trailing(match[0]) in target for match in _VERBATIM.finditer(source)) and all(
+        number in digits for number in _numbers(_TIME_OF_DAY.sub(" ", _VERBATIM.sub(" ", source)))
+    )
+
+
+def _without_trailing(item: str) -> str:
+    """An address without the marks of the sentence behind it."""
+    return item if item[-1] in "}`>;" else item.rstrip(_TRAILING)
 
 
 def _numbers(text: str) -> Iterator[str]:
     for number in _NUMBER.findall(_SEPARATOR.sub("", text)):
-        if len(number) >= _LEAST_DIGITS:
-            yield "".join(str(unicodedata.decimal(digit)) for digit in number)
+        yield "".join(str(unicodedata.decimal(digit)) for digit in number)

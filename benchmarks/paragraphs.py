@@ -118,9 +118,7 @@ def main(
             config = TranslateConfig(source_language, target_language, segmentation=int(segmentation))
             translated = asyncio.run(translate(own, made.sources, config))
             bleu = sacrebleu.corpus_bleu(translated, [made.references]).score
-            table.add_row(
-                segmentation.name.lower(), f"{bleu:.1f}", str(num_sentences(translated, target_language))
-            )
+            table.add_row(segmentation.name.lower(), f"{bleu:.1f}", str(num_sentences(translated, target_language)))
     Console().print(table)
 
 

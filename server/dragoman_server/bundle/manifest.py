@@ -40,7 +40,7 @@ class Limits:
 
     max_source_tokens: int  # with language tag and end-of-sentence
     max_target_tokens: int  # with end-of-sentence
-    segment_tokens: int  # a longer line is split into sentences unless the caller forbids it
+    segment_tokens: int  # up to which sentences stay together where lines are "packed"
 
 
 @dataclass(frozen=True)

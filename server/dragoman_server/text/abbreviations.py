@@ -73,7 +73,9 @@ ABBREVIATIONS: Mapping[str, frozenset[str]] = {
         "a adr avd bl ca dr dvs eg ekon ev ex f fig forts fr fröken hr ing inkl jfr jur k kap kl kr m max med mfl mm n",
         "nr o osv p prof red ref resp s sid sk st t tel tex tr u uppl utg v vd vol äv",
     ),
-    "uk": _words("акад вул г гл гр д доц див ім ін кв м напр о обл п пл пор пров просп проф р рис рр с св см ст стор т тис"),
+    "uk": _words(
+        "акад вул г гл гр д доц див ім ін кв м напр о обл п пл пор пров просп проф р рис рр с св см ст стор т тис"
+    ),
 }
 
 # Not the end of a sentence where a number follows.

@@ -55,7 +55,9 @@ def test_any_option_of_sampling_turns_it_on_without_a_beam(
 
 def test_a_suppressed_word_that_the_vocabulary_cannot_spell_is_refused(manifest: Manifest, tmp_path: Path) -> None:
     write_tokenizer(tmp_path)
-    _, violations = resolve(DecodingFields(suppressed_words=["chat", "日本"]), manifest, MarianTokenizer(tmp_path), MAX_ROWS)
+    _, violations = resolve(
+        DecodingFields(suppressed_words=["chat", "日本"]), manifest, MarianTokenizer(tmp_path), MAX_ROWS
+    )
     assert [(found.field, found.reason) for found in violations] == [("suppressed_words[1]", "UNKNOWN_PIECE")]
 
 

@@ -32,6 +32,7 @@ from support.marian_tokenizer import EOS_ID as MARIAN_EOS_ID
 from support.marian_tokenizer import write_tokenizer
 from support.server_parts import EOS_ID, LIMITS, FakeEngine
 
+
 @pytest.fixture
 def marian(bundle: Bundle, tmp_path: Path) -> Planner:
     """A planner whose tokenizer has no word, and no bytes, for what it does not know."""

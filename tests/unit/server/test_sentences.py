@@ -77,7 +77,9 @@ def test_a_line_is_split_where_the_bars_stand(language: str, line: str) -> None:
     assert sentences(" ".join(parts), language) == parts
 
 
-@pytest.mark.parametrize("line", ["今日は晴れです。|明日は雨？|そうですか！", "「行こう。」|彼は言った。", "“走吧。”|他说。"])
+@pytest.mark.parametrize(
+    "line", ["今日は晴れです。|明日は雨？|そうですか！", "「行こう。」|彼は言った。", "“走吧。”|他说。"]
+)
 def test_where_sentences_have_no_space_between_them_they_are_split(line: str) -> None:
     parts = line.split("|")
     assert sentences("".join(parts), "ja") == parts

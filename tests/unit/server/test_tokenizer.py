@@ -87,7 +87,9 @@ def test_what_the_rule_expands_or_contracts_has_its_own_span(
 ) -> None:
     begin = text.index(of)
     span = (begin, begin + len(of))
-    own = [token_id for token_id, other in zip(tokenizer.encode(text), tokenizer.spans(text), strict=True) if other == span]
+    own = [
+        token_id for token_id, other in zip(tokenizer.encode(text), tokenizer.spans(text), strict=True) if other == span
+    ]
     assert tokenizer.decode(own) == decoded
 
 
@@ -101,7 +103,9 @@ def test_a_character_that_two_pieces_share_belongs_to_both(tmp_path: Path) -> No
     assert spelt(Tokenizer(path), "xﬁy") == [("▁xf", "xﬁ"), ("iy", "ﬁy")]
 
 
-@pytest.mark.parametrize("text", ["Le  chat.", "\ufeffLe chat.", "  Le chat… ", "Le chat e\u0301tait là", "Le\u200bchat"])
+@pytest.mark.parametrize(
+    "text", ["Le  chat.", "\ufeffLe chat.", "  Le chat… ", "Le chat e\u0301tait là", "Le\u200bchat"]
+)
 def test_spans_of_a_target_text_point_into_it(tokenizer: Tokenizer, text: str) -> None:
     spans = tokenizer.target_text_spans(text)
     assert len(spans) == len(tokenizer.encode_target(text))

@@ -94,7 +94,28 @@ def test_what_is_not_copied(source: str, target: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "unit", ["a", "a.", "a@", "a@b.", "www.", "https://", "`", "`a", "{", "{a", "${", "%", "%(a", "<", "<a", "&a", "1", "1.", "1 "]
+    "unit",
+    [
+        "a",
+        "a.",
+        "a@",
+        "a@b.",
+        "www.",
+        "https://",
+        "`",
+        "`a",
+        "{",
+        "{a",
+        "${",
+        "%",
+        "%(a",
+        "<",
+        "<a",
+        "&a",
+        "1",
+        "1.",
+        "1 ",
+    ],
 )
 def test_no_text_takes_long(unit: str) -> None:
     text = (unit * 20_000)[:20_000]

@@ -24,8 +24,8 @@ MAX_ENTROPY = 0.95  # nearly even: single heads reach 0.9 with sources of two wo
 MAX_END_OF_SENTENCE_SHARE = 0.6  # one in a hundred is above 0.4
 MAX_REPETITION = 0.3  # one in a hundred is above 0.2
 MIN_LENGTH_RATIO, MAX_LENGTH_RATIO = 0.4, 2.5  # one in a hundred is below 0.7 or above 2
-# The most letters that the vocabulary has no words for were 11 % of a sentence, in 53,000 sentences of the four languages
-# of the default model; all of a text in another script are.
+# The most letters that the vocabulary has no words for were 11 % of a sentence, in 53,000 sentences of the four
+# languages of the default model; all of a text in another script are.
 MAX_UNSPELT_SHARE = 0.3
 # A few tokens make any ratio. Both sides together have at least so many where theirs counts.
 MIN_TOKENS_FOR_RATIO = 12

@@ -12,7 +12,7 @@ from dragoman_server.text.verbatim import has_words
 Encode = Callable[[str], Sequence[int]]
 
 # Those without spaces between sentences: the Chinese languages, by ISO 639-1 and 639-3, and Japanese.
-_UNSPACED_LANGUAGES = frozenset("zh zho cmn gan hak lzh nan wuu yue ja jpn".split())
+_UNSPACED_LANGUAGES = frozenset(("zh", "zho", "cmn", "gan", "hak", "lzh", "nan", "wuu", "yue", "ja", "jpn"))
 
 _WHITE_SPACE = re.compile(r"\s+")
 _WIDE_GAP = 3  # characters of white space that part a line, as a tab does

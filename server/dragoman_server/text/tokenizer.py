@@ -230,8 +230,8 @@ def _text_spans(model: SentencePieceProcessor, text: str) -> list[Span]:
     """The part of the text that each piece stands for, as `TextCodec` has them.
 
     Of the pieces that a character becomes, SentencePiece's own spans give all of it to the last and none to the others.
-    These come from the offsets of its normalised text, which the pieces spell: each of its characters stands for what is
-    between its own offset and the next larger one.
+    These come from the offsets of its normalised text, which the pieces spell: each of its characters stands for what
+    is between its own offset and the next larger one.
     """
     normalised, offsets = model.Normalize(text, with_offsets=True)
     ends = [offsets[-1]] * len(normalised)

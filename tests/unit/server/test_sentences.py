@@ -92,8 +92,10 @@ def test_white_space_around_sentences_is_in_none() -> None:
 
 @pytest.mark.parametrize(
     "unit",
-    [".", ". ", "...  ", "… ", "? ", "1. ", "a. ", "A. ", "a.b. ", "Mr. ", "e.g. A", '"', "“", "“A. ", "« A. ", ".»"]
-    + [". »", "(", ") ", "(A. ", "[]", "。", "x", " ", "Mr. “(A… 。 ? ", "A sentence. "],
+    [
+        *(".", ". ", "...  ", "… ", "? ", "1. ", "a. ", "A. ", "a.b. ", "Mr. ", "e.g. A", '"', "“", "“A. ", "« A. "),
+        *(".»", ". »", "(", ") ", "(A. ", "[]", "。", "x", " ", "Mr. “(A… 。 ? ", "A sentence. "),
+    ],
 )
 @pytest.mark.parametrize("language", ["en", "de", "el"])
 def test_no_text_takes_long(unit: str, language: str) -> None:

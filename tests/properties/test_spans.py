@@ -1,6 +1,5 @@
 """Whatever the text: its tokens stand for parts of it, in order, and all letters belong to one."""
 
-from pathlib import Path
 
 import pytest
 from hypothesis import given, settings

@@ -1,6 +1,5 @@
 """Whatever the text: its tokens stand for parts of it, in order, and all letters belong to one."""
 
-
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st

@@ -30,7 +30,7 @@ class Config:
     eos_token_id: int
     directions: tuple[tuple[str, str], ...]  # (source language, target language)
     source_prefix_ids: dict[str, tuple[int, ...]]  # by target language: control ids put before the source
-    segment_tokens: int = 100  # a longer line is better translated sentence by sentence
+    segment_tokens: int = 100  # up to which sentences stay together where lines are packed
     training: dict[str, Any] = field(default_factory=dict)  # recipe and results, for the model card
     tokenizer: TokenizerKind = "sentencepiece"
     generation: Generation = field(default_factory=Generation)

@@ -189,6 +189,22 @@ def test_the_pickled_weights_of_older_folders_give_the_same_model(tmp_path: Path
     assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
+def test_alignments_are_those_of_attention(imported: Imported) -> None:
+    """Both leave out the mark alone that stands before a target whose first letter is a piece of its own."""
+    source, target = imported.bundle.manifest.directions[-1]
+    first, *_ = imported.codec.encode_target("êchat")
+    assert imported.codec.pieces([first]) == ["\u2581"]
+    with server_process(imported.bundle.folder) as process, Client(process.address) as client:
+        for text, target_text in [("the dog", "êchat  où"), ("ﬁnds the dog", "  le chat"), ("ê dog", "un chat")]:
+            found = client.align(text, target_text, source=source, target=target)
+            weights = client.attention(text, target_text, source=source, target=target, dtype="f32")
+            expected = weights.alignment()
+            assert (found.source_tokens, found.target_tokens) == (expected.source_tokens, expected.target_tokens)
+            assert np.allclose(found.token_scores, expected.token_scores, atol=1e-6)
+            assert found.pharaoh() == expected.pharaoh()
+            assert (found.target_text, found.target_words) == (target_text, expected.target_words)
+
+
 @torch.inference_mode()
 def test_an_imported_model_is_served_with_its_own_beam(imported: Imported) -> None:
     """Text in, text out over gRPC: what `transformers` makes of it with the folder's generation_config.json."""

@@ -17,7 +17,6 @@ from dragoman_export.progress import QUIET
 from dragoman_server.bundle.bundle import ATTENTION_FILE, WEIGHTS_FILE, Bundle, file_sha256, required_files
 from dragoman_server.bundle.manifest import (
     MANIFEST_FILE,
-    Architecture,
     Golden,
     Limits,
     Manifest,
@@ -109,13 +108,7 @@ def _manifest(checkpoint: Checkpoint, precision: Precision, files: dict[str, str
     dims = config.dimensions
     return Manifest(
         name=config.name,
-        architecture=Architecture(
-            num_encoder_layers=dims.num_encoder_layers,
-            num_decoder_layers=dims.num_decoder_layers,
-            num_heads=dims.num_heads,
-            d_head=dims.d_head,
-            vocabulary_size=dims.target_vocabulary_size,
-        ),
+        architecture=config.architecture,
         precision=precision,
         directions=config.directions,
         source_prefix_ids=config.source_prefix_ids,

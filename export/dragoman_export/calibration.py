@@ -39,7 +39,7 @@ def calibrate(model: Transformer, config: Config, pairs: Sequence[TokenPair], co
     """
     ranges: dict[nn.Module, Range] = {}
     with _observed(model, ranges):
-        _force(model, config, pairs, console)
+        _force("activations", model, config, pairs, console)
     return ranges
 
 
@@ -68,7 +68,7 @@ def with_int8_key_values(
         highs[module] = torch.maximum(highs.get(module, high), high)
 
     with _hooks(projection.register_forward_hook(note) for a in attentions for projection in (a.key, a.value)):
-        _force(model, config, pairs, console)
+        _force("keys and values", model, config, pairs, console)
     for attention in attentions:
         query, output = attention.query, attention.output
         for projection in (attention.key, attention.value):
@@ -85,9 +85,9 @@ def with_int8_key_values(
     return model
 
 
-def _force(model: Transformer, config: Config, pairs: Sequence[TokenPair], console: Console) -> None:
+def _force(name: str, model: Transformer, config: Config, pairs: Sequence[TokenPair], console: Console) -> None:
     """Runs encoder and decoder over each pair by itself, all positions at once: no padding is ever observed."""
-    with phase("Calibrating", len(pairs), console) as advance:
+    with phase(f"Calibrating {name}", len(pairs), console) as advance:
         for pair in pairs:
             source = torch.tensor([pair.source_ids])
             mask = torch.ones_like(source, dtype=torch.bool)

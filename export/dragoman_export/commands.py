@@ -21,7 +21,7 @@ from dragoman_export.greedy import one_thread, translate
 from dragoman_export.marian import Languages, read_marian
 from dragoman_export.model import Dimensions
 from dragoman_export.new_folder import require_absent
-from dragoman_export.parity import Comparison, ParityError, compare
+from dragoman_export.parity import Comparison, ParityError, compare, require_same_dimensions
 from dragoman_export.sources import languages_without_samples, measured_sources, read_sources, sample_sources
 from dragoman_export.train_command import CorpusFile, CorpusOptions, parse_weight
 from dragoman_export.train_command import train as train_model
@@ -262,6 +262,7 @@ def verify(
     without --sources, else the few that the bundle has kept.
     """
     loaded, opened = Checkpoint.load(checkpoint), Bundle.open(bundle)
+    require_same_dimensions(loaded, opened)
     files = _read_files(sources, loaded)
     sentences = read_sources(loaded, files, num_sources) if files else measured_sources(loaded, opened)
     with one_thread():

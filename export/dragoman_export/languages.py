@@ -1,6 +1,7 @@
 """Language codes: what models and users write, and the BCP 47 tags that bundles have."""
 
 from collections.abc import Collection, Iterable, Iterator
+from itertools import chain, count
 
 from langcodes import Language, LanguageTagError, standardize_tag, tag_is_valid
 
@@ -28,8 +29,9 @@ def standard_tags(codes: Iterable[str]) -> dict[str, str]:
     tags: dict[str, str] = {}
     for code in sorted(codes, key=_distance):
         tag = _tag_or_code(code)
-        is_taken = tag in tags.values()
-        tags[code] = f"{tag}-x-{_hyphens(code).lower()}" if is_taken else tag
+        private = f"{tag}-x-{_hyphens(code).lower()}"
+        candidates = chain((tag, private), (f"{private}-{number}" for number in count(2)))
+        tags[code] = next(candidate for candidate in candidates if candidate not in tags.values())
     return tags
 
 

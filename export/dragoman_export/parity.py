@@ -91,6 +91,13 @@ class Comparison:
                 raise ParityError(f"the export chooses other tokens than PyTorch: {divergence}")
 
 
+def require_same_dimensions(checkpoint: Checkpoint, bundle: Bundle) -> None:
+    """Raises ParityError where a bundle's dimensions are not those of the checkpoint: there is nothing to compare."""
+    found, expected = bundle.manifest.architecture, checkpoint.config.architecture
+    if found != expected:
+        raise ParityError(f"{bundle.folder} is of another model: {found} instead of {expected}")
+
+
 @torch.inference_mode()
 def compare(checkpoint: Checkpoint, bundle: Bundle, pairs: Sequence[TokenPair], console: Console = QUIET) -> Comparison:
     """Holds the step and attention graphs against PyTorch on sources and what PyTorch makes of them.

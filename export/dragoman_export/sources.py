@@ -96,7 +96,7 @@ def languages_without_samples(config: Config) -> list[str]:
 
 @cache
 def sample_sentences(language_code: str) -> tuple[str, ...]:
-    """The sentences that are shipped of a language in the script that it is written in there; none of most languages."""
+    """The sentences that are shipped of a language, in its script; none of most languages."""
     if not tag_is_valid(language_code):
         return ()
     wanted = _language_and_script(language_code)

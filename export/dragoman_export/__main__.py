@@ -40,8 +40,8 @@ def main() -> None:
 
 
 def _text(error: BaseException) -> str:
-    if isinstance(error, OSError) and error.strerror and error.filename is not None:
-        return f"{error.filename}: {error.strerror}"  # without the number
+    if isinstance(error, OSError) and error.strerror:  # without its number
+        return error.strerror if error.filename is None else f"{error.filename}: {error.strerror}"
     return str(error)
 
 

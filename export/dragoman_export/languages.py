@@ -3,7 +3,8 @@
 from collections.abc import Collection, Iterable, Iterator
 from itertools import chain, count
 
-from langcodes import Language, LanguageTagError, standardize_tag, tag_is_valid
+from langcodes import Language, standardize_tag, tag_is_valid
+from langcodes.tag_parser import LanguageTagError
 
 Pair = tuple[str, str]
 

@@ -269,7 +269,7 @@ def _directions(
     vocabulary: Mapping[str, int], tokenizer_config: Mapping[str, Any], languages: Languages
 ) -> tuple[tuple[tuple[str, str], ...], dict[str, tuple[int, ...]]]:
     """(source, target) languages as BCP 47 tags, and by target language what is put before the source."""
-    source, target = tokenizer_config.get("source_lang"), tokenizer_config.get("target_lang")
+    source, target = (_tag_of(tokenizer_config, name) for name in ("source_lang", "target_lang"))
     tokens = sorted((token_id, code) for piece, token_id in vocabulary.items() if (code := target_language(piece)))
     if tokens:
         if languages.pair is not None:
@@ -277,30 +277,29 @@ def _directions(
                 f"the model has {len(tokens)} target languages, chosen by tokens such as >>{tokens[0][1]}<<: give the "
                 "source language with --from instead of --pair"
             )
-        if not (languages.source or source):
+        source = standard_tag(languages.source) if languages.source else source
+        if not source:
             raise ValueError(
-                f"there is no source_lang in {TOKENIZER_CONFIG_FILE}: give the source language with --from"
+                f"there is no source_lang that is a language in {TOKENIZER_CONFIG_FILE}: give the source language with "
+                "--from"
             )
-        source = standard_tag(languages.source) if languages.source else _tag_of(source, "source_lang", "--from")
         tags = standard_tags(code for _, code in tokens)
         return tuple((source, tags[code]) for _, code in tokens), {tags[code]: (i,) for i, code in tokens}
     if languages.source is not None:
         raise ValueError("the model has one target language: give both languages with --pair instead of --from")
     if languages.pair is not None:
         source, target = parse_pair(languages.pair)
-    elif not (source and target):
+    if not (source and target):
         raise ValueError(
-            f"there are no source_lang and target_lang in {TOKENIZER_CONFIG_FILE}: give them with --pair, such as en-fr"
-        )
-    else:
-        source, target = (
-            _tag_of(code, name, "--pair") for code, name in ((source, "source_lang"), (target, "target_lang"))
+            f"there are no source_lang and target_lang that are languages in {TOKENIZER_CONFIG_FILE}: give them with "
+            "--pair, such as en-fr"
         )
     return ((source, target),), {target: ()}
 
 
-def _tag_of(code: str, field: str, option: str) -> str:
+def _tag_of(tokenizer_config: Mapping[str, Any], field: str) -> str | None:
+    """The tag of a language of tokenizer_config.json; None where it has none, or what is none, such as ROMANCE."""
     try:
-        return standard_tag(code)
-    except ValueError as error:
-        raise ValueError(f"{TOKENIZER_CONFIG_FILE}: {field}: {error}; give another with {option}") from error
+        return standard_tag(tokenizer_config.get(field) or "")
+    except ValueError:
+        return None

@@ -33,13 +33,13 @@ def new_folder(folder: Path) -> Iterator[Path]:
         prefix = f".{folder.name}.partial-{socket.gethostname()}-"
         _delete_abandoned(folder.parent, prefix)
         partial = folder.with_name(f"{prefix}{os.getpid()}")
-        partial.mkdir()
         try:
+            partial.mkdir()
             yield partial
             require_absent(folder)
             partial.rename(folder)
         except BaseException:
-            shutil.rmtree(partial)
+            shutil.rmtree(partial, ignore_errors=True)
             raise
     except OSError as error:
         if error.filename is None:  # as when a write fails

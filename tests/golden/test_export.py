@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from dragoman_export.bundle_writer import export
 from dragoman_export.checkpoint import Checkpoint
+from dragoman_export.greedy import greedy_decode, translate
 from dragoman_export.parity import Comparison, ParityError, compare
 from dragoman_server.bundle.bundle import ENCODER_FILE, Bundle
 from dragoman_server.bundle.manifest import MANIFEST_FILE, Precision
@@ -86,10 +87,10 @@ def with_changed_weight(checkpoint: Checkpoint) -> Checkpoint:
 
 
 def test_one_changed_weight_is_found(tiny_checkpoint: Checkpoint, tiny_bundles: dict[Precision, Bundle]) -> None:
-    sources = random_sources(tiny_checkpoint, 3)
-    same = compare(tiny_checkpoint, tiny_bundles["fp32"], sources)
+    pairs = translate(tiny_checkpoint.model, tiny_checkpoint.config, random_sources(tiny_checkpoint, 3))
+    same = compare(tiny_checkpoint, tiny_bundles["fp32"], pairs)
     same.require_equality()
-    other = compare(with_changed_weight(tiny_checkpoint), tiny_bundles["fp32"], sources)
+    other = compare(with_changed_weight(tiny_checkpoint), tiny_bundles["fp32"], pairs)
     with pytest.raises(ParityError, match="differs from PyTorch by"):
         other.require_equality()
 
@@ -111,6 +112,19 @@ def test_an_existing_folder_is_not_written_to(tmp_path: Path, tiny_checkpoint: C
     with pytest.raises(FileExistsError):
         export(tiny_checkpoint, tmp_path, "fp32", random_sources(tiny_checkpoint, 1))
     assert (tmp_path / MANIFEST_FILE).read_text() == "mine"
+
+
+# -- greedy translations, which both sides are held against ------------------------------------------------------------
+
+
+def test_what_a_source_is_translated_to_does_not_depend_on_the_batch(tiny_checkpoint: Checkpoint) -> None:
+    model, config = tiny_checkpoint.model, tiny_checkpoint.config
+    sources = random_sources(tiny_checkpoint, 100)
+    pairs = translate(model, config, sources)
+    assert [pair.source_ids for pair in pairs] == sources
+    for source, target in pairs[:20]:
+        assert greedy_decode(model, config, [source], 2 * len(source) + 16) == [list(target)]
+    assert any(target[-1] != config.eos_token_id for _, target in pairs)  # stopped by its own length
 
 
 # -- whole batches -----------------------------------------------------------------------------------------------------

@@ -151,6 +151,11 @@ def surrogate_piece(folder: Path) -> None:
     (folder / "vocab.json").write_text(json.dumps(pieces), encoding="utf-8")
 
 
+def pickled_list(folder: Path) -> None:
+    (folder / WEIGHTS).unlink()
+    torch.save([1], folder / "pytorch_model.bin")
+
+
 class Exploit:
     """Unpickling it makes a file."""
 
@@ -206,7 +211,7 @@ MARIAN: dict[str, tuple[Damage, str]] = {
     "a list for the target language": (fields("tokenizer_config.json", target_lang=["fr"]), "target_lang is ['fr']"),
     "a target language that there is not": (
         fields("tokenizer_config.json", target_lang="ROMANCE"),
-        "tokenizer_config.json: target_lang: 'ROMANCE' is not a BCP 47 language tag",
+        "there are no source_lang and target_lang that are languages in tokenizer_config.json",
     ),
     "half the weights": (truncated(WEIGHTS), f"{WEIGHTS} is damaged"),
     "half the weights, pickled": (
@@ -247,7 +252,7 @@ MARIAN: dict[str, tuple[Damage, str]] = {
     "a pickle that runs code": (pickled(lambda _: {"a": Exploit()}), "pytorch_model.bin cannot be loaded"),
     "a compressed pickle": (compressed_pickle, "pytorch_model.bin cannot be loaded"),
     "a pickle of a list": (
-        lambda folder: [(folder / WEIGHTS).unlink(), torch.save([1], folder / "pytorch_model.bin")],
+        pickled_list,
         "pytorch_model.bin is not a dictionary of tensors",
     ),
 }

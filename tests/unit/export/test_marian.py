@@ -232,6 +232,6 @@ def test_several_targets_need_a_source_language_and_no_pair(several: Path) -> No
         read_marian(several, "model", Languages(pair="en-fr"))
     (several / "tokenizer_config.json").unlink()
     with pytest.raises(
-        ValueError, match=r"no source_lang in tokenizer_config\.json: give the source language with --from"
+        ValueError, match=r"no source_lang that is a language in tokenizer_config\.json: give the source language with"
     ):
         read_marian(several, "model", Languages())

@@ -3,7 +3,6 @@ import io
 import pytest
 from rich.console import Console
 
-from dragoman_export import progress
 from dragoman_export.progress import phase
 
 
@@ -16,7 +15,7 @@ def test_a_terminal_has_a_bar_that_goes_away() -> None:
 
 def test_elsewhere_there_are_lines_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
     file, clock = io.StringIO(), iter([0.0, 9.0, 11.0, 20.0, 21.5])
-    monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr("time.monotonic", lambda: next(clock))
     with phase("Comparing", 10, Console(file=file, width=80)) as advance:
         for _ in range(4):
             advance(2)

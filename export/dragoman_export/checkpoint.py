@@ -69,6 +69,8 @@ class Config:
             ValueError: it is not JSON, or naming the field that is missing, unknown, of another type or out of range.
         """
         values = read_json(path)
+        if "model_type" in values:
+            raise ValueError(f"{path} is of a model in Hugging Face's layout, which is read by dragoman-export import")
         unknown = sorted(values.keys() - {f.name for f in dataclasses.fields(cls)})
         if unknown:
             raise ValueError(f"{path} has the unknown field {unknown[0]!r:.80}")
@@ -89,6 +91,8 @@ class Config:
         ]
         if not config.directions:
             faults.append("directions is empty")
+        if config.segment_tokens < 1:
+            faults.append(f"segment_tokens is {config.segment_tokens}, must be at least 1")
         if faults:
             raise ValueError(f"{path}: {listed(faults)}")
         return config
@@ -140,27 +144,23 @@ class Checkpoint:
         Raises:
             FileNotFoundError: a file is missing.
             ValueError: a file is damaged, or does not fit the others: names every missing, extra or misshapen tensor.
+            BundleError: a tokenizer file is damaged.
         """
         config = Config.read(folder / CONFIG_FILE)
         first, *others = TOKENIZER_FILES[config.tokenizer]
         tokenizer = read_bytes(folder / first)
         companions = {name: read_bytes(folder / name) for name in others}
+        load_tokenizer(config.tokenizer, folder)  # which refuses damaged files
+        if config.tokenizer == "sentencepiece":
+            num_pieces = spm.SentencePieceProcessor(model_proto=tokenizer).get_piece_size()
+            if num_pieces > (size := config.dimensions.source_vocabulary_size):
+                raise ValueError(f"{folder / first} has {num_pieces} pieces, but source_vocabulary_size is {size}")
         tensors = read_safetensors(folder / WEIGHTS_FILE)
         _require_dimensions(folder / CONFIG_FILE, config.dimensions, tensors)
         check_tensors(blank_model(config.dimensions), tensors)
         model = Transformer(config.dimensions)
         load_tensors(model, tensors)
-        checkpoint = cls(config, model.eval(), tokenizer, companions)
-        checkpoint._check_tokenizer(folder / first)
-        return checkpoint
-
-    def _check_tokenizer(self, path: Path) -> None:
-        if self.config.tokenizer == "sentencepiece":
-            self.open_tokenizer()
-            num_pieces = spm.SentencePieceProcessor(model_proto=self.tokenizer).get_piece_size()
-            size = self.config.dimensions.source_vocabulary_size
-            if num_pieces > size:
-                raise ValueError(f"{path} has {num_pieces} pieces, but source_vocabulary_size is {size}")
+        return cls(config, model.eval(), tokenizer, companions)
 
 
 def _require_dimensions(path: Path, dimensions: Dimensions, tensors: dict[str, torch.Tensor]) -> None:

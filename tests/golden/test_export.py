@@ -2,10 +2,12 @@
 
 import dataclasses
 import random
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime as ort
 import pytest
 import torch
 from numpy.typing import NDArray
@@ -14,8 +16,10 @@ from dragoman_export.bundle_writer import export
 from dragoman_export.checkpoint import Checkpoint
 from dragoman_export.greedy import greedy_decode, translate
 from dragoman_export.parity import Comparison, ParityError, compare
+from dragoman_server.attention import attention_pass
 from dragoman_server.bundle.bundle import ENCODER_FILE, Bundle
 from dragoman_server.bundle.manifest import MANIFEST_FILE, Precision
+from dragoman_server.engine import runner
 from dragoman_server.engine.runner import open_session
 from support.tiny_model import random_checkpoint, random_source, random_sources
 
@@ -112,6 +116,32 @@ def test_an_existing_folder_is_not_written_to(tmp_path: Path, tiny_checkpoint: C
     with pytest.raises(FileExistsError):
         export(tiny_checkpoint, tmp_path, "fp32", random_sources(tiny_checkpoint, 1))
     assert (tmp_path / MANIFEST_FILE).read_text() == "mine"
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_an_export_computes_with_one_thread(
+    tmp_path: Path, tiny_checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch, fails: bool
+) -> None:
+    """PyTorch's threads and ONNX Runtime's would spend their time waiting for each other."""
+    seen: dict[str, list[int]] = {"PyTorch": [], "ONNX Runtime": []}
+
+    def observed_open(path: Path, num_threads: int, **options: bool) -> ort.InferenceSession:
+        seen["PyTorch"].append(torch.get_num_threads())
+        seen["ONNX Runtime"].append(num_threads)
+        if fails:
+            raise ParityError("no")
+        return open_session(path, num_threads, **options)
+
+    for module in (runner, attention_pass):
+        monkeypatch.setattr(module, "open_session", observed_open)
+    torch.set_num_threads(3)
+    try:
+        with pytest.raises(ParityError) if fails else nullcontext():
+            export(tiny_checkpoint, tmp_path / "bundle", "fp32", random_sources(tiny_checkpoint, 1))
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(1)
+    assert set(seen["PyTorch"]) == set(seen["ONNX Runtime"]) == {1}
 
 
 # -- greedy translations, which both sides are held against ------------------------------------------------------------

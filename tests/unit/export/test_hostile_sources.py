@@ -312,6 +312,7 @@ CHECKPOINT: dict[str, tuple[Damage, str]] = {
     "an activation that there is not": (dimensions(activation="tanh"), "dimensions.activation"),
     "dimensions that are no object": (config(dimensions=[]), "dimensions"),
     "a missing field": (without("directions"), "config.json: Object missing required field `directions`"),
+    "a model of Hugging Face": (config(model_type="marian"), "read by dragoman-export import"),
     "an unknown field": (config(extra=1), "config.json has the unknown field 'extra'"),
     "no directions": (config(directions=[]), "config.json: directions is empty"),
     "a direction of one language": (config(directions=[["en"]]), "directions[0]"),
@@ -321,6 +322,7 @@ CHECKPOINT: dict[str, tuple[Damage, str]] = {
         "source_prefix_ids is 1000000000",
     ),
     "a negative id": (config(eos_token_id=-1), "config.json: eos_token_id is -1"),
+    "a negative length of segments": (config(segment_tokens=-5), "config.json: segment_tokens is -5"),
     "a number for a name": (config(name=5), "$.name"),
     "JSON that is nested too deeply": (contents("config.json", b"[" * 100_000), "config.json is not JSON"),
     "a list for the configuration": (contents("config.json", b"[]"), "config.json is not a JSON object"),
@@ -330,7 +332,7 @@ CHECKPOINT: dict[str, tuple[Damage, str]] = {
         f"{OUTPUT_BIAS} has NaN or infinite values",
     ),
     "half the weights": (truncated(WEIGHTS), f"{WEIGHTS} is damaged"),
-    "a tokenizer of nonsense": (contents("tokenizer.model", b"nonsense"), "tokenizer.model"),
+    "a tokenizer of nonsense": (contents("tokenizer.model", b"nonsense"), "model/tokenizer.model cannot be loaded"),
     "a tokenizer with more pieces than the vocabulary": (
         lambda folder: [
             dimensions(source_vocabulary_size=100, shared_vocabulary=False)(folder),

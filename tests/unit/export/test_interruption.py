@@ -15,7 +15,9 @@ from support.export_command import ExportCommand
 
 # Everything is written when an export is compared, but for the manifest.
 WAITING = """
-import time
+import signal, sys, time
+for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # which whatever runs the tests may ignore
+    signal.signal(number, signal.SIG_IGN if number.name in sys.argv[-1] else signal.SIG_DFL)
 from dragoman_export import bundle_writer
 
 def wait(*_):
@@ -24,6 +26,7 @@ def wait(*_):
 
 bundle_writer.compare = wait
 from dragoman_export.__main__ import main
+del sys.argv[-1]
 main()
 """
 
@@ -51,9 +54,9 @@ def command(program: str, model: Path) -> list[str]:
 
 
 @contextmanager
-def waiting_export(model: Path) -> Iterator[subprocess.Popen[str]]:
+def waiting_export(model: Path, ignored: str = "none") -> Iterator[subprocess.Popen[str]]:
     process = subprocess.Popen(
-        command(WAITING, model), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        [*command(WAITING, model), ignored], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     with process:
         try:
@@ -78,6 +81,16 @@ def test_a_signal_ends_an_export_and_nothing_of_it_stays(model: Path, number: si
     assert err.splitlines()[-1] == f"dragoman-export: stopped by {number.name}"
     assert "Traceback" not in err
     assert names(model.parent) == ["model"]
+
+
+def test_a_signal_that_is_ignored_stays_ignored(model: Path) -> None:
+    """As under nohup."""
+    with waiting_export(model, ignored="SIGHUP") as process:
+        process.send_signal(signal.SIGHUP)
+        process.send_signal(signal.SIGTERM)
+        _, err = process.communicate(timeout=30)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert err.splitlines()[-1] == "dragoman-export: stopped by SIGTERM"
 
 
 def test_what_a_killed_export_left_does_not_block_the_next(run: ExportCommand, model: Path) -> None:

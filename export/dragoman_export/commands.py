@@ -241,7 +241,11 @@ def _read_files(sources: list[str] | None, checkpoint: Checkpoint) -> list[Corpu
 
 
 def _explain_missing_samples(languages: list[str], *, is_calibrated: bool) -> None:
-    effect = "int8 is calibrated without it" if is_calibrated else "int8 is not calibrated, which makes it slower"
+    effect = (
+        "int8 is calibrated on the other languages"
+        if is_calibrated
+        else "int8 is not calibrated, which makes it slower"
+    )
     progress_console.print(
         f"There are no sample sentences of {', '.join(languages)}: {effect}. Give some with --sources."
     )

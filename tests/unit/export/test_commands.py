@@ -106,7 +106,7 @@ def test_int8_is_calibrated_on_the_samples_that_come_with_the_exporter(
     ("sources", "is_calibrated", "effect"),
     [
         (("sw",), False, "There are no sample sentences of sw: int8 is not calibrated, which makes it slower."),
-        (("en", "sw"), True, "There are no sample sentences of sw: int8 is calibrated without it."),
+        (("en", "sw"), True, "There are no sample sentences of sw: int8 is calibrated on the other languages."),
     ],
 )
 def test_a_language_without_samples_is_said_to_have_none(

@@ -133,8 +133,8 @@ def test_the_bundle_is_what_was_imported(imported: Imported) -> None:
     assert manifest.limits.max_source_tokens == config.max_position_embeddings
     token_ids = imported.tokenizer.get_vocab()
     if ">>fra<<" in token_ids:
-        assert manifest.directions == (("en", "fra"), ("en", "deu"))
-        assert manifest.source_prefix_ids == {"fra": (token_ids[">>fra<<"],), "deu": (token_ids[">>deu<<"],)}
+        assert manifest.directions == (("en", "fr"), ("en", "de"))
+        assert manifest.source_prefix_ids == {"fr": (token_ids[">>fra<<"],), "de": (token_ids[">>deu<<"],)}
     else:
         assert manifest.directions == (("en", "fr"),)
         assert manifest.source_prefix_ids == {"fr": ()}

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Literal, TypeAlias, TypedDict
 
-Segmentation: TypeAlias = Literal["line", "sentence"]
-"""How a line is cut into the segments that the model translates in one piece: never, or
-always into sentences. Without either, only lines too long for the model are cut."""
+Segmentation: TypeAlias = Literal["line", "sentence", "packed"]
+"""How a line is cut into the segments that the model translates in one piece: never; into
+sentences; or only where it is too long for the model. Without it, as is best for the model:
+most were trained on single sentences."""
 
 EarlyStopping: TypeAlias = Literal["heuristic", "first", "never"]
 """When a beam search is over: Hugging Face's `early_stopping` of False, True and "never"."""
@@ -245,6 +246,12 @@ class Suspicion(StrEnum):
 
     CUT_OFF = "cut_off"
     """The target was cut off by its limit."""
+
+    NOT_COPIED = "not_copied"
+    """A number, an address, a placeholder or the like of the source is not in the target."""
+
+    UNKNOWN_SCRIPT = "unknown_script"
+    """The model's vocabulary has no words for much of the source: it may be in another script or language."""
 
     UNSPECIFIED = "unspecified"
     """One that this version of the SDK does not know."""

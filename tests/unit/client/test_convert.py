@@ -78,7 +78,7 @@ def test_a_finish_reason_of_the_future_is_unspecified() -> None:
     assert translate_one(hypothesis).finish_reason is FinishReason.UNSPECIFIED
 
 
-@pytest.mark.parametrize("segmentation", [None, "line", "sentence"])
+@pytest.mark.parametrize("segmentation", [None, "line", "sentence", "packed"])
 def test_every_segmentation_can_be_asked_for(segmentation: object) -> None:
     options: TranslateOptions = {"segmentation": segmentation}  # type: ignore[typeddict-item]
     [request] = translate_requests(["a"], None, source="en", target="fr", options=options)

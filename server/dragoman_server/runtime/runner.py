@@ -111,21 +111,9 @@ class OnnxRunner:
         return self._pool.bytes_per_token
 
     def encode(self, sources: Sequence[Sequence[int]], first_row: int) -> None:
-        lengths = np.array([len(source) for source in sources])
-        longest = int(lengths.max())
-        ends = lengths.cumsum()
-        # The sources side by side: in row i the places 0 .. lengths[i] - 1 are those of its tokens.
-        columns = np.arange(longest)
-        is_token = columns < lengths[:, None]
-        feeds = {
-            "input_ids": np.fromiter(itertools.chain.from_iterable(sources), np.int64, int(ends[-1])),
-            "position_ids": np.broadcast_to(columns, is_token.shape)[is_token],
-            "source_lengths": lengths.astype(np.int32),
-            "token_places": np.where(is_token, (ends - lengths)[:, None] + columns, 0),
-            "packed_places": np.flatnonzero(is_token),
-        }
+        feeds = encoder_feeds(sources)
         (cross_kv,) = self._graphs.encoder.run(["cross_kv"], feeds)
-        self._pool.fill(first_row, cross_kv, lengths)
+        self._pool.fill(first_row, cross_kv, feeds["source_lengths"])
 
     def decode_step(
         self,
@@ -192,6 +180,26 @@ class OnnxRunner:
         _bind_array(binding.bind_output, "all_logits", all_logits)
         _bind_array(binding.bind_output, "all_logprobs", all_logprobs)
         return binding
+
+
+def encoder_feeds(sources: Sequence[Sequence[int]]) -> dict[str, NDArray[Any]]:
+    """What the encoder is given for a batch: one source behind the other, and how they stand side by side.
+
+    Returns:
+        input_ids and position_ids int64 [n]; source_lengths int32 [b]; token_places int64 [b, s], which of the n tokens
+        is in each place; packed_places int64 [n], in which of the b * s places each token is.
+    """
+    lengths = np.array([len(source) for source in sources])
+    ends = lengths.cumsum()
+    columns = np.arange(lengths.max())
+    is_token = columns < lengths[:, None]
+    return {
+        "input_ids": np.fromiter(itertools.chain.from_iterable(sources), np.int64, int(ends[-1])),
+        "position_ids": np.broadcast_to(columns, is_token.shape)[is_token],
+        "source_lengths": lengths.astype(np.int32),
+        "token_places": np.where(is_token, (ends - lengths)[:, None] + columns, 0),
+        "packed_places": np.flatnonzero(is_token),
+    }
 
 
 def _bind_array(bind: Any, name: str, array: NDArray[Any]) -> None:

@@ -1,7 +1,7 @@
 """How the SDK connects: the address, and the options of its channels.
 
 The options are the same for a sync and an async channel. A server must allow their
-keepalive: `grpc.http2.min_recv_ping_interval_without_data_ms` at most KEEPALIVE_TIME_MS.
+keepalive: `grpc.http2.min_ping_interval_without_data_ms` at most KEEPALIVE_TIME_MS.
 """
 
 import json

@@ -76,7 +76,7 @@ async def streamed_async(server: RunningServer) -> str:
 
 async def test_an_exchange_outlasts_pauses_between_its_texts(server: RunningServer) -> None:
     results = await asyncio.gather(asyncio.to_thread(exchanged, server), exchanged_async(server))
-    assert results == [list(TEXTS)] * 2
+    assert list(results) == [list(TEXTS)] * 2
     assert len(server.engine.requests) == 2 * len(TEXTS)
 
 
@@ -92,5 +92,5 @@ async def test_calls_that_wait_long_are_answered_and_were_sent_once(server: Runn
     await asyncio.sleep(PAUSE_SECONDS)
     server.engine.is_holding = False
     server.engine.release()
-    assert await calls == [TEXTS[0]] * 4
+    assert list(await calls) == [TEXTS[0]] * 4
     assert len(server.engine.requests) == 4

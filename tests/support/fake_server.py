@@ -30,6 +30,7 @@ from dragoman.v1.translation_pb2 import (
 from support import fake_attention
 
 MODEL = fake_attention.MODEL
+languages = fake_attention.languages
 
 Handler = Callable[[TranslateRequest, grpc.ServicerContext], TranslateResponse]
 StreamHandler = Callable[[StreamTranslationRequest, grpc.ServicerContext], Iterator[StreamTranslationResponse]]
@@ -85,7 +86,9 @@ def abort(context: grpc.ServicerContext, code: grpc.StatusCode, message: str, *d
 
 def upper(request: TranslateRequest, context: grpc.ServicerContext) -> TranslateResponse:
     """The handler that translates everything."""
-    return TranslateResponse(results=[translated(source.text) for source in request.inputs], model=MODEL)
+    results = [translated(source.text) for source in request.inputs]
+    spoken = languages(request.source_language_code, request.target_language_code)
+    return TranslateResponse(results=results, model=MODEL, **spoken)
 
 
 def upper_stream(
@@ -95,27 +98,24 @@ def upper_stream(
     result = translated(request.input.text)
     for delta in re.findall(r"\S+\s*|\s+", result.translation.text):
         yield StreamTranslationResponse(delta=delta)
-    yield StreamTranslationResponse(translation=result.translation, model=MODEL)
+    spoken = languages(request.source_language_code, request.target_language_code)
+    yield StreamTranslationResponse(translation=result.translation, model=MODEL, **spoken)
 
 
 def upper_exchange(
     requests: Iterator[ExchangeTranslationsRequest], context: grpc.ServicerContext
 ) -> Iterator[ExchangeTranslationsResponse]:
-    """The handler that translates everything, pairs of texts in reverse order."""
-    assert next(requests).WhichOneof("message") == "config"
-    held: list[ExchangeTranslationsResponse] = []
+    """The handler that translates every text as it comes."""
+    config = next(requests).config
+    spoken = languages(config.source_language_code, config.target_language_code)
     for request in requests:
         result = translated(request.input.input.text)
-        held.insert(0, ExchangeTranslationsResponse(id=request.input.id, result=result, model=MODEL))
-        if len(held) == 2:
-            yield from held
-            held.clear()
-    yield from held
+        yield ExchangeTranslationsResponse(id=request.input.id, result=result, model=MODEL, **spoken)
 
 
 def scored(request: ScoreRequest, context: grpc.ServicerContext) -> ScoreResponse:
     """The handler that gives every token -0.5; a text has a token for each letter."""
-    response = ScoreResponse(model=MODEL)
+    response = ScoreResponse(model=MODEL, **languages(request.source_language_code, request.target_language_code))
     for pair in request.inputs:
         ids = pair.target_token_ids.ids or range(len(pair.target_text))
         score = ScoredTarget(sum_logprob=-0.5 * len(ids), score=-0.5)

@@ -36,13 +36,15 @@ Errors: TypeAlias = Literal["raise", "return"]
 # already fills its batch from the next.
 MAX_CALLS_IN_FLIGHT: Final = 2
 
-# What would fail any other call of the list too: the options, the model, the rights of the caller.
+# What would fail any other call of the list too, if it fails the first: the options, the model, the rights of the
+# caller, the server.
 _CONCERNS_ALL: Final = (
     FailedPreconditionError,
     InvalidArgumentError,
     NotFoundError,
     PermissionDeniedError,
     UnauthenticatedError,
+    UnavailableError,
     UnimplementedError,
 )
 # What a call with fewer inputs may avoid: reasons of the server, and words of gRPC about the size of a message.
@@ -132,19 +134,20 @@ def deliver(
         The result of the single text, or a list with the result of each.
 
     Raises:
-        DragomanError: with `errors="return"` too where it concerns all inputs. That no server can be reached does, as
-            long as none has answered.
+        DragomanError: with "raise", the first there is. With "return", what would fail all calls: that is an error of
+            the server or the options that fails the first calls, before any is answered.
     """
     if errors not in ("raise", "return"):
         raise InvalidArgumentError(f"errors is {errors!r}: use 'raise' or 'return'")
+    is_raising = errors == "raise" or not inputs.is_list
     results: dict[int, Any] = dict(inputs.errors)
-    if errors == "raise":
+    if is_raising:
         _raise_first(results, inputs.is_list)
     waiting = deque((batch, attempt()) for batch in inputs.batches)
     under_way: deque[tuple[Batch[_Request], Attempt, Any]] = deque()
-    has_answer, unreached = False, None
-    while under_way or (waiting and not unreached):
-        while waiting and not unreached and len(under_way) < MAX_CALLS_IN_FLIGHT:
+    has_answer, of_all = False, None
+    while under_way or (waiting and not of_all):
+        while waiting and not of_all and len(under_way) < MAX_CALLS_IN_FLIGHT:
             batch, own = waiting.popleft()
             is_only = not waiting and not under_way
             under_way.append((batch, own, (yield Send(batch.request, own.remaining, is_only))))
@@ -153,30 +156,27 @@ def deliver(
             response = yield Receive(call)
         except grpc.RpcError as failure:
             error = own.error(cast(FailedCall, failure), batch.indices)
+            is_too_much = error.reason in _TOO_MUCH_REASONS or _TOO_LARGE in error.message
             if (seconds := own.pause(error)) is not None:
                 yield Pause(seconds)
                 waiting.appendleft((batch, own))
-            elif _is_too_much(error) and len(batch.indices) > 1:
+            elif is_too_much and len(batch.indices) > 1:
                 waiting.extendleft((half, attempt()) for half in reversed(batch.halves()))
-            elif not _is_too_much(error) and (errors == "raise" or isinstance(error, _CONCERNS_ALL)):
+            elif is_raising and not is_too_much:
                 raise _counted(error, len(results), inputs) from failure
             else:
                 results.update((index, _of_input(error, index)) for index in batch.indices)
-                if isinstance(error, UnavailableError) and not has_answer:
-                    unreached = error
+                if isinstance(error, _CONCERNS_ALL) and not (has_answer or is_too_much):
+                    of_all = error
         else:
-            has_answer, unreached = True, None
+            has_answer, of_all = True, None
             results.update(zip(batch.indices, read(batch, response), strict=True))
-    if unreached:
-        raise unreached
-    if errors == "raise":
+    if of_all:
+        raise of_all
+    if is_raising:
         _raise_first(results, inputs.is_list)
     in_order = [results[index] for index in range(len(inputs))]
     return in_order if inputs.is_list else in_order[0]
-
-
-def _is_too_much(error: DragomanError) -> bool:
-    return error.reason in _TOO_MUCH_REASONS or _TOO_LARGE in error.message
 
 
 def _of_input(error: DragomanError, index: int) -> DragomanError:

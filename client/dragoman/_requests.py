@@ -1,5 +1,6 @@
 """From the arguments of the SDK's methods to protobuf messages."""
 
+import copy
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from reprlib import repr as short_repr
@@ -84,14 +85,11 @@ def translate_inputs(
         InvalidArgumentError: an option cannot be put into a message, or the arguments do not fit each other.
         TypeError: an option does not exist.
     """
+    request = _configured(TranslateRequest(include_signals=include_signals), source, target, options)
     if not _is_list(text):
         target_prefix = _prefix(target_prefix)
-
-    def request() -> TranslateRequest:
-        return _configured(TranslateRequest(include_signals=include_signals), source, target, options)
-
     pairs = _paired(text, target_prefix, "target_prefix", "")
-    return _batched(_is_list(text), pairs, _translation_input, request)
+    return _batched(request, _is_list(text), pairs, _translation_input)
 
 
 def stream_request(
@@ -135,18 +133,15 @@ def score_inputs(
 ) -> Inputs[ScoreRequest]:
     """The calls that score a target or a list of them. Otherwise as `translate_inputs`."""
     _check_names(options, types.ScoreOptions)
+    request = _routed(ScoreRequest(), source, target, options)
+    _set(request, "length_penalty", options.get("length_penalty"))
 
     def message(text: str, target_text: Target) -> ScoreInput:
         if target_text is None:
             raise InvalidArgumentError("target_text is None, must be a str or ids of tokens")
         return _pair(ScoreInput(), text, target_text)
 
-    def request() -> ScoreRequest:
-        message = _routed(ScoreRequest(), source, target, options)
-        _set(message, "length_penalty", options.get("length_penalty"))
-        return message
-
-    return _batched(_is_list(text), _paired(text, target_text, "target_text", None), message, request)
+    return _batched(request, _is_list(text), _paired(text, target_text, "target_text", None), message)
 
 
 def align_inputs(
@@ -159,19 +154,16 @@ def align_inputs(
 ) -> Inputs[AlignRequest]:
     """The calls that align a pair or a list of them. Otherwise as `translate_inputs`."""
     _check_names(options, types.AlignOptions)
+    request = _routed(AlignRequest(), source, target, options)
+    _set_decoding(request.options, options)
+    _set(request, "method", _enum("method", options.get("method"), _METHODS))
+    _set(request, "layer", options.get("layer"))
+    _set(request, "heads", options.get("heads"))
 
     def message(text: str, target_text: Target | None) -> AlignInput:
         return _pair(AlignInput(), text, target_text)
 
-    def request() -> AlignRequest:
-        message = _routed(AlignRequest(), source, target, options)
-        _set_decoding(message.options, options)
-        _set(message, "method", _enum("method", options.get("method"), _METHODS))
-        _set(message, "layer", options.get("layer"))
-        _set(message, "heads", options.get("heads"))
-        return message
-
-    return _batched(_is_list(text), _paired(text, target_text, "target_text", None), message, request)
+    return _batched(request, _is_list(text), _paired(text, target_text, "target_text", None), message)
 
 
 def attention_request(
@@ -217,24 +209,23 @@ def num_segments(text: str) -> int:
 
 
 def _batched(
+    request: _Batched,
     is_list: bool,
-    inputs: Iterable[tuple[Any, Any]],
+    pairs: Iterable[tuple[Any, Any]],
     message: Callable[[Any, Any], Message],
-    request: Callable[[], _Batched],
 ) -> Inputs[_Batched]:
     """The inputs in as few calls as the limits allow.
 
     Args:
+        request: a call without inputs.
         is_list: whether the caller gave a list, or a single text.
-        inputs: each text with what goes with it.
-        message: makes an input of the two; raises InvalidArgumentError where that cannot be sent.
-        request: makes a call without inputs; raises where an option is wrong.
+        pairs: each text with what goes with it.
+        message: makes an input of a pair; raises InvalidArgumentError where that cannot be sent.
     """
-    empty = request()
     batches: list[Batch[_Batched]] = []
     errors: dict[int, InvalidArgumentError] = {}
     most = totals = (MAX_INPUTS_PER_CALL, MAX_BYTES_PER_CALL, MAX_SEGMENTS_PER_CALL)
-    for index, pair in enumerate(inputs):
+    for index, pair in enumerate(pairs):
         try:
             item: Any = message(*pair)
         except InvalidArgumentError as error:
@@ -244,7 +235,7 @@ def _batched(
         sizes = (1, item.ByteSize(), num_segments(item.text))
         totals = (totals[0] + sizes[0], totals[1] + sizes[1], totals[2] + sizes[2])
         if any(total > limit for total, limit in zip(totals, most, strict=True)):
-            batches.append(Batch(type(empty).FromString(empty.SerializeToString()), []))
+            batches.append(Batch(copy.deepcopy(request), []))
             totals = sizes
         batches[-1].request.inputs.append(item)
         batches[-1].indices.append(index)

@@ -115,7 +115,8 @@ class Client:
             errors: what to do about texts of a list that cannot be translated. "raise"
                 raises for the first of them; "return" puts the exception in its place, and where
                 a call fails, as by its timeout, in the places of all its texts. What concerns
-                all texts, such as a language that the model does not have, is raised in any case.
+                all texts, such as a language that the model does not have or a server that
+                cannot be reached, is raised in any case.
             **options: how to decode, such as `beam_size=4`, and the model, segmentation and
                 priority: see `dragoman.TranslateOptions`.
 

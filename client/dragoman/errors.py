@@ -7,7 +7,7 @@
     ├── UnimplementedError       the server does not offer this
     ├── PermissionDeniedError    the caller may not do this
     ├── UnauthenticatedError     the caller did not say who they are
-    ├── ResourceExhaustedError   the queue is full, or a message too large: see retry_after
+    ├── ResourceExhaustedError   the queue stays full, or a message is too large: see retry_after
     ├── UnavailableError         no server could be reached, or it is stopping
     ├── DeadlineExceededError    the time was up; also a TimeoutError
     ├── RequestCancelledError    the call was cancelled, or the client closed meanwhile
@@ -123,7 +123,7 @@ class UnauthenticatedError(DragomanError):
 
 
 class ResourceExhaustedError(DragomanError):
-    """The queue is full (`retry_after` says when to come back) or a message is too large."""
+    """A message is too large, or the queue stays full (`retry_after` says for how long) until there is no time left."""
 
     default_code = grpc.StatusCode.RESOURCE_EXHAUSTED
 

@@ -9,8 +9,10 @@ from typing import Self
 
 import grpc
 from google.protobuf.any_pb2 import Any
+from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 from google.rpc import status_pb2
+from google.rpc.error_details_pb2 import ErrorInfo, RetryInfo
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from dragoman.v1 import attention_pb2_grpc, translation_pb2, translation_pb2_grpc
@@ -82,6 +84,13 @@ def abort(context: grpc.ServicerContext, code: grpc.StatusCode, message: str, *d
     rich = status(code, message, *details).SerializeToString()
     context.set_trailing_metadata((("grpc-status-details-bin", rich),))
     context.abort(code, message)
+
+
+def full_queue(seconds: float) -> tuple[Message, Message]:
+    """The details of an error that says when there will be room in the queue."""
+    retry_delay = Duration()
+    retry_delay.FromNanoseconds(int(seconds * 1e9))
+    return ErrorInfo(reason="QUEUE_FULL", domain="dragoman"), RetryInfo(retry_delay=retry_delay)
 
 
 def upper(request: TranslateRequest, context: grpc.ServicerContext) -> TranslateResponse:

@@ -9,8 +9,7 @@ from typing import Any
 
 import grpc
 import pytest
-from google.protobuf.duration_pb2 import Duration
-from google.rpc.error_details_pb2 import ErrorInfo, RetryInfo
+from google.rpc.error_details_pb2 import ErrorInfo
 
 from dragoman import (
     AsyncClient,
@@ -22,7 +21,7 @@ from dragoman import (
 )
 from dragoman._exchange import MAX_SEGMENTS_IN_FLIGHT
 from dragoman.v1 import translation_pb2 as pb
-from support.fake_server import FakeServer, abort, failed, translated, upper_exchange
+from support.fake_server import FakeServer, abort, failed, full_queue, translated, upper_exchange
 
 Call = Callable[..., Any]
 Responses = Iterator[pb.ExchangeTranslationsResponse]
@@ -32,10 +31,7 @@ RETRY_SECONDS = 0.2
 
 def full(name: str, seconds: float = RETRY_SECONDS) -> pb.ExchangeTranslationsResponse:
     """The result of a text that finds the queue full."""
-    retry_delay = Duration()
-    retry_delay.FromNanoseconds(int(seconds * 1e9))
-    info = ErrorInfo(reason="QUEUE_FULL", domain="dragoman")
-    refused = failed(grpc.StatusCode.RESOURCE_EXHAUSTED, "the queue is full", info, RetryInfo(retry_delay=retry_delay))
+    refused = failed(grpc.StatusCode.RESOURCE_EXHAUSTED, "the queue is full", *full_queue(seconds))
     return pb.ExchangeTranslationsResponse(id=name, result=refused)
 
 

@@ -1,16 +1,13 @@
 """Lists that take several calls, and what becomes of the others where one of them fails."""
 
-import asyncio
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import grpc
 import pytest
-from google.protobuf.duration_pb2 import Duration
-from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, RetryInfo
+from google.rpc.error_details_pb2 import BadRequest, ErrorInfo
 
 from dragoman import (
     AsyncClient,
@@ -50,13 +47,6 @@ def too_many_inputs(context: grpc.ServicerContext) -> None:
     abort(context, grpc.StatusCode.INVALID_ARGUMENT, "inputs: too many", ErrorInfo(reason="TOO_MANY_INPUTS"))
 
 
-def queue_full(context: grpc.ServicerContext, seconds: float = RETRY_SECONDS) -> None:
-    retry_delay = Duration()
-    retry_delay.FromNanoseconds(int(seconds * 1e9))
-    info = ErrorInfo(reason="QUEUE_FULL", domain="dragoman")
-    abort(context, grpc.StatusCode.RESOURCE_EXHAUSTED, "the queue is full", info, RetryInfo(retry_delay=retry_delay))
-
-
 def failing(fails: Callable[[TranslateRequest], bool], fail: Callable[..., None]) -> Handler:
     """A handler that fails some requests, before it answers the others."""
 
@@ -66,17 +56,6 @@ def failing(fails: Callable[[TranslateRequest], bool], fail: Callable[..., None]
         return upper(request, context)
 
     return answer
-
-
-def once(text: str) -> Callable[[TranslateRequest], bool]:
-    """Is true of the first request that begins with the text."""
-    seen: list[str] = []
-
-    def is_first(request: TranslateRequest) -> bool:
-        seen.append(request.inputs[0].text)
-        return request.inputs[0].text == text and seen.count(text) == 1
-
-    return is_first
 
 
 def anything(_: TranslateRequest) -> bool:
@@ -163,109 +142,6 @@ def test_errors_of_a_split_call_name_the_place_in_the_list(server: FakeServer, c
     assert [violation.field for violation in error.field_violations] == ["inputs[10].text"]
 
 
-# -- a full queue ------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("method", ["translate", "score", "align", "attention", "stream"])
-def test_a_call_that_finds_the_queue_full_is_sent_again_after_the_time_said(
-    server: FakeServer, call: Call, method: str
-) -> None:
-    times: list[float] = []
-
-    def full_twice(handler: Callable[..., Any]) -> Callable[..., Any]:
-        def answer(request: object, context: grpc.ServicerContext) -> Any:
-            times.append(time.monotonic())
-            if len(times) < 3:
-                queue_full(context)
-            return handler(request, context)
-
-        return answer
-
-    server.handler, server.score_handler = full_twice(server.handler), full_twice(server.score_handler)
-    server.align_handler, server.attention_handler = (
-        full_twice(server.align_handler),
-        full_twice(server.attention_handler),
-    )
-    server.stream_handler = full_twice(server.stream_handler)
-    result = call(method, "a", *(["b"] if method == "score" else []), **LANGUAGES)
-
-    assert result
-    first, second, third = times
-    assert second - first > RETRY_SECONDS
-    assert third - second > RETRY_SECONDS
-
-
-def test_calls_of_a_list_are_sent_again_likewise(server: FakeServer, call: Call) -> None:
-    server.handler = failing(once("text 128"), queue_full)
-
-    assert texts_of(call("translate", TEXTS, **LANGUAGES)) == [text.upper() for text in TEXTS]
-    assert sorted(sizes(server)) == [44, 128, 128, 128]
-
-
-@pytest.mark.parametrize("seconds", [0.0, RETRY_SECONDS])
-def test_a_queue_that_stays_full_is_told_within_the_timeout(server: FakeServer, call: Call, seconds: float) -> None:
-    server.handler = failing(anything, lambda context: queue_full(context, seconds))
-
-    # The last attempt may get no answer at all in the time that is left.
-    with pytest.raises((ResourceExhaustedError, DeadlineExceededError)):
-        call("translate", "a", **LANGUAGES, timeout=0.5)
-    assert 2 <= len(server.requests) <= 11  # none sooner than after 0.05 s
-    results = call("translate", ["a", "b"], **LANGUAGES, timeout=0.5, errors="return")
-    assert [result.input_index for result in results] == [0, 1]
-
-
-def test_a_queue_that_is_full_for_longer_than_the_timeout_is_told_at_once(server: FakeServer, call: Call) -> None:
-    server.handler = failing(anything, lambda context: queue_full(context, 60.0))
-
-    with pytest.raises(ResourceExhaustedError) as caught:
-        call("translate", "a", **LANGUAGES)
-    assert caught.value.retry_after == 60.0
-    assert len(server.requests) == 1
-
-
-def test_a_call_without_room_and_without_a_time_is_not_sent_again(server: FakeServer, call: Call) -> None:
-    server.handler = failing(anything, lambda context: context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "quota"))
-    with pytest.raises(ResourceExhaustedError, match="quota"):
-        call("translate", ["a", "b"], **LANGUAGES)
-    assert len(server.requests) == 1
-
-
-@pytest.mark.parametrize("text", ["a", ["a"] * 300], ids=["text", "list"])
-def test_closing_the_client_ends_the_wait_for_room(server: FakeServer, text: Any) -> None:
-    refused = full_for_long(server)
-    client = Client(server.address)
-    with ThreadPoolExecutor(1) as pool:
-        waiting = pool.submit(client.translate, text, source="en", target="fr")
-        assert refused.wait(10)
-        client.close()
-        with pytest.raises(RequestCancelledError, match="closed during the call"):
-            waiting.result(timeout=10)
-
-
-@pytest.mark.parametrize("text", ["a", ["a"] * 300], ids=["text", "list"])
-async def test_closing_the_async_client_ends_the_wait_for_room(server: FakeServer, text: Any) -> None:
-    refused = full_for_long(server)
-    client = AsyncClient(server.address)
-    waiting = asyncio.create_task(client.translate(text, source="en", target="fr"))
-    assert await asyncio.to_thread(refused.wait, 10)
-    await client.close()
-    with pytest.raises(RequestCancelledError, match="closed during the call"):
-        await waiting
-
-
-def full_for_long(server: FakeServer) -> threading.Event:
-    """Lets the server refuse all calls for a long time; what is set then."""
-    refused = threading.Event()
-
-    def answer(request: TranslateRequest, context: grpc.ServicerContext) -> TranslateResponse:
-        refused.set()
-        queue_full(context, 20.0)
-        return TranslateResponse()
-
-    server.handler = answer
-    return refused
-
-
 # -- a call that fails -------------------------------------------------------------------------------------------------
 
 
@@ -282,6 +158,9 @@ def fail_with(code: grpc.StatusCode) -> Callable[..., None]:
         (grpc.StatusCode.RESOURCE_EXHAUSTED, ResourceExhaustedError),
         (grpc.StatusCode.CANCELLED, RequestCancelledError),
         (grpc.StatusCode.DEADLINE_EXCEEDED, DeadlineExceededError),
+        # As of a replica that has another model.
+        (grpc.StatusCode.NOT_FOUND, NotFoundError),
+        (grpc.StatusCode.INVALID_ARGUMENT, InvalidArgumentError),
     ],
     ids=lambda value: getattr(value, "name", ""),
 )
@@ -400,6 +279,14 @@ def test_an_answer_that_makes_no_sense_does_not_take_the_others_along(server: Fa
     assert failed == [3, *range(128, 256)]
     assert str(results[3]) == "input 3: The server sent a segment without a translation"
     assert str(results[200]) == "input 200: The server answered 128 inputs with 127 results"
+
+
+def test_a_single_text_raises_in_any_case(server: FakeServer, call: Call) -> None:
+    with pytest.raises(InvalidArgumentError, match="surrogate"):
+        call("translate", "\ud83d", **LANGUAGES, errors="return")
+    server.handler = failing(anything, fail_with(grpc.StatusCode.INTERNAL))
+    with pytest.raises(InternalError, match=r"^it is INTERNAL$"):
+        call("translate", "a", **LANGUAGES, errors="return")
 
 
 @pytest.mark.parametrize("method", ["translate", "score", "align"])

@@ -8,8 +8,7 @@ from typing import Any
 
 import grpc
 import pytest
-from google.protobuf.duration_pb2 import Duration
-from google.rpc.error_details_pb2 import ErrorInfo, RetryInfo
+from google.rpc.error_details_pb2 import ErrorInfo
 
 from dragoman import (
     AsyncClient,
@@ -22,7 +21,7 @@ from dragoman import (
 )
 from dragoman._exchange import MAX_TEXTS_IN_FLIGHT
 from dragoman.v1 import translation_pb2 as pb
-from support.fake_server import MODEL, FakeServer, abort, failed, translated, upper_exchange
+from support.fake_server import MODEL, FakeServer, abort, failed, full_queue, translated, upper_exchange
 
 Call = Callable[..., Any]
 LANGUAGES = {"source": "en", "target": "fr"}
@@ -135,7 +134,7 @@ def test_a_stream_that_fails_raises(server: FakeServer, call: Call) -> None:
 def test_a_stream_that_has_begun_is_not_sent_again(server: FakeServer, call: Call) -> None:
     def answer(_: object, context: grpc.ServicerContext) -> Iterator[pb.StreamTranslationResponse]:
         yield pb.StreamTranslationResponse(delta="A ")
-        abort(context, grpc.StatusCode.RESOURCE_EXHAUSTED, "Full", RetryInfo(retry_delay=Duration(seconds=1)))
+        abort(context, grpc.StatusCode.RESOURCE_EXHAUSTED, "Full", *full_queue(1.0))
 
     server.stream_handler = answer
     with pytest.raises(ResourceExhaustedError, match="Full"):
@@ -149,7 +148,7 @@ def test_a_stream_that_is_closed_is_not_sent_again(server: FakeServer) -> None:
     def answer(_: object, context: grpc.ServicerContext) -> Iterator[pb.StreamTranslationResponse]:
         yield from ()
         refused.set()
-        abort(context, grpc.StatusCode.RESOURCE_EXHAUSTED, "Full", RetryInfo(retry_delay=Duration(seconds=1)))
+        abort(context, grpc.StatusCode.RESOURCE_EXHAUSTED, "Full", *full_queue(1.0))
 
     server.stream_handler = answer
     with Client(server.address) as client, ThreadPoolExecutor(1) as pool:
@@ -168,7 +167,7 @@ async def test_an_async_stream_that_is_closed_is_not_sent_again(server: FakeServ
     def answer(_: object, context: grpc.ServicerContext) -> Iterator[pb.StreamTranslationResponse]:
         yield from ()
         refused.set()
-        abort(context, grpc.StatusCode.RESOURCE_EXHAUSTED, "Full", RetryInfo(retry_delay=Duration(seconds=1)))
+        abort(context, grpc.StatusCode.RESOURCE_EXHAUSTED, "Full", *full_queue(1.0))
 
     server.stream_handler = answer
     async with AsyncClient(server.address) as client:

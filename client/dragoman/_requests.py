@@ -23,19 +23,19 @@ from dragoman.v1.translation_pb2 import (
     TranslationInput,
 )
 
-# A long list goes out in several calls: small enough for the limits of a server on messages
-# and inputs, and for all calls of a list together to leave room in its queue for those of
-# others; large enough to fill its batches.
+# A long list goes out in several calls: small enough for the limits of a server, for the
+# timeout of each, and for all that are under way to leave room for others in its queue; large
+# enough to fill its batches.
 MAX_INPUTS_PER_CALL: Final = 128
+MAX_SEGMENTS_PER_CALL: Final = 128
 MAX_BYTES_PER_CALL: Final = 1024 * 1024
-MAX_SEGMENTS_PER_CALL: Final = 512
 
 # What a server reads as one message unless told otherwise is 4 MiB; options need some of it.
 MAX_INPUT_BYTES: Final = 4_000_000
 
-# Roughly where segments end: lines and sentences. Only the server knows; too many makes calls
-# smaller than they could be, too few makes the server refuse them.
-_SEGMENT_END = re.compile(r"[\n\r\v\f\x1c-\x1e\x85\u2028\u2029.!?…。！？؟۔।]+")
+# Roughly where a segment ends and another begins, by lines and sentences. Only the server knows.
+# Too many make calls smaller than they could be, too few make the server refuse them.
+_SEGMENT_BREAK = re.compile(r"[\n\r\v\f\x1c-\x1e\x85\u2028\u2029.!?…。！？؟۔।]++(?=.)", re.DOTALL)
 
 Target: TypeAlias = str | Sequence[int]
 """A translation that the caller has: a text, or the ids of its tokens."""
@@ -204,8 +204,8 @@ def attention_request(
 
 
 def num_segments(text: str) -> int:
-    """About how many segments a text has, and rather more."""
-    return 1 + len(_SEGMENT_END.findall(text))
+    """About how many segments a text has."""
+    return 1 + len(_SEGMENT_BREAK.findall(text))
 
 
 def _batched(
@@ -224,7 +224,7 @@ def _batched(
     """
     batches: list[Batch[_Batched]] = []
     errors: dict[int, InvalidArgumentError] = {}
-    most = totals = (MAX_INPUTS_PER_CALL, MAX_BYTES_PER_CALL, MAX_SEGMENTS_PER_CALL)
+    most = totals = (MAX_INPUTS_PER_CALL, MAX_SEGMENTS_PER_CALL, MAX_BYTES_PER_CALL)
     for index, pair in enumerate(pairs):
         try:
             item: Any = message(*pair)
@@ -232,7 +232,7 @@ def _batched(
             error.input_index = index
             errors[index] = error
             continue
-        sizes = (1, item.ByteSize(), num_segments(item.text))
+        sizes = (1, num_segments(item.text), item.ByteSize())
         totals = (totals[0] + sizes[0], totals[1] + sizes[1], totals[2] + sizes[2])
         if any(total > limit for total, limit in zip(totals, most, strict=True)):
             batches.append(Batch(copy.deepcopy(request), []))

@@ -78,7 +78,9 @@ def texts_of(results: list[Translation | DragomanError]) -> list[str]:
 # -- how large calls are -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("text", ["Hi.\n" * 40, "Hi! " * 40, "Hi…\r\n" * 40, "好。" * 40, "One line\n" * 40])
+@pytest.mark.parametrize(
+    "text", ["Hi.\n" * 40, "Hi! " * 40, "Hi…\r\n" * 40, "好。" * 40, "One line\n" * 40, "¿Qué?\u2028" * 40]
+)
 def test_calls_are_limited_by_their_segments(server: FakeServer, call: Call, text: str) -> None:
     translations = call("translate", [text] * 128, **LANGUAGES)
 
@@ -86,6 +88,12 @@ def test_calls_are_limited_by_their_segments(server: FakeServer, call: Call, tex
     assert sum(sizes(server)) == 128
     assert all(size * 40 <= MAX_SEGMENTS_PER_CALL for size in sizes(server))
     assert max(sizes(server)) * 2 * 40 > MAX_SEGMENTS_PER_CALL
+
+
+@pytest.mark.parametrize("text", ["A sentence", "A sentence.", "A sentence...", "A line\n", "A line.\r\n", ""])
+def test_a_text_of_one_segment_counts_as_one(server: FakeServer, call: Call, text: str) -> None:
+    call("translate", [text] * 256, **LANGUAGES)
+    assert sizes(server) == [128, 128]
 
 
 def test_a_text_of_more_segments_goes_alone(server: FakeServer, call: Call) -> None:

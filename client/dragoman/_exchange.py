@@ -55,8 +55,9 @@ class _Flow:
         self._attempt = attempt
         self._num_texts = 0
         self._segments: dict[int, int] = {}  # of each text whose result the caller has not taken
-        self._unanswered: dict[str, ExchangeTranslationsRequest] = {}  # by id
-        self._to_send: list[tuple[float, int]] = []  # a heap of indices, by the time from which they may be sent
+        # A heap: the time from which a text may be sent, its index, and the message.
+        self._to_send: list[tuple[float, int, ExchangeTranslationsRequest]] = []
+        self._sent: dict[str, tuple[int, ExchangeTranslationsRequest]] = {}  # those without an answer, by id
 
     @property
     def has_room(self) -> bool:
@@ -66,7 +67,7 @@ class _Flow:
     @property
     def is_finished(self) -> bool:
         """Whether all texts are answered."""
-        return self.has_all_texts and not self._unanswered
+        return self.has_all_texts and not self._to_send and not self._sent
 
     @property
     def seconds_to_wait(self) -> float | None:
@@ -84,16 +85,16 @@ class _Flow:
             self._segments[index] = 0
             return index, error
         self._segments[index] = num_segments(text)
-        self._unanswered[request.input.id] = request
-        heappush(self._to_send, (-math.inf, index))
+        heappush(self._to_send, (-math.inf, index, request))
         return None
 
     def next_request(self) -> ExchangeTranslationsRequest | None:
         """What is to be sent now, if anything is."""
         if self.seconds_to_wait != 0:
             return None
-        _, index = heappop(self._to_send)
-        return self._unanswered[str(index)]
+        _, index, request = heappop(self._to_send)
+        self._sent[request.input.id] = index, request
+        return request
 
     def receive(self, response: ExchangeTranslationsResponse) -> Exchanged | None:
         """The index and the result of a text; None where the server's queue was full and it is to be sent again.
@@ -101,14 +102,13 @@ class _Flow:
         Raises:
             InternalError: the response is for no text that waits for one.
         """
-        if response.id not in self._unanswered:
+        if response.id not in self._sent:
             raise InternalError(f"The server sent a result for {response.id!r}, which it was not asked for")
-        index = int(response.id)
+        index, request = self._sent.pop(response.id)
         result = _convert.exchanged(self._config, response, index)
         if isinstance(result, DragomanError) and (seconds := self._attempt.pause(result)) is not None:
-            heappush(self._to_send, (time.monotonic() + seconds, index))
+            heappush(self._to_send, (time.monotonic() + seconds, index, request))
             return None
-        del self._unanswered[response.id]
         return index, result
 
     def release(self, index: int) -> None:

@@ -17,6 +17,7 @@ from dragoman import (
     InternalError,
     InvalidArgumentError,
     NotFoundError,
+    RequestCancelledError,
     ResourceExhaustedError,
 )
 from dragoman._exchange import MAX_SEGMENTS_IN_FLIGHT
@@ -218,11 +219,13 @@ def test_a_server_that_ends_too_early_is_an_internal_error(server: FakeServer, c
             call("exchange", ["a", "b"], **LANGUAGES)
 
 
-def test_a_second_result_for_a_text_is_an_internal_error(server: FakeServer, call: Call) -> None:
+@pytest.mark.parametrize("is_full", [False, True])
+def test_a_second_result_for_a_text_is_an_internal_error(server: FakeServer, call: Call, is_full: bool) -> None:
     def answer(requests: Iterator[pb.ExchangeTranslationsRequest], _: object) -> Responses:
         next(requests)
-        response = answered(next(requests))
-        yield from (response, response)
+        request = next(requests)
+        yield full(request.input.id) if is_full else answered(request)
+        yield answered(request)
         yield from map(answered, requests)
 
     server.exchange_handler = answer
@@ -234,6 +237,27 @@ def test_a_second_result_for_a_text_is_an_internal_error(server: FakeServer, cal
 def test_texts_that_are_no_iterable_are_a_type_error(call: Call, texts: object) -> None:
     with pytest.raises(TypeError, match="not iterable"):
         call("exchange", texts, **LANGUAGES)
+
+
+async def test_closing_the_client_ends_an_exchange(server: FakeServer) -> None:
+    def answer(requests: Iterator[pb.ExchangeTranslationsRequest], _: object) -> Responses:
+        next(requests)
+        yield answered(next(requests))
+        server.release.wait()
+
+    server.exchange_handler = answer
+    client, async_client = Client(server.address), AsyncClient(server.address)
+    results = client.exchange(["a", "b"], source="en", target="fr")
+    async_results = async_client.exchange(["a", "b"], source="en", target="fr")
+    assert next(results)[0] == (await anext(async_results))[0] == 0
+    waiting = asyncio.ensure_future(anext(async_results))
+    await asyncio.sleep(0.05)
+    client.close()
+    await async_client.close()
+    with pytest.raises(RequestCancelledError):
+        next(results)
+    with pytest.raises(RequestCancelledError):
+        await waiting
 
 
 def test_threads_of_an_exchange_end_with_it(server: FakeServer) -> None:

@@ -39,7 +39,7 @@ class Client:
 
     Raises:
         TypeError: the address is not a text, or the timeout not a number.
-        ValueError: the address is none, or the timeout is not above 0; methods raise so too.
+        ValueError: the address is not one, or the timeout is not above 0. Methods raise both for theirs.
     """
 
     def __init__(self, address: str | None = None, *, timeout: float = DEFAULT_TIMEOUT_SECONDS) -> None:

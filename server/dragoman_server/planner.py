@@ -3,7 +3,6 @@
 Everything that can be wrong with a call is found here, before anything is queued.
 """
 
-import re
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -20,18 +19,19 @@ from dragoman_server.errors import (
     ModelNotFoundError,
     UnsupportedLanguageError,
 )
+from dragoman_server.languages import Direction, Languages
 from dragoman_server.text.segmentation import Segmentation, SegmentedText, SourceSegment, segment
 from dragoman_server.text.tokenizer import TextCodec
 
 _SEGMENTATIONS = frozenset(map(int, Segmentation))
 _PRIORITIES = {0: Priority.DEFAULT, 1: Priority.INTERACTIVE, 2: Priority.DEFAULT, 3: Priority.BULK}
-_LANGUAGE_CODE = re.compile(r"[A-Za-z0-9-]{1,35}")
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
     """A checked config: what turns an input into requests."""
 
+    direction: Direction
     source_prefix_ids: Sequence[int]  # language tags
     segmentation: Segmentation
     decoding: Decoding
@@ -85,8 +85,7 @@ class Planner:
         self._limits = limits
         self._max_segments = max_segments
         self._max_rows = max_rows
-        # Language tags are case-insensitive.
-        self._directions = {(s.lower(), t.lower()): (s, t) for s, t in manifest.directions}
+        self._languages = Languages(manifest.directions)
 
     # -- the call ------------------------------------------------------------------------------
 
@@ -116,16 +115,17 @@ class Planner:
         decoding, faults = resolve(config.options, self._manifest, self._tokenizer.encode_target, self._max_rows)
         violations = [
             *self._number_violations(num_inputs),
-            *(_below(path, violation) for violation in _config_violations(config)),
+            *(_below(path, violation) for violation in self._config_violations(config)),
             *(_below(path + options_path, violation) for violation in faults),
         ]
         if violations:
             raise InvalidInputError(*violations)
         self._check_model(config.model)
-        prefix_ids = self._source_prefix_ids(config.source_language_code, config.target_language_code)
+        direction = self._direction(config.source_language_code, config.target_language_code)
         check_deadline(context)
+        prefix_ids = self._manifest.source_prefix_ids[direction.target]
         segmentation, priority = Segmentation(config.segmentation), _PRIORITIES[config.priority]
-        return Plan(prefix_ids, segmentation, decoding, priority, context.deadline)
+        return Plan(direction, prefix_ids, segmentation, decoding, priority, context.deadline)
 
     def _number_violations(self, num_inputs: int) -> Iterator[FieldViolation]:
         most = self._limits.max_inputs
@@ -134,20 +134,31 @@ class Planner:
         if num_inputs > most:
             yield FieldViolation("inputs", f"has {num_inputs} elements, may have at most {most}", "TOO_MANY_INPUTS")
 
+    def _config_violations(self, config: TranslateConfig) -> Iterator[FieldViolation]:
+        for field in ("source_language_code", "target_language_code"):
+            code = getattr(config, field)
+            if not code:
+                yield FieldViolation(field, "is required", "REQUIRED_FIELD")
+            elif fault := self._languages.fault_of(code):
+                yield FieldViolation(field, fault, "INVALID_LANGUAGE_CODE")
+        if config.segmentation not in _SEGMENTATIONS:
+            yield unknown_enum_value("segmentation", config.segmentation)
+        if config.priority not in _PRIORITIES:
+            yield unknown_enum_value("priority", config.priority)
+
     def _check_model(self, model: str) -> None:
         if model not in ("", self._manifest.name, self._resource_name):
             raise ModelNotFoundError(model, f"there is no such model; this server has {self._manifest.name!r}")
 
-    def _source_prefix_ids(self, source: str, target: str) -> tuple[int, ...]:
-        direction = self._directions.get((source.lower(), target.lower()))
+    def _direction(self, source: str, target: str) -> Direction:
+        direction = self._languages.find(source, target)
         if direction is None:
-            pair = f"{_quotable(source)}-{_quotable(target)}"
-            available = ", ".join(f"{s}-{t}" for s, t in self._manifest.directions)
             raise UnsupportedLanguageError(
-                pair,
-                f"model {self._manifest.name!r} does not translate {pair}; it translates {available}",
+                f"{source}-{target}",
+                f"model {self._manifest.name!r} does not translate {source}-{target}; "
+                f"it translates {self._languages.described(source)}",
             )
-        return self._manifest.source_prefix_ids[direction[1]]
+        return direction
 
     # -- texts to translate --------------------------------------------------------------------
 
@@ -339,16 +350,6 @@ def check_deadline(context: CallContext) -> None:
         raise DeadlineError("the deadline passed before the translation was started")
 
 
-def _config_violations(config: TranslateConfig) -> Iterator[FieldViolation]:
-    for field in ("source_language_code", "target_language_code"):
-        if not getattr(config, field):
-            yield FieldViolation(field, "is required", "REQUIRED_FIELD")
-    if config.segmentation not in _SEGMENTATIONS:
-        yield unknown_enum_value("segmentation", config.segmentation)
-    if config.priority not in _PRIORITIES:
-        yield unknown_enum_value("priority", config.priority)
-
-
 def _not_one_segment(text: SegmentedText, field: str) -> Iterator[FieldViolation]:
     if (num_segments := len(text.segments)) != 1:
         description = f"has {num_segments} lines that are not blank, must have exactly 1"
@@ -388,8 +389,3 @@ def _length_violations(text: SegmentedText, plan: Plan, field: str) -> Iterator[
 
 def _below(path: str, violation: FieldViolation) -> FieldViolation:
     return FieldViolation(path + violation.field, violation.description, violation.reason)
-
-
-def _quotable(language_code: str) -> str:
-    """The code where it looks like one: errors do not repeat what callers send."""
-    return language_code if _LANGUAGE_CODE.fullmatch(language_code) else "?"

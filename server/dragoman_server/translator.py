@@ -122,7 +122,8 @@ class Translator:
             ]
 
         num_hypotheses = plan.decoding.search.num_hypotheses
-        return TranslateOutcome(await self._threads.run(num_characters * num_hypotheses, results), self._resource_name)
+        found = await self._threads.run(num_characters * num_hypotheses, results)
+        return TranslateOutcome(found, self._resource_name, plan.direction)
 
     async def stream(
         self, call: StreamCall, context: CallContext, send: Callable[[str], Awaitable[None]]
@@ -164,7 +165,8 @@ class Translator:
                 else:
                     break
         completions = [completion for completion in finished if completion is not None]
-        return StreamOutcome(await self._translated(call.input, plan, planned, completions), self._resource_name)
+        result = await self._translated(call.input, plan, planned, completions)
+        return StreamOutcome(result, self._resource_name, plan.direction)
 
     async def exchange(
         self,
@@ -209,7 +211,7 @@ class Translator:
                 result = await self._translated(message.input, plan, planned, completions)
             except (InvalidInputError, QueueFullError, InferenceError) as error:
                 result = error
-            return ExchangeOutcome(message.id, result, self._resource_name)
+            return ExchangeOutcome(message.id, result, self._resource_name, plan.direction)
 
         await exchange(inputs(), answer, send, self._max_in_flight)
 
@@ -229,7 +231,8 @@ class Translator:
                 for pair, own in zip(pairs, completions, strict=True)
             ]
 
-        return ScoreOutcome(await self._threads.run(num_characters, results), self._resource_name)
+        found = await self._threads.run(num_characters, results)
+        return ScoreOutcome(found, self._resource_name, plan.direction)
 
     # -- steps ---------------------------------------------------------------------------------
 

@@ -63,9 +63,14 @@ async def test_blank_text_translates_to_itself(translator: Translator, engine: F
     assert engine.requests == []
 
 
-async def test_language_codes_are_case_insensitive(translator: Translator) -> None:
-    upper = call("Hello.", source_language_code="EN", target_language_code="FR")
-    assert translated(await translator.translate(upper, NOW)).text == "Hello."
+async def test_a_language_that_the_model_lacks_stands_for_its_nearest(
+    translator: Translator, engine: FakeEngine
+) -> None:
+    outcome = await translator.translate(
+        call("Hello.", source_language_code="EN_us", target_language_code="fr-CA"), NOW
+    )
+    assert outcome.direction == ("en", "fr")
+    assert engine.requests[0].source_ids[0] == 5
 
 
 @pytest.mark.parametrize("model", ["", "tiny", "tiny@0123456789ab"])
@@ -81,13 +86,13 @@ async def test_another_model_is_not_found(translator: Translator, model: str) ->
 
 
 async def test_an_unsupported_pair_names_the_pairs_there_are(translator: Translator) -> None:
-    with pytest.raises(UnsupportedLanguageError, match="it translates en-fr, en-de, fr-en, de-en") as caught:
+    with pytest.raises(UnsupportedLanguageError, match="it translates de-en, en-fr, en-de, fr-en") as caught:
         await translator.translate(call("Hallo.", source_language_code="de"), NOW)
     assert caught.value.language_pair == "de-fr"
 
 
 async def test_what_is_no_language_code_is_not_repeated(translator: Translator) -> None:
-    with pytest.raises(UnsupportedLanguageError) as caught:
+    with pytest.raises(InvalidInputError, match="target_language_code: is not a BCP 47 language tag") as caught:
         await translator.translate(call("Hello.", target_language_code="my secret"), NOW)
     assert "secret" not in str(caught.value)
 

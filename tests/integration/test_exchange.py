@@ -279,6 +279,23 @@ async def test_a_deadline_withdraws_all_of_an_exchange(server: RunningServer, ca
     assert server.engine.futures[0].cancelled()
 
 
+async def test_every_exchange_whose_deadline_passes_is_counted_as_such(server: RunningServer, caller: Caller) -> None:
+    """Whether it is idle, has texts that wait or has had all its answers."""
+    exchanges = [Exchange(caller.channel, timeout=1.0 + number / 100) for number in range(40)]
+    for number, exchange in enumerate(exchanges):
+        server.engine.is_holding = number % 3 == 0
+        await exchange.configure()
+        if number % 3 < 2:
+            await exchange.send("a", "Hello.")
+        if number % 3 == 1:
+            await exchange.read()
+    for exchange in exchanges:
+        assert await exchange.call.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    while sum(count(server, code, EXCHANGE) for code in ("OK", "CANCELLED", "DEADLINE_EXCEEDED")) < 40:  # noqa: ASYNC110
+        await asyncio.sleep(0.005)
+    assert count(server, "DEADLINE_EXCEEDED", EXCHANGE) == 40
+
+
 async def test_sigterm_lets_an_exchange_finish(server: RunningServer, exchange: Exchange) -> None:
     server.engine.is_holding = True
     await exchange.configure()

@@ -19,6 +19,7 @@ from functools import partial
 import numpy as np
 
 from dragoman_server.config import EngineOptions
+from dragoman_server.deadlines import has_passed
 from dragoman_server.engine.runner import Runner
 from dragoman_server.engine.scheduler import Scheduler
 from dragoman_server.engine.search import Search
@@ -228,8 +229,8 @@ class Engine:
         if abandoned:
             self._scheduler.remove_waiting(abandoned)
             self._remove(abandoned, DeadlineError, "the deadline passed before the translation was finished")
-        num_cancelled = sum(group.future.cancelled() for group in abandoned)
-        return num_cancelled, len(abandoned) - num_cancelled
+        num_expired = sum(has_passed(group.request.deadline, group.arrived, now) for group in abandoned)
+        return len(abandoned) - num_expired, num_expired
 
     def _encode(self, batches: Rows[Rows[SequenceGroup]]) -> tuple[Rows[SequenceGroup], float]:
         """Encodes the arrivals, batch by batch; returns those encoded and the seconds it took."""

@@ -3,6 +3,7 @@ import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import CancelledError, Future
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -277,3 +278,21 @@ def test_steps_are_reported() -> None:
     assert (reports[0].num_waiting, reports[0].num_running) == (3, 2)
     assert reports[0].num_cached_tokens == sum(len(r.source_ids) + 1 for r in REQUESTS[:2])
     assert (reports[-1].num_waiting, reports[-1].num_running) == (0, 0)
+
+
+def test_who_leaves_as_its_deadline_passes_is_not_reported_as_having_given_up() -> None:
+    """Its call is withdrawn, as are those of callers who do not want to wait any longer."""
+    gate, reports = Gate(), list[StepReport]()
+    options = EngineOptions(max_running=2)
+    engine = Engine(FakeRunner(on_decode=gate), SEARCH, options, on_step=reports.append)
+    engine.start()
+    now = time.monotonic()
+    futures = engine.submit([replace(REQUESTS[0], deadline=now + after) for after in (0.01, math.inf, 0.01, 600.0)])
+    assert gate.reached.wait(timeout=30)
+    for future in futures:
+        future.cancel()
+    gate.open.set()
+    hypotheses(engine.submit(REQUESTS[:1]))
+    engine.stop()
+    assert sum(report.num_expired for report in reports) == 2
+    assert sum(report.num_cancelled for report in reports) == 2

@@ -25,7 +25,8 @@ from dragoman_server.engine.engine import Engine
 from dragoman_server.engine.runner import OnnxRunner
 from dragoman_server.engine.search import Search
 from dragoman_server.errors import StartError
-from dragoman_server.metrics import Metrics, MetricsPage
+from dragoman_server.metrics import Metrics
+from dragoman_server.metrics_page import MetricsPage
 from dragoman_server.text.tokenizer import load_tokenizer
 from dragoman_server.translator import Translator
 from dragoman_server.wire import attention, translation

@@ -1,6 +1,7 @@
 """What all handlers of calls do between the event loop and the threads behind it."""
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -23,6 +24,8 @@ class SegmentEngine(Protocol):
         requests: Sequence[Request],
         caller: object = None,
         on_progress: Callable[[int, tuple[int, ...]], None] | None = None,
+        *,
+        is_unlimited: bool = False,
     ) -> list[Future[Completion]]:
         """Queues all requests or none, without blocking. Cancelling a future withdraws it.
 
@@ -31,6 +34,7 @@ class SegmentEngine(Protocol):
             caller: requests of the same caller take turns with those of others.
             on_progress: called on another thread with the index of a request and the ids that
                 its target is now certain to begin with.
+            is_unlimited: whether there is room in any case, and none taken from others.
 
         Raises:
             QueueFullError: there is no room for all of them.
@@ -44,9 +48,11 @@ def submitted(
     requests: Sequence[Request],
     caller: object = None,
     on_progress: Callable[[int, tuple[int, ...]], None] | None = None,
+    *,
+    is_unlimited: bool = False,
 ) -> Iterator[list[asyncio.Future[Completion]]]:
     """Queues requests; what is not answered at the end of the context is withdrawn."""
-    futures = engine.submit(requests, caller, on_progress) if requests else []
+    futures = engine.submit(requests, caller, on_progress, is_unlimited=is_unlimited) if requests else []
     try:
         yield [asyncio.wrap_future(future) for future in futures]
     finally:
@@ -54,6 +60,38 @@ def submitted(
         # caller has left.
         for future in futures:
             future.cancel()
+
+
+class StreamBacklog:
+    """The segments of all streams that are queued or decoded, and who may add to them. Belongs to one event loop.
+
+    They take no room from calls, which cannot wait: streams can, as they are not read from meanwhile.
+
+    Args:
+        max_segments: while there are so many, only those streams may go on that have less than an equal share of them.
+    """
+
+    def __init__(self, max_segments: int) -> None:
+        self._max_segments = max_segments
+        self._nums_segments: Counter[object] = Counter()  # by stream, those that have some
+
+    def may_grow(self, stream: object) -> bool:
+        """Whether a stream may queue one more input, however many segments that has."""
+        share = self._max_segments / max(1, len(self._nums_segments))
+        return self._nums_segments.total() < self._max_segments or self._nums_segments[stream] < share
+
+    @contextmanager
+    def submitted(
+        self, engine: SegmentEngine, requests: Sequence[Request], stream: object
+    ) -> Iterator[list[asyncio.Future[Completion]]]:
+        """Queues the requests of an input; what is not answered at the end of the context is withdrawn."""
+        self._nums_segments[stream] += len(requests)
+        try:
+            with submitted(engine, requests, stream, is_unlimited=True) as answers:
+                yield answers
+        finally:
+            self._nums_segments[stream] -= len(requests)
+            self._nums_segments = +self._nums_segments
 
 
 class TextThreads:

@@ -27,9 +27,8 @@ from dragoman_server.errors import (
     InferenceError,
     InvalidInputError,
     NoAttentionError,
-    QueueFullError,
 )
-from dragoman_server.exchange import exchange
+from dragoman_server.exchange import Begun, exchange
 from dragoman_server.planner import Plan, PlannedText, Planner, check_deadline
 from dragoman_server.results import (
     ExchangeOutcome,
@@ -43,7 +42,7 @@ from dragoman_server.results import (
     translated_text,
 )
 from dragoman_server.signals import Signals
-from dragoman_server.submission import SegmentEngine, TextThreads, submitted
+from dragoman_server.submission import SegmentEngine, StreamBacklog, TextThreads, submitted
 from dragoman_server.text.tokenizer import TextCodec
 
 # The id of an input stays in memory for as long as the input does.
@@ -68,8 +67,8 @@ class Translator:
         tokenizer: of the model.
         engine: decodes segments.
         limits: what a call may ask for.
-        max_segments: how many segments a call may have; more than the engine can queue would
-            be refused for ever.
+        max_segments: how many segments a call may have, as more than the engine can queue would
+            be refused for ever; and how many of streams may queue.
         max_rows: how many rows the engine decodes together.
         observer: gives signals; None where the model has no attention graph.
     """
@@ -89,6 +88,7 @@ class Translator:
         self._resource_name = resource_name
         self._tokenizer = tokenizer
         self._engine = engine
+        self._stream_backlog = StreamBacklog(max_segments)
         self._max_in_flight = limits.max_exchange_in_flight
         self._observer = observer
         self._threads = TextThreads()
@@ -176,16 +176,17 @@ class Translator:
     ) -> None:
         """Translates a stream of texts, each as soon as it comes in.
 
-        A text at fault, or that the queue or the model fails, gets its error as result.
+        A text at fault, or that the model fails, gets its error as result.
 
         Args:
             messages: a config, then texts; another config holds for the texts after it. They are
-                read no further than `max_exchange_in_flight` beyond what is sent.
+                read no further than `max_exchange_in_flight` segments beyond what is sent, and while streams
+                have filled the queue, no further than the share of this one.
             context: of the call.
             send: is given one result after the other, in the order in which they are ready, and
                 returns when there is room for more. Its errors pass through, as do those of `messages`.
         """
-        caller = object()  # all texts of a stream share its turns
+        stream = object()  # all its texts share its turns
 
         async def inputs() -> AsyncIterator[tuple[ExchangeInput, Plan]]:
             plan = None
@@ -200,20 +201,21 @@ class Translator:
                 else:
                     yield message, plan
 
-        async def answer(message_and_plan: tuple[ExchangeInput, Plan]) -> ExchangeOutcome:
+        async def answer(message_and_plan: tuple[ExchangeInput, Plan], begin: Begun) -> ExchangeOutcome:
             message, plan = message_and_plan
             result: TranslatedText | DragomanError
             try:
                 planned = await self._planned(message.input, plan, "input")
                 check_deadline(context)
-                with submitted(self._engine, planned.requests, caller) as answers:
+                with self._stream_backlog.submitted(self._engine, planned.requests, stream) as answers:
+                    begin(len(answers))
                     completions = await asyncio.gather(*answers)
                 result = await self._translated(message.input, plan, planned, completions)
-            except (InvalidInputError, QueueFullError, InferenceError) as error:
+            except (InvalidInputError, InferenceError) as error:
                 result = error
             return ExchangeOutcome(message.id, result, self._resource_name, plan.direction)
 
-        await exchange(inputs(), answer, send, self._max_in_flight)
+        await exchange(inputs(), answer, send, self._max_in_flight, partial(self._stream_backlog.may_grow, stream))
 
     async def score(self, call: ScoreCall, context: CallContext) -> ScoreOutcome:
         """Gives the log-probability of every target of a call.

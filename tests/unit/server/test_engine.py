@@ -209,6 +209,21 @@ def test_a_full_queue_refuses_a_call_as_a_whole() -> None:
         assert len(hypotheses(running + waiting)) == 4
 
 
+def test_who_limits_itself_is_neither_refused_nor_takes_room_from_others() -> None:
+    gate = Gate()
+    with running_engine(FakeRunner(on_decode=gate), max_running=1, max_waiting=3) as engine:
+        running = engine.submit(REQUESTS[:1])
+        assert gate.reached.wait(timeout=30)
+        waiting = engine.submit(REQUESTS, is_unlimited=True)
+        waiting += engine.submit(REQUESTS[:3])
+        with pytest.raises(QueueFullError, match="3 segments are waiting and 1 more"):
+            engine.submit(REQUESTS[:1])
+        waiting += engine.submit(REQUESTS, is_unlimited=True)
+        gate.open.set()
+        assert len(hypotheses(running + waiting)) == 14
+        assert len(hypotheses(engine.submit(REQUESTS[:3]))) == 3  # all have given their room back
+
+
 def test_stopping_answers_everyone_and_refuses_the_next() -> None:
     gate = Gate()
     with running_engine(FakeRunner(on_decode=gate), max_running=1) as engine:

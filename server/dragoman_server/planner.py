@@ -20,7 +20,13 @@ from dragoman_server.errors import (
     UnsupportedLanguageError,
 )
 from dragoman_server.languages import Direction, Languages
-from dragoman_server.text.segmentation import Segmentation, SegmentedText, SourceSegment, segment
+from dragoman_server.text.segmentation import (
+    Segmentation,
+    SegmentedText,
+    SourceSegment,
+    num_lines_with_letters,
+    segment,
+)
 from dragoman_server.text.tokenizer import TextCodec
 
 _SEGMENTATIONS = frozenset(map(int, Segmentation))
@@ -122,7 +128,7 @@ class Planner:
             raise InvalidInputError(*violations)
         self._check_model(config.model)
         direction = self._direction(config.source_language_code, config.target_language_code)
-        check_deadline(context)
+        check_deadline(context.deadline)
         prefix_ids = self._manifest.source_prefix_ids[direction.target]
         segmentation, priority = Segmentation(config.segmentation), _PRIORITIES[config.priority]
         return Plan(direction, prefix_ids, segmentation, decoding, priority, context.deadline)
@@ -162,8 +168,8 @@ class Planner:
 
     # -- texts to translate --------------------------------------------------------------------
 
-    def plan_texts(self, inputs: Sequence[TextInput], plan: Plan) -> list[PlannedText | InvalidInputError]:
-        """The requests of every input of a call, or what is wrong with it.
+    def plan_texts(self, inputs: Sequence[TextInput], plan: Plan) -> Iterator[PlannedText | InvalidInputError]:
+        """The requests of every input of a call, or what is wrong with it, one after the other.
 
         Raises:
             InvalidInputError: the call has too many segments.
@@ -173,18 +179,24 @@ class Planner:
         )
 
     def plan_text(self, text_input: TextInput, plan: Plan, path: str) -> PlannedText | InvalidInputError:
-        """The requests of one input, or what is wrong with it; `path` is that of the input in the request."""
+        """The requests of one input, or what is wrong with it; `path` is that of the input in the request.
+
+        Raises:
+            DeadlineError: the deadline passed first.
+        """
         violations = [
             *self._over_characters(text_input.text, f"{path}.text"),
             *self._over_characters(text_input.target_prefix, f"{path}.target_prefix"),
         ]
+        if not violations:
+            violations += self._over_segments(num_lines_with_letters(text_input.text), path)
         if violations:
             return InvalidInputError(*violations)
-        segmented = self._segmented(text_input.text, plan)
+        segmented = self._segmented(text_input.text, plan, self._max_segments + 1)
         target_prefix = text_input.target_prefix
         target_prefix_ids = tuple(self._tokenizer.encode_target(target_prefix)) if target_prefix else ()
         violations = [
-            *self._over_segments(segmented, path),
+            *self._over_segments(len(segmented.segments), path),
             *self._over_tokens(segmented, plan, f"{path}.text"),
             *_prefix_violations(segmented, target_prefix_ids, plan, path),
             *_length_violations(segmented, plan, f"{path}.text"),
@@ -206,7 +218,7 @@ class Planner:
 
     # -- pairs of source and target ------------------------------------------------------------
 
-    def plan_scores(self, inputs: Sequence[Pair], plan: Plan) -> list[PlannedText | InvalidInputError]:
+    def plan_scores(self, inputs: Sequence[Pair], plan: Plan) -> Iterator[PlannedText | InvalidInputError]:
         """The one request of every pair, which forces its target, or what is wrong with it.
 
         Raises:
@@ -221,7 +233,7 @@ class Planner:
 
         return self._within_one_call(planned(pair, f"inputs[{index}].") for index, pair in enumerate(inputs))
 
-    def plan_alignments(self, inputs: Sequence[Pair], plan: Plan) -> list[PlannedText | InvalidInputError]:
+    def plan_alignments(self, inputs: Sequence[Pair], plan: Plan) -> Iterator[PlannedText | InvalidInputError]:
         """The one request of every pair, which forces or decodes its target, or what is wrong with it.
 
         Raises:
@@ -249,7 +261,7 @@ class Planner:
         ]
         if violations:
             return InvalidInputError(*violations)
-        segmented = self._segmented(pair.text, plan)
+        segmented = self._segmented(pair.text, plan, 2)
         violations = [*self._over_tokens(segmented, plan, f"{path}text"), *_not_one_segment(segmented, f"{path}text")]
         target_ids: tuple[int, ...] = ()
         if isinstance(target, str):
@@ -297,11 +309,9 @@ class Planner:
 
     def _within_one_call(
         self, planned: Iterable[PlannedText | InvalidInputError]
-    ) -> list[PlannedText | InvalidInputError]:
-        texts = []
+    ) -> Iterator[PlannedText | InvalidInputError]:
         num_segments = 0
         for text in planned:
-            texts.append(text)
             num_segments += len(text.requests) if isinstance(text, PlannedText) else 0
             if num_segments > self._max_segments:
                 raise InvalidInputError(
@@ -311,11 +321,17 @@ class Planner:
                         "TOO_MANY_SEGMENTS",
                     )
                 )
-        return texts
+            yield text
 
-    def _segmented(self, text: str, plan: Plan) -> SegmentedText:
+    def _segmented(self, text: str, plan: Plan, max_segments: int) -> SegmentedText:
+        """The text, cut as far as this number of segments: more than there may be show that there are too many."""
+
+        def encode(part: str) -> Sequence[int]:
+            check_deadline(plan.deadline)  # a long text takes long
+            return self._tokenizer.encode(part)
+
         segment_tokens = self._manifest.limits.segment_tokens - plan.num_specials
-        return segment(text, self._tokenizer.encode, plan.segmentation, segment_tokens)
+        return segment(text, encode, plan.segmentation, segment_tokens, max_segments)
 
     def _source_ids(self, source: SourceSegment, plan: Plan) -> tuple[int, ...]:
         return (*plan.source_prefix_ids, *source.token_ids, self._manifest.eos_token_id)
@@ -325,9 +341,9 @@ class Planner:
         if len(text) > most:
             yield FieldViolation(field, f"has {len(text)} characters, may have at most {most}", "TEXT_TOO_LONG")
 
-    def _over_segments(self, text: SegmentedText, path: str) -> Iterator[FieldViolation]:
-        if (num_segments := len(text.segments)) > self._max_segments:
-            description = f"has {num_segments} segments, may have at most {self._max_segments}"
+    def _over_segments(self, num_segments: int, path: str) -> Iterator[FieldViolation]:
+        if num_segments > self._max_segments:
+            description = f"has more than the {self._max_segments} segments one call may have"
             yield FieldViolation(f"{path}.text", description, "TOO_MANY_SEGMENTS")
 
     def _over_tokens(self, text: SegmentedText, plan: Plan, field: str) -> Iterator[FieldViolation]:
@@ -344,15 +360,16 @@ class Planner:
                 return
 
 
-def check_deadline(context: CallContext) -> None:
-    """Raises DeadlineError where there is no time left."""
-    if time.monotonic() >= context.deadline:
+def check_deadline(deadline: float) -> None:
+    """Raises DeadlineError where there is no time left; `deadline` is on the `time.monotonic` clock, in seconds."""
+    if time.monotonic() >= deadline:
         raise DeadlineError("the deadline passed before the translation was started")
 
 
 def _not_one_segment(text: SegmentedText, field: str) -> Iterator[FieldViolation]:
     if (num_segments := len(text.segments)) != 1:
-        description = f"has {num_segments} lines that are not blank, must have exactly 1"
+        num_lines = num_segments and sum(bool(line.strip()) for line in text.text.splitlines())
+        description = f"has {num_lines} lines that are not blank, must have exactly 1"
         yield FieldViolation(field, description, "NOT_ONE_SEGMENT")
 
 

@@ -14,6 +14,8 @@ _T = TypeVar("_T")
 # Tokenizing takes about a microsecond for ten characters, a thread switch under load some
 # hundred: only what would hold up other calls for longer leaves the event loop.
 _MAX_CHARACTERS_ON_LOOP = 2_000
+# What is done without a pause, unless one text has more: about a millisecond.
+_PIECE_CHARACTERS = 10_000
 
 
 class SegmentEngine(Protocol):
@@ -95,17 +97,44 @@ class StreamBacklog:
 
 
 class TextThreads:
-    """Does what takes time with the size of texts."""
+    """Does what takes time with the size of texts.
+
+    What is short has a thread of its own. What is long is done in pieces: after each it is another caller's turn, and
+    none is begun for a caller who has left.
+    """
 
     def __init__(self) -> None:
-        self._threads = ThreadPoolExecutor(max_workers=2, thread_name_prefix="dragoman-text")
+        self._short = ThreadPoolExecutor(1, thread_name_prefix="dragoman-text")
+        self._long = ThreadPoolExecutor(1, thread_name_prefix="dragoman-long-text")
 
     async def run(self, num_characters: int, work: Callable[[], _T]) -> _T:
-        """Does the work, in a thread where it is long."""
+        """Does the work, in a thread where it takes time."""
         if num_characters <= _MAX_CHARACTERS_ON_LOOP:
             return work()
-        return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+        thread = self._short if num_characters <= _PIECE_CHARACTERS else self._long
+        return await asyncio.get_running_loop().run_in_executor(thread, work)
+
+    async def run_all(self, nums_characters: Sequence[int], results: Iterator[_T]) -> list[_T]:
+        """Takes all results, each of which is work on so many characters."""
+        num_characters = sum(nums_characters)
+        sized = zip(nums_characters, results, strict=True)
+        found: list[_T] = []
+
+        def piece() -> bool:
+            """Goes on where the last piece ended; whether there is more."""
+            num_left = _PIECE_CHARACTERS
+            for number, result in sized:
+                found.append(result)
+                num_left -= number
+                if num_left < 0:
+                    return True
+            return False
+
+        while await self.run(num_characters, piece):
+            pass
+        return found
 
     def close(self) -> None:
         """Ends the threads. Work still to be done fails."""
-        self._threads.shutdown(cancel_futures=True)
+        for thread in (self._short, self._long):
+            thread.shutdown(cancel_futures=True)

@@ -33,7 +33,6 @@ from dragoman_server.planner import Plan, PlannedText, Planner, check_deadline
 from dragoman_server.results import (
     ExchangeOutcome,
     GrowingText,
-    ScoredTarget,
     ScoreOutcome,
     StreamOutcome,
     TranslatedText,
@@ -107,22 +106,19 @@ class Translator:
         plan = self._planner.plan(call.config, context, len(call.inputs))
         if call.include_signals and self._observer is None:
             raise NoAttentionError("the model's bundle has no attention graph, and without it there are no signals")
-        num_characters = sum(map(_num_characters, call.inputs))
-        texts = await self._threads.run(num_characters, partial(self._planner.plan_texts, call.inputs, plan))
+        nums_characters = [*map(_num_characters, call.inputs)]
+        texts = await self._threads.run_all(nums_characters, self._planner.plan_texts(call.inputs, plan))
         signals: list[Sequence[Signals]] = [()] * len(texts)
         if call.include_signals and self._observer is not None:
             completions, signals = await self._observed(self._observer, texts, context)
         else:
             completions = await self._decode(texts, context)
-
-        def results() -> list[TranslatedText | InvalidInputError]:
-            return [
-                text if isinstance(text, InvalidInputError) else translated_text(text, own, self._tokenizer, of_text)
-                for text, own, of_text in zip(texts, completions, signals, strict=True)
-            ]
-
+        results = (
+            text if isinstance(text, InvalidInputError) else translated_text(text, own, self._tokenizer, of_text)
+            for text, own, of_text in zip(texts, completions, signals, strict=True)
+        )
         num_hypotheses = plan.decoding.search.num_hypotheses
-        found = await self._threads.run(num_characters * num_hypotheses, results)
+        found = await self._threads.run_all([number * num_hypotheses for number in nums_characters], results)
         return TranslateOutcome(found, self._resource_name, plan.direction)
 
     async def stream(
@@ -138,7 +134,7 @@ class Translator:
         """
         plan = self._planner.plan(call.config, context)
         planned = await self._planned(call.input, plan, "input")
-        check_deadline(context)
+        check_deadline(context.deadline)
         loop, changed = asyncio.get_running_loop(), asyncio.Event()
         certain_ids: list[tuple[int, ...]] = [()] * len(planned.requests)
 
@@ -206,7 +202,7 @@ class Translator:
             result: TranslatedText | DragomanError
             try:
                 planned = await self._planned(message.input, plan, "input")
-                check_deadline(context)
+                check_deadline(context.deadline)
                 with self._stream_backlog.submitted(self._engine, planned.requests, stream) as answers:
                     begin(len(answers))
                     completions = await asyncio.gather(*answers)
@@ -223,17 +219,14 @@ class Translator:
         A pair at fault gets its error as result and does not disturb the others.
         """
         plan = self._planner.plan(call.config, context, len(call.inputs), options_path="")
-        num_characters = sum(map(_num_characters, call.inputs))
-        pairs = await self._threads.run(num_characters, partial(self._planner.plan_scores, call.inputs, plan))
+        nums_characters = [*map(_num_characters, call.inputs)]
+        pairs = await self._threads.run_all(nums_characters, self._planner.plan_scores(call.inputs, plan))
         completions = await self._decode(pairs, context)
-
-        def results() -> list[ScoredTarget | InvalidInputError]:
-            return [
-                pair if isinstance(pair, InvalidInputError) else scored_target(own[0], self._tokenizer)
-                for pair, own in zip(pairs, completions, strict=True)
-            ]
-
-        found = await self._threads.run(num_characters, results)
+        results = (
+            pair if isinstance(pair, InvalidInputError) else scored_target(own[0], self._tokenizer)
+            for pair, own in zip(pairs, completions, strict=True)
+        )
+        found = await self._threads.run_all(nums_characters, results)
         return ScoreOutcome(found, self._resource_name, plan.direction)
 
     # -- steps ---------------------------------------------------------------------------------
@@ -249,7 +242,7 @@ class Translator:
         self, texts: Sequence[PlannedText | InvalidInputError], context: CallContext
     ) -> list[list[Completion]]:
         """The answers for the requests of every text; none for one that is at fault."""
-        check_deadline(context)
+        check_deadline(context.deadline)
         requests = [[] if isinstance(text, InvalidInputError) else text.requests for text in texts]
         with submitted(self._engine, [request for own in requests for request in own]) as answers:
             completions = iter(await asyncio.gather(*answers))

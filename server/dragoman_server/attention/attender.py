@@ -102,7 +102,7 @@ class Attender:
         (request,) = planned.requests
         nums_target = [len(request.prefix_ids)] if request.prefix_ids else []
         self._check_size(selection, request, nums_target)
-        check_deadline(context)
+        check_deadline(context.deadline)
         num_targets = (len(nums_target) or plan.decoding.search.num_hypotheses) * has_target
         with worker.admitted(1 + num_targets * (1 + len(selection.kinds))):
             hypotheses = await self._targets(request, has_target)
@@ -197,9 +197,9 @@ class Attender:
         resolved = resolve_alignment(call, self._manifest)
         plan, alignment = self._plan(call.config, context, resolved, len(call.inputs))
         worker = self._attention_worker()
-        num_characters = sum(map(_num_characters, call.inputs))
-        pairs = await self._threads.run(num_characters, partial(self._planner.plan_alignments, call.inputs, plan))
-        check_deadline(context)
+        nums_characters = [*map(_num_characters, call.inputs)]
+        pairs = await self._threads.run_all(nums_characters, self._planner.plan_alignments(call.inputs, plan))
+        check_deadline(context.deadline)
         planned = [pair for pair in pairs if isinstance(pair, PlannedText)]
         requests = [request for pair in planned for request in pair.requests]
         with worker.admitted(len(requests)):

@@ -1,6 +1,7 @@
 """Cuts a text into the segments that the model translates in one piece, and puts it together."""
 
 import enum
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -59,7 +60,9 @@ class SegmentedText:
         return "".join(parts)
 
 
-def segment(text: str, encode: Encode, segmentation: Segmentation, segment_tokens: int) -> SegmentedText:
+def segment(
+    text: str, encode: Encode, segmentation: Segmentation, segment_tokens: int, max_segments: int | None = None
+) -> SegmentedText:
     """Cuts `text` into segments.
 
     Args:
@@ -69,11 +72,19 @@ def segment(text: str, encode: Encode, segmentation: Segmentation, segment_token
         segment_tokens: ids without specials that a line may have before `AUTO` splits it, and
             up to which the sentences of such a line are packed together. A single sentence may
             have more: what is too long for the model is for the caller to judge.
+        max_segments: after so many the rest of the text is left alone. None: all are cut.
     """
-    segments: list[SourceSegment] = []
-    for begin, end in _line_spans(text):
-        segments += _cut_line(text, begin, end, encode, segmentation, segment_tokens)
-    return SegmentedText(text, tuple(segments))
+    segments = (
+        found
+        for begin, end in _line_spans(text)
+        for found in _cut_line(text, begin, end, encode, segmentation, segment_tokens)
+    )
+    return SegmentedText(text, tuple(itertools.islice(segments, max_segments)))
+
+
+def num_lines_with_letters(text: str) -> int:
+    """There are at least as many segments, which is known before any of them is tokenized."""
+    return sum(any(map(str.isalpha, line)) for line in text.splitlines())
 
 
 def _line_spans(text: str) -> Iterator[tuple[int, int]]:

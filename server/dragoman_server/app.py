@@ -25,7 +25,8 @@ from dragoman_server.engine.engine import Engine
 from dragoman_server.engine.runner import OnnxRunner
 from dragoman_server.engine.search import Search
 from dragoman_server.errors import StartError
-from dragoman_server.metrics import Metrics, MetricsPage
+from dragoman_server.metrics import Metrics
+from dragoman_server.metrics_page import MetricsPage
 from dragoman_server.text.tokenizer import load_tokenizer
 from dragoman_server.translator import Translator
 from dragoman_server.wire import attention, translation
@@ -46,6 +47,16 @@ EXIT_ENGINE_DEAD = 70  # EX_SOFTWARE of sysexits.h
 # longer.
 _QUIET_LOOKS = 10
 _SECONDS_PER_LOOK = 0.03
+
+# Calls that gRPC holds until the event loop comes to them, which takes a fraction of a millisecond each. One takes up
+# some 15 kB.
+_MAX_PENDING_CALLS = 100_000
+_MAX_PENDING_SECONDS = 3600
+
+# A caller whose machine or network is gone without a word is noticed within the sum of both, and its calls withdrawn.
+# Else those without a deadline would stay for ever.
+_KEEPALIVE_TIME_MS = 60_000
+_KEEPALIVE_TIMEOUT_MS = 20_000
 
 # What callers get to read the last answers, once the engine has answered them all.
 _LAST_WORDS_SECONDS = 1.0
@@ -212,9 +223,18 @@ def _bind(config: Config, guard: Guard) -> tuple[grpc.aio.Server, int]:
         options=[
             # Else a second server on the same port would silently get half of the calls.
             ("grpc.so_reuseport", 0),
+            # Of calls that the event loop has not come to yet, gRPC by default cancels some beyond 1,000, all beyond
+            # 3,000 and whatever is 30 s old. Callers do not repeat that, and would not learn when to.
+            ("grpc.server.max_pending_requests", _MAX_PENDING_CALLS),
+            ("grpc.server.max_pending_requests_hard_limit", _MAX_PENDING_CALLS),
+            ("grpc.server_max_unrequested_time_in_server", _MAX_PENDING_SECONDS),
             ("grpc.max_receive_message_length", config.limits.max_message_bytes),
             # The size of an answer follows from that of the request and the model's limits.
             ("grpc.max_send_message_length", -1),
+            ("grpc.keepalive_time_ms", _KEEPALIVE_TIME_MS),
+            ("grpc.keepalive_timeout_ms", _KEEPALIVE_TIMEOUT_MS),
+            # Holds in the place of the keepalive's own while a bandwidth probe is under way.
+            ("grpc.http2.ping_timeout_ms", _KEEPALIVE_TIMEOUT_MS),
             # By default callers that ping to notice a hung server are sent away. A ping may
             # arrive sooner after the last one than it was sent.
             ("grpc.http2.min_ping_interval_without_data_ms", _channel.KEEPALIVE_TIME_MS // 2),

@@ -77,7 +77,8 @@ def run(
         typer.Option(
             envvar="DRAGOMAN_MAX_WAITING",
             rich_help_panel=_CAPACITY,
-            help="Segments that may queue for that. Calls that do not fit get RESOURCE_EXHAUSTED at once.",
+            help="Segments that may queue for that. Calls that do not fit get RESOURCE_EXHAUSTED at once; "
+            "streams queue beside them and wait.",
         ),
     ] = _DEFAULTS.engine.max_waiting,
     max_encoder_tokens: Annotated[
@@ -119,7 +120,7 @@ def run(
         typer.Option(
             envvar="DRAGOMAN_MAX_EXCHANGE_IN_FLIGHT",
             rich_help_panel=_LIMITS,
-            help="Texts of one stream that are translated or wait for the caller to read the result.",
+            help="Segments of one stream that are translated or wait for the caller to read the result.",
         ),
     ] = _DEFAULTS.limits.max_exchange_in_flight,
     max_attention_bytes: Annotated[

@@ -19,6 +19,7 @@ from functools import partial
 import numpy as np
 
 from dragoman_server.config import EngineOptions
+from dragoman_server.deadlines import has_passed
 from dragoman_server.engine.runner import Runner
 from dragoman_server.engine.scheduler import Scheduler
 from dragoman_server.engine.search import Search
@@ -71,9 +72,10 @@ class Engine:
         self._on_step, self._on_death = on_step, on_death
         max_kv_tokens = options.max_kv_bytes / runner.kv_bytes_per_token if options.max_kv_bytes else math.inf
         self._scheduler = Scheduler(options.max_running, options.max_encoder_tokens, max_kv_tokens)
-        self._changed = threading.Condition()  # guards the six below
+        self._changed = threading.Condition()  # guards the seven below
         self._inbox: list[SequenceGroup] = []
         self._pending: set[SequenceGroup] = set()  # submitted and not yet answered
+        self._num_unlimited = 0  # of them
         self._is_stopping = False
         self._next_check = math.inf  # no request is abandoned before this time; -inf once a caller has left
         self._last_progress = time.monotonic()
@@ -108,6 +110,8 @@ class Engine:
         requests: Rows[Request],
         caller: object = None,
         on_progress: Callable[[int, tuple[int, ...]], None] | None = None,
+        *,
+        is_unlimited: bool = False,
     ) -> list["Future[Completion]"]:
         """Queues all requests or none; never blocks. Cancelling a future withdraws its request.
 
@@ -116,6 +120,7 @@ class Engine:
             caller: requests of the same caller (by equality) take turns with those of others. None: one of its own.
             on_progress: called on the engine's thread with the index of a request and the ids, without
                 end-of-sentence, that its best hypothesis is now certain to begin with; must be quick and not raise.
+            is_unlimited: whether `max_waiting` does not hold for them, nor count them: who submits them sees to that.
 
         Raises:
             QueueFullError: more would wait than `max_waiting`.
@@ -125,7 +130,7 @@ class Engine:
         arrived = time.monotonic()
         caller = object() if caller is None else caller
         groups = [
-            SequenceGroup(request, arrived, caller, partial(on_progress, index) if on_progress else None)
+            SequenceGroup(request, arrived, caller, partial(on_progress, index) if on_progress else None, is_unlimited)
             for index, request in enumerate(requests)
         ]
         num_rows = max((request.options.num_rows for request in requests), default=0)
@@ -134,8 +139,9 @@ class Engine:
         with self._changed:
             if self._refusal:
                 raise EngineDeadError(self._refusal)
-            num_waiting = len(self._pending) - self._scheduler.num_running
-            if num_waiting + len(groups) > self._options.max_waiting:
+            # Of those that run some may be unlimited, which makes it too few: by `max_running` at most.
+            num_waiting = len(self._pending) - self._num_unlimited - self._scheduler.num_running
+            if not is_unlimited and num_waiting + len(groups) > self._options.max_waiting:
                 raise QueueFullError(
                     f"{num_waiting} segments are waiting and {len(groups)} more would exceed the limit of "
                     f"{self._options.max_waiting}",
@@ -144,6 +150,7 @@ class Engine:
             if not self._pending:
                 self._last_progress = arrived  # until now there was nothing to do
             self._pending.update(groups)
+            self._num_unlimited += is_unlimited * len(groups)
             self._next_check = min([self._next_check, *(request.deadline for request in requests)])
             self._inbox.extend(groups)
             self._changed.notify()
@@ -228,8 +235,8 @@ class Engine:
         if abandoned:
             self._scheduler.remove_waiting(abandoned)
             self._remove(abandoned, DeadlineError, "the deadline passed before the translation was finished")
-        num_cancelled = sum(group.future.cancelled() for group in abandoned)
-        return num_cancelled, len(abandoned) - num_cancelled
+        num_expired = sum(has_passed(group.request.deadline, group.arrived, now) for group in abandoned)
+        return len(abandoned) - num_expired, num_expired
 
     def _encode(self, batches: Rows[Rows[SequenceGroup]]) -> tuple[Rows[SequenceGroup], float]:
         """Encodes the arrivals, batch by batch; returns those encoded and the seconds it took."""
@@ -318,6 +325,7 @@ class Engine:
         """Every request ends here, exactly once."""
         with self._changed:
             self._pending.remove(group)
+            self._num_unlimited -= group.is_unlimited
         if not group.future.set_running_or_notify_cancel():
             return  # cancelled: nobody listens
         if isinstance(answer, Completion):

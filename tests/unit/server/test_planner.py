@@ -197,8 +197,8 @@ async def test_a_text_of_too_many_lines_is_not_tokenized(translator: Translator,
 async def test_a_text_is_tokenized_as_far_as_it_shows_that_it_has_too_many_segments(
     translator: Translator, encoded: list[str]
 ) -> None:
-    """Without letters, so that its lines do not show it."""
-    outcome = await translator.translate(call("1\n" * 1400), NOW)
+    """In one line, so that the number of lines does not show it."""
+    outcome = await translator.translate(call("A b. " * 510), NOW)
     assert refused(outcome) == ("inputs[0].text", "TOO_MANY_SEGMENTS")
     assert len(encoded) == MAX_SEGMENTS + 1
 

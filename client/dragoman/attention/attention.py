@@ -259,7 +259,7 @@ class Attention:
         layer: int | None = None,
         head: int | None = None,
         *,
-        colour: bool = True,
+        colour: bool | None = None,
     ) -> str:
         """A heat map for a terminal, with the mean of all layers or heads that are not named, in colours as of `plot`.
 
@@ -267,7 +267,8 @@ class Attention:
             kind: as for `select`.
             layer: this layer alone.
             head: this head alone.
-            colour: whether the terminal knows 256 ANSI colours; else shades of grey.
+            colour: whether to use 256 ANSI colours, else shades of grey; default: where standard output is a
+                terminal, or as the environment variables NO_COLOR and FORCE_COLOR say.
 
         Raises:
             AttributeError: the kind was not asked for.
@@ -282,7 +283,7 @@ class Attention:
             _labels(self.rows(kind)),
             _labels(self.columns(kind)),
             brightest=self._brightest(kind, matrix),
-            colour=colour,
+            colour=terminal.has_colours() if colour is None else colour,
         )
 
     def to_html(self, path: str | Path | None = None) -> str:

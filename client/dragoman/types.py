@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Literal, TypeAlias, TypedDict
 
-Segmentation: TypeAlias = Literal["line", "sentence"]
+Segmentation: TypeAlias = Literal["line", "sentence", "packed"]
 """How a line is cut into the segments that the model translates in one piece: never, or
 always into sentences. Without either, only lines too long for the model are cut."""
 

@@ -46,6 +46,9 @@ def attention(
     ] = None,
     layer: Annotated[int | None, typer.Option(help="This layer alone, from 0, or from -1 backwards.")] = None,
     head: Annotated[int | None, typer.Option(help="This head alone, from 0, or from -1 backwards.")] = None,
+    are_pieces: Annotated[
+        bool, typer.Option("--pieces", help="A heat map of the pieces that the model reads, which are parts of words.")
+    ] = False,
     html_file: Annotated[
         Path | None, typer.Option("--html", dir_okay=False, help="Write a page to look into all weights.")
     ] = None,
@@ -94,7 +97,7 @@ def attention(
         print_text(_attention_to_json(shown))
     elif not (html_file or plot_file or save_file):
         for kind in shown.tensors:
-            print_text(shown.to_text(kind))
+            print_text(shown.to_text(kind, words=not are_pieces))
 
 
 def align(

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner, Result
 
+from dragoman import Attention
 from dragoman.cli.commands import app
 from dragoman.v1 import attention_pb2 as pb
 from dragoman.v1 import translation_pb2
@@ -40,6 +41,14 @@ def test_attention_is_a_heat_map(run: Run, server: FakeServer) -> None:
     assert (request.source_language_code, request.target_language_code) == ("en", "fr")
     assert request.WhichOneof("target") is None
     assert not request.selection.layers
+
+
+def test_attention_is_shown_by_words_or_by_pieces(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[bool] = []
+    monkeypatch.setattr(Attention, "to_text", lambda self, kind, *, words: asked.append(words) or "map")
+    assert run("attention", "a b", "--to", "fr").stdout == "map\n"
+    assert run("attention", "a b", "--to", "fr", "--pieces").stdout == "map\n"
+    assert asked == [True, False]
 
 
 def test_attention_of_a_given_target(run: Run, server: FakeServer) -> None:

@@ -1,6 +1,6 @@
 """Starts a server on its own model, translates, shows what the model looked at and some metrics, stops the server.
 
-Run it with `make demo`, or with any Python that has `dragoman[server]` installed.
+Run it with `make demo`, or with any Python that has Dragoman and its extra `server` installed.
 """
 
 import re

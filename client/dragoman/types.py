@@ -7,8 +7,9 @@ from enum import StrEnum
 from typing import Literal, TypeAlias, TypedDict
 
 Segmentation: TypeAlias = Literal["line", "sentence", "packed"]
-"""How a line is cut into the segments that the model translates in one piece: never, or
-always into sentences. Without either, only lines too long for the model are cut."""
+"""How a line is cut into the segments that the model translates in one piece: never, always
+into sentences, or only where it is long, with as many sentences in a segment as fit. Without
+any of them, as is best for the model."""
 
 EarlyStopping: TypeAlias = Literal["heuristic", "first", "never"]
 """When a beam search is over: Hugging Face's `early_stopping` of False, True and "never"."""

@@ -2,11 +2,12 @@
 
 import dataclasses
 import json
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, cast, get_args
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, TypeVar, cast, get_args
 
 import typer
 
@@ -16,9 +17,8 @@ from dragoman.attention.types import Alignment, AttentionToken
 from dragoman.cli.answers import complaint, print_text, progress_bar, standard_output, write_all
 from dragoman.cli.exits import FAILED
 from dragoman.cli.lines import Input, Line, argument, count_lines, groups, pair, read_lines, standard_input
-from dragoman.cli.options import DEFAULT_TIMEOUT_SECONDS, Address, Model, PriorityName, Timeout
-from dragoman.client import Client
-from dragoman.errors import DragomanError
+from dragoman.cli.options import DEFAULT_TIMEOUT_SECONDS, Address, Model, PriorityName, Timeout, connected
+from dragoman.errors import DragomanError, UnavailableError
 from dragoman.types import AlignmentMethod, AttentionKind
 
 if TYPE_CHECKING:
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 # Of a report's texts at a time: enough to keep a server busy that attends to one at a time.
 _CALLS_IN_FLIGHT = 4
+_Result = TypeVar("_Result")
+
 # Six digits are more than a weight has on the wire.
 _DIGITS = 6
 
@@ -70,7 +72,7 @@ def attention(
     of the mean of all in the heat map, and has a picture of its own with --plot.
     """
     chosen = cast("list[AttentionKind]", kinds or [])
-    with Client(address, timeout=timeout) as client, require_extra("viz"):
+    with connected(address, timeout) as client, require_extra("viz"):
         shown = client.attention(
             text,
             target_text,
@@ -137,7 +139,7 @@ def align(
     if text is not None and input_file:
         raise typer.BadParameter("Give a text or --input, not both.")
     with ExitStack() as stack:
-        client = stack.enter_context(Client(address, timeout=timeout))
+        client = stack.enter_context(connected(address, timeout))
         batches: Iterable[Sequence[Line]]
         if text is not None:
             batches = [[pair(argument(text), None if target_text is None else argument(target_text, "target"))]]
@@ -216,21 +218,23 @@ def attention_report(
             return error
 
     with (
-        Client(address, timeout=timeout) as client,
+        connected(address, timeout) as client,
         _threads() as pool,
         input_file.open("rb") as file,
         progress_bar(visible=True) as progress,
     ):
         task = progress.add_task("Working", total=count_lines(input_file))
-        for group in (group for batch in read_lines(file) for group in groups(batch)):
-            for result in pool.map(attend, group):
-                num_done += 1
-                if isinstance(result, DragomanError):
-                    num_failed += 1
-                    progress.console.print(complaint(num_done, result))
-                elif result is not None:
-                    corpus.add(result)
-                progress.update(task, completed=num_done)
+        for result in _in_order(pool, attend, read_lines(file)):
+            num_done += 1
+            if isinstance(result, DragomanError):
+                num_failed += 1
+                progress.console.print(complaint(num_done, result))
+                if isinstance(result, UnavailableError):
+                    progress.console.print(f"dragoman: line {num_done} and all after it are left out")
+                    break
+            elif result is not None:
+                corpus.add(result)
+            progress.update(task, completed=num_done)
     print_text(report.to_text(corpus))
     if html_file:
         html_file.write_text(report.to_html(corpus), encoding="utf-8")
@@ -246,6 +250,20 @@ def _threads() -> Iterator[ThreadPoolExecutor]:
         yield pool
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _in_order(
+    pool: ThreadPoolExecutor, answer: Callable[[Line], _Result], batches: Iterable[list[Line]]
+) -> Iterator[_Result]:
+    """The answers to lines, several of which are worked on at a time."""
+    for group in (group for batch in batches for group in groups(batch)):
+        futures = deque(pool.submit(answer, line) for line in group)
+        while futures:
+            future = futures.popleft()
+            # In steps: Python loses a signal that comes just before a wait without end.
+            while not wait([future], timeout=0.2).done:
+                pass
+            yield future.result()
 
 
 class _Aligned(NamedTuple):

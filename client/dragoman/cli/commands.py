@@ -16,9 +16,16 @@ from dragoman.cli import attention
 from dragoman.cli.answers import complaint, describe, standard_output, write_all
 from dragoman.cli.exits import FAILED, UNREACHABLE, Commands
 from dragoman.cli.lines import Input, Line, argument, count_lines, pair, read_lines, standard_input
-from dragoman.cli.options import DEFAULT_TIMEOUT_SECONDS, Address, Model, PriorityName, SegmentationName, Timeout
+from dragoman.cli.options import (
+    DEFAULT_TIMEOUT_SECONDS,
+    Address,
+    Model,
+    PriorityName,
+    SegmentationName,
+    Timeout,
+    connected,
+)
 from dragoman.cli.parsing import TextCommand
-from dragoman.client import Client
 from dragoman.errors import DeadlineExceededError, DragomanError, InvalidArgumentError, UnavailableError
 from dragoman.types import Score, TranslateOptions, Translation
 
@@ -168,7 +175,7 @@ def translate(
         "suppressed_words": suppressed_words or (),
     }
     with ExitStack() as stack:
-        client = stack.enter_context(Client(address, timeout=timeout))
+        client = stack.enter_context(connected(address, timeout))
         num_lines = len(texts) if texts else None
         batches: Iterable[Sequence[Line]]
         if texts:
@@ -234,7 +241,7 @@ def score(
     if has_texts == has_files or None in ((source_file, target_file) if has_files else (source_text, target_text)):
         raise typer.BadParameter("Give SOURCE and TARGET, or --sources FILE and --targets FILE.")
     with ExitStack() as stack:
-        client = stack.enter_context(Client(address, timeout=timeout))
+        client = stack.enter_context(connected(address, timeout))
         batches: Iterable[Sequence[Line]] = [
             [pair(argument(source_text or "", "source"), argument(target_text or "", "target"))]
         ]
@@ -272,7 +279,7 @@ app.command()(attention.attention_report)
 def health(address: Address = DEFAULT_ADDRESS) -> None:
     """Say whether the server is ready: SERVING, with exit code 0, NOT_SERVING with 1, or UNREACHABLE with 69."""
     exit_code = 0
-    with Client(address, timeout=HEALTH_TIMEOUT_SECONDS) as client:
+    with connected(address, HEALTH_TIMEOUT_SECONDS) as client:
         try:
             status, exit_code = ("SERVING", 0) if client.health() else ("NOT_SERVING", FAILED)
         except (UnavailableError, DeadlineExceededError) as error:

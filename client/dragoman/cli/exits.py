@@ -4,7 +4,7 @@ import os
 import signal
 import sys
 from contextlib import suppress
-from typing import Any
+from typing import Any, NoReturn
 
 import typer
 from typer.core import TyperGroup
@@ -28,18 +28,24 @@ class Commands(TyperGroup):
         """Runs the command that was named; no error leaves it but those of usage."""
         try:
             return super().invoke(ctx)
+        except DragomanError as error:  # before OSError, which that of a deadline is too
+            _complain(error)
         except BrokenPipeError:
             # As with `| head`: who read the output has seen enough.
             _discard_output()
             raise typer.Exit(_BROKEN_PIPE) from None
-        except (DragomanError, OSError) as error:
-            typer.echo(f"dragoman: {describe(error)}", err=True)
+        except OSError as error:
             _discard_output()
-            raise typer.Exit(FAILED) from None
+            _complain(error)
         except KeyboardInterrupt:
             # All is closed by now. A shell ends its loop only where the signal itself ends the program.
             signal.signal(signal.SIGINT, signal.SIG_DFL)
             signal.raise_signal(signal.SIGINT)
+
+
+def _complain(error: Exception) -> NoReturn:
+    typer.echo(f"dragoman: {describe(error)}", err=True)
+    raise typer.Exit(FAILED) from None
 
 
 def _discard_output() -> None:

@@ -5,6 +5,7 @@ from typing import Annotated, Literal, TypeAlias
 import typer
 
 from dragoman._channel import ADDRESS_VARIABLE
+from dragoman.client import Client
 from dragoman.types import Priority
 
 # A batch of long lines takes a slow server tens of seconds, and may wait as long for others.
@@ -30,3 +31,15 @@ Timeout = Annotated[
     ),
 ]
 SegmentationName: TypeAlias = Literal["default", "line", "sentence", "packed"]
+
+
+def connected(address: str, timeout: float) -> Client:
+    """The client of a command, to be closed by it.
+
+    Raises:
+        typer.BadParameter: one of the two makes no sense.
+    """
+    try:
+        return Client(address, timeout=timeout)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None

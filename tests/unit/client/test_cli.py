@@ -301,6 +301,17 @@ def test_health_says_that_no_server_is_reached(run: Run, monkeypatch: pytest.Mon
     assert result.stderr.startswith(f"dragoman: {error.code.name}: Nobody there")
 
 
+def test_an_address_that_is_none_is_wrong_usage(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(address: str, *, timeout: float) -> Client:
+        raise ValueError(f"address is {address!r}")
+
+    monkeypatch.setattr("dragoman.cli.options.Client", refuse)
+    for arguments in (["health"], ["translate", "--from", "en", "--to", "fr", "a"], ["align", "--to", "fr", "a"]):
+        result = run(*arguments, "--address", "nowhere")
+        assert result.exit_code == 2
+        assert "address is 'nowhere'" in result.stderr
+
+
 def test_the_version_is_that_of_the_package(run: Run) -> None:
     assert run("--version").stdout == f"dragoman {dragoman.__version__}\n"
 

@@ -4,14 +4,20 @@ import json
 import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import closing
+from functools import partial
 from typing import BinaryIO, TypeVar
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from dragoman.cli.calls import in_order
 from dragoman.cli.lines import Input, Line, groups
 from dragoman.errors import DeadlineExceededError, DragomanError
+
+# While the last lines of one group finish, the server already works on the next.
+_CALLS_IN_FLIGHT = 2
 
 _INPUT_FIELD = re.compile(r"\binputs\[\d+\]\.")
 
@@ -77,28 +83,28 @@ def write_all(
         DragomanError: `answer` failed as a whole. All lines before are written.
     """
     num_done = num_failed = 0
-    with progress_bar(visible=is_visible) as progress:
+    answered = in_order(partial(_answered, answer), map(groups, batches), num_in_flight=_CALLS_IN_FLIGHT)
+    with progress_bar(visible=is_visible) as progress, closing(answered):
         task = progress.add_task("Working", total=num_lines)
-        for group in (group for batch in batches for group in groups(batch)):
-            try:
-                results = _answered(group, answer)
-            except DragomanError:
-                if num_done:
-                    progress.console.print(f"dragoman: line {num_done + 1} and all after it are not answered")
-                raise
-            for result in results:
-                num_done += 1
-                if isinstance(result, DragomanError):
-                    num_failed += 1
-                    progress.console.print(complaint(num_done, result))
-                    line = _error_to_json(result) if as_json else ""
-                else:
-                    line = show(result)
-                    if said := remark(result):
-                        progress.console.print(f"dragoman: line {num_done}: {said}")
-                out.write(line.encode() + b"\n")
-            out.flush()
-            progress.update(task, completed=num_done)
+        try:
+            for results in answered:
+                for result in results:
+                    num_done += 1
+                    if isinstance(result, DragomanError):
+                        num_failed += 1
+                        progress.console.print(complaint(num_done, result))
+                        line = _error_to_json(result) if as_json else ""
+                    else:
+                        line = show(result)
+                        if said := remark(result):
+                            progress.console.print(f"dragoman: line {num_done}: {said}")
+                    out.write(line.encode() + b"\n")
+                out.flush()
+                progress.update(task, completed=num_done)
+        except DragomanError:
+            if num_done:
+                progress.console.print(f"dragoman: line {num_done + 1} and all after it are not answered")
+            raise
     return num_failed
 
 
@@ -117,7 +123,7 @@ def progress_bar(*, visible: bool) -> Progress:
 
 
 def _answered(
-    group: Sequence[Line], answer: Callable[[list[Input]], Iterable[_Result | DragomanError]]
+    answer: Callable[[list[Input]], Iterable[_Result | DragomanError]], group: Sequence[Line]
 ) -> list[_Result | DragomanError]:
     """The results of a group, in order. What cannot be sent is its own."""
     sent = [line for line in group if not isinstance(line, DragomanError)]

@@ -2,12 +2,10 @@
 
 import dataclasses
 import json
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, TypeVar, cast, get_args
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, cast, get_args
 
 import typer
 
@@ -15,8 +13,9 @@ from dragoman._channel import DEFAULT_ADDRESS
 from dragoman._extras import require_extra
 from dragoman.attention.types import Alignment, AttentionToken
 from dragoman.cli.answers import complaint, print_text, progress_bar, standard_output, write_all
+from dragoman.cli.calls import in_order
 from dragoman.cli.exits import FAILED
-from dragoman.cli.lines import Input, Line, argument, count_lines, groups, pair, read_lines, standard_input
+from dragoman.cli.lines import Input, Line, argument, count_lines, pair, read_lines, standard_input
 from dragoman.cli.options import DEFAULT_TIMEOUT_SECONDS, Address, Model, PriorityName, Timeout, connected
 from dragoman.errors import DragomanError, UnavailableError
 from dragoman.types import AlignmentMethod, AttentionKind
@@ -26,8 +25,6 @@ if TYPE_CHECKING:
 
 # Of a report's texts at a time: enough to keep a server busy that attends to one at a time.
 _CALLS_IN_FLIGHT = 4
-_Result = TypeVar("_Result")
-
 # Six digits are more than a weight has on the wire.
 _DIGITS = 6
 
@@ -219,12 +216,12 @@ def attention_report(
 
     with (
         connected(address, timeout) as client,
-        _threads() as pool,
         input_file.open("rb") as file,
         progress_bar(visible=True) as progress,
+        closing(in_order(attend, read_lines(file), num_in_flight=_CALLS_IN_FLIGHT)) as results,
     ):
         task = progress.add_task("Working", total=count_lines(input_file))
-        for result in _in_order(pool, attend, read_lines(file)):
+        for result in results:
             num_done += 1
             if isinstance(result, DragomanError):
                 num_failed += 1
@@ -240,30 +237,6 @@ def attention_report(
         html_file.write_text(report.to_html(corpus), encoding="utf-8")
     if num_failed:
         raise typer.Exit(FAILED)
-
-
-@contextmanager
-def _threads() -> Iterator[ThreadPoolExecutor]:
-    """Threads that nobody waits for who leaves early: closing the client ends their calls."""
-    pool = ThreadPoolExecutor(_CALLS_IN_FLIGHT)
-    try:
-        yield pool
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)
-
-
-def _in_order(
-    pool: ThreadPoolExecutor, answer: Callable[[Line], _Result], batches: Iterable[list[Line]]
-) -> Iterator[_Result]:
-    """The answers to lines, several of which are worked on at a time."""
-    for group in (group for batch in batches for group in groups(batch)):
-        futures = deque(pool.submit(answer, line) for line in group)
-        while futures:
-            future = futures.popleft()
-            # In steps: Python loses a signal that comes just before a wait without end.
-            while not wait([future], timeout=0.2).done:
-                pass
-            yield future.result()
 
 
 class _Aligned(NamedTuple):

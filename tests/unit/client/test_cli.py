@@ -235,7 +235,10 @@ def test_files_of_different_lengths_cannot_be_scored(run: Run, tmp_path: Path, n
     assert result.stdout == "-0.5\n" * min(num_sources, 2)
     number = min(num_sources, 2) + 1
     expected = f"line {number} has no {missing}: the files are not of the same length"
-    assert result.stderr == f"dragoman: INVALID_ARGUMENT: {expected}\n"
+    assert result.stderr.splitlines() == [
+        f"dragoman: line {number} and all after it are not answered",
+        f"dragoman: INVALID_ARGUMENT: {expected}",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -37,6 +37,11 @@ def complaint(number: int, error: DragomanError) -> str:
     return f"dragoman: line {number}: {_INPUT_FIELD.sub('', describe(error))}"
 
 
+def unanswered(number: int) -> str:
+    """What is said where a command ends before all lines are answered."""
+    return f"dragoman: line {number} and all after it are not answered"
+
+
 def standard_output() -> BinaryIO:
     """Standard output for bytes, for it is UTF-8 whatever the locale.
 
@@ -103,7 +108,7 @@ def write_all(
                 progress.update(task, completed=num_done)
         except DragomanError:
             if num_done:
-                progress.console.print(f"dragoman: line {num_done + 1} and all after it are not answered")
+                progress.console.print(unanswered(num_done + 1))
             raise
     return num_failed
 

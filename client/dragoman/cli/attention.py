@@ -12,7 +12,7 @@ import typer
 from dragoman._channel import DEFAULT_ADDRESS
 from dragoman._extras import require_extra
 from dragoman.attention.types import Alignment, AttentionToken
-from dragoman.cli.answers import complaint, print_text, progress_bar, standard_output, write_all
+from dragoman.cli.answers import complaint, print_text, progress_bar, standard_output, unanswered, write_all
 from dragoman.cli.calls import in_order
 from dragoman.cli.exits import FAILED
 from dragoman.cli.lines import Input, Line, argument, count_lines, pair, read_lines, standard_input
@@ -227,7 +227,7 @@ def attention_report(
                 num_failed += 1
                 progress.console.print(complaint(num_done, result))
                 if isinstance(result, UnavailableError):
-                    progress.console.print(f"dragoman: line {num_done} and all after it are left out")
+                    progress.console.print(unanswered(num_done))
                     break
             elif result is not None:
                 corpus.add(result)

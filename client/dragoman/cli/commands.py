@@ -13,7 +13,7 @@ import typer
 from dragoman import __version__
 from dragoman._channel import DEFAULT_ADDRESS
 from dragoman.cli import attention
-from dragoman.cli.answers import complaint, describe, standard_output, write_all
+from dragoman.cli.answers import complaint, describe, standard_output, unanswered, write_all
 from dragoman.cli.exits import FAILED, UNREACHABLE, Commands
 from dragoman.cli.lines import Input, Line, argument, count_lines, pair, read_lines, standard_input
 from dragoman.cli.options import (
@@ -278,7 +278,6 @@ app.command()(attention.attention_report)
 @app.command()
 def health(address: Address = DEFAULT_ADDRESS) -> None:
     """Say whether the server is ready: SERVING, with exit code 0, NOT_SERVING with 1, or UNREACHABLE with 69."""
-    exit_code = 0
     with connected(address, HEALTH_TIMEOUT_SECONDS) as client:
         try:
             status, exit_code = ("SERVING", 0) if client.health() else ("NOT_SERVING", FAILED)
@@ -290,7 +289,11 @@ def health(address: Address = DEFAULT_ADDRESS) -> None:
 
 
 def _stream_all(lines: Iterable[Line], stream: Callable[[str], Iterable[str]], out: BinaryIO) -> int:
-    """Writes a line for every line, piece by piece; otherwise as `write_all`."""
+    """Writes a line for every line, piece by piece; otherwise as `write_all`.
+
+    Raises:
+        UnavailableError: no server is left.
+    """
     num_failed = 0
     for number, line in enumerate(lines, start=1):
         try:
@@ -299,6 +302,10 @@ def _stream_all(lines: Iterable[Line], stream: Callable[[str], Iterable[str]], o
             for piece in stream(line.source):
                 out.write(piece.encode())
                 out.flush()
+        except UnavailableError:
+            if number > 1:
+                typer.echo(unanswered(number), err=True)
+            raise
         except DragomanError as error:
             num_failed += 1
             typer.echo(complaint(number, error), err=True)

@@ -192,7 +192,7 @@ def test_a_report_ends_where_no_server_is_left(run: Run, server: FakeServer, tmp
     assert result.stdout.splitlines()[0].endswith(": 1 texts")
     assert result.stderr.splitlines() == [
         "dragoman: line 2: UNAVAILABLE: Gone",
-        "dragoman: line 2 and all after it are left out",
+        "dragoman: line 2 and all after it are not answered",
     ]
 
 

@@ -192,6 +192,19 @@ def test_a_stream_that_fails_is_reported_and_the_next_goes_on(run: Run, server: 
     assert result.stderr == "dragoman: line 1: INVALID_ARGUMENT: The text is too long\n"
 
 
+def test_streams_end_where_no_server_is_left(run: Run, server: FakeServer) -> None:
+    def answer(request: StreamTranslationRequest, context: grpc.ServicerContext) -> Iterator[StreamTranslationResponse]:
+        if request.input.text == "gone":
+            context.abort(grpc.StatusCode.UNAVAILABLE, "Gone")
+        yield from upper_stream(request, context)
+
+    server.stream_handler = answer
+    result = run("translate", "--from", "en", "--to", "fr", "--stream", "a", "gone", "b")
+
+    assert (result.exit_code, result.stdout) == (1, "A\n")
+    assert result.stderr == "dragoman: line 2 and all after it are not answered\ndragoman: UNAVAILABLE: Gone\n"
+
+
 def test_a_pair_is_scored(run: Run, server: FakeServer) -> None:
     result = run("score", "--from", "en", "--to", "fr", "--length-penalty", "0.5", "--priority", "bulk", "one", "un")
 

@@ -1,19 +1,68 @@
 """The command `dragoman-export`."""
 
+import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
 
 from dragoman._extras import require_extra
 
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+class Stopped(BaseException):
+    """A signal ends the program: what is half done is taken back on the way out."""
+
+    def __init__(self, signal_number: int) -> None:
+        super().__init__(signal_number)
+        self.signal = signal.Signals(signal_number)
+
 
 def main() -> None:
-    """Runs the command line; an error that the user can mend is one line on stderr and exit code 2."""
-    with require_extra("export"):
-        from dragoman_export.commands import EXPECTED_ERRORS, app
+    """Runs the command line.
+
+    Exits with 2 and one line on stderr after an error that the user can mend, with 128 + N after signal N.
+    """
     try:
-        app(prog_name="dragoman-export")
-    except EXPECTED_ERRORS as error:
-        print(f"dragoman-export: {error}", file=sys.stderr)
-        sys.exit(2)
+        with _stopped_by_signals():
+            with require_extra("export"):
+                from dragoman_export.commands import EXPECTED_ERRORS, app
+            try:
+                app(prog_name="dragoman-export")
+            except EXPECTED_ERRORS as error:
+                # Texts of other libraries may be in it, of several lines.
+                print(f"dragoman-export: {' '.join(_text(error).split())}", file=sys.stderr)
+                sys.exit(2)
+    except Stopped as stop:
+        print(f"dragoman-export: stopped by {stop.signal.name}", file=sys.stderr)
+        sys.exit(128 + stop.signal)
+
+
+def _text(error: BaseException) -> str:
+    if isinstance(error, OSError) and error.strerror:  # without its number
+        return error.strerror if error.filename is None else f"{error.filename}: {error.strerror}"
+    return str(error)
+
+
+@contextmanager
+def _stopped_by_signals() -> Iterator[None]:
+    """Turns the first signal that asks for the end into an exception; later ones must not disturb the clearing up."""
+
+    def stop(signal_number: int, _: FrameType | None) -> None:
+        for number in before:
+            signal.signal(number, signal.SIG_IGN)
+        raise Stopped(signal_number)
+
+    before = {number: signal.getsignal(number) for number in _SIGNALS}
+    for number, handler in before.items():
+        if handler is not signal.SIG_IGN:  # as under nohup
+            signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 if __name__ == "__main__":

@@ -1,18 +1,22 @@
 """From a checkpoint to a bundle: graphs and weights first, then the comparison with PyTorch, the manifest last."""
 
-import shutil
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
+
+from rich.console import Console
 
 import dragoman_export.graphs as graphs
 from dragoman_export.calibration import Ranges, calibrate, with_int8_key_values
 from dragoman_export.checkpoint import Checkpoint
+from dragoman_export.greedy import TokenPair, one_thread, translate
+from dragoman_export.new_folder import new_folder
 from dragoman_export.onnx_builder import WeightFile
 from dragoman_export.parity import Comparison, compare
+from dragoman_export.progress import QUIET
 from dragoman_server.bundle.bundle import ATTENTION_FILE, WEIGHTS_FILE, Bundle, file_sha256, required_files
 from dragoman_server.bundle.manifest import (
     MANIFEST_FILE,
-    Architecture,
     Golden,
     Limits,
     Manifest,
@@ -31,39 +35,42 @@ def export(
     precision: Precision,
     sources: Sequence[tuple[int, ...]],
     calibration: Sequence[tuple[int, ...]] = (),
+    console: Console = QUIET,
 ) -> tuple[Bundle, Comparison]:
     """Writes a bundle into a new folder and compares it with its PyTorch source on `sources`.
 
     `sources` are encoder inputs, with language tag and end-of-sentence. So is `calibration`: real sentences from which
-    the scales of int8 activations are taken; without any, each row has a scale of its own, which is slower. The
-    manifest comes last, so that an interrupted export is never taken for a bundle. Returns the opened bundle and
-    everything the comparison found.
+    the scales of int8 activations are taken; without any, each row has a scale of its own, which is slower. The folder
+    is there once all is done. Returns the opened bundle and everything the comparison found.
 
     Raises:
         FileExistsError: the folder exists.
         ParityError: fp32 differs from PyTorch by more than rounding can explain.
     """
-    folder.mkdir(parents=True)
-    try:
-        return _export(checkpoint, folder, precision, sources, calibration)
-    except BaseException:
-        shutil.rmtree(folder)
-        raise
+    with new_folder(folder) as partial, one_thread():
+        every_source = dict.fromkeys((*sources, *calibration))
+        pairs = {
+            pair.source_ids: pair for pair in translate(checkpoint.model, checkpoint.config, every_source, console)
+        }
+        compared, calibrated = ([pairs[ids] for ids in part] for part in (sources, calibration))
+        bundle, comparison = _export(checkpoint, partial, precision, compared, calibrated, console)
+    return dataclasses.replace(bundle, folder=folder), comparison
 
 
 def _export(
     checkpoint: Checkpoint,
     folder: Path,
     precision: Precision,
-    sources: Sequence[tuple[int, ...]],
-    calibration: Sequence[tuple[int, ...]],
+    compared: Sequence[TokenPair],
+    calibration: Sequence[TokenPair],
+    console: Console,
 ) -> tuple[Bundle, Comparison]:
     weights = WeightFile(WEIGHTS_FILE)
     model, config = checkpoint.model, checkpoint.config
     ranges: Ranges = {}
     if precision == "int8" and calibration:
-        model = with_int8_key_values(model, config, calibration)
-        ranges = calibrate(model, config, calibration)
+        model = with_int8_key_values(model, config, calibration, console)
+        ranges = calibrate(model, config, calibration, console)
     for write in (graphs.write_encoder, graphs.write_decoder_step, graphs.write_attention):
         write(model, precision, weights, ranges).save(folder)
     weights.write(folder)
@@ -71,7 +78,7 @@ def _export(
     names = (*required_files(config.tokenizer), ATTENTION_FILE)
     files = {name: file_sha256(folder / name) for name in names}
     manifest = _manifest(checkpoint, precision, files, Parity(0.0, 0.0, 0.0, 0.0, 0, ()))
-    comparison = compare(checkpoint, Bundle(folder, manifest, version=""), sources)
+    comparison = compare(checkpoint, Bundle(folder, manifest, version=""), compared, console)
     if precision == "fp32":
         comparison.require_equality()
     manifest = _manifest(checkpoint, precision, files, _certificate(comparison, precision))
@@ -81,7 +88,10 @@ def _export(
 
 def _certificate(comparison: Comparison, precision: Precision) -> Parity:
     largest = comparison.max_logprob_difference
-    golden = (Golden(s.source_ids, s.token_ids, s.token_logprobs) for s in comparison.sentences[:NUM_GOLDEN])
+    # The server chooses every golden token by itself at fp32: a tie may be broken otherwise on another processor.
+    diverging = {divergence.sentence for divergence in comparison.divergences} if precision == "fp32" else set()
+    sentences = [s for index, s in enumerate(comparison.sentences) if index not in diverging]
+    golden = (Golden(s.source_ids, s.token_ids, s.token_logprobs) for s in sentences[:NUM_GOLDEN])
     return Parity(
         max_logprob_difference=largest,
         # int8 rounds the same everywhere; twice what was seen here over many sentences is ample for the few replayed.
@@ -98,13 +108,7 @@ def _manifest(checkpoint: Checkpoint, precision: Precision, files: dict[str, str
     dims = config.dimensions
     return Manifest(
         name=config.name,
-        architecture=Architecture(
-            num_encoder_layers=dims.num_encoder_layers,
-            num_decoder_layers=dims.num_decoder_layers,
-            num_heads=dims.num_heads,
-            d_head=dims.d_head,
-            vocabulary_size=dims.target_vocabulary_size,
-        ),
+        architecture=config.architecture,
         precision=precision,
         directions=config.directions,
         source_prefix_ids=config.source_prefix_ids,

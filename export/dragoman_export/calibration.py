@@ -6,12 +6,14 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
+from rich.console import Console
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from dragoman_export.checkpoint import Config
-from dragoman_export.greedy import greedy_decode
+from dragoman_export.greedy import TokenPair
 from dragoman_export.model import Transformer
+from dragoman_export.progress import QUIET, phase
 
 
 class Range(NamedTuple):
@@ -29,21 +31,23 @@ Ranges = Mapping[nn.Module, Range]
 
 
 @torch.inference_mode()
-def calibrate(model: Transformer, config: Config, sources: Sequence[tuple[int, ...]]) -> Ranges:
-    """Translates the sources greedily, one by one, and notes what every linear map of the model is given.
+def calibrate(model: Transformer, config: Config, pairs: Sequence[TokenPair], console: Console = QUIET) -> Ranges:
+    """Runs the model over sources and its own translations of them, and notes what every linear map is given.
 
     Static scales from a calibration run are what makes int8 cheap in Bergamot, the translator inside Firefox, too
     (Bogoychev et al. 2020, "Edinburgh's Submissions to the 2020 Machine Translation Efficiency Task").
     """
     ranges: dict[nn.Module, Range] = {}
     with _observed(model, ranges):
-        _translate(model, config, sources)
+        _force("activations", model, config, pairs, console)
     return ranges
 
 
 @torch.inference_mode()
-def with_int8_key_values(model: Transformer, config: Config, sources: Sequence[tuple[int, ...]]) -> Transformer:
-    """A model that computes the same, with decoder keys and values that fill -127..127 on the sources, by channel.
+def with_int8_key_values(
+    model: Transformer, config: Config, pairs: Sequence[TokenPair], console: Console = QUIET
+) -> Transformer:
+    """A model that computes the same, with decoder keys and values that fill -127..127 on the pairs, by channel.
 
     So they need only be rounded to be kept in int8. The maps around them take up the difference: a factor of a key's
     channel is taken from the query, one of a value's channel is given back by the output map. Nor does a constant cost
@@ -64,7 +68,7 @@ def with_int8_key_values(model: Transformer, config: Config, sources: Sequence[t
         highs[module] = torch.maximum(highs.get(module, high), high)
 
     with _hooks(projection.register_forward_hook(note) for a in attentions for projection in (a.key, a.value)):
-        _translate(model, config, sources)
+        _force("keys and values", model, config, pairs, console)
     for attention in attentions:
         query, output = attention.query, attention.output
         for projection in (attention.key, attention.value):
@@ -81,10 +85,15 @@ def with_int8_key_values(model: Transformer, config: Config, sources: Sequence[t
     return model
 
 
-def _translate(model: Transformer, config: Config, sources: Sequence[tuple[int, ...]]) -> None:
-    for source_ids in sources:
-        limit = min(2 * len(source_ids) + 16, config.dimensions.max_positions)
-        greedy_decode(model, config, [source_ids], limit)
+def _force(name: str, model: Transformer, config: Config, pairs: Sequence[TokenPair], console: Console) -> None:
+    """Runs encoder and decoder over each pair by itself, all positions at once: no padding is ever observed."""
+    with phase(f"Calibrating {name}", len(pairs), console) as advance:
+        for pair in pairs:
+            source = torch.tensor([pair.source_ids])
+            mask = torch.ones_like(source, dtype=torch.bool)
+            states, _ = model.encode(source, mask)
+            model.decode(torch.tensor([[config.bos_token_id, *pair.target_ids[:-1]]]), states, mask)
+            advance(1)
 
 
 @contextmanager

@@ -3,20 +3,30 @@
 import dataclasses
 import json
 import tempfile
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import msgspec
+import sentencepiece as spm
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from dragoman_export.model import Dimensions, Transformer
+from dragoman_export.reading import listed, read_bytes, read_json, read_safetensors, require_sizes
 from dragoman_server.bundle.bundle import TOKENIZER_FILES
-from dragoman_server.bundle.manifest import Generation, TokenizerKind
+from dragoman_server.bundle.manifest import Architecture, Generation, TokenizerKind
 from dragoman_server.text.tokenizer import TextCodec, load_tokenizer
 
 WEIGHTS_FILE, CONFIG_FILE = "model.safetensors", "config.json"
 (TOKENIZER_FILE,) = TOKENIZER_FILES["sentencepiece"]
+
+# Fields of `Dimensions`, by how the weights show them.
+_SIZES = ("source_vocabulary_size", "target_vocabulary_size", "d_model", "d_feed_forward")
+_LAYERS = ("num_encoder_layers", "num_decoder_layers")
+_POSITIONS = ("max_positions", "position_offset")
 
 
 @dataclass(frozen=True)
@@ -30,28 +40,71 @@ class Config:
     eos_token_id: int
     directions: tuple[tuple[str, str], ...]  # (source language, target language)
     source_prefix_ids: dict[str, tuple[int, ...]]  # by target language: control ids put before the source
-    segment_tokens: int = 100  # a longer line is better translated sentence by sentence
+    segment_tokens: int = 100  # up to which sentences stay together where lines are packed
     training: dict[str, Any] = field(default_factory=dict)  # recipe and results, for the model card
     tokenizer: TokenizerKind = "sentencepiece"
     generation: Generation = field(default_factory=Generation)
+
+    @property
+    def architecture(self) -> Architecture:
+        """What a bundle's manifest says of the dimensions."""
+        dims = self.dimensions
+        return Architecture(
+            num_encoder_layers=dims.num_encoder_layers,
+            num_decoder_layers=dims.num_decoder_layers,
+            num_heads=dims.num_heads,
+            d_head=dims.d_head,
+            vocabulary_size=dims.target_vocabulary_size,
+        )
 
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
 
     @classmethod
-    def from_json(cls, text: str) -> "Config":
-        values = json.loads(text)
-        generation = values.get("generation", {})
-        suppressed = tuple(generation.get("suppressed_token_ids", ()))
-        return cls(
-            **{
-                **values,
-                "generation": Generation(**{**generation, "suppressed_token_ids": suppressed}),
-                "dimensions": Dimensions(**values["dimensions"]),
-                "directions": tuple((source, target) for source, target in values["directions"]),
-                "source_prefix_ids": {code: tuple(ids) for code, ids in values["source_prefix_ids"].items()},
-            }
-        )
+    def read(cls, path: Path) -> "Config":
+        """Reads what `to_json` gives; fields that have a default may be missing.
+
+        Raises:
+            FileNotFoundError: the file is missing.
+            ValueError: it is not JSON, or naming the field that is missing, unknown, of another type or out of range.
+        """
+        values = read_json(path)
+        if "model_type" in values:
+            raise ValueError(f"{path} is of a model in Hugging Face's layout, which is read by dragoman-export import")
+        unknown = sorted(values.keys() - {f.name for f in dataclasses.fields(cls)})
+        if unknown:
+            raise ValueError(f"{path} has the unknown field {unknown[0]!r:.80}")
+        try:
+            config = msgspec.convert(values, cls)
+        except msgspec.ValidationError as error:
+            raise ValueError(f"{path}: {error}") from error
+        faults = [
+            f"{name} is {token_id}, must be from 0 to {size - 1}"
+            for name, size, token_ids in config._token_ids()
+            for token_id in token_ids
+            if not 0 <= token_id < size
+        ]
+        faults += [
+            f"source_prefix_ids has no entry for {target!r:.80}"
+            for _, target in config.directions
+            if target not in config.source_prefix_ids
+        ]
+        if not config.directions:
+            faults.append("directions is empty")
+        if config.segment_tokens < 1:
+            faults.append(f"segment_tokens is {config.segment_tokens}, must be at least 1")
+        if faults:
+            raise ValueError(f"{path}: {listed(faults)}")
+        return config
+
+    def _token_ids(self) -> Iterator[tuple[str, int, Iterable[int]]]:
+        """The fields that hold ids, with the sizes of their vocabularies and their values."""
+        source_size, target_size = self.dimensions.source_vocabulary_size, self.dimensions.target_vocabulary_size
+        for name in ("pad_token_id", "eos_token_id"):
+            yield name, min(source_size, target_size), (getattr(self, name),)
+        yield "bos_token_id", target_size, (self.bos_token_id,)
+        yield "source_prefix_ids", source_size, chain.from_iterable(self.source_prefix_ids.values())
+        yield "generation.suppressed_token_ids", target_size, self.generation.suppressed_token_ids
 
 
 @dataclass(frozen=True)
@@ -86,14 +139,41 @@ class Checkpoint:
 
     @classmethod
     def load(cls, folder: Path) -> "Checkpoint":
-        """Raises FileNotFoundError for a missing file, ValueError naming every missing, extra or misshapen tensor."""
-        config = Config.from_json((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+        """Reads what `save` wrote.
+
+        Raises:
+            FileNotFoundError: a file is missing.
+            ValueError: a file is damaged, or does not fit the others: names every missing, extra or misshapen tensor.
+            BundleError: a tokenizer file is damaged.
+        """
+        config = Config.read(folder / CONFIG_FILE)
         first, *others = TOKENIZER_FILES[config.tokenizer]
-        tokenizer = (folder / first).read_bytes()
-        companions = {name: (folder / name).read_bytes() for name in others}
+        tokenizer = read_bytes(folder / first)
+        companions = {name: read_bytes(folder / name) for name in others}
+        load_tokenizer(config.tokenizer, folder)  # which refuses damaged files
+        if config.tokenizer == "sentencepiece":
+            num_pieces = spm.SentencePieceProcessor(model_proto=tokenizer).get_piece_size()
+            if num_pieces > (size := config.dimensions.source_vocabulary_size):
+                raise ValueError(f"{folder / first} has {num_pieces} pieces, but source_vocabulary_size is {size}")
+        tensors = read_safetensors(folder / WEIGHTS_FILE)
+        _require_dimensions(folder / CONFIG_FILE, config.dimensions, tensors)
+        check_tensors(blank_model(config.dimensions), tensors)
         model = Transformer(config.dimensions)
-        load_tensors(model, load_file(folder / WEIGHTS_FILE))
+        load_tensors(model, tensors)
         return cls(config, model.eval(), tokenizer, companions)
+
+
+def _require_dimensions(path: Path, dimensions: Dimensions, tensors: dict[str, torch.Tensor]) -> None:
+    sizes, num_layers, num_positions = (
+        {name: getattr(dimensions, name) for name in names} for names in (_SIZES, _LAYERS, _POSITIONS)
+    )
+    require_sizes(str(path), sizes, num_layers, num_positions, tensors)
+
+
+def blank_model(dimensions: Dimensions) -> Transformer:
+    """A model whose parameters have shapes and take up no memory."""
+    with torch.device("meta"):
+        return Transformer(dimensions)
 
 
 def unique_tensors(model: Transformer) -> dict[str, torch.Tensor]:
@@ -103,6 +183,14 @@ def unique_tensors(model: Transformer) -> dict[str, torch.Tensor]:
 
 def load_tensors(model: Transformer, tensors: dict[str, torch.Tensor]) -> None:
     """Fills every parameter from `tensors`, converting to float32; all faults are reported together."""
+    check_tensors(model, tensors)
+    with torch.no_grad():
+        for name, parameter in unique_tensors(model).items():
+            parameter.copy_(tensors[name])
+
+
+def check_tensors(model: Transformer, tensors: dict[str, torch.Tensor]) -> None:
+    """Raises ValueError naming every tensor that the model lacks, has not, or has in another shape."""
     parameters = unique_tensors(model)
     faults = [f"missing {name}" for name in parameters.keys() - tensors.keys()]
     faults += [f"unexpected {name}" for name in tensors.keys() - parameters.keys()]
@@ -112,7 +200,4 @@ def load_tensors(model: Transformer, tensors: dict[str, torch.Tensor]) -> None:
         if tensors[name].shape != parameters[name].shape
     ]
     if faults:
-        raise ValueError("the weights do not fit the configuration: " + "; ".join(sorted(faults)))
-    with torch.no_grad():
-        for name, parameter in parameters.items():
-            parameter.copy_(tensors[name])
+        raise ValueError(f"the weights do not fit the configuration in {CONFIG_FILE}: {listed(sorted(faults))}")

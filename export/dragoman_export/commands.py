@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from dragoman import __version__
 from dragoman_export.align_tune import Tuning, tune, write_alignment
 from dragoman_export.bundle_writer import export as write_bundle
 from dragoman_export.checkpoint import Checkpoint
@@ -16,10 +17,12 @@ from dragoman_export.corpus import BatchOptions
 from dragoman_export.evaluation import TestSet
 from dragoman_export.evaluation import evaluate as evaluate_bundle
 from dragoman_export.gold_alignment import GoldAlignments
+from dragoman_export.greedy import one_thread, translate
 from dragoman_export.marian import Languages, read_marian
 from dragoman_export.model import Dimensions
-from dragoman_export.parity import Comparison, ParityError, compare
-from dragoman_export.sources import read_sources
+from dragoman_export.new_folder import require_absent
+from dragoman_export.parity import Comparison, ParityError, compare, require_same_dimensions
+from dragoman_export.sources import languages_without_samples, measured_sources, read_sources, sample_sources
 from dragoman_export.train_command import CorpusFile, CorpusOptions, parse_weight
 from dragoman_export.train_command import train as train_model
 from dragoman_export.training import TrainingOptions
@@ -33,6 +36,7 @@ EXPECTED_ERRORS = (ValueError, OSError, ParityError, DragomanError, FloatingPoin
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 console = Console(soft_wrap=True)
+progress_console = Console(soft_wrap=True, stderr=True)
 
 CheckpointFolder = Annotated[Path, typer.Argument(help="Folder with model.safetensors, config.json, tokenizer.model.")]
 NewFolder = Annotated[Path, typer.Argument(help="Folder of the bundle, to be created.")]
@@ -41,15 +45,27 @@ Sources = Annotated[
     typer.Option(
         metavar="SOURCE-TARGET=FILE",
         help="Sentences, one a line, to compare PyTorch and ONNX Runtime on, and at int8 to calibrate with: "
-        "en-fr=english.txt. Repeatable. Without it, random tokens to compare on, and a slower int8 that needs no "
-        "calibration.",
+        "en-fr=english.txt, or pt-BR:en=brazilian.txt where hyphens do not tell. Repeatable. Without it, sample "
+        "sentences that come with this command; of a language that it has none of, random tokens to compare on, and a "
+        "slower int8 that needs no calibration.",
     ),
 ]
 NumSources = Annotated[int, typer.Option(min=1, help="Sentences to compare on.")]
+Details = Annotated[bool, typer.Option("--details", help="List every sentence whose tokens differ.")]
+
+
+def _print_version(is_wanted: bool) -> None:
+    if is_wanted:
+        console.print(f"dragoman-export {__version__}")
+        raise typer.Exit
 
 
 @app.callback()
-def _root() -> None:
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
     """Train translation models, export them to bundles that dragoman-server loads, and check what was exported."""
 
 
@@ -133,18 +149,26 @@ def train(
 
 @app.command()
 def export(
-    checkpoint: CheckpointFolder, bundle: NewFolder, sources: Sources = None, num_sources: NumSources = 200
+    checkpoint: CheckpointFolder,
+    bundle: NewFolder,
+    sources: Sources = None,
+    num_sources: NumSources = 200,
+    details: Details = False,
 ) -> None:
     """Export a checkpoint to a bundle at fp32. Fails unless ONNX Runtime reproduces PyTorch."""
-    _export(checkpoint, bundle, "fp32", sources, num_sources)
+    _export(checkpoint, bundle, "fp32", sources, num_sources, details)
 
 
 @app.command()
 def quantize(
-    checkpoint: CheckpointFolder, bundle: NewFolder, sources: Sources = None, num_sources: NumSources = 200
+    checkpoint: CheckpointFolder,
+    bundle: NewFolder,
+    sources: Sources = None,
+    num_sources: NumSources = 200,
+    details: Details = False,
 ) -> None:
     """Export a checkpoint to a bundle at int8: a quarter of the size, faster, slightly other translations."""
-    _export(checkpoint, bundle, "int8", sources, num_sources)
+    _export(checkpoint, bundle, "int8", sources, num_sources, details)
 
 
 @app.command("import")
@@ -156,7 +180,11 @@ def import_model(
     ] = "fp32",
     name: Annotated[str | None, typer.Option(help="Name of the model; that of its folder, if not given.")] = None,
     pair: Annotated[
-        str | None, typer.Option(metavar="SOURCE-TARGET", help="Languages of a model for one pair, such as en-fr.")
+        str | None,
+        typer.Option(
+            metavar="SOURCE-TARGET",
+            help="Languages of a model for one pair: en-fr, pt-BR-en, or with a colon pt-BR:en.",
+        ),
     ] = None,
     source_language: Annotated[
         str | None,
@@ -166,36 +194,61 @@ def import_model(
     ] = None,
     sources: Sources = None,
     num_sources: NumSources = 200,
+    details: Details = False,
 ) -> None:
     """Turn a Marian or OPUS-MT model, as Hugging Face has them, into a bundle.
 
-    The languages need not be given where tokenizer_config.json has them. At fp32 the import fails unless ONNX Runtime
-    reproduces PyTorch.
+    The languages need not be given where tokenizer_config.json has them. They become BCP 47 tags: fr for >>fra<<,
+    pt-BR for >>pt_BR<<. At fp32 the import fails unless ONNX Runtime reproduces PyTorch.
     """
-    _refuse_existing(bundle)
+    require_absent(bundle)
     checkpoint = read_marian(source, name or source.resolve().name, Languages(pair, source_language))
-    _write(checkpoint, bundle, precision, sources, num_sources)
+    _write(checkpoint, bundle, precision, sources, num_sources, details)
 
 
-def _export(checkpoint: Path, folder: Path, precision: Precision, sources: list[str] | None, num_sources: int) -> None:
-    _refuse_existing(folder)
-    _write(Checkpoint.load(checkpoint), folder, precision, sources, num_sources)
-
-
-def _refuse_existing(folder: Path) -> None:
-    if folder.exists():
-        raise ValueError(f"{folder} exists already; a bundle is never overwritten")
+def _export(
+    checkpoint: Path, folder: Path, precision: Precision, sources: list[str] | None, num_sources: int, details: bool
+) -> None:
+    require_absent(folder)
+    _write(Checkpoint.load(checkpoint), folder, precision, sources, num_sources, details)
 
 
 def _write(
-    checkpoint: Checkpoint, folder: Path, precision: Precision, sources: list[str] | None, num_sources: int
+    checkpoint: Checkpoint,
+    folder: Path,
+    precision: Precision,
+    sources: list[str] | None,
+    num_sources: int,
+    details: bool,
 ) -> None:
-    sentences = read_sources(checkpoint, [CorpusFile.parse(text) for text in sources or ()], num_sources)
-    # Random tokens, which stand in for sentences, would calibrate for nothing that is ever translated.
-    bundle, comparison = write_bundle(checkpoint, folder, precision, sentences, sentences if sources else ())
-    _print_comparison(comparison)
+    files = _read_files(sources, checkpoint)
+    sentences = read_sources(checkpoint, files, num_sources)
+    calibration: list[tuple[int, ...]] = []
+    if precision == "int8":
+        # Random tokens, which may stand in for sentences, would calibrate for nothing that is ever translated.
+        calibration = sentences if files else sample_sources(checkpoint, num_sources)
+        missing = [] if files else languages_without_samples(checkpoint.config)
+        if missing:
+            _explain_missing_samples(missing, is_calibrated=bool(calibration))
+    bundle, comparison = write_bundle(checkpoint, folder, precision, sentences, calibration, progress_console)
+    _print_comparison(comparison, details)
     megabytes = sum(path.stat().st_size for path in folder.iterdir()) / 1e6
     console.print(f"Wrote {bundle.resource_name} at {precision} to {folder}: {megabytes:.1f} MB.")
+
+
+def _read_files(sources: list[str] | None, checkpoint: Checkpoint) -> list[CorpusFile]:
+    return [CorpusFile.parse(text, checkpoint.config.directions) for text in sources or ()]
+
+
+def _explain_missing_samples(languages: list[str], *, is_calibrated: bool) -> None:
+    effect = (
+        "int8 is calibrated on the other languages"
+        if is_calibrated
+        else "int8 is not calibrated, which makes it slower"
+    )
+    progress_console.print(
+        f"There are no sample sentences of {', '.join(languages)}: {effect}. Give some with --sources."
+    )
 
 
 @app.command()
@@ -204,15 +257,22 @@ def verify(
     bundle: Annotated[Path, typer.Argument(help="Folder of the bundle.")],
     sources: Sources = None,
     num_sources: NumSources = 200,
+    details: Details = False,
 ) -> None:
     """Hold a bundle against the checkpoint it was made from: every step, token and attention weight.
 
-    Fails when an fp32 bundle differs by more than rounding, or a quantized one by more than its manifest allows.
+    Fails when an fp32 bundle differs by more than rounding, or a quantized one by more than its manifest allows. That
+    is said of sentences such as it was measured on. Without --sources these are the samples if the bundle was made
+    without --sources, else the few that the bundle has kept.
     """
     loaded, opened = Checkpoint.load(checkpoint), Bundle.open(bundle)
-    sentences = read_sources(loaded, [CorpusFile.parse(text) for text in sources or ()], num_sources)
-    comparison = compare(loaded, opened, sentences)
-    _print_comparison(comparison)
+    require_same_dimensions(loaded, opened)
+    files = _read_files(sources, loaded)
+    sentences = read_sources(loaded, files, num_sources) if files else measured_sources(loaded, opened)
+    with one_thread():
+        pairs = translate(loaded.model, loaded.config, sentences, progress_console)
+        comparison = compare(loaded, opened, pairs, progress_console)
+    _print_comparison(comparison, details)
     if opened.manifest.precision == "fp32":
         comparison.require_equality()
     tolerance = opened.manifest.parity.logprob_tolerance
@@ -222,17 +282,20 @@ def verify(
         )
 
 
-def _print_comparison(comparison: Comparison) -> None:
+def _print_comparison(comparison: Comparison, details: bool) -> None:
     console.print(f"{len(comparison.sentences)} sentences compared with PyTorch, largest differences:")
     console.print(f"  log-probs of the target   {comparison.max_logprob_difference:.2e}")
     console.print(f"  log-probs of all tokens   {comparison.max_distribution_difference:.2e}")
     console.print(f"  attention weights         {comparison.max_attention_difference:.2e}")
     console.print(f"  identical greedy tokens   {comparison.token_agreement:.1%}")
-    for d in comparison.divergences:
-        console.print(
-            f"  sentence {d.sentence} differs first at step {d.step}: token {d.onnx_token_id} instead of "
-            f"{d.torch_token_id}, which PyTorch preferred by {d.margin:.2e}"
-        )
+    if not comparison.divergences:
+        return
+    worst = max(comparison.divergences, key=lambda divergence: divergence.margin)
+    console.print(f"{len(comparison.divergences)} sentences have other tokens than PyTorch gives. The clearest choice:")
+    for divergence in comparison.divergences if details else (worst,):
+        console.print(f"  {divergence}")
+    if not details and len(comparison.divergences) > 1:
+        console.print("  --details lists all of them.")
 
 
 @app.command()
@@ -246,7 +309,8 @@ def evaluate(
 ) -> None:
     """BLEU and chrF of a bundle, with load time, speed and memory."""
     options = EngineOptions(num_threads=num_threads, max_waiting=1_000_000)
-    results = evaluate_bundle(bundle, [TestSet.parse(text) for text in test], options)
+    directions = Bundle.open(bundle).manifest.directions
+    results = evaluate_bundle(bundle, [TestSet.parse(text, directions) for text in test], options)
     table = Table("direction", "sentences", "BLEU", "chrF", "tokens/s")
     for scores in results.directions:
         figures = (f"{scores.bleu:.1f}", f"{scores.chrf:.1f}", f"{scores.tokens_per_second:.0f}")
@@ -277,7 +341,8 @@ def align_tune(
     half, in percent.
     """
     opened = Bundle.open(bundle)
-    golds = [GoldAlignments.read(file.languages, file.path) for file in map(CorpusFile.parse, pairs)]
+    files = [CorpusFile.parse(text, opened.manifest.directions) for text in pairs]
+    golds = [GoldAlignments.read(file.languages, file.path) for file in files]
     tuning = tune(opened, golds, available_cpus(), console)
     _print_tuning(tuning)
     tuned = write_alignment(opened, tuning.best.alignment)

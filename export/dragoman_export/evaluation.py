@@ -1,11 +1,12 @@
 """BLEU and chrF of a bundle, translated by the engine that serves it."""
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from dragoman_export.greedy import corpus_scores
+from dragoman_export.languages import Pair, parse_pair
 from dragoman_server.bundle.bundle import Bundle
 from dragoman_server.config import EngineOptions
 from dragoman_server.engine.engine import Engine
@@ -27,13 +28,17 @@ class TestSet:
     references: tuple[str, ...]
 
     @classmethod
-    def parse(cls, text: str) -> "TestSet":
-        """Raises ValueError when the text has another form or the files differ in length."""
+    def parse(cls, text: str, directions: Collection[Pair] = ()) -> "TestSet":
+        """Reads the languages as `parse_pair` does.
+
+        Raises:
+            ValueError: the text has another form, or the files differ in length.
+        """
         pair, _, paths = text.partition("=")
-        source_language, _, target_language = pair.partition("-")
         source_path, _, reference_path = paths.partition(",")
-        if not (source_language and target_language and source_path and reference_path):
+        if not (source_path and reference_path):
             raise ValueError(f"{text!r} is not of the form LANGUAGE-LANGUAGE=SOURCE_FILE,REFERENCE_FILE")
+        source_language, target_language = parse_pair(pair, directions)
         sources, references = (read_lines(Path(path)) for path in (source_path, reference_path))
         if len(sources) != len(references):
             raise ValueError(f"{source_path} has {len(sources)} lines and {reference_path} has {len(references)}")
@@ -62,8 +67,11 @@ class Evaluation:
 
 
 def read_lines(path: Path) -> tuple[str, ...]:
-    """The lines of a UTF-8 file without their line breaks."""
-    return tuple(path.read_text(encoding="utf-8").removesuffix("\n").split("\n"))
+    """The lines of a UTF-8 file without their line breaks; raises ValueError where it is not UTF-8."""
+    try:
+        return tuple(path.read_text(encoding="utf-8").removesuffix("\n").split("\n"))
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 text: {error.reason} at byte {error.start}") from error
 
 
 def evaluate(folder: Path, test_sets: Iterable[TestSet], options: EngineOptions) -> Evaluation:

@@ -1,15 +1,36 @@
 """Greedy translation in PyTorch: the reference that ONNX graphs and the server are held against."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import sacrebleu
 import sentencepiece as spm
 import torch
+from rich.console import Console
 from torch import Tensor
 
 from dragoman_export.checkpoint import Config
 from dragoman_export.model import Transformer
+from dragoman_export.progress import QUIET, phase
+
+_MAX_ROWS = 64  # of a batch
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Lets PyTorch compute with one thread.
+
+    Its threads wait for each other after every operation, and wait busily. Where a core is taken, by another process or
+    by the threads of ONNX Runtime, most of the time goes into that: two threads took ten times as long as one.
+    """
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(num_threads)
 
 
 def pad(rows: Sequence[Sequence[int]], pad_id: int, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
@@ -41,6 +62,32 @@ def greedy_decode(
     return [row[: row.index(config.eos_token_id) + 1] if config.eos_token_id in row else row for row in rows]
 
 
+class TokenPair(NamedTuple):
+    """What the encoder is given and what the decoder makes of it: both with specials, end-of-sentence among them."""
+
+    source_ids: tuple[int, ...]
+    target_ids: tuple[int, ...]
+
+
+def translate(
+    model: Transformer, config: Config, sources: Iterable[tuple[int, ...]], console: Console = QUIET
+) -> list[TokenPair]:
+    """Translates each of the sources greedily, in batches of similar length.
+
+    A target has at most twice the tokens of its source and 16 more, whatever else is in the batch.
+    """
+    sources = list(sources)
+    limits = [min(2 * len(source) + 16, config.dimensions.max_positions) for source in sources]
+    targets: list[tuple[int, ...]] = [()] * len(sources)
+    with phase("Translating with PyTorch", len(sources), console) as advance:
+        for rows in length_batches([len(source) for source in sources], _MAX_ROWS):
+            decoded = greedy_decode(model, config, [sources[i] for i in rows], max(limits[i] for i in rows))
+            for i, ids in zip(rows, decoded, strict=True):
+                targets[i] = tuple(ids[: limits[i]])
+            advance(len(rows))
+    return [TokenPair(*pair) for pair in zip(sources, targets, strict=True)]
+
+
 def length_batches(lengths: Sequence[int], max_rows: int) -> Iterator[list[int]]:
     """Indexes of rows of similar length together, longest first."""
     order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
@@ -55,7 +102,7 @@ def translate_texts(
     prefix = config.source_prefix_ids[target]
     sources = [[*prefix, *tokenizer.encode(text), config.eos_token_id] for text in texts]
     translations = [""] * len(texts)
-    for rows in length_batches([len(s) for s in sources], max_rows=64):
+    for rows in length_batches([len(s) for s in sources], _MAX_ROWS):
         limit = min(2 * max(len(sources[i]) for i in rows) + 16, config.dimensions.max_positions)
         for i, ids in zip(rows, greedy_decode(model, config, [sources[i] for i in rows], limit), strict=True):
             translations[i] = tokenizer.decode([t for t in ids if t != config.eos_token_id])

@@ -1,21 +1,13 @@
-"""What all models in Hugging Face's folder layout have in common: JSON files, weights, generation defaults.
+"""What all models in Hugging Face's folder layout have in common: fields, weights, generation defaults."""
 
-Nothing of a folder is run: JSON is parsed, `model.safetensors` holds tensors and nothing else, and `pytorch_model.bin`
-is unpickled with `weights_only`.
-"""
-
-import json
-import math
-import pickle
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
+from dragoman_export.reading import listed, read_json, read_pickle, read_safetensors
 from dragoman_server.bundle.manifest import Generation
 
 CONFIG_FILE, GENERATION_FILE, TOKENIZER_CONFIG_FILE = "config.json", "generation_config.json", "tokenizer_config.json"
@@ -46,34 +38,24 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "exponential_decay_length_penalty": (),
     "guidance_scale": (1.0,),
 }
+# What a server takes.
+_MAX_BEAM_SIZE = 4096
+_MAX_LENGTH_PENALTY = 10
 _SPECIALS = ("eos_token_id", "pad_token_id", "decoder_start_token_id")
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file.
-
-    Raises:
-        FileNotFoundError: the file is missing.
-        ValueError: the file holds something else.
-    """
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not JSON: {error}") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"{path} is not a JSON object")
-    return values
-
-
 def read_integers(config: Mapping[str, Any], names: Sequence[str]) -> dict[str, int]:
-    """The fields of these names.
+    """The fields of these names, none of them negative.
 
     Raises:
-        ValueError: naming every field that is missing or no integer.
+        ValueError: naming every field that is missing or no such integer.
     """
-    faults = [f"{name} is {config.get(name)!r}, not an integer" for name in names if type(config.get(name)) is not int]
+    faults = [
+        f"{name} is {config.get(name)!r:.80}, not an integer" for name in names if type(config.get(name)) is not int
+    ]
+    faults = faults or [f"{name} is {config[name]}, must be at least 0" for name in names if config[name] < 0]
     if faults:
-        raise ValueError(f"{CONFIG_FILE}: " + "; ".join(faults))
+        raise ValueError(f"{CONFIG_FILE}: {listed(faults)}")
     return {name: config[name] for name in names}
 
 
@@ -82,25 +64,13 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
 
     Raises:
         FileNotFoundError: the folder has neither.
-        ValueError: the file is damaged or holds anything but tensors.
+        ValueError: the file is damaged, or holds anything but weights.
     """
-    path = folder / WEIGHTS_FILE
-    if path.exists():
-        try:
-            return load_file(path)
-        except SafetensorError as error:
-            raise ValueError(f"{path} is damaged: {error}") from error
-    path = folder / PICKLE_FILE
-    if not path.exists():
-        raise FileNotFoundError(f"{folder} has neither {WEIGHTS_FILE} nor {PICKLE_FILE} (in one piece)")
-    try:
-        tensors = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, EOFError, RuntimeError) as error:
-        summary = str(error).partition("\n")[0]  # what follows advises to turn the protection off
-        raise ValueError(f"{path} cannot be loaded as tensors and nothing else: {summary}") from error
-    if not isinstance(tensors, dict) or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
-        raise ValueError(f"{path} is not a dictionary of tensors")
-    return tensors
+    if (folder / WEIGHTS_FILE).exists():
+        return read_safetensors(folder / WEIGHTS_FILE)
+    if (folder / PICKLE_FILE).exists():
+        return read_pickle(folder / PICKLE_FILE)
+    raise FileNotFoundError(f"{folder} has neither {WEIGHTS_FILE} nor {PICKLE_FILE} (in one piece)")
 
 
 def rename_tensors(
@@ -133,7 +103,7 @@ def rename_tensors(
         for ours in parameters.keys() - renamed.keys()
     ]
     if faults:
-        raise ValueError("the weights do not fit the configuration: " + "; ".join(sorted(faults)))
+        raise ValueError(f"the weights do not fit the configuration in {CONFIG_FILE}: {listed(sorted(faults))}")
     return renamed
 
 
@@ -155,29 +125,34 @@ def read_generation(folder: Path, config: Mapping[str, Any], vocabulary_size: in
         return default if values.get(name) is None else values[name]
 
     faults = [
-        f"{name} {values[name]!r} is not supported"
+        f"{name} {values[name]!r:.80} is not supported"
         for name, neutral in _NEUTRAL.items()
         if values.get(name) is not None and values[name] not in neutral
     ]
     faults += [
-        f"{name} is {values[name]!r}, but {config[name]!r} in {CONFIG_FILE}"
+        f"{name} is {values[name]!r:.80}, but {config[name]!r:.80} in {CONFIG_FILE}"
         for name in _SPECIALS
         if setting(name, config[name]) != config[name]
     ]
     beam_size, early_stopping = setting("num_beams", 1), setting("early_stopping", False)
-    if type(beam_size) is not int or beam_size < 1:
-        faults.append(f"num_beams is {beam_size!r}, must be an integer of at least 1")
+    if type(beam_size) is not int or not 1 <= beam_size <= _MAX_BEAM_SIZE:
+        faults.append(f"num_beams is {beam_size!r:.80}, must be an integer from 1 to {_MAX_BEAM_SIZE}")
     if not isinstance(early_stopping, bool):
-        faults.append(f"early_stopping is {early_stopping!r}, must be true or false")
+        faults.append(f"early_stopping is {early_stopping!r:.80}, must be true or false")
     length_penalty = setting("length_penalty", 1.0)
-    if type(length_penalty) not in (int, float) or not math.isfinite(length_penalty):
-        faults.append(f"length_penalty is {length_penalty!r}, must be a finite number")
-    suppressed = []
-    for word in setting("bad_words_ids", []):
+    if type(length_penalty) not in (int, float) or not abs(length_penalty) <= _MAX_LENGTH_PENALTY:
+        faults.append(
+            f"length_penalty is {length_penalty!r:.80}, must be from -{_MAX_LENGTH_PENALTY} to {_MAX_LENGTH_PENALTY}"
+        )
+    bad_words, suppressed = setting("bad_words_ids", []), []
+    if not isinstance(bad_words, list):
+        faults.append(f"bad_words_ids is {bad_words!r:.80}, must be a list")
+        bad_words = []
+    for word in bad_words:
         if not (isinstance(word, list) and len(word) == 1 and word[0] in range(vocabulary_size)):
-            faults.append(f"bad_words_ids has {word!r}: only single tokens of the vocabulary can be suppressed")
+            faults.append(f"bad_words_ids has {word!r:.80}: only single tokens of the vocabulary can be suppressed")
         elif word != [config["eos_token_id"]]:  # which `generate` does not suppress either
             suppressed.append(word[0])
     if faults:
-        raise ValueError(f"{file}: " + "; ".join(faults))
+        raise ValueError(f"{file}: {listed(faults)}")
     return Generation(beam_size, float(length_penalty), early_stopping, tuple(suppressed))

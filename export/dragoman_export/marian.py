@@ -14,17 +14,18 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from dragoman_export.checkpoint import Checkpoint, Config, load_tensors, unique_tensors
+from dragoman_export.checkpoint import Checkpoint, Config, blank_model, load_tensors, unique_tensors
 from dragoman_export.huggingface import (
     CONFIG_FILE,
     TOKENIZER_CONFIG_FILE,
     read_generation,
     read_integers,
-    read_json,
     read_tensors,
     rename_tensors,
 )
+from dragoman_export.languages import parse_pair, standard_tag, standard_tags
 from dragoman_export.model import Dimensions, Transformer, sinusoids
+from dragoman_export.reading import listed, read_bytes, read_json, require_sizes
 from dragoman_server.bundle.bundle import TOKENIZER_FILES
 from dragoman_server.text.tokenizer import (
     END_OF_SENTENCE,
@@ -70,17 +71,10 @@ _REQUIRED = {
     "add_final_layer_norm": False,
     "static_position_embeddings": True,
 }
-_SIZES = (
-    "vocab_size",
-    "d_model",
-    "encoder_layers",
-    "decoder_layers",
-    "encoder_attention_heads",
-    "decoder_attention_heads",
-    "encoder_ffn_dim",
-    "decoder_ffn_dim",
-    "max_position_embeddings",
-)
+_SIZES = ("vocab_size", "d_model", "encoder_ffn_dim", "decoder_ffn_dim")
+_LAYERS = ("encoder_layers", "decoder_layers")
+_HEADS = ("encoder_attention_heads", "decoder_attention_heads")
+_POSITIONS = ("max_position_embeddings",)
 _SPECIAL_IDS = ("pad_token_id", "eos_token_id", "decoder_start_token_id")
 
 
@@ -88,7 +82,7 @@ _SPECIAL_IDS = ("pad_token_id", "eos_token_id", "decoder_start_token_id")
 class Languages:
     """What the model translates, as far as whoever imports it must say so."""
 
-    pair: str | None = None  # "en-fr", of a model for one pair
+    pair: str | None = None  # "en-fr", of a model for one pair; see `parse_pair`
     source: str | None = None  # "en", of a model whose target language is chosen by a token such as `>>fra<<`
 
 
@@ -96,23 +90,28 @@ def read_marian(folder: Path, name: str, languages: Languages) -> Checkpoint:
     """Reads a model with all that is needed to translate with it.
 
     The folder has config.json, source.spm, target.spm, vocab.json, and model.safetensors or pytorch_model.bin;
-    generation_config.json and tokenizer_config.json are read where they are there.
+    generation_config.json and tokenizer_config.json are read where they are there. Languages become BCP 47 tags, see
+    `standard_tags`.
 
     Raises:
         FileNotFoundError: a file is missing.
         ValueError: the model is of another type or has what cannot be represented; names every fault of a kind.
-        BundleError: a tokenizer file is missing or damaged.
+        BundleError: a tokenizer file is damaged.
     """
     config = read_json(folder / CONFIG_FILE)
     if config.get("model_type") != "marian":
-        raise ValueError(f"{folder} has model_type {config.get('model_type')!r}; only marian can be imported")
-    integers = read_integers(config, (*_SIZES, *_SPECIAL_IDS))
+        raise ValueError(f"{folder} has model_type {config.get('model_type')!r:.80}; only marian can be imported")
+    integers = read_integers(config, (*_SIZES, *_LAYERS, *_HEADS, *_POSITIONS, *_SPECIAL_IDS))
     tensors = read_tensors(folder)
+    sizes, num_layers, num_positions = (
+        {name: integers[name] for name in names} for names in (_SIZES, _LAYERS, _POSITIONS)
+    )
+    require_sizes(CONFIG_FILE, sizes, num_layers, num_positions, tensors)
     dimensions = _dimensions(config, integers, has_output_bias=_OUTPUT_BIAS in tensors)
     tokenizer_config = _read_tokenizer_config(folder)
+    source_model, *companions = (read_bytes(folder / file) for file in TOKENIZER_FILES["marian"])
     vocabulary = _read_vocabulary(folder, integers)
     directions, source_prefix_ids = _directions(vocabulary, tokenizer_config, languages)
-    source_model, *companions = TOKENIZER_FILES["marian"]
     return Checkpoint(
         config=Config(
             name=name,
@@ -126,8 +125,8 @@ def read_marian(folder: Path, name: str, languages: Languages) -> Checkpoint:
             generation=read_generation(folder, config, integers["vocab_size"]),
         ),
         model=_model(dimensions, tensors),
-        tokenizer=(folder / source_model).read_bytes(),
-        companion_files={file: (folder / file).read_bytes() for file in companions},
+        tokenizer=source_model,
+        companion_files=dict(zip(TOKENIZER_FILES["marian"][1:], companions, strict=True)),
     )
 
 
@@ -136,19 +135,23 @@ def read_marian(folder: Path, name: str, languages: Languages) -> Checkpoint:
 
 def _dimensions(config: Mapping[str, Any], integers: Mapping[str, int], *, has_output_bias: bool) -> Dimensions:
     faults = [
-        f"{name} is {config[name]!r}, must be {value!r}"
+        f"{name} is {config[name]!r:.80}, must be {value!r:.80}"
         for name, value in _REQUIRED.items()
         if config.get(name, value) != value
     ]
+    sizes = (*_SIZES, *_LAYERS, *_HEADS, *_POSITIONS)
+    faults += [f"{name} is 0, must be at least 1" for name in sizes if integers[name] == 0]
+    start_id = integers["decoder_start_token_id"]
+    if start_id >= integers["vocab_size"]:
+        faults.append(f"decoder_start_token_id is {start_id}, must be below vocab_size, {integers['vocab_size']}")
     for size in ("attention_heads", "ffn_dim"):
         encoder, decoder = integers[f"encoder_{size}"], integers[f"decoder_{size}"]
         if encoder != decoder:
             faults.append(f"encoder_{size} is {encoder} and decoder_{size} {decoder}, must be the same")
-    activation = _ACTIVATIONS.get(str(config.get("activation_function")))
+    function = config.get("activation_function")
+    activation = _ACTIVATIONS.get(str(function))
     if activation is None:
-        faults.append(
-            f"activation_function is {config.get('activation_function')!r}, must be one of {', '.join(_ACTIVATIONS)}"
-        )
+        faults.append(f"activation_function is {function!r:.80}, must be one of {', '.join(_ACTIVATIONS)}")
     # Where a field is missing, `transformers` assumes this.
     scale_embedding = config.get("scale_embedding", False)
     shared_vocabulary = config.get("share_encoder_decoder_embeddings", True)
@@ -157,47 +160,51 @@ def _dimensions(config: Mapping[str, Any], integers: Mapping[str, int], *, has_o
         ("share_encoder_decoder_embeddings", shared_vocabulary),
     ):
         if not isinstance(value, bool):
-            faults.append(f"{name} is {value!r}, must be true or false")
+            faults.append(f"{name} is {value!r:.80}, must be true or false")
     vocabulary_size = integers["vocab_size"]
     decoder_vocabulary_size = config.get("decoder_vocab_size") or vocabulary_size
     if decoder_vocabulary_size != vocabulary_size:
         faults.append(
-            f"vocab_size is {vocabulary_size} and decoder_vocab_size {decoder_vocabulary_size!r}: a vocabulary of the "
-            "target's own is not supported"
+            f"vocab_size is {vocabulary_size} and decoder_vocab_size {decoder_vocabulary_size!r:.80}: a vocabulary of "
+            "the target's own is not supported"
         )
     if faults or activation is None:
-        raise ValueError(f"{CONFIG_FILE}: " + "; ".join(faults))
-    return Dimensions(
-        source_vocabulary_size=vocabulary_size,
-        target_vocabulary_size=vocabulary_size,
-        d_model=integers["d_model"],
-        num_heads=integers["encoder_attention_heads"],
-        d_feed_forward=integers["encoder_ffn_dim"],
-        num_encoder_layers=integers["encoder_layers"],
-        num_decoder_layers=integers["decoder_layers"],
-        max_positions=integers["max_position_embeddings"],
-        shared_vocabulary=shared_vocabulary,
-        norm="post",
-        activation=activation,
-        positions="sinusoidal",
-        position_layout="split",
-        scale_embedding=scale_embedding,
-        output_bias=has_output_bias,
-    )
+        raise ValueError(f"{CONFIG_FILE}: {listed(faults)}")
+    try:
+        return Dimensions(
+            source_vocabulary_size=vocabulary_size,
+            target_vocabulary_size=vocabulary_size,
+            d_model=integers["d_model"],
+            num_heads=integers["encoder_attention_heads"],
+            d_feed_forward=integers["encoder_ffn_dim"],
+            num_encoder_layers=integers["encoder_layers"],
+            num_decoder_layers=integers["decoder_layers"],
+            max_positions=integers["max_position_embeddings"],
+            shared_vocabulary=shared_vocabulary,
+            norm="post",
+            activation=activation,
+            positions="sinusoidal",
+            position_layout="split",
+            scale_embedding=scale_embedding,
+            output_bias=has_output_bias,
+        )
+    except ValueError as error:
+        raise ValueError(f"{CONFIG_FILE}: {error}") from error
 
 
 def _model(dimensions: Dimensions, tensors: Mapping[str, Tensor]) -> Transformer:
     """The position tables are checked but not taken over: ours are computed."""
+    weights = {name: tensor for name, tensor in tensors.items() if name not in _POSITION_TABLES}
+    if _OUTPUT_BIAS in weights:
+        weights[_OUTPUT_BIAS] = weights[_OUTPUT_BIAS].flatten()  # [1, V]
+    renamed = rename_tensors(weights, tensor_names(dimensions), unique_tensors(blank_model(dimensions)))
     table = sinusoids(dimensions.max_positions, dimensions.d_model, dimensions.position_layout)
     for name in _POSITION_TABLES:
         found = tensors.get(name, table)
         if found.shape != table.shape or not (found.float() - table).abs().max() <= _POSITION_TOLERANCE:
             raise ValueError(f"{name} is not the table of sinusoidal positions, {list(table.shape)}, all sines first")
-    weights = {name: tensor for name, tensor in tensors.items() if name not in _POSITION_TABLES}
-    if _OUTPUT_BIAS in weights:
-        weights[_OUTPUT_BIAS] = weights[_OUTPUT_BIAS].flatten()  # [1, V]
     model = Transformer(dimensions)
-    load_tensors(model, rename_tensors(weights, tensor_names(dimensions), unique_tensors(model)))
+    load_tensors(model, renamed)
     return model.eval()
 
 
@@ -233,7 +240,10 @@ def _read_tokenizer_config(folder: Path) -> dict[str, Any]:
     if config.get("separate_vocabs"):
         raise ValueError(f"{path}: separate_vocabs is true; a vocabulary of the target's own is not supported")
     if config.get("sp_model_kwargs"):
-        raise ValueError(f"{path}: sp_model_kwargs is {config['sp_model_kwargs']!r}, which is not supported")
+        raise ValueError(f"{path}: sp_model_kwargs is {config['sp_model_kwargs']!r:.80}, which is not supported")
+    for name in ("source_lang", "target_lang"):
+        if not isinstance(config.get(name), str | None):
+            raise ValueError(f"{path}: {name} is {config[name]!r:.80}, not the code of a language")
     return config
 
 
@@ -241,6 +251,9 @@ def _read_vocabulary(folder: Path, integers: Mapping[str, int]) -> dict[str, int
     MarianTokenizer(folder)  # which refuses damaged files
     path = folder / TOKENIZER_FILES["marian"][-1]
     vocabulary = read_vocabulary(path)
+    for piece, token_id in vocabulary.items():
+        if any("\ud800" <= character <= "\udfff" for character in piece):
+            raise ValueError(f"{path} has half a surrogate pair in the piece with id {token_id}")
     for piece, field in ((END_OF_SENTENCE, "eos_token_id"), (PADDING, "pad_token_id")):
         if vocabulary[piece] != integers[field]:
             raise ValueError(
@@ -255,8 +268,8 @@ def _read_vocabulary(folder: Path, integers: Mapping[str, int]) -> dict[str, int
 def _directions(
     vocabulary: Mapping[str, int], tokenizer_config: Mapping[str, Any], languages: Languages
 ) -> tuple[tuple[tuple[str, str], ...], dict[str, tuple[int, ...]]]:
-    """(source, target) languages, and by target language what is put before the source."""
-    source, target = tokenizer_config.get("source_lang"), tokenizer_config.get("target_lang")
+    """(source, target) languages as BCP 47 tags, and by target language what is put before the source."""
+    source, target = (_tag_of(tokenizer_config, name) for name in ("source_lang", "target_lang"))
     tokens = sorted((token_id, code) for piece, token_id in vocabulary.items() if (code := target_language(piece)))
     if tokens:
         if languages.pair is not None:
@@ -264,20 +277,29 @@ def _directions(
                 f"the model has {len(tokens)} target languages, chosen by tokens such as >>{tokens[0][1]}<<: give the "
                 "source language with --from instead of --pair"
             )
-        source = languages.source or source
+        source = standard_tag(languages.source) if languages.source else source
         if not source:
             raise ValueError(
-                f"there is no source_lang in {TOKENIZER_CONFIG_FILE}: give the source language with --from"
+                f"there is no source_lang that is a language in {TOKENIZER_CONFIG_FILE}: give the source language with "
+                "--from"
             )
-        return tuple((source, code) for _, code in tokens), {code: (token_id,) for token_id, code in tokens}
+        tags = standard_tags(code for _, code in tokens)
+        return tuple((source, tags[code]) for _, code in tokens), {tags[code]: (i,) for i, code in tokens}
     if languages.source is not None:
         raise ValueError("the model has one target language: give both languages with --pair instead of --from")
     if languages.pair is not None:
-        source, _, target = languages.pair.partition("-")
-        if not (source and target):
-            raise ValueError(f"{languages.pair!r} is not of the form SOURCE-TARGET, such as en-fr")
+        source, target = parse_pair(languages.pair)
     if not (source and target):
         raise ValueError(
-            f"there are no source_lang and target_lang in {TOKENIZER_CONFIG_FILE}: give them with --pair, such as en-fr"
+            f"there are no source_lang and target_lang that are languages in {TOKENIZER_CONFIG_FILE}: give them with "
+            "--pair, such as en-fr"
         )
     return ((source, target),), {target: ()}
+
+
+def _tag_of(tokenizer_config: Mapping[str, Any], field: str) -> str | None:
+    """The tag of a language of tokenizer_config.json; None where it has none, or what is none, such as ROMANCE."""
+    try:
+        return standard_tag(tokenizer_config.get(field) or "")
+    except ValueError:
+        return None

@@ -1,14 +1,16 @@
 """Holds a bundle against the PyTorch model it was made from: every step, every token, every attention weight."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from rich.console import Console
 
 from dragoman_export.checkpoint import Checkpoint
-from dragoman_export.greedy import greedy_decode
+from dragoman_export.greedy import TokenPair
+from dragoman_export.progress import QUIET, phase
 from dragoman_server.attention.attention_pass import AttentionPass
 from dragoman_server.bundle.bundle import Bundle
 from dragoman_server.engine.runner import OnnxRunner
@@ -16,6 +18,10 @@ from dragoman_server.engine.runner import OnnxRunner
 # Two tokens closer than this (nats) are a tie that rounding may break either way.
 TIE_MARGIN = 1e-5
 EQUALITY_TOLERANCE = 1e-4
+
+# Sentences that ONNX Runtime decodes together, and what their tables of log-probs may take up together.
+_MAX_ROWS = 8
+_MAX_TABLE_BYTES = 64 << 20
 
 
 class ParityError(Exception):
@@ -31,6 +37,12 @@ class Divergence:
     torch_token_id: int
     onnx_token_id: int
     margin: float  # by how many nats PyTorch preferred its choice
+
+    def __str__(self) -> str:
+        return (
+            f"sentence {self.sentence} differs first at step {self.step}: token {self.onnx_token_id} instead of "
+            f"{self.torch_token_id}, which PyTorch preferred by {self.margin:.2e}"
+        )
 
 
 @dataclass(frozen=True)
@@ -79,66 +91,94 @@ class Comparison:
                 raise ParityError(f"the export chooses other tokens than PyTorch: {divergence}")
 
 
+def require_same_dimensions(checkpoint: Checkpoint, bundle: Bundle) -> None:
+    """Raises ParityError where a bundle's dimensions are not those of the checkpoint: there is nothing to compare."""
+    found, expected = bundle.manifest.architecture, checkpoint.config.architecture
+    if found != expected:
+        raise ParityError(f"{bundle.folder} is of another model: {found} instead of {expected}")
+
+
 @torch.inference_mode()
-def compare(checkpoint: Checkpoint, bundle: Bundle, sources: Sequence[tuple[int, ...]]) -> Comparison:
-    """Decodes every source greedily with PyTorch and holds the step and attention graphs against it.
+def compare(checkpoint: Checkpoint, bundle: Bundle, pairs: Sequence[TokenPair], console: Console = QUIET) -> Comparison:
+    """Holds the step and attention graphs against PyTorch on sources and what PyTorch makes of them.
 
     The graphs are run exactly as the server runs them. The whole distribution of a step is compared, log-probs being
     the logits up to a normaliser that is compared with them.
     """
-    manifest = bundle.manifest
-    num_threads = torch.get_num_threads()
-    runner = OnnxRunner(bundle, max_rows=1, num_threads=num_threads)
-    attention = AttentionPass(bundle, num_threads)
-    sentences: list[SentenceParity] = []
-    divergences: list[Divergence] = []
-    for index, source_ids in enumerate(sources):
-        limit = min(2 * len(source_ids) + 16, manifest.limits.max_target_tokens)
-        token_ids = greedy_decode(checkpoint.model, checkpoint.config, [source_ids], limit)[0]
-        inputs = [manifest.decoder_start_token_id, *token_ids[:-1]]
-        source = torch.tensor([source_ids])
-        logits, weights = checkpoint.model(source, torch.ones_like(source, dtype=torch.bool), torch.tensor([inputs]))
-        expected = logits[0].log_softmax(dim=-1).numpy()
-        found = _distributions(runner, source_ids, inputs)
-        for step, torch_id in enumerate(token_ids):
-            onnx_id = int(found[step].argmax())
-            if onnx_id != torch_id:
-                margin = float(expected[step, torch_id] - expected[step, onnx_id])
-                divergences.append(Divergence(index, step, torch_id, onnx_id, margin))
-                break
-        found_weights = (
-            attention.encoder(source_ids),
-            attention.decoder(source_ids, token_ids),
-            attention.cross(source_ids, token_ids),
-        )
-        steps = np.arange(len(token_ids))
-        of_labels = expected[steps, token_ids]
-        sentences.append(
-            SentenceParity(
-                source_ids=source_ids,
-                token_ids=tuple(token_ids),
-                token_logprobs=tuple(of_labels.tolist()),
-                max_logprob_difference=max(
-                    _largest_difference(of_labels, found[steps, token_ids]),
-                    _largest_difference(of_labels, attention.logprobs(source_ids, token_ids)),
-                ),
-                max_distribution_difference=_largest_difference(expected, found),
-                max_attention_difference=max(
-                    _largest_difference(ours[0].numpy(), theirs)
-                    for ours, theirs in zip(weights, found_weights, strict=True)
-                ),
-            )
-        )
-    return Comparison(tuple(sentences), tuple(divergences))
+    runner = OnnxRunner(bundle, _MAX_ROWS, num_threads=1)
+    attention = AttentionPass(bundle, num_threads=1)
+    found: dict[int, tuple[SentenceParity, Divergence | None]] = {}
+    with phase("Comparing with ONNX Runtime", len(pairs), console) as advance:
+        for rows in _batches(pairs, bundle.manifest.architecture.vocabulary_size):
+            tables = _distributions(runner, [pairs[i] for i in rows], bundle.manifest.decoder_start_token_id)
+            for i, table in zip(rows, tables, strict=True):
+                found[i] = _compare_sentence(checkpoint, attention, pairs[i], table, i)
+                advance(1)
+    sentences, divergences = zip(*(found[i] for i in range(len(pairs))), strict=True)
+    return Comparison(sentences, tuple(divergence for divergence in divergences if divergence is not None))
 
 
-def _distributions(runner: OnnxRunner, source_ids: Sequence[int], inputs: Sequence[int]) -> NDArray[np.float32]:
-    """Forces a target through the decoder; the log-probs of the whole vocabulary at every step, [T, V]."""
-    runner.encode([source_ids], first_row=0)
-    rows = []
-    for position, token_id in enumerate(inputs):
-        rows.append(runner.decode_step([token_id], [position], all_rows=[0]).all_logprobs[0])
-    return np.stack(rows)
+def _compare_sentence(
+    checkpoint: Checkpoint, attention: AttentionPass, pair: TokenPair, found: NDArray[np.float32], index: int
+) -> tuple[SentenceParity, Divergence | None]:
+    """Compares one sentence; `found` are the log-probs that ONNX Runtime gave, [T, V]."""
+    source_ids, token_ids = pair
+    source = torch.tensor([source_ids])
+    inputs = torch.tensor([[checkpoint.config.bos_token_id, *token_ids[:-1]]])
+    logits, weights = checkpoint.model(source, torch.ones_like(source, dtype=torch.bool), inputs)
+    expected = logits[0].log_softmax(dim=-1).numpy()
+    found_weights = (
+        attention.encoder(source_ids),
+        attention.decoder(source_ids, token_ids),
+        attention.cross(source_ids, token_ids),
+    )
+    steps = np.arange(len(token_ids))
+    of_labels = expected[steps, token_ids]
+    parity = SentenceParity(
+        source_ids=source_ids,
+        token_ids=token_ids,
+        token_logprobs=tuple(of_labels.tolist()),
+        max_logprob_difference=max(
+            _largest_difference(of_labels, found[steps, token_ids]),
+            _largest_difference(of_labels, attention.logprobs(source_ids, token_ids)),
+        ),
+        max_distribution_difference=_largest_difference(expected, found),
+        max_attention_difference=max(
+            _largest_difference(ours[0].numpy(), theirs) for ours, theirs in zip(weights, found_weights, strict=True)
+        ),
+    )
+    for step, (onnx_id, torch_id) in enumerate(zip(found.argmax(axis=1).tolist(), token_ids, strict=True)):
+        if onnx_id != torch_id:
+            margin = float(expected[step, torch_id] - expected[step, onnx_id])
+            return parity, Divergence(index, step, torch_id, onnx_id, margin)
+    return parity, None
+
+
+def _batches(pairs: Sequence[TokenPair], vocabulary_size: int) -> Iterator[list[int]]:
+    """Indexes of pairs, the longest targets first, in batches whose log-probs fit into memory."""
+    batch: list[int] = []
+    num_bytes = 0
+    for i in sorted(range(len(pairs)), key=lambda i: -len(pairs[i].target_ids)):
+        table_bytes = 4 * len(pairs[i].target_ids) * vocabulary_size
+        if batch and (len(batch) == _MAX_ROWS or num_bytes + table_bytes > _MAX_TABLE_BYTES):
+            yield batch
+            batch, num_bytes = [], 0
+        batch.append(i)
+        num_bytes += table_bytes
+    if batch:
+        yield batch
+
+
+def _distributions(runner: OnnxRunner, pairs: Sequence[TokenPair], start_id: int) -> list[NDArray[np.float32]]:
+    """Forces targets, the longest first, through the decoder; the log-probs of the vocabulary at every step, [T, V]."""
+    runner.encode([pair.source_ids for pair in pairs], first_row=0)
+    tables: list[list[NDArray[np.float32]]] = [[] for _ in pairs]
+    for position in range(len(pairs[0].target_ids)):
+        inputs = [(start_id, *pair.target_ids)[position] for pair in pairs if len(pair.target_ids) > position]
+        output = runner.decode_step(inputs, [position] * len(inputs), all_rows=range(len(inputs)))
+        for table, row in zip(tables, output.all_logprobs, strict=False):  # the shorter ones have ended
+            table.append(row)
+    return [np.stack(table) for table in tables]
 
 
 def _largest_difference(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from rich.progress import Progress as ProgressBar
 
 from dragoman_export.checkpoint import TOKENIZER_FILE, Checkpoint, Config, load_tensors, unique_tensors
 from dragoman_export.corpus import Direction, ParallelText, TextPair, TokenRows, read_held_out, read_pairs, split_pairs
+from dragoman_export.languages import Pair, parse_pair
 from dragoman_export.model import Dimensions
 from dragoman_export.tokenizer import BOS_ID, EOS_ID, PAD_ID, language_tag, train_tokenizer
 from dragoman_export.training import Progress, Trainer, TrainingOptions, Validation
@@ -26,26 +27,28 @@ class CorpusFile:
     path: Path
 
     @classmethod
-    def parse(cls, text: str) -> "CorpusFile":
-        """Raises ValueError when the text is not LANGUAGE-LANGUAGE=PATH or the file does not exist."""
+    def parse(cls, text: str, directions: Collection[Pair] = ()) -> "CorpusFile":
+        """Reads the languages as `parse_pair` does.
+
+        Raises:
+            ValueError: the text is not LANGUAGE-LANGUAGE=PATH, or there is no such file.
+        """
         pair, _, path = text.partition("=")
-        first, _, second = pair.partition("-")
-        if not (first and second and path):
+        if not path:
             raise ValueError(f"{text!r} is not of the form LANGUAGE-LANGUAGE=PATH, such as en-fr=pairs.tsv")
         if not Path(path).is_file():
-            raise ValueError(f"{path} does not exist")
-        return cls((first, second), Path(path))
+            raise ValueError(f"{path} does not exist or is not a file")
+        return cls(parse_pair(pair, directions), Path(path))
 
 
 def parse_weight(text: str) -> tuple[tuple[str, str], float]:
     """`en-fr=2` -> (("en", "fr"), 2.0); raises ValueError for another form or a negative weight."""
     direction, _, number = text.partition("=")
-    source, _, target = direction.partition("-")
-    if not (source and target and number) or not 0 <= float(number) < math.inf:
+    if not number or not 0 <= float(number) < math.inf:
         raise ValueError(
             f"{text!r} is not of the form SOURCE-TARGET=WEIGHT with a weight of at least 0, such as en-fr=2"
         )
-    return (source, target), float(number)
+    return parse_pair(direction), float(number)
 
 
 @dataclass(frozen=True)

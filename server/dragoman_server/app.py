@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 import grpc
 from grpc_health.v1 import health_pb2_grpc
 
-from dragoman._channel import KEEPALIVE_TIME_MS
+from dragoman import _channel
 from dragoman.v1 import attention_pb2_grpc, translation_pb2_grpc
 from dragoman_server.addresses import check_free, parse_address
 from dragoman_server.attention.attender import Attender
@@ -217,7 +217,7 @@ def _bind(config: Config, guard: Guard) -> tuple[grpc.aio.Server, int]:
             ("grpc.max_send_message_length", -1),
             # By default callers that ping to notice a hung server are sent away. A ping may
             # arrive sooner after the last one than it was sent.
-            ("grpc.http2.min_recv_ping_interval_without_data_ms", KEEPALIVE_TIME_MS // 2),
+            ("grpc.http2.min_ping_interval_without_data_ms", _channel.KEEPALIVE_TIME_MS // 2),
             ("grpc.keepalive_permit_without_calls", 1),
         ],
     )

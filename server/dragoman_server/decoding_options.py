@@ -1,13 +1,14 @@
 """From the decoding options of a call to those of the engine: defaults, limits, and everything that is wrong."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from dragoman_server.bundle.manifest import Manifest
 from dragoman_server.calls import DecodingFields
 from dragoman_server.engine.search_options import EarlyStopping, SearchOptions
 from dragoman_server.errors import FieldViolation
+from dragoman_server.text.tokenizer import TextCodec
 
 MAX_LENGTH_RATIO = 1000.0
 MAX_SUPPRESSED_WORDS = 64
@@ -63,20 +64,20 @@ class Decoding:
 
 
 def resolve(
-    fields: DecodingFields, manifest: Manifest, encode: Callable[[str], list[int]], max_rows: int
+    fields: DecodingFields, manifest: Manifest, tokenizer: TextCodec, max_rows: int
 ) -> tuple[Decoding, list[FieldViolation]]:
     """The options with the model's defaults in place of what is absent, and all that is wrong with them.
 
     Args:
         fields: as the caller gave them.
         manifest: of the model.
-        encode: gives the ids of a text in the target language, without specials.
+        tokenizer: of the model.
         max_rows: rows that are decoded together at most.
 
     Returns:
         Options, which can be used if there are no violations, whose fields are relative to the options.
     """
-    suppressed, violations = _suppressed(fields, encode)
+    suppressed, violations = _suppressed(fields, tokenizer)
     defaults = manifest.generation
     given = {name: value for name in _SEARCH_FIELDS if (value := getattr(fields, name)) is not None}
     is_sampling = any(getattr(fields, name) is not None for name in _SAMPLING_FIELDS)
@@ -105,6 +106,11 @@ def unknown_enum_value(field: str, value: int) -> FieldViolation:
     return FieldViolation(field, f"is {value}, which is no value this server knows", "UNKNOWN_ENUM_VALUE")
 
 
+def unknown_piece(field: str) -> FieldViolation:
+    """The violation of a text that must be spelt in the tokens of the target."""
+    return FieldViolation(field, "has characters that the model's vocabulary cannot spell", "UNKNOWN_PIECE")
+
+
 def _limit_violations(limit: TargetLimit) -> Iterator[FieldViolation]:
     most = limit.model_limit
     if limit.max_target_tokens is not None and not 1 <= limit.max_target_tokens <= most:
@@ -120,7 +126,7 @@ def _limit_violations(limit: TargetLimit) -> Iterator[FieldViolation]:
 
 
 def _suppressed(
-    fields: DecodingFields, encode: Callable[[str], list[int]]
+    fields: DecodingFields, tokenizer: TextCodec
 ) -> tuple[tuple[tuple[int, ...], ...], list[FieldViolation]]:
     words = fields.suppressed_words
     if len(words) > MAX_SUPPRESSED_WORDS:
@@ -134,12 +140,14 @@ def _suppressed(
             description = f"has {len(word)} characters, may have at most {MAX_SUPPRESSED_CHARACTERS}"
             violations.append(FieldViolation(field, description, "SUPPRESSED_WORD_TOO_LONG"))
             continue
-        token_ids = tuple(encode(word))
+        token_ids = tuple(tokenizer.encode_target(word))
         if not token_ids:
             violations.append(FieldViolation(field, "has no tokens, must have at least 1", "SUPPRESSED_WORD_EMPTY"))
         elif len(token_ids) > MAX_SUPPRESSED_TOKENS:
             description = f"has {len(token_ids)} tokens, may have at most {MAX_SUPPRESSED_TOKENS}"
             violations.append(FieldViolation(field, description, "SUPPRESSED_WORD_TOO_LONG"))
+        elif tokenizer.unknown_id in token_ids:
+            violations.append(unknown_piece(field))
         else:
             suppressed.append(token_ids)
     return tuple(suppressed), violations

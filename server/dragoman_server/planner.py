@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from dragoman_server.bundle.manifest import Manifest
 from dragoman_server.calls import CallContext, Pair, TextInput, TranslateConfig
 from dragoman_server.config import InputLimits
-from dragoman_server.decoding_options import Decoding, resolve, unknown_enum_value
+from dragoman_server.decoding_options import Decoding, resolve, unknown_enum_value, unknown_piece
 from dragoman_server.engine.sequence import Priority, Request
 from dragoman_server.errors import (
     DeadlineError,
@@ -20,10 +20,11 @@ from dragoman_server.errors import (
     ModelNotFoundError,
     UnsupportedLanguageError,
 )
-from dragoman_server.text.segmentation import Segmentation, SegmentedText, SourceSegment, segment
+from dragoman_server.text.segmentation import Segmentation, SegmentedText, SourceSegment, lines, segment
 from dragoman_server.text.tokenizer import TextCodec
 
-_SEGMENTATIONS = frozenset(map(int, Segmentation))
+_MODEL_DEFAULT = 0
+_SEGMENTATIONS = frozenset((_MODEL_DEFAULT, *Segmentation))
 _PRIORITIES = {0: Priority.DEFAULT, 1: Priority.INTERACTIVE, 2: Priority.DEFAULT, 3: Priority.BULK}
 _LANGUAGE_CODE = re.compile(r"[A-Za-z0-9-]{1,35}")
 
@@ -33,6 +34,7 @@ class Plan:
     """A checked config: what turns an input into requests."""
 
     source_prefix_ids: Sequence[int]  # language tags
+    languages: tuple[str, str]  # of source and target
     segmentation: Segmentation
     decoding: Decoding
     priority: Priority
@@ -54,6 +56,7 @@ class PlannedText:
 
     text: SegmentedText
     requests: Sequence[Request]
+    target_text: str | None = None  # that was given as a text
 
 
 class Planner:
@@ -113,7 +116,7 @@ class Planner:
             UnsupportedLanguageError: the model does not translate this pair of languages.
             DeadlineError: the deadline has passed.
         """
-        decoding, faults = resolve(config.options, self._manifest, self._tokenizer.encode_target, self._max_rows)
+        decoding, faults = resolve(config.options, self._manifest, self._tokenizer, self._max_rows)
         violations = [
             *self._number_violations(num_inputs),
             *(_below(path, violation) for violation in _config_violations(config)),
@@ -124,8 +127,18 @@ class Planner:
         self._check_model(config.model)
         prefix_ids = self._source_prefix_ids(config.source_language_code, config.target_language_code)
         check_deadline(context)
-        segmentation, priority = Segmentation(config.segmentation), _PRIORITIES[config.priority]
-        return Plan(prefix_ids, segmentation, decoding, priority, context.deadline)
+        return Plan(
+            prefix_ids,
+            (config.source_language_code, config.target_language_code),
+            self._segmentation(config.segmentation),
+            decoding,
+            _PRIORITIES[config.priority],
+            context.deadline,
+        )
+
+    def _segmentation(self, number: int) -> Segmentation:
+        is_default = number == _MODEL_DEFAULT
+        return Segmentation[self._manifest.segmentation.upper()] if is_default else Segmentation(number)
 
     def _number_violations(self, num_inputs: int) -> Iterator[FieldViolation]:
         most = self._limits.max_inputs
@@ -175,6 +188,7 @@ class Planner:
         violations = [
             *self._over_segments(segmented, path),
             *self._over_tokens(segmented, plan, f"{path}.text"),
+            *self._unknown_violations(target_prefix_ids, f"{path}.target_prefix"),
             *_prefix_violations(segmented, target_prefix_ids, plan, path),
             *_length_violations(segmented, plan, f"{path}.text"),
         ]
@@ -238,15 +252,14 @@ class Planner:
         ]
         if violations:
             return InvalidInputError(*violations)
-        segmented = self._segmented(pair.text, plan)
+        segmented = lines(pair.text, self._tokenizer.encode)
         violations = [*self._over_tokens(segmented, plan, f"{path}text"), *_not_one_segment(segmented, f"{path}text")]
         target_ids: tuple[int, ...] = ()
         if isinstance(target, str):
             target_ids = (*self._tokenizer.encode_target(target), self._manifest.eos_token_id)
             violations += self._target_violations(target_ids, f"{path}target_text")
-            if must_spell and self._tokenizer.unknown_id in target_ids:
-                description = "has characters that the model's vocabulary cannot spell"
-                violations.append(FieldViolation(f"{path}target_text", description, "UNKNOWN_PIECE"))
+            if must_spell:
+                violations += self._unknown_violations(target_ids, f"{path}target_text")
         elif target is not None:
             target_ids = tuple(target)
             violations += self._token_id_violations(target_ids, f"{path}target_token_ids")
@@ -260,13 +273,17 @@ class Planner:
         num_tokens = len(target_ids) or plan.max_target_tokens(source)
         source_ids, search = self._source_ids(source, plan), plan.decoding.search
         request = Request(source_ids, num_tokens, plan.deadline, search, target_ids, plan.priority)
-        return PlannedText(segmented, [request])
+        return PlannedText(segmented, [request], target if isinstance(target, str) else None)
 
     def _target_violations(self, target_ids: Sequence[int], field: str) -> Iterator[FieldViolation]:
         most = self._manifest.limits.max_target_tokens
         if len(target_ids) > most:
             description = f"has {len(target_ids)} tokens; the model takes at most {most}"
             yield FieldViolation(field, description, "TARGET_TOO_LONG")
+
+    def _unknown_violations(self, token_ids: Sequence[int], field: str) -> Iterator[FieldViolation]:
+        if self._tokenizer.unknown_id in token_ids:
+            yield unknown_piece(field)
 
     def _token_id_violations(self, token_ids: Sequence[int], field: str) -> Iterator[FieldViolation]:
         if not token_ids:
@@ -304,7 +321,7 @@ class Planner:
 
     def _segmented(self, text: str, plan: Plan) -> SegmentedText:
         segment_tokens = self._manifest.limits.segment_tokens - plan.num_specials
-        return segment(text, self._tokenizer.encode, plan.segmentation, segment_tokens)
+        return segment(text, self._tokenizer.encode, plan.segmentation, segment_tokens, *plan.languages)
 
     def _source_ids(self, source: SourceSegment, plan: Plan) -> tuple[int, ...]:
         return (*plan.source_prefix_ids, *source.token_ids, self._manifest.eos_token_id)

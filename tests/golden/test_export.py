@@ -2,19 +2,24 @@
 
 import dataclasses
 import random
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime as ort
 import pytest
 import torch
 from numpy.typing import NDArray
 
 from dragoman_export.bundle_writer import export
 from dragoman_export.checkpoint import Checkpoint
+from dragoman_export.greedy import greedy_decode, translate
 from dragoman_export.parity import Comparison, ParityError, compare
+from dragoman_server.attention import attention_pass
 from dragoman_server.bundle.bundle import ENCODER_FILE, Bundle
 from dragoman_server.bundle.manifest import MANIFEST_FILE, Precision
+from dragoman_server.engine import runner
 from dragoman_server.engine.runner import open_session
 from support.tiny_model import random_checkpoint, random_source, random_sources
 
@@ -86,10 +91,10 @@ def with_changed_weight(checkpoint: Checkpoint) -> Checkpoint:
 
 
 def test_one_changed_weight_is_found(tiny_checkpoint: Checkpoint, tiny_bundles: dict[Precision, Bundle]) -> None:
-    sources = random_sources(tiny_checkpoint, 3)
-    same = compare(tiny_checkpoint, tiny_bundles["fp32"], sources)
+    pairs = translate(tiny_checkpoint.model, tiny_checkpoint.config, random_sources(tiny_checkpoint, 3))
+    same = compare(tiny_checkpoint, tiny_bundles["fp32"], pairs)
     same.require_equality()
-    other = compare(with_changed_weight(tiny_checkpoint), tiny_bundles["fp32"], sources)
+    other = compare(with_changed_weight(tiny_checkpoint), tiny_bundles["fp32"], pairs)
     with pytest.raises(ParityError, match="differs from PyTorch by"):
         other.require_equality()
 
@@ -111,6 +116,45 @@ def test_an_existing_folder_is_not_written_to(tmp_path: Path, tiny_checkpoint: C
     with pytest.raises(FileExistsError):
         export(tiny_checkpoint, tmp_path, "fp32", random_sources(tiny_checkpoint, 1))
     assert (tmp_path / MANIFEST_FILE).read_text() == "mine"
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_an_export_computes_with_one_thread(
+    tmp_path: Path, tiny_checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch, fails: bool
+) -> None:
+    """PyTorch's threads and ONNX Runtime's would spend their time waiting for each other."""
+    seen: dict[str, list[int]] = {"PyTorch": [], "ONNX Runtime": []}
+
+    def observed_open(path: Path, num_threads: int, **options: bool) -> ort.InferenceSession:
+        seen["PyTorch"].append(torch.get_num_threads())
+        seen["ONNX Runtime"].append(num_threads)
+        if fails:
+            raise ParityError("no")
+        return open_session(path, num_threads, **options)
+
+    for module in (runner, attention_pass):
+        monkeypatch.setattr(module, "open_session", observed_open)
+    torch.set_num_threads(3)
+    try:
+        with pytest.raises(ParityError) if fails else nullcontext():
+            export(tiny_checkpoint, tmp_path / "bundle", "fp32", random_sources(tiny_checkpoint, 1))
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(1)
+    assert set(seen["PyTorch"]) == set(seen["ONNX Runtime"]) == {1}
+
+
+# -- greedy translations, which both sides are held against ------------------------------------------------------------
+
+
+def test_what_a_source_is_translated_to_does_not_depend_on_the_batch(tiny_checkpoint: Checkpoint) -> None:
+    model, config = tiny_checkpoint.model, tiny_checkpoint.config
+    sources = random_sources(tiny_checkpoint, 100)
+    pairs = translate(model, config, sources)
+    assert [pair.source_ids for pair in pairs] == sources
+    for source, target in pairs[:20]:
+        assert greedy_decode(model, config, [source], 2 * len(source) + 16) == [list(target)]
+    assert any(target[-1] != config.eos_token_id for _, target in pairs)  # stopped by its own length
 
 
 # -- whole batches -----------------------------------------------------------------------------------------------------

@@ -133,8 +133,8 @@ def test_the_bundle_is_what_was_imported(imported: Imported) -> None:
     assert manifest.limits.max_source_tokens == config.max_position_embeddings
     token_ids = imported.tokenizer.get_vocab()
     if ">>fra<<" in token_ids:
-        assert manifest.directions == (("en", "fra"), ("en", "deu"))
-        assert manifest.source_prefix_ids == {"fra": (token_ids[">>fra<<"],), "deu": (token_ids[">>deu<<"],)}
+        assert manifest.directions == (("en", "fr"), ("en", "de"))
+        assert manifest.source_prefix_ids == {"fr": (token_ids[">>fra<<"],), "de": (token_ids[">>deu<<"],)}
     else:
         assert manifest.directions == (("en", "fr"),)
         assert manifest.source_prefix_ids == {"fr": ()}
@@ -187,6 +187,22 @@ def test_the_pickled_weights_of_older_folders_give_the_same_model(tmp_path: Path
     found = read_marian(tmp_path, "opus", Languages()).model.state_dict()
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def test_alignments_are_those_of_attention(imported: Imported) -> None:
+    """Both leave out the mark alone that stands before a target whose first letter is a piece of its own."""
+    source, target = imported.bundle.manifest.directions[-1]
+    first, *_ = imported.codec.encode_target("êchat")
+    assert imported.codec.pieces([first]) == ["\u2581"]
+    with server_process(imported.bundle.folder) as process, Client(process.address) as client:
+        for text, target_text in [("the dog", "êchat  où"), ("ﬁnds the dog", "  le chat"), ("ê dog", "un chat")]:
+            found = client.align(text, target_text, source=source, target=target)
+            weights = client.attention(text, target_text, source=source, target=target, dtype="f32")
+            expected = weights.alignment()
+            assert (found.source_tokens, found.target_tokens) == (expected.source_tokens, expected.target_tokens)
+            assert np.allclose(found.token_scores, expected.token_scores, atol=1e-6)
+            assert found.pharaoh() == expected.pharaoh()
+            assert (found.target_text, found.target_words) == (target_text, expected.target_words)
 
 
 @torch.inference_mode()

@@ -186,9 +186,23 @@ def test_spans_point_into_the_callers_text(stub: attention_pb2_grpc.AttentionSer
     assert {TEXT[place] for place in set(range(len(TEXT))) - covered} == {" "}
     assert all(begin <= other for (begin, _), (other, _) in pairwise(spans))
     assert "ﬁ" in {TEXT[begin:end] for begin, end in spans} | {TEXT[begin : begin + 1] for begin, _ in spans}
-    (target,) = header.targets
-    words = {target.text[span.begin : span.end] for span in target.spans}
-    assert {"a", "😀"} <= words
+
+
+@pytest.mark.parametrize(
+    "target", ["a  small dog", "\ufeffa small dog", " a dog…", "cafe\u0301 ½ dog", "a\u00a0dog \u2028 here "]
+)
+def test_spans_of_a_target_point_into_the_callers_text(
+    stub: attention_pb2_grpc.AttentionServiceStub, target: str
+) -> None:
+    (found,) = Answer(stub, attention(target_text=target)).header.targets
+    aligned = stub.Align(align((TEXT, target)), timeout=20).results[0].alignment
+    assert found.text == aligned.target_text == target
+    for spans in (found.spans, aligned.target_spans):
+        covered = {place for span in spans for place in range(span.begin, span.end)}
+        assert all(target[place].isspace() or target[place] == "\ufeff" for place in set(range(len(target))) - covered)
+    words = [target[word.begin : word.end] for word in aligned.target_words]
+    assert "dog" in [target[span.begin : span.end] for span in found.spans]
+    assert "dog" in words
 
 
 def test_token_ids_are_taken_as_they_are(

@@ -3,6 +3,7 @@ import random
 
 import pytest
 
+from benchmarks.paragraphs import paragraphs
 from benchmarks.statistics import (
     Summary,
     bracket,
@@ -86,6 +87,17 @@ def test_nothing_is_measured_above_what_is_known_to_hold() -> None:
         raise AssertionError(f"measured at {rate}")
 
     assert sustained_rate(holds, 50.0, math.inf, num_steps=4) == 50.0
+
+
+def test_paragraphs_use_every_sentence_before_one_comes_again() -> None:
+    sources, references = [f"S{i}." for i in range(40)], [f"R{i}." for i in range(40)]
+    made = paragraphs(sources, references, 6, seed=1)
+    used = " ".join(made.sources).split()
+    assert len(set(used)) == len(used)
+    assert all(3 <= len(text.split()) <= 6 for text in made.sources)
+    assert [text.replace("S", "R") for text in made.sources] == made.references
+    assert paragraphs(sources, references, 6, seed=1) == made != paragraphs(sources, references, 6, seed=2)
+    assert len(paragraphs(sources, references, 100, seed=1).sources) == 100
 
 
 def test_multiply_adds_by_hand() -> None:

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dragoman._extras import name_extra
+from dragoman._repr import short_repr
 from dragoman.attention import alignment, html, statistics, storage, terminal
 from dragoman.attention.tensor import AttentionTensor, rolled_out
 from dragoman.attention.types import Alignment, AlignmentChoice, AlignmentLink, AttentionToken
@@ -60,10 +61,10 @@ class Attention:
     """The model and version, as "name@digest"."""
 
     source_language: str
-    """Language code of the source."""
+    """Language code of the source, as the model has it: "en" where the call said "en-US"."""
 
     target_language: str
-    """Language code of the target."""
+    """Language code of the target, likewise."""
 
     best_alignment: AlignmentChoice
     """What aligns best for the model, as its bundle says: `Client.align` uses it."""
@@ -195,6 +196,8 @@ class Attention:
             layer=tensor.layers[layer_index],
             heads=tensor.heads if heads is None else tuple(tensor.heads[index] for index in chosen),
             model=self.model,
+            source_language=self.source_language,
+            target_language=self.target_language,
         )
 
     def stats(self, kind: AttentionKind | None = None) -> list[statistics.HeadStats]:
@@ -326,6 +329,10 @@ class Attention:
             ValueError: the path ends with something else.
         """
         storage.save(self, Path(path))
+
+    def __repr__(self) -> str:
+        shapes = {kind: tensor.weights.shape for kind, tensor in self.tensors.items()}
+        return short_repr(self, text=self.text, target_text=self.target_text, shapes=shapes)
 
     def _repr_html_(self) -> str | None:
         try:

@@ -451,7 +451,7 @@ class AttentionTarget(google.protobuf.message.Message):
     SCORE_FIELD_NUMBER: builtins.int
     FINISH_REASON_FIELD_NUMBER: builtins.int
     text: builtins.str
-    """The target, detokenized."""
+    """The target's text: the caller's own where it gave one, else detokenized."""
     sum_logprob: builtins.float
     """Sum of `logprob` over `tokens`."""
     score: builtins.float
@@ -637,7 +637,9 @@ class AlignInput(google.protobuf.message.Message):
     text: builtins.str
     """The source: one segment, as in GetAttentionRequest."""
     target_text: builtins.str
-    """A text, which is tokenized and followed by end-of-sentence."""
+    """A text, which is tokenized and followed by end-of-sentence. One that the
+    model's vocabulary cannot spell is refused.
+    """
     @property
     def target_token_ids(self) -> dragoman.v1.translation_pb2.TokenIds:
         """Ids of tokens, taken as they are."""
@@ -751,7 +753,7 @@ class Alignment(google.protobuf.message.Message):
     PHARAOH_FIELD_NUMBER: builtins.int
     TOKEN_SCORES_FIELD_NUMBER: builtins.int
     target_text: builtins.str
-    """The target's text."""
+    """The target's text: the caller's own where it gave one, else detokenized."""
     pharaoh: builtins.str
     """`word_links` as source-target pairs, "0-0 1-2"."""
     @property

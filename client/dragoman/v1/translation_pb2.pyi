@@ -113,22 +113,32 @@ class _SegmentationEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._E
     SEGMENTATION_SENTENCE.
     """
     SEGMENTATION_LINE: _Segmentation.ValueType  # 1
-    """A line is never split. One that is too long for the model is an
-    INVALID_ARGUMENT error of its input.
+    """A line is never split, whatever white space it has. One that is too long for
+    the model is an INVALID_ARGUMENT error of its input.
     """
     SEGMENTATION_SENTENCE: _Segmentation.ValueType  # 2
     """A line is always split into sentences."""
     SEGMENTATION_PACKED: _Segmentation.ValueType  # 3
     """A line is split into sentences only where it has more tokens than the
-    model's `segment_tokens`; as many neighbours as fit stay together.
+    model's `segment_tokens`; as many neighbours as fit stay together, where no
+    more than an ordinary space is between them.
     """
 
 class Segmentation(_Segmentation, metaclass=_SegmentationEnumTypeWrapper):
     """How a line of text is cut into segments, the units that the model translates
     in one piece.
 
-    Line breaks always separate segments. White space and line breaks come back
-    as they were, and so do lines and sentences without a letter, such as "12:30".
+    Line breaks always separate segments. What is between segments comes back as it
+    was: line breaks, white space, and lines and sentences without words. Those
+    have no letter, such as "12:30", or none outside of web and e-mail addresses,
+    placeholders such as "{name}" and "%s", markup and code in backticks. Only
+    where nothing was between two segments, as in Chinese, there is a space between
+    their translations, in languages that have it.
+
+    Sentences end by the rules of the source's language. Where lines are split, wide
+    gaps in them also separate segments: white space with a tab, or of three
+    characters and more. Within a segment, white space is left to the model, which
+    may write it in another way.
     """
 
 SEGMENTATION_UNSPECIFIED: Segmentation.ValueType  # 0
@@ -137,14 +147,15 @@ or blur the others where they are given several: theirs is
 SEGMENTATION_SENTENCE.
 """
 SEGMENTATION_LINE: Segmentation.ValueType  # 1
-"""A line is never split. One that is too long for the model is an
-INVALID_ARGUMENT error of its input.
+"""A line is never split, whatever white space it has. One that is too long for
+the model is an INVALID_ARGUMENT error of its input.
 """
 SEGMENTATION_SENTENCE: Segmentation.ValueType  # 2
 """A line is always split into sentences."""
 SEGMENTATION_PACKED: Segmentation.ValueType  # 3
 """A line is split into sentences only where it has more tokens than the
-model's `segment_tokens`; as many neighbours as fit stay together.
+model's `segment_tokens`; as many neighbours as fit stay together, where no
+more than an ordinary space is between them.
 """
 global___Segmentation = Segmentation
 
@@ -170,11 +181,12 @@ class _SuspicionEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._Enum
     """The target was cut off by its limit."""
     SUSPICION_NOT_COPIED: _Suspicion.ValueType  # 6
     """A number, an address, a placeholder or the like of the source is not in the
-    target.
+    target. Numbers may be written in another way there: 1,234.56 as 1.234,56.
+    Those of one digit and times of day do not count.
     """
     SUSPICION_UNKNOWN_SCRIPT: _Suspicion.ValueType  # 7
-    """Much of the source is spelled with characters that the model's vocabulary
-    has no words for: it may be in another script or language.
+    """More than three in ten of the source's letters are none of the model's
+    vocabulary: the text may be in another script or language.
     """
 
 class Suspicion(_Suspicion, metaclass=_SuspicionEnumTypeWrapper):
@@ -196,11 +208,12 @@ SUSPICION_CUT_OFF: Suspicion.ValueType  # 5
 """The target was cut off by its limit."""
 SUSPICION_NOT_COPIED: Suspicion.ValueType  # 6
 """A number, an address, a placeholder or the like of the source is not in the
-target.
+target. Numbers may be written in another way there: 1,234.56 as 1.234,56.
+Those of one digit and times of day do not count.
 """
 SUSPICION_UNKNOWN_SCRIPT: Suspicion.ValueType  # 7
-"""Much of the source is spelled with characters that the model's vocabulary
-has no words for: it may be in another script or language.
+"""More than three in ten of the source's letters are none of the model's
+vocabulary: the text may be in another script or language.
 """
 global___Suspicion = Suspicion
 
@@ -305,8 +318,9 @@ class TranslationInput(google.protobuf.message.Message):
     target_prefix: builtins.str
     """What the translation begins with; part of the text and the tokens of every
     hypothesis. It is read as the tokenizer reads text, which for instance drops
-    white space at the end. It may have fewer tokens than the segment may have
-    target tokens, and `text` must be a single segment then.
+    white space at the end; what the model's vocabulary cannot spell is refused.
+    It may have fewer tokens than the segment may have target tokens, and `text`
+    must be a single segment then: SEGMENTATION_LINE makes one of a line.
     """
     def __init__(
         self,
@@ -417,7 +431,8 @@ class DecodingOptions(google.protobuf.message.Message):
         """Words that must not come, at most 64. Each is tokenized as a word of its
         own, with a preceding space, and that sequence of 1 to 16 tokens is kept from
         coming; other sequences that spell the same are not, such as the word in
-        upper case or as part of another.
+        upper case or as part of another. What the model's vocabulary cannot spell is
+        refused.
         """
 
     def __init__(
@@ -553,7 +568,9 @@ class Translation(google.protobuf.message.Message):
     """
     @property
     def segments(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___Segment]:
-        """The segments in the order of the source. Blank lines belong to no segment."""
+        """The segments in the order of the source. Blank lines, and those without words,
+        belong to no segment.
+        """
 
     @property
     def stats(self) -> global___RequestStats:
@@ -1104,7 +1121,9 @@ class ScoreInput(google.protobuf.message.Message):
     target_text: builtins.str
     """A text, which is tokenized and followed by end-of-sentence. Another
     sequence of tokens may spell the same: to score a hypothesis, give its
-    token ids.
+    token ids. What the model's vocabulary cannot spell counts with the
+    probability of its unknown token, so that targets with a strange character
+    can still be compared.
     """
     @property
     def target_token_ids(self) -> global___TokenIds:

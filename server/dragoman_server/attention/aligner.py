@@ -5,7 +5,7 @@ import numpy as np
 from dragoman.attention.alignment import align, rows, word_links, words
 from dragoman_server.attention.attention_pass import AttentionPass
 from dragoman_server.attention.results import AlignedPair
-from dragoman_server.attention.tokens import source_tokens, target_tokens
+from dragoman_server.attention.tokens import source_tokens, target_text_and_spans, target_tokens
 from dragoman_server.bundle.manifest import Alignment, Manifest
 from dragoman_server.engine.sequence import Completion
 from dragoman_server.planner import PlannedText
@@ -48,10 +48,11 @@ def align_pair(
     text = planned.text.text
     tokens = source_tokens(text, source, request, tokenizer)
     source_is_text = [not token.is_special for token in tokens]
-    target_is_text = [not tokenizer.is_control(token_id) for token_id in read_ids]
-    target_text, target_spans = tokenizer.decode(target_ids), tokenizer.target_spans(target_ids)
+    target_text, target_spans = target_text_and_spans(target_ids, planned.target_text, tokenizer)
+    # As for readers of attention weights, who have no more than the spans to tell what is of the text.
+    target_is_text = [begin < end for begin, end in target_spans] + [False] * (len(read_ids) - len(target_ids))
+    of_text = [index for index, is_text in enumerate(target_is_text) if is_text]
     texts = [token for token in tokens if not token.is_special]
-    of_text = [index for index, token_id in enumerate(target_ids) if not tokenizer.is_control(token_id)]
     emitted = target_tokens(target_ids, logprobs, tokenizer)
 
     links = align(cross, source_is_text, target_is_text)

@@ -139,7 +139,7 @@ class Attender:
         return AttentionHeader(
             self._resource_name,
             source_tokens(planned.text.text, source, request, self._tokenizer),
-            [attention_target(target, start_id, self._tokenizer) for target in targets],
+            [attention_target(target, planned.target_text, start_id, self._tokenizer) for target in targets],
             plan_tensors(selection, len(request.source_ids), [len(target.logprobs) for target in targets]),
             selection,
             self._manifest.best_alignment,

@@ -5,7 +5,7 @@ from contextlib import AbstractContextManager
 from functools import partial
 
 from dragoman_server.attention.attention_pass import AttentionPass
-from dragoman_server.attention.tokens import source_spans
+from dragoman_server.attention.tokens import source_spans, unspelt_share
 from dragoman_server.attention.worker import AttentionWorker
 from dragoman_server.bundle.manifest import Manifest
 from dragoman_server.engine.sequence import Completion, FinishReason, Request
@@ -13,6 +13,7 @@ from dragoman_server.planner import PlannedText
 from dragoman_server.signals import Signals, signals
 from dragoman_server.text.segmentation import SourceSegment
 from dragoman_server.text.tokenizer import TextCodec
+from dragoman_server.text.verbatim import is_copied
 
 
 class Observer:
@@ -71,9 +72,12 @@ class Observer:
             "cross", request.source_ids, best.token_ids, [self._alignment.layer], self._alignment.heads
         )
         is_ended = best.token_ids[-1:] == (self._manifest.eos_token_id,)
+        spans = source_spans(text, source, self._tokenizer)
         return signals(
             weights.mean(axis=0),
-            source_spans(text, source, self._tokenizer),
+            spans,
             best.token_ids[:-1] if is_ended else best.token_ids,
             best.finish_reason is FinishReason.LENGTH,
+            is_copied(text[source.begin : source.end], self._tokenizer.decode(best.token_ids)),
+            unspelt_share(text, spans, source, self._tokenizer),
         )

@@ -15,6 +15,14 @@ def source_spans(text: str, source: SourceSegment, tokenizer: TextCodec) -> list
     return [(source.begin + begin, source.begin + end) for begin, end in spans]
 
 
+def unspelt_share(text: str, spans: Sequence[Span], source: SourceSegment, tokenizer: TextCodec) -> float:
+    """How many of a segment's letters the vocabulary has no words for, 0 to 1; `spans` are those of its tokens."""
+    are_unspelt = dict(zip(spans, map(tokenizer.is_unspelt, source.token_ids), strict=True))  # a letter's bytes once
+    nums_letters = {(begin, end): sum(map(str.isalpha, text[begin:end])) for begin, end in are_unspelt}
+    num_unspelt = sum(number for span, number in nums_letters.items() if are_unspelt[span])
+    return num_unspelt / max(sum(nums_letters.values()), 1)
+
+
 def source_tokens(text: str, source: SourceSegment, request: Request, tokenizer: TextCodec) -> list[SourceToken]:
     """What the encoder reads: language tags, the segment's tokens, end-of-sentence."""
     spans = source_spans(text, source, tokenizer)
@@ -25,6 +33,16 @@ def source_tokens(text: str, source: SourceSegment, request: Request, tokenizer:
         SourceToken(token_id, piece, span, not 0 <= index - num_tags < len(spans))
         for index, (token_id, piece, span) in enumerate(zip(request.source_ids, pieces, all_spans, strict=True))
     ]
+
+
+def target_text_and_spans(
+    token_ids: Sequence[int], given_text: str | None, tokenizer: TextCodec
+) -> tuple[str, list[Span]]:
+    """The text of a target, and what of it each token stands for: of the text that was given, if one was."""
+    if given_text is None:
+        return tokenizer.decode(token_ids), tokenizer.target_spans(token_ids)
+    spans, end = tokenizer.target_text_spans(given_text), len(given_text)
+    return given_text, [*spans, (end, end)]  # and end-of-sentence
 
 
 def target_tokens(token_ids: Sequence[int], logprobs: Sequence[float], tokenizer: TextCodec) -> list[TargetToken]:
@@ -42,18 +60,21 @@ class ForcedTarget:
     is_decoded: bool  # or given
 
 
-def attention_target(target: ForcedTarget, decoder_start_token_id: int, tokenizer: TextCodec) -> AttentionTarget:
+def attention_target(
+    target: ForcedTarget, given_text: str | None, decoder_start_token_id: int, tokenizer: TextCodec
+) -> AttentionTarget:
     """A target as the decoder sees it."""
     hypothesis = target.hypothesis
+    text, spans = target_text_and_spans(hypothesis.token_ids, given_text, tokenizer)
     tokens = target_tokens(hypothesis.token_ids, target.logprobs, tokenizer)
     (start,) = target_tokens([decoder_start_token_id], [0.0], tokenizer)
     # What was decoded keeps its score, and with it its place: rounding may rank close ones otherwise.
     forced = replace(hypothesis, token_logprobs=tuple(target.logprobs))
     return AttentionTarget(
-        tokenizer.decode(hypothesis.token_ids),
+        text,
         tokens,
         [start, *tokens[:-1]] if tokens else [],
-        tokenizer.target_spans(hypothesis.token_ids),
+        spans,
         forced.sum_logprob,
         hypothesis.score if target.is_decoded else forced.score,
         hypothesis.finish_reason if target.is_decoded else None,

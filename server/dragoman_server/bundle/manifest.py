@@ -19,6 +19,8 @@ TokenizerKind = Literal["sentencepiece", "marian"]  # one joint model; or Marian
 # From which row of cross-attention a target token is aligned: that of the step which emits it, or of the step which
 # reads it, one later (Shift-Att, Chen et al. 2020).
 AlignmentMethod = Literal["output_row", "shifted"]
+# How lines are cut into segments where a caller does not say. Most models were trained on single sentences.
+DefaultSegmentation = Literal["sentence", "line", "packed"]
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ class Limits:
 
     max_source_tokens: int  # with language tag and end-of-sentence
     max_target_tokens: int  # with end-of-sentence
-    segment_tokens: int  # a longer line is split into sentences unless the caller forbids it
+    segment_tokens: int  # up to which sentences stay together where lines are "packed"
 
 
 @dataclass(frozen=True)
@@ -106,6 +108,7 @@ class Manifest:
     parity: Parity
     files: dict[str, str]  # file name -> sha256, hex
     tokenizer: TokenizerKind = "sentencepiece"
+    segmentation: DefaultSegmentation = "sentence"  # may be absent
     generation: Generation = field(default_factory=Generation)
     alignment: Alignment | None = None  # None, or absent, where it was never tuned
     format_version: int = FORMAT_VERSION
@@ -142,7 +145,7 @@ class Manifest:
             raise ValueError(
                 f"format_version is {values.get('format_version')!r}; this server reads version {FORMAT_VERSION}"
             )
-        manifest: Manifest = _read(cls, values, "")
+        manifest: Manifest = _read(cls, {"segmentation": "sentence"} | values, "")
         manifest._check()
         return manifest
 
@@ -151,7 +154,8 @@ class Manifest:
         for name, value in sizes.items():
             if value < 1:
                 raise ValueError(f"{name} is {value}, must be at least 1")
-        for name, kinds in (("precision", Precision), ("tokenizer", TokenizerKind)):
+        kinds_by_name = {"precision": Precision, "tokenizer": TokenizerKind, "segmentation": DefaultSegmentation}
+        for name, kinds in kinds_by_name.items():
             if getattr(self, name) not in get_args(kinds):
                 raise ValueError(f"{name} is {getattr(self, name)!r}, must be one of {', '.join(get_args(kinds))}")
         self._check_generation()

@@ -1,20 +1,29 @@
 """Cuts a text into the segments that the model translates in one piece, and puts it together."""
 
 import enum
-from collections.abc import Callable, Iterator, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from dragoman_server.text.sentences import sentence_spans
+from dragoman_server.text.sentences import primary_language, sentence_spans
+from dragoman_server.text.tokenizer import Span
+from dragoman_server.text.verbatim import has_words
 
 Encode = Callable[[str], Sequence[int]]
+
+# Those without spaces between sentences: the Chinese languages, by ISO 639-1 and 639-3, and Japanese.
+_UNSPACED_LANGUAGES = frozenset(("zh", "zho", "cmn", "gan", "hak", "lzh", "nan", "wuu", "yue", "ja", "jpn"))
+
+_WHITE_SPACE = re.compile(r"\s+")
+_WIDE_GAP = 3  # characters of white space that part a line, as a tab does
 
 
 class Segmentation(enum.IntEnum):
     """How a line is cut; the numbers are those of the API. Line breaks always cut."""
 
-    AUTO = 0  # into sentences only where the line is too long, packed together again
     LINE = 1  # never
     SENTENCE = 2  # into single sentences
+    PACKED = 3  # into sentences where the line is too long, packed together again
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,27 +39,31 @@ class SourceSegment:
 class SegmentedText:
     """A text and its segments: in order, not overlapping, each with at least one token.
 
-    What is in no segment is a separator: white space, line breaks, and characters that the
-    tokenizer drops, such as a zero-width space on a line of its own.
+    What is in no segment is a separator, which comes back as it is: white space, line breaks, and what has nothing to
+    translate, such as "12:30" on a line of its own.
     """
 
     text: str
     segments: tuple[SourceSegment, ...]
+    joint: str = ""
+    """Stands between the translations of segments with nothing between them, as sentences have in Chinese."""
 
     def source_texts(self) -> list[str]:
         """The text of every segment."""
         return [self.text[segment.begin : segment.end] for segment in self.segments]
 
     def separators(self) -> list[str]:
-        """What stands before, between and after the segments: one more than there are of them."""
+        """What stands before, between and after the translations: one more than there are segments."""
         ends = [0, *(segment.end for segment in self.segments)]
         begins = [*(segment.begin for segment in self.segments), len(self.text)]
-        return [self.text[end:begin] for end, begin in zip(ends, begins, strict=True)]
+        separators = [self.text[end:begin] for end, begin in zip(ends, begins, strict=True)]
+        separators[1:-1] = [separator or self.joint for separator in separators[1:-1]]
+        return separators
 
     def rejoin(self, translations: Sequence[str]) -> str:
         """The text with every segment replaced by its translation.
 
-        With `source_texts()` for translations it is the original text, exactly.
+        With `source_texts()` for translations it is the original text, exactly, where there is no `joint`.
         """
         first, *rest = self.separators()
         parts = [first]
@@ -59,24 +72,54 @@ class SegmentedText:
         return "".join(parts)
 
 
-def segment(text: str, encode: Encode, segmentation: Segmentation, segment_tokens: int) -> SegmentedText:
+def segment(
+    text: str,
+    encode: Encode,
+    segmentation: Segmentation,
+    segment_tokens: int,
+    source_language: str,
+    target_language: str,
+) -> SegmentedText:
     """Cuts `text` into segments.
+
+    Lines and sentences without words are in none. Nor is a wide gap in a line (white space with a tab, or of three
+    characters and more), unless lines are not to be cut.
 
     Args:
         text: any string.
         encode: gives the ids of a text without specials.
         segmentation: how lines are cut.
-        segment_tokens: ids without specials that a line may have before `AUTO` splits it, and
-            up to which the sentences of such a line are packed together. A single sentence may
-            have more: what is too long for the model is for the caller to judge.
+        segment_tokens: ids without specials that neighbouring sentences may have for `PACKED` to leave them together.
+            They are neighbours where an ordinary space or nothing is between them: the model would not give other
+            white space back. A single sentence may have more: what is too long for the model is for the caller to
+            judge.
+        source_language: BCP-47 tag of the text.
+        target_language: that of what it is translated into.
     """
-    segments: list[SourceSegment] = []
-    for begin, end in _line_spans(text):
-        segments += _cut_line(text, begin, end, encode, segmentation, segment_tokens)
-    return SegmentedText(text, tuple(segments))
+
+    def tokenized(begin: int, end: int) -> SourceSegment:
+        return SourceSegment(begin, end, tuple(encode(text[begin:end])))
+
+    spans = _line_spans(text)
+    if segmentation is not Segmentation.LINE:
+        spans = _sentence_spans(text, spans, source_language)
+    segments = (
+        _packed(text, spans, tokenized, segment_tokens)
+        if segmentation is Segmentation.PACKED
+        else (tokenized(*span) for span in spans)
+    )
+    kept = (found for found in segments if found.token_ids and has_words(text[found.begin : found.end]))
+    joint = "" if primary_language(target_language) in _UNSPACED_LANGUAGES else " "
+    return SegmentedText(text, tuple(kept), joint)
 
 
-def _line_spans(text: str) -> Iterator[tuple[int, int]]:
+def lines(text: str, encode: Encode) -> SegmentedText:
+    """The text with every line that has tokens as a segment, whether there are words in it or not."""
+    segments = (SourceSegment(begin, end, tuple(encode(text[begin:end]))) for begin, end in _line_spans(text))
+    return SegmentedText(text, tuple(found for found in segments if found.token_ids))
+
+
+def _line_spans(text: str) -> Iterator[Span]:
     """The lines that are not blank, without the white space around them."""
     offset = 0
     for line in text.splitlines(keepends=True):
@@ -86,31 +129,45 @@ def _line_spans(text: str) -> Iterator[tuple[int, int]]:
         offset += len(line)
 
 
-def _cut_line(
-    text: str,
-    begin: int,
-    end: int,
-    encode: Encode,
-    segmentation: Segmentation,
-    segment_tokens: int,
-) -> Iterator[SourceSegment]:
-    def tokenized(begin: int, end: int) -> SourceSegment:
-        return SourceSegment(begin, end, tuple(encode(text[begin:end])))
+def _sentence_spans(text: str, line_spans: Iterable[Span], language: str) -> Iterator[Span]:
+    for begin, end in line_spans:
+        for field_begin, field_end in _field_spans(text, begin, end):
+            for first, last in sentence_spans(text[field_begin:field_end], language):
+                yield field_begin + first, field_begin + last
 
-    if segmentation is not Segmentation.SENTENCE:
-        line = tokenized(begin, end)
-        if segmentation is Segmentation.LINE or len(line.token_ids) <= segment_tokens:
-            if line.token_ids:
-                yield line
-            return
-    sentences = [
-        sentence
-        for first, last in sentence_spans(text[begin:end])
-        if (sentence := tokenized(begin + first, begin + last)).token_ids
-    ]
-    if segmentation is Segmentation.SENTENCE:
-        yield from sentences
-    while segmentation is Segmentation.AUTO and sentences:
+
+def _field_spans(text: str, begin: int, end: int) -> Iterator[Span]:
+    """What wide gaps separate in `text[begin:end]`."""
+    for gap in _WHITE_SPACE.finditer(text, begin, end):
+        if "\t" in gap[0] or len(gap[0]) >= _WIDE_GAP:
+            yield begin, gap.start()
+            begin = gap.end()
+    yield begin, end
+
+
+def _packed(
+    text: str, spans: Iterable[Span], tokenized: Callable[[int, int], SourceSegment], segment_tokens: int
+) -> Iterator[SourceSegment]:
+    """Neighbouring sentences in as few segments as they fit into."""
+    block: list[Span] = []
+    for span in spans:
+        if block and text[block[-1][1] : span[0]] not in ("", " "):
+            yield from _packed_block(block, tokenized, segment_tokens)
+            block = []
+        block.append(span)
+    if block:
+        yield from _packed_block(block, tokenized, segment_tokens)
+
+
+def _packed_block(
+    block: Sequence[Span], tokenized: Callable[[int, int], SourceSegment], segment_tokens: int
+) -> Iterator[SourceSegment]:
+    whole = tokenized(block[0][0], block[-1][1])
+    if len(whole.token_ids) <= segment_tokens:
+        yield whole
+        return
+    sentences = [sentence for span in block if (sentence := tokenized(*span)).token_ids]
+    while sentences:
         count = _fitting(sentences, segment_tokens)
         packed = sentences[0]
         while count > 1:

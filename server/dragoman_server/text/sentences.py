@@ -1,62 +1,69 @@
-"""Where sentences end: rules for Latin scripts, and the end marks of other scripts.
+"""Where sentences end: the end marks of all scripts, and by language what a full stop means.
 
-The rules would rather join two sentences than cut one in half: the model copes with two
-sentences, but half of one is translated without its context.
+The rules would rather join two sentences than cut one in half: half a sentence is translated without its context.
+
+No library is behind them. sentencex 1.0.32, the best kept one, takes all between two quotes for one sentence, needs
+4 ms for a call in Danish and Catalan, panics at a capital letter with a no-break space and a full stop behind it, and
+misses more: of 24,000 ends of English sentences of Tatoeba 230, where these rules miss 2.
 """
 
 import re
 from collections.abc import Iterator
 
-# These end a sentence whatever stands behind them, space or not.
-_SOVEREIGN_MARKS = "。！？｡।॥؟۔"
+from dragoman_server.text.abbreviations import ABBREVIATIONS, COUNTED, LANGUAGES_WITH_ORDINALS, RELATED
+
+# These end a sentence whatever stands behind them, space or not: of Chinese and Japanese, the scripts of India,
+# Arabic, Armenian, Ethiopic, Myanmar, Khmer and Thai.
+_SOVEREIGN_MARKS = "。！？｡।॥؟۔։።፧။។៕๚๛"
 _MARKS = ".!?…" + _SOVEREIGN_MARKS
 
 _QUOTES = "\"'“”‘’«»‹›"
 _CLOSERS = re.escape(_QUOTES + ")]}」』）】〉》")
 _OPENERS = re.escape(_QUOTES + "([{„‚「『（【〈《–—-")
-
-_END = re.compile(
-    rf"[{re.escape(_MARKS)}]+"
-    # A French closing quote stands behind a space, which also opens a German quotation;
-    # but there the next letter follows at once.
-    rf"(?:[{_CLOSERS}]|[ \u00a0\u202f]»(?=\s|$))*"
-)
 _FOLLOWING = re.compile(rf"[\s{_OPENERS}]*+(.)")
-_WORD_BREAK = re.compile(rf"[\s{_OPENERS}]")
+
+
+def _end_pattern(marks: str) -> re.Pattern[str]:
+    """End marks, dots with spaces between them too, and the quotes and brackets that they close."""
+    return re.compile(
+        rf"((?:\.(?:[ \u00a0\u202f]\.)+|[{re.escape(marks)}])+)"
+        # A French closing quote stands behind a space, which also opens a German quotation;
+        # but there the next letter follows at once.
+        rf"(?:[{_CLOSERS}]|[ \u00a0\u202f]»(?=\s|$))*"
+    )
+
+
+_END = _end_pattern(_MARKS)
+_GREEK_END = _end_pattern(_MARKS + ";\u037e")  # its question mark
+
 # No abbreviation is longer; without a bound, a text of nothing but full stops takes ages.
 _LONGEST_ABBREVIATION = 12
-_DOTTED_LETTERS = re.compile(r"(?:\w\.)+\w")
+_WORD_BREAK = re.compile(r"[\s\"“”«»‹›„‚‘()\[\]{}<>–—/]")
+_DOTTED_LETTERS = re.compile(r"(?:[^\W\d_]{1,2}\.-?)+[^\W\d_]{1,2}")
+_TIMES_OF_DAY = ("a.m", "p.m")
 
 
-def _words(*lines: str) -> frozenset[str]:
-    return frozenset(" ".join(lines).split())
-
-
-# Followed by a name: never the end of a sentence.
-_TITLES = _words(
-    "mr mrs ms dr prof rev hon gen col capt lt sgt st sr jr messrs",  # English
-    "hr fr frl dipl ing bzw ca bspw vgl evtl ggf inkl zzgl sog geb gest",  # German
-    "mm mme mlle mgr",  # French
-    "sra srta srs dra ud uds vd vds dña",  # Spanish
-)
-# Followed by a number: the end of a sentence where none follows.
-_COUNTED = _words(
-    "no nos nr nro núm num vol bd fig figs abb pp pg pág págs art abs eq sec ch chap tel approx",
-    "jan feb febr apr aug sep sept oct okt nov dec dez",
-)
-
-
-def sentence_spans(line: str) -> Iterator[tuple[int, int]]:
+def sentence_spans(line: str, language: str) -> Iterator[tuple[int, int]]:
     """The sentences of a line as [begin, end), in order, without the white space around them.
 
     White space apart, every character of the line is in exactly one of them.
+
+    Args:
+        line: any string without line breaks.
+        language: its BCP-47 tag. A language whose abbreviations are not known is read as English.
     """
+    language = primary_language(language)
     begin = 0
-    for match in _END.finditer(line):
-        if match.end() > begin and _is_end(line, begin, match):
+    for match in (_GREEK_END if language == "el" else _END).finditer(line):
+        if match.end() > begin and _is_end(line, begin, match, language):
             yield from _stripped(line, begin, match.end())
             begin = match.end()
     yield from _stripped(line, begin, len(line))
+
+
+def primary_language(tag: str) -> str:
+    """The language of a BCP-47 tag: "pt" of "pt-BR"."""
+    return tag.partition("-")[0].lower()
 
 
 def _stripped(line: str, begin: int, end: int) -> Iterator[tuple[int, int]]:
@@ -66,8 +73,8 @@ def _stripped(line: str, begin: int, end: int) -> Iterator[tuple[int, int]]:
         yield begin, begin + len(stripped)
 
 
-def _is_end(line: str, begin: int, match: re.Match[str]) -> bool:
-    marks = match[0]
+def _is_end(line: str, begin: int, match: re.Match[str], language: str) -> bool:
+    marks = match[1]
     if any(mark in _SOVEREIGN_MARKS for mark in marks):
         return True
     # A number such as 3.14, an address such as example.com.
@@ -81,16 +88,24 @@ def _is_end(line: str, begin: int, match: re.Match[str]) -> bool:
     if marks != ".":
         return True
     before = line[max(begin, match.start() - _LONGEST_ABBREVIATION - 1) : match.start()]
-    return not _is_abbreviation(_WORD_BREAK.split(before)[-1], following[1])
+    *others, word = _WORD_BREAK.split(before)
+    is_first = not any(others) and len(before) == match.start() - begin
+    return not _is_abbreviation(word.strip("'’"), following[1], language, is_first)
 
 
-def _is_abbreviation(word: str, following: str) -> bool:
-    """Whether the full stop behind `word` belongs to it, with `following` the next letter."""
-    if len(word) == 1 and word.isalpha():
-        return True  # an initial, as in J. R. R. Tolkien
+def _is_abbreviation(word: str, following: str, language: str, is_first: bool) -> bool:
+    """Whether the full stop behind `word` belongs to it, with `following` the next letter.
+
+    `is_first` says that nothing of the sentence stands before it.
+    """
+    if len(word) == 1 and word.isupper():
+        return is_first or (language, word) != ("en", "I")  # an initial, as in J. R. R. Tolkien
     if len(word) <= 2 and word.isdecimal():
-        return True  # an ordinal, as in 3. Mai, or the number of an item
-    if _DOTTED_LETTERS.fullmatch(word):
-        return True  # U.S., z.B., e.g.
+        return is_first or language in LANGUAGES_WITH_ORDINALS  # the number of an item; 3. Mai
     folded = word.casefold()
-    return folded in _TITLES or (folded in _COUNTED and following.isdecimal())
+    if _DOTTED_LETTERS.fullmatch(word):
+        return folded not in _TIMES_OF_DAY  # U.S., z.B., J.-C.
+    language = RELATED.get(language, language)
+    return folded in ABBREVIATIONS.get(language, ABBREVIATIONS["en"]) or (
+        following.isdecimal() and folded in COUNTED.get(language, COUNTED["en"])
+    )

@@ -45,8 +45,14 @@ class TextCodec(Protocol):
     def is_control(self, token_id: int) -> bool:
         """Whether an id is no part of any text, as a language tag or end-of-sentence."""
 
+    def is_unspelt(self, token_id: int) -> bool:
+        """Whether an id stands for what the vocabulary has no word for: it is unknown, or a byte of a character."""
+
     def spans(self, text: str) -> list[Span]:
         """The part of the text that each id of `encode(text)` stands for, whatever was normalised."""
+
+    def target_text_spans(self, text: str) -> list[Span]:
+        """The part of the text that each id of `encode_target(text)` stands for, likewise."""
 
     def target_spans(self, ids: Sequence[int]) -> list[Span]:
         """The part of `decode(ids)` that each of the ids stands for."""
@@ -98,8 +104,13 @@ class Tokenizer:
     def is_control(self, token_id: int) -> bool:
         return bool(self._processor.IsControl(token_id))
 
+    def is_unspelt(self, token_id: int) -> bool:
+        return token_id == self.unknown_id or bool(self._processor.IsByte(token_id))
+
     def spans(self, text: str) -> list[Span]:
-        return _source_spans(self._processor, text)
+        return _text_spans(self._processor, text)
+
+    target_text_spans = spans
 
     def target_spans(self, ids: Sequence[int]) -> list[Span]:
         mapping = self._processor.Decode(list(ids), return_type="offset_mapping")
@@ -156,8 +167,14 @@ class MarianTokenizer:
     def is_control(self, token_id: int) -> bool:
         return _is_control(self._pieces.get(token_id, UNKNOWN))
 
+    def is_unspelt(self, token_id: int) -> bool:
+        return token_id == self.unknown_id
+
     def spans(self, text: str) -> list[Span]:
-        return _source_spans(self._source, text)
+        return _text_spans(self._source, text)
+
+    def target_text_spans(self, text: str) -> list[Span]:
+        return _text_spans(self._target, text)
 
     def target_spans(self, ids: Sequence[int]) -> list[Span]:
         pieces = self.pieces(ids)
@@ -209,17 +226,45 @@ def _is_control(piece: str) -> bool:
     return piece in (UNKNOWN, END_OF_SENTENCE, PADDING) or target_language(piece) is not None
 
 
-def _source_spans(model: SentencePieceProcessor, text: str) -> list[Span]:
-    mapping = model.Encode(
+def _text_spans(model: SentencePieceProcessor, text: str) -> list[Span]:
+    """The part of the text that each piece stands for, as `TextCodec` has them.
+
+    Of the pieces that a character becomes, SentencePiece's own spans give all of it to the last and none to the others.
+    These come from the offsets of its normalised text, which the pieces spell: each of its characters stands for what
+    is between its own offset and the next larger one.
+    """
+    normalised, offsets = model.Normalize(text, with_offsets=True)
+    ends = [offsets[-1]] * len(normalised)
+    for place in reversed(range(len(normalised) - 1)):
+        ends[place] = offsets[place + 1] if offsets[place + 1] > offsets[place] else ends[place + 1]
+    places = [place for place, character in enumerate(normalised) for _ in character.encode()]  # by byte
+    pieces = model.Encode(
         text, return_type="offset_mapping", add_bos=False, add_eos=False, reverse=False, enable_sampling=False
     )
-    return _tidy(text, mapping["pieces"], mapping["offsets"], [False] * len(mapping["pieces"]))
+    spans: list[Span] = []
+    first_byte = 0
+    for token_id, piece in zip(pieces["ids"], pieces["pieces"], strict=True):
+        next_byte = first_byte + (1 if model.IsByte(token_id) else len(piece.encode()))
+        begin, end = offsets[places[first_byte]], ends[places[next_byte - 1]]
+        if first_byte == 0 and piece == _SPACE and not text[begin].isspace():
+            end = begin  # the space before all texts
+        spans.append(_stripped(text, begin, end))
+        first_byte = next_byte
+    return spans
+
+
+def _stripped(text: str, begin: int, end: int) -> Span:
+    """The span without the white space around it, or as it is where it has nothing else."""
+    part = text[begin:end]
+    if not part.strip():
+        return begin, end
+    return begin + len(part) - len(part.lstrip()), end - len(part) + len(part.rstrip())
 
 
 def _tidy(text: str, pieces: Sequence[str], spans: Sequence[Span], are_controls: Sequence[bool]) -> list[Span]:
-    """SentencePiece's spans as `TextCodec` has them.
+    """SentencePiece's spans of a decoded text as `TextCodec` has them.
 
-    There a piece has the space before it, and of the pieces that a character becomes only the last has its span.
+    There a piece has the space before it, and of the bytes of a character only the last has its span.
     """
     first = are_controls.index(False) if False in are_controls else -1
     tidied: list[Span] = []
@@ -229,8 +274,7 @@ def _tidy(text: str, pieces: Sequence[str], spans: Sequence[Span], are_controls:
         part = text[begin:end]
         is_space_before_all = index == first and pieces[index] == _SPACE
         if part.strip():
-            begin, end = begin + len(part) - len(part.lstrip()), end - len(part) + len(part.rstrip())
-            following = (begin, end)
+            begin, end = following = _stripped(text, begin, end)
         elif begin == end == following[0] and not is_space_before_all and not are_controls[index]:
             begin, end = following
         tidied.append((begin, end))

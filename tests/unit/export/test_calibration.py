@@ -11,6 +11,7 @@ from onnx import TensorProto
 
 from dragoman_export.calibration import with_int8_key_values
 from dragoman_export.checkpoint import Checkpoint
+from dragoman_export.greedy import translate
 from dragoman_export.layer_writer import LayerWriter
 from dragoman_export.model import Dimensions, Transformer
 from dragoman_export.onnx_builder import GraphBuilder, WeightFile
@@ -22,9 +23,14 @@ def _sources(checkpoint: Checkpoint) -> list[tuple[int, ...]]:
     return [random_source(checkpoint, length, rng) for length in (3, 9, 14)]
 
 
+def _with_int8_key_values(checkpoint: Checkpoint) -> Transformer:
+    pairs = translate(checkpoint.model, checkpoint.config, _sources(checkpoint))
+    return with_int8_key_values(checkpoint.model, checkpoint.config, pairs)
+
+
 def test_keys_and_values_that_fill_int8_change_nothing_that_the_model_says(tiny_checkpoint: Checkpoint) -> None:
     sources = _sources(tiny_checkpoint)
-    scaled = with_int8_key_values(tiny_checkpoint.model, tiny_checkpoint.config, sources)
+    scaled = _with_int8_key_values(tiny_checkpoint)
     target = torch.tensor([[1, 20, 21, 22, 23]])
     for source in sources:
         ids = torch.tensor([source])
@@ -39,7 +45,7 @@ def test_keys_and_values_that_fill_int8_change_nothing_that_the_model_says(tiny_
 
 def test_every_channel_of_keys_and_values_fills_its_range(tiny_checkpoint: Checkpoint) -> None:
     sources = _sources(tiny_checkpoint)
-    scaled = with_int8_key_values(tiny_checkpoint.model, tiny_checkpoint.config, sources)
+    scaled = _with_int8_key_values(tiny_checkpoint)
     seen = []
     attention = scaled.decoder_layers[-1].cross_attention
     for projection in (attention.key, attention.value):
@@ -56,7 +62,7 @@ def test_every_channel_of_keys_and_values_fills_its_range(tiny_checkpoint: Check
 
 def test_the_model_itself_stays_as_it_is(tiny_checkpoint: Checkpoint) -> None:
     before = {name: tensor.clone() for name, tensor in tiny_checkpoint.model.state_dict().items()}
-    with_int8_key_values(tiny_checkpoint.model, tiny_checkpoint.config, _sources(tiny_checkpoint))
+    _with_int8_key_values(tiny_checkpoint)
     for name, tensor in tiny_checkpoint.model.state_dict().items():
         assert torch.equal(tensor, before[name]), name
 

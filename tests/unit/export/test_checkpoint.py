@@ -35,18 +35,20 @@ def test_tied_weights_are_stored_once(tmp_path: Path) -> None:
     assert (tmp_path / WEIGHTS_FILE).stat().st_size < 2 * num_parameters + 16_000  # two bytes each, and the header
 
 
-def test_a_configuration_survives_json() -> None:
+def test_a_configuration_survives_json(tmp_path: Path) -> None:
     config = random_checkpoint().config
     for generation in (Generation(), Generation(6, 0.6, True, (0, 5))):
         changed = dataclasses.replace(config, tokenizer="marian", generation=generation)
-        assert Config.from_json(changed.to_json()) == changed
+        (tmp_path / CONFIG_FILE).write_text(changed.to_json(), encoding="utf-8")
+        assert Config.read(tmp_path / CONFIG_FILE) == changed
 
 
-def test_a_configuration_from_before_there_were_generation_defaults_is_read() -> None:
+def test_a_configuration_from_before_there_were_generation_defaults_is_read(tmp_path: Path) -> None:
     config = random_checkpoint().config
     values = json.loads(config.to_json())
     del values["tokenizer"], values["generation"]
-    assert Config.from_json(json.dumps(values)) == config
+    (tmp_path / CONFIG_FILE).write_text(json.dumps(values), encoding="utf-8")
+    assert Config.read(tmp_path / CONFIG_FILE) == config
 
 
 def test_a_tokenizer_of_several_files_is_stored_and_opened(tmp_path: Path) -> None:

@@ -1,18 +1,23 @@
 """The commands of `dragoman-export`, as a user types them."""
 
+import dataclasses
+import json
 import random
 from pathlib import Path
 
+import onnx
 import pytest
 import torch
 
-from dragoman_export import __main__
+from dragoman import __version__
 from dragoman_export.checkpoint import Checkpoint, unique_tensors
-from dragoman_server.bundle.bundle import Bundle
+from dragoman_server.bundle.bundle import DECODER_STEP_FILE, Bundle, embedded_bundle
 from dragoman_server.text.tokenizer import load_tokenizer
+from support.export_command import ExportCommand
 from support.marian_model import write_marian
 from support.tiny_model import WORDS
 
+DEFAULT = str(embedded_bundle())
 SMALL_MODEL = {
     "--vocabulary-size": 320,
     "--d-model": 32,
@@ -24,23 +29,8 @@ SMALL_MODEL = {
 
 
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> "Run":
-    return Run(monkeypatch, capsys)
-
-
-class Run:
-    """Runs a command line; returns its exit code, and keeps what it printed."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-        self._monkeypatch, self._capsys = monkeypatch, capsys
-        self.out = self.err = ""
-
-    def __call__(self, *arguments: object) -> int:
-        self._monkeypatch.setattr("sys.argv", ["dragoman-export", *map(str, arguments)])
-        with pytest.raises(SystemExit) as end:
-            __main__.main()
-        self.out, self.err = self._capsys.readouterr()
-        return int(end.value.code or 0)
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> ExportCommand:
+    return ExportCommand(monkeypatch, capsys)
 
 
 @pytest.fixture
@@ -61,7 +51,7 @@ def pairs(tmp_path: Path) -> Path:
 
 
 def test_a_checkpoint_is_exported_quantized_verified_and_evaluated(
-    run: Run, checkpoint_folder: Path, tmp_path: Path
+    run: ExportCommand, checkpoint_folder: Path, tmp_path: Path
 ) -> None:
     for command, precision in (("export", "fp32"), ("quantize", "int8")):
         bundle = tmp_path / precision
@@ -77,7 +67,97 @@ def test_a_checkpoint_is_exported_quantized_verified_and_evaluated(
     assert "nrefs:1|case:mixed" in run.out
 
 
-def test_sentences_to_compare_on_come_from_files(run: Run, checkpoint_folder: Path, tmp_path: Path) -> None:
+@pytest.mark.timeout(300)
+def test_the_sequence_of_the_readme(run: ExportCommand, pairs: Path, tmp_path: Path) -> None:
+    """A bundle is verified on sentences such as it was measured on, whoever verifies it."""
+    model, fp32, int8 = tmp_path / "my-model", tmp_path / "my-bundle-fp32", tmp_path / "my-bundle-int8"
+    small_model = [part for option in SMALL_MODEL.items() for part in option]
+    lines = pairs.read_text(encoding="utf-8").splitlines()
+    (tmp_path / "english.txt").write_text("".join(f"{line.partition(chr(9))[0]}\n" for line in lines), encoding="utf-8")
+    assert run("train", model, "--pair", f"en-fr={pairs}", *small_model, "--epochs", 0.5) == 0, run.err
+    assert run("export", model, fp32) == 0, run.err
+    assert run("quantize", model, int8, "--sources", f"en-fr={tmp_path / 'english.txt'}") == 0, run.err
+    assert "200 sentences compared" in run.out
+    assert run("verify", model, int8) == 0, run.err
+    assert "8 sentences compared" in run.out
+    assert run("verify", model, fp32) == 0, run.err
+    assert "128 sentences compared" in run.out  # 64 samples of each of two languages
+
+
+def are_key_values_int8(bundle: Path) -> bool:
+    graph = onnx.load(bundle / DECODER_STEP_FILE, load_external_data=False).graph
+    name = Bundle.open(bundle).manifest.state.self_kv[0]
+    (value,) = (value for value in graph.input if value.name == name)
+    return bool(value.type.tensor_type.elem_type == onnx.TensorProto.INT8)
+
+
+def test_int8_is_calibrated_on_the_samples_that_come_with_the_exporter(
+    run: ExportCommand, checkpoint_folder: Path, tmp_path: Path
+) -> None:
+    assert run("quantize", checkpoint_folder, tmp_path / "bundle", "--num-sources", 10) == 0, run.err
+    assert are_key_values_int8(tmp_path / "bundle")
+    assert "no sample sentences" not in run.err
+    assert "10 sentences compared" in run.out
+    assert run("verify", checkpoint_folder, tmp_path / "bundle") == 0, run.err
+    assert "10 sentences compared" in run.out
+
+
+@pytest.mark.parametrize(
+    ("sources", "is_calibrated", "effect"),
+    [
+        (("sw",), False, "There are no sample sentences of sw: int8 is not calibrated, which makes it slower."),
+        (("en", "sw"), True, "There are no sample sentences of sw: int8 is calibrated on the other languages."),
+    ],
+)
+def test_a_language_without_samples_is_said_to_have_none(
+    run: ExportCommand,
+    tiny_checkpoint: Checkpoint,
+    tmp_path: Path,
+    sources: tuple[str, ...],
+    is_calibrated: bool,
+    effect: str,
+) -> None:
+    config = dataclasses.replace(tiny_checkpoint.config, directions=tuple((source, "fr") for source in sources))
+    dataclasses.replace(tiny_checkpoint, config=config).save(tmp_path / "model")
+    assert run("quantize", tmp_path / "model", tmp_path / "bundle", "--num-sources", 10) == 0, run.err
+    assert f"{effect} Give some with --sources." in run.err
+    assert are_key_values_int8(tmp_path / "bundle") == is_calibrated
+    (tmp_path / "swahili.txt").write_text("the old dog\n", encoding="utf-8")
+    options = ("--sources", f"sw-fr={tmp_path / 'swahili.txt'}", "--num-sources", 1)
+    assert run("quantize", tmp_path / "model", tmp_path / "calibrated", *options) == 0, run.err
+    assert are_key_values_int8(tmp_path / "calibrated")
+    assert "no sample sentences" not in run.err
+
+
+def test_what_differs_is_summed_up_and_listed_on_demand(
+    run: ExportCommand, checkpoint_folder: Path, tmp_path: Path
+) -> None:
+    assert run("quantize", checkpoint_folder, tmp_path / "bundle", "--num-sources", 40) == 0, run.err
+    summary = run.out.splitlines()
+    assert len(summary) <= 10
+    number = int(next(line for line in summary if "have other tokens" in line).split()[0])
+    assert number > 1
+    assert sum("differs first at step" in line for line in summary) == 1
+    assert run("verify", checkpoint_folder, tmp_path / "bundle", "--details") == 0, run.err
+    assert sum("differs first at step" in line for line in run.out.splitlines()) == number
+
+
+def test_progress_is_printed_to_stderr(run: ExportCommand, checkpoint_folder: Path, tmp_path: Path) -> None:
+    assert run("quantize", checkpoint_folder, tmp_path / "bundle", "--num-sources", 3) == 0
+    assert run.err.splitlines() == [
+        "Translating with PyTorch: 3 sentences",
+        "Calibrating keys and values: 3 sentences",
+        "Calibrating activations: 3 sentences",
+        "Comparing with ONNX Runtime: 3 sentences",
+    ]
+
+
+def test_the_version_is_printed(run: ExportCommand) -> None:
+    assert run("--version") == 0
+    assert run.out == f"dragoman-export {__version__}\n"
+
+
+def test_sentences_to_compare_on_come_from_files(run: ExportCommand, checkpoint_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "english.txt").write_text("the old dog\na small bird sees\n", encoding="utf-8")
     sources = ("--sources", f"en-fr={tmp_path / 'english.txt'}", "--sources", f"en-de={tmp_path / 'english.txt'}")
     assert run("export", checkpoint_folder, tmp_path / "bundle", *sources, "--num-sources", 4) == 0
@@ -89,7 +169,7 @@ def test_sentences_to_compare_on_come_from_files(run: Run, checkpoint_folder: Pa
 
 
 def test_a_bundle_of_another_checkpoint_does_not_verify(
-    run: Run, checkpoint_folder: Path, tiny_checkpoint: Checkpoint, tmp_path: Path
+    run: ExportCommand, checkpoint_folder: Path, tiny_checkpoint: Checkpoint, tmp_path: Path
 ) -> None:
     assert run("quantize", checkpoint_folder, tmp_path / "bundle", "--num-sources", 5) == 0
     other = Checkpoint.load(checkpoint_folder)
@@ -100,6 +180,14 @@ def test_a_bundle_of_another_checkpoint_does_not_verify(
     assert "the manifest allows" in run.err
 
 
+def test_a_bundle_of_other_dimensions_does_not_verify(
+    run: ExportCommand, checkpoint_folder: Path, tmp_path: Path
+) -> None:
+    assert run("verify", checkpoint_folder, DEFAULT) == 2
+    assert "is of another model" in run.err
+    assert run.err.count("\n") == 1
+
+
 @pytest.mark.parametrize(
     ("arguments", "fault"),
     [
@@ -107,29 +195,28 @@ def test_a_bundle_of_another_checkpoint_does_not_verify(
         (("verify", "missing", "missing"), "missing"),
         (("train", "out", "--pair", "pairs.tsv"), "'pairs.tsv' is not of the form LANGUAGE-LANGUAGE=PATH"),
         (("train", "out", "--pair", "en-fr=none.tsv"), "none.tsv does not exist"),
-        (
-            ("evaluate", "missing", "--test", "en-fr=a"),
-            "is not of the form LANGUAGE-LANGUAGE=SOURCE_FILE,REFERENCE_FILE",
-        ),
+        (("evaluate", "missing", "--test", "en-fr=a"), "missing"),
+        (("evaluate", DEFAULT, "--test", "en-fr=a"), "is not of the form LANGUAGE-LANGUAGE=SOURCE_FILE,REFERENCE_FILE"),
+        (("evaluate", DEFAULT, "--test", "en=a,b"), "'en' is not of the form SOURCE-TARGET"),
     ],
 )
-def test_a_mistake_is_one_line_and_exit_code_2(run: Run, arguments: tuple[str, ...], fault: str) -> None:
+def test_a_mistake_is_one_line_and_exit_code_2(run: ExportCommand, arguments: tuple[str, ...], fault: str) -> None:
     assert run(*arguments) == 2
     assert fault in run.err
     assert run.err.count("\n") == 1
 
 
 @pytest.mark.parametrize("weight", ["en-fr", "enfr=2", "en-fr=-1", "en-fr=inf", "en-fr=many"])
-def test_a_wrong_weight_is_refused(run: Run, pairs: Path, tmp_path: Path, weight: str) -> None:
+def test_a_wrong_weight_is_refused(run: ExportCommand, pairs: Path, tmp_path: Path, weight: str) -> None:
     assert run("train", tmp_path / "out", "--pair", f"en-fr={pairs}", "--weight", weight) == 2
 
 
-def test_a_bundle_is_never_overwritten(run: Run, checkpoint_folder: Path, tmp_path: Path) -> None:
+def test_a_bundle_is_never_overwritten(run: ExportCommand, checkpoint_folder: Path, tmp_path: Path) -> None:
     assert run("export", checkpoint_folder, tmp_path, "--num-sources", 1) == 2
     assert "exists already" in run.err
 
 
-def test_training_goes_on_from_a_checkpoint(run: Run, pairs: Path, tmp_path: Path) -> None:
+def test_training_goes_on_from_a_checkpoint(run: ExportCommand, pairs: Path, tmp_path: Path) -> None:
     small_model = [part for option in SMALL_MODEL.items() for part in option]
     first, second = tmp_path / "first", tmp_path / "second"
     assert run("train", first, "--pair", f"en-fr={pairs}", *small_model, "--epochs", 0.5, "--name", "base") == 0
@@ -145,7 +232,7 @@ def test_training_goes_on_from_a_checkpoint(run: Run, pairs: Path, tmp_path: Pat
 
 
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
-def test_a_marian_model_is_imported(run: Run, tmp_path: Path, precision: str) -> None:
+def test_a_marian_model_is_imported(run: ExportCommand, tmp_path: Path, precision: str) -> None:
     write_marian(tmp_path / "opus-mt-en-fr")
     (tmp_path / "english.txt").write_text("the old dog\na small bird sees\n", encoding="utf-8")
     options = ("--precision", precision, "--sources", f"en-fr={tmp_path / 'english.txt'}", "--num-sources", 2)
@@ -159,18 +246,21 @@ def test_a_marian_model_is_imported(run: Run, tmp_path: Path, precision: str) ->
     assert run("evaluate", tmp_path / "bundle", "--test", test) == 0, run.err
 
 
-def test_names_and_languages_of_an_imported_model_can_be_given(run: Run, tmp_path: Path) -> None:
+def test_names_and_languages_of_an_imported_model_can_be_given(run: ExportCommand, tmp_path: Path) -> None:
     write_marian(tmp_path / "single")
     options = ("--name", "opus", "--num-sources", 1)
     assert run("import", tmp_path / "single", tmp_path / "a", *options, "--pair", "eng-fra") == 0, run.err
-    assert Bundle.open(tmp_path / "a").manifest.directions == (("eng", "fra"),)
+    assert Bundle.open(tmp_path / "a").manifest.directions == (("en", "fr"),)
     assert Bundle.open(tmp_path / "a").manifest.name == "opus"
-    write_marian(tmp_path / "several", targets=("fra", "deu"))
+    write_marian(tmp_path / "several", targets=("fra", "pt_BR"))
     assert run("import", tmp_path / "several", tmp_path / "b", *options, "--from", "eng") == 0, run.err
-    assert Bundle.open(tmp_path / "b").manifest.directions == (("eng", "fra"), ("eng", "deu"))
+    manifest = Bundle.open(tmp_path / "b").manifest
+    assert manifest.directions == (("en", "fr"), ("en", "pt-BR"))
+    tokens = json.loads((tmp_path / "b" / "vocab.json").read_text(encoding="utf-8"))
+    assert manifest.source_prefix_ids == {"fr": (tokens[">>fra<<"],), "pt-BR": (tokens[">>pt_BR<<"],)}
 
 
-def test_an_import_over_a_folder_or_from_none_is_refused(run: Run, tmp_path: Path) -> None:
+def test_an_import_over_a_folder_or_from_none_is_refused(run: ExportCommand, tmp_path: Path) -> None:
     assert run("import", tmp_path / "missing", tmp_path) == 2
     assert "exists already" in run.err
     assert run("import", tmp_path / "missing", tmp_path / "bundle") == 2

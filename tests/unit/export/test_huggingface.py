@@ -16,10 +16,10 @@ from dragoman_export.huggingface import (
     WEIGHTS_FILE,
     read_generation,
     read_integers,
-    read_json,
     read_tensors,
     rename_tensors,
 )
+from dragoman_export.reading import read_json
 from dragoman_server.bundle.manifest import Generation
 
 CONFIG = {"eos_token_id": 0, "pad_token_id": 99, "decoder_start_token_id": 99}
@@ -139,11 +139,14 @@ def test_generation_defaults_are_read(tmp_path: Path, settings: dict[str, Any], 
 @pytest.mark.parametrize(
     ("settings", "fault"),
     [
-        ({"num_beams": 0}, "num_beams is 0, must be an integer of at least 1"),
-        ({"num_beams": 2.0}, "num_beams is 2.0, must be an integer of at least 1"),
+        ({"num_beams": 0}, "num_beams is 0, must be an integer from 1 to 4096"),
+        ({"num_beams": 2.0}, "num_beams is 2.0, must be an integer from 1 to 4096"),
+        ({"num_beams": 10**9}, "num_beams is 1000000000, must be an integer from 1 to 4096"),
         ({"early_stopping": "never"}, "early_stopping is 'never', must be true or false"),
-        ({"length_penalty": "1"}, "length_penalty is '1', must be a finite number"),
-        ({"length_penalty": float("nan")}, "length_penalty is nan, must be a finite number"),
+        ({"length_penalty": "1"}, "length_penalty is '1', must be from -10 to 10"),
+        ({"length_penalty": float("nan")}, "length_penalty is nan, must be from -10 to 10"),
+        ({"length_penalty": 1e308}, r"length_penalty is 1e\+308, must be from -10 to 10"),
+        ({"bad_words_ids": 5}, "bad_words_ids is 5, must be a list"),
         ({"bad_words_ids": [[99], [1, 2]]}, r"bad_words_ids has \[1, 2\]: only single tokens"),
         ({"bad_words_ids": [[]]}, r"bad_words_ids has \[\]: only single tokens"),
         ({"bad_words_ids": [5]}, "bad_words_ids has 5: only single tokens"),

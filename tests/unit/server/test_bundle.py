@@ -69,6 +69,12 @@ def test_a_manifest_survives_being_written_and_read(tiny_bundles: dict[Precision
             assert Manifest.from_json(manifest.to_json()) == manifest
 
 
+def test_a_bundle_that_does_not_say_is_given_single_sentences(folder: Path) -> None:
+    edit_manifest(folder, lambda values: values.pop("segmentation"))
+    assert Bundle.open(folder).manifest.segmentation == "sentence"
+    assert Bundle.open(embedded_bundle()).manifest.segmentation == "sentence"
+
+
 def test_a_bundle_from_before_alignment_was_tuned_is_read(folder: Path) -> None:
     edit_manifest(folder, lambda values: values.pop("alignment"))
     assert Bundle.open(folder).manifest.alignment is None
@@ -107,6 +113,7 @@ def test_the_files_of_a_bundle_depend_on_its_tokenizer() -> None:
         (put("architecture", "num_heads", 0), "num_heads is 0, must be at least 1"),
         (put("limits", "max_target_tokens", -1), "max_target_tokens is -1"),
         (put("precision", "int3"), "precision is 'int3', must be one of fp32, int8"),
+        (put("segmentation", "word"), "segmentation is 'word', must be one of sentence, line, packed"),
         (put("tokenizer", "bpe"), "tokenizer is 'bpe', must be one of sentencepiece, marian"),
         (put("tokenizer", "marian"), "files has no entry for source.spm"),
         (put("generation", "beam_size", 0), r"generation\.beam_size is 0, must be at least 1"),

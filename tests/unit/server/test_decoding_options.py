@@ -1,4 +1,5 @@
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -7,7 +8,8 @@ from dragoman_server.bundle.manifest import Generation, Manifest
 from dragoman_server.calls import DecodingFields
 from dragoman_server.decoding_options import Decoding, resolve
 from dragoman_server.engine.search_options import EarlyStopping, SearchOptions
-from dragoman_server.text.tokenizer import Tokenizer
+from dragoman_server.text.tokenizer import MarianTokenizer, Tokenizer
+from support.marian_tokenizer import write_tokenizer
 from support.server_parts import LIMITS, tiny_manifest
 
 MAX_ROWS = 8
@@ -20,14 +22,14 @@ def manifest() -> Manifest:
 
 
 def resolved(tokenizer: Tokenizer, manifest: Manifest, **fields: Any) -> Decoding:
-    decoding, violations = resolve(DecodingFields(**fields), manifest, tokenizer.encode, MAX_ROWS)
+    decoding, violations = resolve(DecodingFields(**fields), manifest, tokenizer, MAX_ROWS)
     assert violations == []
     return decoding
 
 
 def refused(tokenizer: Tokenizer, manifest: Manifest, **fields: Any) -> list[tuple[str, str]]:
     """Field and description of every violation."""
-    _, violations = resolve(DecodingFields(**fields), manifest, tokenizer.encode, MAX_ROWS)
+    _, violations = resolve(DecodingFields(**fields), manifest, tokenizer, MAX_ROWS)
     return [(violation.field, violation.description) for violation in violations]
 
 
@@ -49,6 +51,14 @@ def test_any_option_of_sampling_turns_it_on_without_a_beam(
 ) -> None:
     manifest = replace(manifest, generation=Generation(beam_size=4))
     assert resolved(tokenizer, manifest, **options).search == SearchOptions(is_sampling=True, **options)
+
+
+def test_a_suppressed_word_that_the_vocabulary_cannot_spell_is_refused(manifest: Manifest, tmp_path: Path) -> None:
+    write_tokenizer(tmp_path)
+    _, violations = resolve(
+        DecodingFields(suppressed_words=["chat", "日本"]), manifest, MarianTokenizer(tmp_path), MAX_ROWS
+    )
+    assert [(found.field, found.reason) for found in violations] == [("suppressed_words[1]", "UNKNOWN_PIECE")]
 
 
 def test_every_option_reaches_the_search(tokenizer: Tokenizer, manifest: Manifest) -> None:

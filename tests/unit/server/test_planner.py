@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from dragoman_server.bundle.bundle import Bundle
+from dragoman_server.bundle.manifest import DefaultSegmentation
 from dragoman_server.calls import Pair, TextInput
 from dragoman_server.engine.search_options import SearchOptions
 from dragoman_server.engine.sequence import Priority
@@ -30,6 +31,67 @@ from support.calls import (
 from support.marian_tokenizer import EOS_ID as MARIAN_EOS_ID
 from support.marian_tokenizer import write_tokenizer
 from support.server_parts import EOS_ID, LIMITS, FakeEngine
+
+
+@pytest.fixture
+def marian(bundle: Bundle, tmp_path: Path) -> Planner:
+    """A planner whose tokenizer has no word, and no bytes, for what it does not know."""
+    vocabulary = write_tokenizer(tmp_path)
+    architecture = replace(bundle.manifest.architecture, vocabulary_size=len(vocabulary))
+    manifest = replace(bundle.manifest, architecture=architecture, eos_token_id=MARIAN_EOS_ID)
+    return Planner(manifest, "tiny", MarianTokenizer(tmp_path), INPUT_LIMITS, MAX_SEGMENTS, MAX_ROWS)
+
+
+# -- segmentation ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("default", "asked_for", "num_segments"),
+    [
+        ("sentence", 0, 2),
+        ("line", 0, 1),
+        ("packed", 0, 1),
+        ("line", Segmentation.SENTENCE, 2),
+        ("sentence", Segmentation.LINE, 1),
+        ("sentence", Segmentation.PACKED, 1),
+    ],
+)
+def test_lines_are_cut_as_is_asked_for_else_as_the_model_has_it(
+    bundle: Bundle, tokenizer: Tokenizer, default: DefaultSegmentation, asked_for: int, num_segments: int
+) -> None:
+    manifest = replace(bundle.manifest, segmentation=default)
+    planner = Planner(manifest, "tiny", tokenizer, INPUT_LIMITS, MAX_SEGMENTS, MAX_ROWS)
+    planned = planner.plan_text(TextInput("One. Two."), planner.plan(config(segmentation=asked_for), NOW), "input")
+    assert isinstance(planned, PlannedText)
+    assert len(planned.requests) == num_segments
+
+
+def test_models_are_given_single_sentences_where_they_do_not_say(bundle: Bundle) -> None:
+    assert bundle.manifest.segmentation == "sentence"
+
+
+async def test_sentences_are_those_of_the_language_of_the_source(translator: Translator, engine: FakeEngine) -> None:
+    await translator.translate(call("Etwa 3 Mio. Katzen.", source_language_code="de", target_language_code="en"), NOW)
+    assert len(engine.requests) == 1
+    await translator.translate(call("Etwa 3 Mio. Katzen.", source_language_code="en", target_language_code="de"), NOW)
+    assert len(engine.requests) == 3
+
+
+async def test_a_text_without_words_comes_back_and_nothing_is_decoded(
+    translator: Translator, engine: FakeEngine
+) -> None:
+    texts = ["12:30", " 🙂\n•\n", "https://example.com/", "{name}"]
+    outcome = await translator.translate(call(*texts), NOW)
+    assert [translated(outcome, index).text for index in range(4)] == texts
+    assert [translated(outcome, index).segments for index in range(4)] == [[]] * 4
+    assert engine.requests == []
+
+
+async def test_but_pairs_are_scored_whatever_they_are(translator: Translator, engine: FakeEngine) -> None:
+    outcome = await translator.score(score_call(("12:30", "12 h 30"), ("One.\tTwo.   3", "Un.")), NOW)
+    assert all(isinstance(result, ScoredTarget) for result in outcome.results)
+    assert len(engine.requests) == 2
+
 
 # -- prefixes and lengths ----------------------------------------------------------------------------------------------
 
@@ -57,6 +119,14 @@ async def test_a_target_prefix_needs_a_single_segment(
     assert description == f"needs a text of exactly 1 segment, this one has {num_segments}"
     assert translated(outcome, 1).text == "Two."
     assert len(engine.requests) == 1
+
+
+def test_a_target_prefix_that_the_vocabulary_cannot_spell_is_refused(marian: Planner) -> None:
+    plan = marian.plan(config(), NOW)
+    assert isinstance(marian.plan_text(TextInput("the dog", "le chien"), plan, "input"), PlannedText)
+    planned = marian.plan_text(TextInput("the dog", "le 日本"), plan, "input")
+    assert isinstance(planned, InvalidInputError)
+    assert [(found.field, found.reason) for found in planned.violations] == [("input.target_prefix", "UNKNOWN_PIECE")]
 
 
 async def test_a_target_prefix_must_leave_room(translator: Translator, tokenizer: Tokenizer) -> None:
@@ -167,16 +237,12 @@ async def test_a_score_call_may_not_have_more_pairs_than_can_ever_queue(bundle: 
 
 @pytest.mark.parametrize("must_spell", [False, True])
 def test_a_target_that_the_vocabulary_cannot_spell_is_refused_only_where_it_must(
-    bundle: Bundle, tmp_path: Path, must_spell: bool
+    marian: Planner, must_spell: bool
 ) -> None:
-    vocabulary = write_tokenizer(tmp_path)
-    architecture = replace(bundle.manifest.architecture, vocabulary_size=len(vocabulary))
-    manifest = replace(bundle.manifest, architecture=architecture, eos_token_id=MARIAN_EOS_ID)
-    planner = Planner(manifest, "tiny", MarianTokenizer(tmp_path), INPUT_LIMITS, MAX_SEGMENTS, MAX_ROWS)
-    plan = planner.plan(config(segmentation=Segmentation.LINE), NOW)
-    spelt = planner.plan_pair(Pair("the dog", "le chien"), plan, "", must_spell=must_spell)
+    plan = marian.plan(config(segmentation=Segmentation.LINE), NOW)
+    spelt = marian.plan_pair(Pair("the dog", "le chien"), plan, "", must_spell=must_spell)
     assert isinstance(spelt, PlannedText)
-    planned = planner.plan_pair(Pair("the 日本 dog", "le 日本"), plan, "inputs[2].", must_spell=must_spell)
+    planned = marian.plan_pair(Pair("the 日本 dog", "le 日本"), plan, "inputs[2].", must_spell=must_spell)
     assert isinstance(planned, InvalidInputError) == must_spell
     if isinstance(planned, InvalidInputError):
         (violation,) = planned.violations

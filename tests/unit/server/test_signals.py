@@ -1,14 +1,29 @@
 """What attention says of a translation, on attention made by hand."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from dragoman_server.signals import Suspicion, signals
+from dragoman_server.signals import Signals, Suspicion
+from dragoman_server.signals import signals as all_signals
+from dragoman_server.text.tokenizer import Span
 
 SPANS = [(0, 3), (4, 7), (7, 9), (10, 10), (10, 14)]
+
+
+def signals(
+    cross: NDArray[np.float32],
+    source_spans: Sequence[Span],
+    target_ids: Sequence[int],
+    is_cut_off: bool,
+    is_copied: bool = True,
+    unspelt_share: float = 0.0,
+) -> Signals:
+    return all_signals(cross, source_spans, target_ids, is_cut_off, is_copied, unspelt_share)
 
 
 def one_hot(columns: list[int], num_columns: int) -> NDArray[np.float32]:
@@ -89,6 +104,14 @@ def test_lengths_that_do_not_go_together(num_target: int, num_source: int, is_un
 
 def test_a_target_at_its_limit_was_cut_off() -> None:
     assert Suspicion.CUT_OFF in signals(one_hot([0], 6), SPANS, [11], True).suspicions
+
+
+def test_what_was_not_copied_and_what_cannot_be_spelt() -> None:
+    diagonal = one_hot([0, 1, 2, 3, 4, 5], 6)
+    assert signals(diagonal, SPANS, [11, 12, 13, 14, 15], False, is_copied=False).suspicions == (Suspicion.NOT_COPIED,)
+    assert signals(diagonal, SPANS, [11, 12, 13, 14, 15], False, unspelt_share=0.3).suspicions == ()
+    found = signals(diagonal, SPANS, [11, 12, 13, 14, 15], False, unspelt_share=0.31)
+    assert found.suspicions == (Suspicion.UNKNOWN_SCRIPT,)
 
 
 @given(st.integers(1, 8), st.integers(0, 9), st.integers(0, 2), st.integers(0, 2**32 - 1))

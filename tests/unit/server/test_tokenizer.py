@@ -1,9 +1,12 @@
+import io
 import json
+import re
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+import sentencepiece
 
 from dragoman_server.errors import BundleError
 from dragoman_server.text.tokenizer import MarianTokenizer, Tokenizer, load_tokenizer, target_language
@@ -62,6 +65,61 @@ def test_what_several_pieces_stand_for_together_belongs_to_each(tokenizer: Token
     assert [part for _, part in spelt(tokenizer, "🙂")] == ["", *["🙂"] * 4]
     assert [part for piece, part in spelt(tokenizer, "a…") if piece == "."] == ["…"] * 3
     assert {part for _, part in spelt(tokenizer, "\ufdfa")[1:]} == {"\ufdfa"}
+
+
+@pytest.mark.parametrize(
+    ("text", "of", "decoded"),
+    [
+        ("Add ½ cup.", "½", "1⁄2"),
+        ("a½ cup", "½", "1⁄2"),
+        ("a ﬁ ne", "ﬁ", "fi"),
+        ("tea ™ cup", "™", "TM"),
+        ("part Ⅳ is", "Ⅳ", "IV"),
+        ("a ㎏ of", "㎏", "kg"),
+        ("wait … what", "…", "..."),
+        ("a ｶﾞ b", "ｶﾞ", "ガ"),
+        ("a e\u0301 b", "e\u0301", "é"),
+        ("\u00a0½ cup", "½", "1⁄2"),
+    ],
+)
+def test_what_the_rule_expands_or_contracts_has_its_own_span(
+    tokenizer: Tokenizer, text: str, of: str, decoded: str
+) -> None:
+    begin = text.index(of)
+    span = (begin, begin + len(of))
+    own = [
+        token_id for token_id, other in zip(tokenizer.encode(text), tokenizer.spans(text), strict=True) if other == span
+    ]
+    assert tokenizer.decode(own) == decoded
+
+
+def test_a_character_that_two_pieces_share_belongs_to_both(tmp_path: Path) -> None:
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(["xf iy"] * 50), model_writer=model, model_type="bpe", vocab_size=12, minloglevel=2
+    )
+    path = tmp_path / "tokenizer.model"
+    path.write_bytes(model.getvalue())
+    assert spelt(Tokenizer(path), "xﬁy") == [("▁xf", "xﬁ"), ("iy", "ﬁy")]
+
+
+@pytest.mark.parametrize(
+    "text", ["Le  chat.", "\ufeffLe chat.", "  Le chat… ", "Le chat e\u0301tait là", "Le\u200bchat"]
+)
+def test_spans_of_a_target_text_point_into_it(tokenizer: Tokenizer, text: str) -> None:
+    spans = tokenizer.target_text_spans(text)
+    assert len(spans) == len(tokenizer.encode_target(text))
+    # Each once: the bytes of a character have the same.
+    parts = [text[begin:end] for begin, end in dict.fromkeys(spans)]
+    dropped = re.compile(r"[\s\ufeff\u200b]")
+    assert dropped.sub("", "".join(parts)) == dropped.sub("", text)
+
+
+def test_which_ids_the_vocabulary_has_no_word_for(tokenizer: Tokenizer) -> None:
+    ids = tokenizer.encode("The 日")
+    assert [tokenizer.is_unspelt(token_id) for token_id in ids][-3:] == [True] * 3
+    assert not any(map(tokenizer.is_unspelt, tokenizer.encode("The old cat.")))
+    assert tokenizer.is_unspelt(tokenizer.unknown_id)
 
 
 def test_spans_of_a_target_point_into_its_text(tokenizer: Tokenizer) -> None:
@@ -147,6 +205,15 @@ def test_spans_of_marians_source_and_target(marian: MarianTokenizer) -> None:
     assert [text[begin:end] for begin, end in spans] == ["", "the", "", "dog", ""]
     assert marian.target_spans([MARIAN_EOS_ID]) == [(0, 0)]
     assert [marian.is_control(token_id) for token_id in ids] == [True, False, True, False, True]
+
+
+def test_spans_of_a_text_in_marians_target_language(marian: MarianTokenizer) -> None:
+    text = "  le  日本 chat e\u0301 "
+    ids, spans = marian.encode_target(text), marian.target_text_spans(text)
+    parts = [text[begin:end] for begin, end in spans]
+    assert len(ids) == len(spans)
+    assert parts[-1].endswith("e\u0301")
+    assert "日本" in [part for token_id, part in zip(ids, parts, strict=True) if marian.is_unspelt(token_id)]
 
 
 CONTROLS = ["</s>", "<unk>", "<pad>", ">>fra<<"]

@@ -1,0 +1,39 @@
+"""How far a long command is: a bar in a terminal, a line now and then in a file."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+QUIET = Console(quiet=True)
+_SECONDS_BETWEEN_LINES = 10.0
+
+Advance = Callable[[int], None]
+
+
+@contextmanager
+def phase(name: str, num_sentences: int, console: Console) -> Iterator[Advance]:
+    """Yields a function that is told, again and again, how many more sentences are done."""
+    if console.is_terminal:
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=console, transient=True) as bar:
+            task = bar.add_task(name, total=num_sentences)
+            yield lambda count: bar.advance(task, count)
+    else:
+        console.print(f"{name}: {num_sentences} sentences")
+        yield _Lines(name, num_sentences, console)
+
+
+class _Lines:
+    def __init__(self, name: str, num_sentences: int, console: Console) -> None:
+        self._name, self._num_sentences, self._console = name, num_sentences, console
+        self._num_done = 0
+        self._last = time.monotonic()
+
+    def __call__(self, count: int) -> None:
+        self._num_done += count
+        if (now := time.monotonic()) - self._last >= _SECONDS_BETWEEN_LINES:
+            self._last = now
+            self._console.print(f"{self._name}: {self._num_done} of {self._num_sentences}")

@@ -1,0 +1,165 @@
+"""Reading the files of a model from anywhere: nothing of them is run, and nothing is taken on trust.
+
+JSON is parsed, safetensors hold tensors and nothing else, and a pickle is loaded with `weights_only`.
+"""
+
+import json
+import stat
+import warnings
+import zipfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+# Several times what the largest models have.
+_MAX_BYTES = 64 << 20
+MAX_POSITIONS = 1 << 16
+
+_WEIGHT_TYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_MAX_FAULTS = 8  # that one message names
+
+
+def read_bytes(path: Path) -> bytes:
+    """The contents of any file but the weights.
+
+    Raises:
+        FileNotFoundError: the file is missing.
+        ValueError: it is no file, or larger than such files are.
+    """
+    _require_file(path)
+    if (size := path.stat().st_size) > _MAX_BYTES:
+        raise ValueError(f"{path} is {size} bytes long; at most {_MAX_BYTES} are read")
+    return path.read_bytes()
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Raises:
+        FileNotFoundError: the file is missing.
+        ValueError: the file holds something else.
+    """
+    contents = read_bytes(path)
+    try:
+        values = json.loads(contents.decode())
+    except RecursionError as error:
+        raise ValueError(f"{path} is not JSON: it is nested too deeply") from error
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} is not a JSON object")
+    return values
+
+
+def read_safetensors(path: Path) -> dict[str, Tensor]:
+    """All tensors of a file by name, on the CPU.
+
+    Raises:
+        FileNotFoundError: the file is missing.
+        ValueError: it is damaged, or its tensors are not weights: finite numbers of a floating-point type.
+    """
+    _require_file(path)
+    try:
+        tensors = load_file(path)
+    except (SafetensorError, KeyError) as error:  # the latter where a type is unknown
+        raise ValueError(f"{path} is damaged: {error}") from error
+    _check_weights(path, tensors)
+    return tensors
+
+
+def read_pickle(path: Path) -> dict[str, Tensor]:
+    """The same of a file that `torch.save` wrote.
+
+    Raises:
+        FileNotFoundError: the file is missing.
+        ValueError: as `read_safetensors`, or the file holds anything but tensors.
+    """
+    _require_file(path)
+    try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
+                    raise ValueError("PyTorch compresses nothing")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            tensors = torch.load(path, map_location="cpu", weights_only=True)
+    # Damaged files raise almost anything. PyTorch's message is left out: it advises to turn the protection off.
+    except Exception as error:
+        raise ValueError(
+            f"{path} cannot be loaded as tensors and nothing else: it is damaged, or holds what would run code"
+        ) from error
+    if not isinstance(tensors, dict) or not all(
+        isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in tensors.items()
+    ):
+        raise ValueError(f"{path} is not a dictionary of tensors")
+    _check_weights(path, tensors)
+    return tensors
+
+
+def require_sizes(
+    origin: str,
+    sizes: Mapping[str, int],
+    num_layers: Mapping[str, int],
+    num_positions: Mapping[str, int],
+    tensors: Mapping[str, Tensor],
+) -> None:
+    """Refuses sizes that the weights cannot have, so that nothing of such a size is ever allocated.
+
+    Args:
+        origin: the file that has the sizes.
+        sizes: lengths of axes, by field.
+        num_layers: by field.
+        num_positions: by field; the weights need not have a table of them.
+        tensors: the weights.
+
+    Raises:
+        ValueError: naming every field at fault.
+    """
+    longest = max((length for tensor in tensors.values() for length in tensor.shape), default=0)
+    faults = [
+        f"{name} is {value}, {condition}"
+        for values, limit, condition in (
+            (sizes, longest, f"but no axis of the weights is longer than {longest}"),
+            (num_layers, len(tensors), f"but the weights have only {len(tensors)} tensors"),
+            (num_positions, MAX_POSITIONS, f"must be at most {MAX_POSITIONS}"),
+        )
+        for name, value in values.items()
+        if value > limit
+    ]
+    if faults:
+        raise ValueError(f"{origin}: {listed(faults)}")
+
+
+def listed(faults: Sequence[str]) -> str:
+    """Faults as part of a sentence: the first ones, and how many more there are."""
+    more = [f"and {len(faults) - _MAX_FAULTS} more"] if len(faults) > _MAX_FAULTS else []
+    return "; ".join([*faults[:_MAX_FAULTS], *more])
+
+
+def _require_file(path: Path) -> None:
+    """A pipe would be waited for, a device never ends. Links are followed: Hugging Face's cache is made of them."""
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise ValueError(f"{path} is not a file")
+
+
+def _check_weights(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    faults = [f"{name} {fault}" for name, tensor in tensors.items() if (fault := _fault_of(tensor))]
+    if faults:
+        raise ValueError(f"{path}: {listed(faults)}")
+
+
+def _fault_of(tensor: Tensor) -> str | None:
+    if tensor.layout is not torch.strided or tensor.device.type != "cpu":
+        return f"is no dense tensor but {tensor.layout} on {tensor.device}"
+    if tensor.dtype not in _WEIGHT_TYPES:
+        return f"is of {tensor.dtype}, not of a floating-point type of 16 bits or more"
+    if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+        return f"has shape {list(tensor.shape)}, more than there are numbers in the file"
+    if not tensor.float().isfinite().all():
+        return "has NaN or infinite values"
+    return None

@@ -1,0 +1,86 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from dragoman_export.new_folder import new_folder
+
+
+def partial_folder(folder: Path, process_id: int) -> Path:
+    with new_folder(folder) as own:
+        name = own.name
+    folder.rmdir()
+    return folder.with_name(name.removesuffix(str(os.getpid())) + str(process_id))
+
+
+@pytest.fixture
+def ended_process() -> int:
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return process.pid
+
+
+def test_the_folder_is_there_when_all_is_written(tmp_path: Path) -> None:
+    folder = tmp_path / "new" / "folder"
+    with new_folder(folder) as partial:
+        (partial / "file").write_text("contents")
+        assert not folder.exists()
+        assert partial.parent == folder.parent  # so that renaming is all that is left to do
+    assert (folder / "file").read_text() == "contents"
+    assert list(folder.parent.iterdir()) == [folder]
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit])
+def test_what_fails_leaves_nothing(tmp_path: Path, error: type[BaseException]) -> None:
+    def write() -> None:
+        with new_folder(tmp_path / "folder") as partial:
+            (partial / "file").write_text("contents")
+            raise error
+
+    with pytest.raises(error):
+        write()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_killed_process_left_is_deleted(tmp_path: Path, ended_process: int) -> None:
+    for process_id in (ended_process, os.getpid()):
+        left = partial_folder(tmp_path / "folder", process_id)
+        left.mkdir()
+        (left / "file").write_text("half")
+        with new_folder(tmp_path / "folder"):
+            pass
+        assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+        (tmp_path / "folder").rmdir()
+
+
+def test_what_others_write_is_left_alone(tmp_path: Path, ended_process: int) -> None:
+    of_a_running_process = partial_folder(tmp_path / "folder", os.getppid())
+    of_another_folder = partial_folder(tmp_path / "folders", ended_process)
+    of_a_user = tmp_path / ".folder.partial-mine"
+    for path in (of_a_running_process, of_another_folder, of_a_user):
+        path.mkdir()
+    with new_folder(tmp_path / "folder"):
+        pass
+    assert all(path.exists() for path in (of_a_running_process, of_another_folder, of_a_user))
+
+
+def test_what_is_there_is_never_overwritten(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "link").symlink_to("nowhere")
+    for name in ("folder", "link"):
+        with pytest.raises(FileExistsError, match="exists already"), new_folder(tmp_path / name):
+            pass
+
+
+def test_nor_is_what_came_meanwhile(tmp_path: Path) -> None:
+    with pytest.raises(FileExistsError, match="exists already"), new_folder(tmp_path / "folder"):
+        (tmp_path / "folder").mkdir()
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+
+
+def test_an_error_without_a_name_gets_that_of_the_folder(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="folder") as raised, new_folder(tmp_path / "folder"):
+        raise OSError(28, "No space left on device")
+    assert raised.value.filename == str(tmp_path / "folder")

@@ -1,0 +1,140 @@
+import dataclasses
+from importlib import resources
+from pathlib import Path
+
+import pytest
+
+from dragoman_export.checkpoint import Checkpoint
+from dragoman_export.languages import standard_tag
+from dragoman_export.sources import (
+    languages_without_samples,
+    measured_sources,
+    read_sources,
+    sample_sentences,
+    sample_sources,
+)
+from dragoman_export.train_command import CorpusFile
+from dragoman_server.bundle.bundle import Bundle
+from dragoman_server.bundle.manifest import Golden, Precision
+
+SAMPLES = {path.name.removesuffix(".txt"): path for path in (resources.files("dragoman_export") / "samples").iterdir()}
+
+
+def translating(checkpoint: Checkpoint, *directions: tuple[str, str]) -> Checkpoint:
+    prefixes = {target: checkpoint.config.source_prefix_ids["fr"] for _, target in directions}
+    config = dataclasses.replace(checkpoint.config, directions=directions, source_prefix_ids=prefixes)
+    return dataclasses.replace(checkpoint, config=config)
+
+
+@pytest.mark.parametrize("language", sorted(SAMPLES))
+def test_samples_are_many_different_sentences(language: str) -> None:
+    assert standard_tag(language) == language
+    sentences = SAMPLES[language].read_text(encoding="utf-8").removesuffix("\n").split("\n")
+    assert len(set(sentences)) == len(sentences) >= 60
+    assert len(sentences) % 7  # so that directions begin with different ones
+    assert all(sentence == sentence.strip() != "" for sentence in sentences)
+    assert max(map(len, sentences)) > 3 * min(map(len, sentences))
+
+
+def test_the_languages_that_many_models_read_have_samples() -> None:
+    assert SAMPLES.keys() >= {"ar", "de", "en", "es", "fr", "hi", "it", "ja", "ko", "pt", "ru", "zh"}
+
+
+@pytest.mark.parametrize(
+    ("language", "samples"),
+    [
+        ("en", "en"),
+        ("eng", "en"),
+        ("en-GB", "en"),
+        ("pt-BR", "pt"),
+        ("zh-Hans", "zh"),
+        ("zh-CN", "zh"),
+        ("zh-TW", None),
+        ("zh-Hant", None),
+        ("sr-Latn", None),
+        ("hi-Latn", None),
+        ("sw", None),
+        ("mul", None),
+        ("no such language", None),
+    ],
+)
+def test_samples_are_of_the_language_and_in_its_script(language: str, samples: str | None) -> None:
+    expected = SAMPLES[samples].read_text(encoding="utf-8").splitlines() if samples else []
+    assert list(sample_sentences(language)) == expected
+
+
+def test_directions_take_turns_and_begin_with_different_samples(tiny_checkpoint: Checkpoint) -> None:
+    sources = sample_sources(tiny_checkpoint, 200)
+    tags = tiny_checkpoint.config.source_prefix_ids
+    assert [source[:1] for source in sources[:4]] == [tags["de"], tags["fr"], tags["de"], tags["fr"]]
+    assert len(set(sources)) == len(sources) > 100
+    assert sources[0][1:] != sources[1][1:]
+    assert all(source[-1] == tiny_checkpoint.config.eos_token_id for source in sources)
+    assert sample_sources(tiny_checkpoint, 5) == sources[:5]
+
+
+def test_samples_that_the_model_cannot_read_are_left_out(tiny_checkpoint: Checkpoint) -> None:
+    dimensions = dataclasses.replace(tiny_checkpoint.config.dimensions, max_positions=40)
+    config = dataclasses.replace(tiny_checkpoint.config, dimensions=dimensions)
+    sources = sample_sources(dataclasses.replace(tiny_checkpoint, config=config), 200)
+    assert 0 < max(map(len, sources)) <= 40 < max(map(len, sample_sources(tiny_checkpoint, 200)))
+
+
+def test_languages_without_samples_are_named(tiny_checkpoint: Checkpoint) -> None:
+    assert languages_without_samples(tiny_checkpoint.config) == []
+    mixed = translating(tiny_checkpoint, ("en", "fr"), ("sw", "fr"), ("xh", "de"), ("sw", "de"))
+    assert languages_without_samples(mixed.config) == ["sw", "xh"]
+    assert 0 < len(sample_sources(mixed, 200)) <= 64
+
+
+def test_random_tokens_stand_in_where_there_are_no_samples(tiny_checkpoint: Checkpoint) -> None:
+    unknown = translating(tiny_checkpoint, ("sw", "fr"))
+    assert sample_sources(unknown, 200) == []
+    sources = read_sources(unknown, (), 30)
+    assert len(sources) == 30
+    assert len({len(source) for source in sources}) > 5
+    assert read_sources(unknown, (), 30) == sources
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ("the dog\n" + "dog " * 200 + "\n", "english.txt, line 2 has 202 tokens; the model reads at most 160"),
+        ("one\n", "the source files have 1 sentences, 2 are needed"),
+    ],
+)
+def test_files_of_sentences_that_do_not_do_are_refused(
+    tiny_checkpoint: Checkpoint, tmp_path: Path, text: str, fault: str
+) -> None:
+    path = tmp_path / "english.txt"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(ValueError, match=fault):
+        read_sources(tiny_checkpoint, [CorpusFile(("en", "fr"), path)], 2)
+
+
+def test_a_file_that_is_not_utf8_is_named(tiny_checkpoint: Checkpoint, tmp_path: Path) -> None:
+    path = tmp_path / "english.txt"
+    path.write_bytes("café\n".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"english\.txt is not UTF-8 text: .* at byte 3"):
+        read_sources(tiny_checkpoint, [CorpusFile(("en", "fr"), path)], 1)
+
+
+def test_a_file_of_another_direction_is_refused(tiny_checkpoint: Checkpoint, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="the model does not translate fr to en, the direction of"):
+        read_sources(tiny_checkpoint, [CorpusFile(("fr", "en"), tmp_path)], 1)
+
+
+def with_golden(bundle: Bundle, *sources: tuple[int, ...]) -> Bundle:
+    golden = tuple(Golden(source, (2,), (0.0,)) for source in sources)
+    parity = dataclasses.replace(bundle.manifest.parity, golden=golden, num_sentences=12)
+    return dataclasses.replace(bundle, manifest=dataclasses.replace(bundle.manifest, parity=parity))
+
+
+def test_the_sentences_that_a_bundle_was_measured_on_are_known_from_its_golden_ones(
+    tiny_checkpoint: Checkpoint, tiny_bundles: dict[Precision, Bundle]
+) -> None:
+    samples = sample_sources(tiny_checkpoint, 12)
+    assert measured_sources(tiny_checkpoint, with_golden(tiny_bundles["int8"], *samples[:8])) == samples
+    others = ((5, 6, 2), (7, 8, 2))
+    assert measured_sources(tiny_checkpoint, with_golden(tiny_bundles["int8"], *others)) == list(others)
+    assert measured_sources(tiny_checkpoint, with_golden(tiny_bundles["fp32"], *others)) == samples

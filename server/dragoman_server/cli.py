@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from dragoman import __version__
 from dragoman_server.app import serve
 from dragoman_server.config import Config, EngineOptions, InputLimits
 
@@ -14,6 +15,13 @@ _CAPACITY = "Capacity"
 _LIMITS = "Limits of a call"
 
 _DEFAULTS = Config()
+
+
+def _print_version(is_asked: bool) -> None:
+    if is_asked:
+        typer.echo(f"dragoman-server {__version__}")
+        raise typer.Exit
+
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -139,6 +147,9 @@ def run(
             help="Bytes of one request.",
         ),
     ] = _DEFAULTS.limits.max_message_bytes,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
 ) -> None:
     """Translate over gRPC.
 

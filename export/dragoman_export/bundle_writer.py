@@ -1,5 +1,6 @@
 """From a checkpoint to a bundle: graphs and weights first, then the comparison with PyTorch, the manifest last."""
 
+import dataclasses
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,17 +10,23 @@ from dragoman_export.calibration import Ranges, calibrate, with_int8_key_values
 from dragoman_export.checkpoint import Checkpoint
 from dragoman_export.onnx_builder import WeightFile
 from dragoman_export.parity import Comparison, compare
-from dragoman_server.bundle.bundle import ATTENTION_FILE, WEIGHTS_FILE, Bundle, file_sha256, required_files
+from dragoman_server.bundle.bundle import Bundle, file_sha256
 from dragoman_server.bundle.manifest import (
+    ATTENTION_FILE,
     MANIFEST_FILE,
+    WEIGHTS_FILE,
     Architecture,
+    FileName,
     Golden,
     Limits,
     Manifest,
     Parity,
     Precision,
     StateTensors,
+    check_names,
+    required_files,
 )
+from dragoman_server.text.tokenizer import TextCodec
 
 NUM_GOLDEN = 8
 FP32_LOGPROB_TOLERANCE = 1e-3  # room for other processors; what this one showed is recorded beside it
@@ -41,8 +48,10 @@ def export(
 
     Raises:
         FileExistsError: the folder exists.
+        ValueError: no bundle may have the checkpoint's name or languages.
         ParityError: fp32 differs from PyTorch by more than rounding can explain.
     """
+    check_names(checkpoint.config.name, checkpoint.config.directions)
     folder.mkdir(parents=True)
     try:
         return _export(checkpoint, folder, precision, sources, calibration)
@@ -68,7 +77,7 @@ def _export(
         write(model, precision, weights, ranges).save(folder)
     weights.write(folder)
     checkpoint.write_tokenizer(folder)
-    names = (*required_files(config.tokenizer), ATTENTION_FILE)
+    names: tuple[FileName, ...] = (*required_files(config.tokenizer), ATTENTION_FILE)
     files = {name: file_sha256(folder / name) for name in names}
     manifest = _manifest(checkpoint, precision, files, Parity(0.0, 0.0, 0.0, 0.0, 0, ()))
     comparison = compare(checkpoint, Bundle(folder, manifest, version=""), sources)
@@ -93,7 +102,7 @@ def _certificate(comparison: Comparison, precision: Precision) -> Parity:
     )
 
 
-def _manifest(checkpoint: Checkpoint, precision: Precision, files: dict[str, str], parity: Parity) -> Manifest:
+def _manifest(checkpoint: Checkpoint, precision: Precision, files: dict[FileName, str], parity: Parity) -> Manifest:
     config, model = checkpoint.config, checkpoint.model
     dims = config.dimensions
     return Manifest(
@@ -113,8 +122,14 @@ def _manifest(checkpoint: Checkpoint, precision: Precision, files: dict[str, str
         pad_token_id=config.pad_token_id,
         limits=Limits(dims.max_positions, dims.max_positions, config.segment_tokens),
         state=StateTensors(graphs.self_kv_names(model), graphs.cross_kv_names(model)),
-        parity=parity,
+        parity=_with_pieces(parity, checkpoint.open_tokenizer()),
         files=files,
         tokenizer=config.tokenizer,
         generation=config.generation,
     )
+
+
+def _with_pieces(parity: Parity, tokenizer: TextCodec) -> Parity:
+    """The certificate with what shows whose tokenizer it is."""
+    golden = (dataclasses.replace(g, source_pieces=tuple(tokenizer.pieces(g.source_ids))) for g in parity.golden)
+    return dataclasses.replace(parity, golden=tuple(golden))

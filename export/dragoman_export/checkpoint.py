@@ -11,8 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from dragoman_export.model import Dimensions, Transformer
-from dragoman_server.bundle.bundle import TOKENIZER_FILES
-from dragoman_server.bundle.manifest import Generation, TokenizerKind
+from dragoman_server.bundle.manifest import TOKENIZER_FILES, Generation, TokenizerKind
 from dragoman_server.text.tokenizer import TextCodec, load_tokenizer
 
 WEIGHTS_FILE, CONFIG_FILE = "model.safetensors", "config.json"
@@ -90,7 +89,7 @@ class Checkpoint:
         config = Config.from_json((folder / CONFIG_FILE).read_text(encoding="utf-8"))
         first, *others = TOKENIZER_FILES[config.tokenizer]
         tokenizer = (folder / first).read_bytes()
-        companions = {name: (folder / name).read_bytes() for name in others}
+        companions: dict[str, bytes] = {name: (folder / name).read_bytes() for name in others}
         model = Transformer(config.dimensions)
         load_tensors(model, load_file(folder / WEIGHTS_FILE))
         return cls(config, model.eval(), tokenizer, companions)

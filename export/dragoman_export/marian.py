@@ -25,7 +25,7 @@ from dragoman_export.huggingface import (
     rename_tensors,
 )
 from dragoman_export.model import Dimensions, Transformer, sinusoids
-from dragoman_server.bundle.bundle import TOKENIZER_FILES
+from dragoman_server.bundle.manifest import TOKENIZER_FILES
 from dragoman_server.text.tokenizer import (
     END_OF_SENTENCE,
     PADDING,

@@ -6,6 +6,7 @@ import logging
 import signal
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
+from functools import partial
 
 import grpc
 from grpc_health.v1 import health_pb2_grpc
@@ -19,15 +20,17 @@ from dragoman_server.attention.background import Background
 from dragoman_server.attention.observer import Observer
 from dragoman_server.attention.worker import AttentionWorker
 from dragoman_server.bundle.bundle import Bundle, embedded_bundle
-from dragoman_server.bundle.parity import replay
+from dragoman_server.bundle.manifest import WEIGHTS_FILE
+from dragoman_server.bundle.parity import replay, replay_attention
 from dragoman_server.config import Config, validate
+from dragoman_server.ending import LastResort
 from dragoman_server.engine.engine import Engine
 from dragoman_server.engine.runner import OnnxRunner
 from dragoman_server.engine.search import Search
 from dragoman_server.errors import StartError
+from dragoman_server.loading import StoppedError, load
 from dragoman_server.metrics import Metrics
 from dragoman_server.metrics_page import MetricsPage
-from dragoman_server.text.tokenizer import load_tokenizer
 from dragoman_server.translator import Translator
 from dragoman_server.wire import attention, translation
 from dragoman_server.wire.attention import AttentionServicer
@@ -61,6 +64,13 @@ _KEEPALIVE_TIMEOUT_MS = 20_000
 # What callers get to read the last answers, once the engine has answered them all.
 _LAST_WORDS_SECONDS = 1.0
 
+# Beyond the grace, what stopping takes at most unless something hangs.
+_LAST_RESORT_SECONDS = 5.0
+
+# What loading a model may take. The one shipped with the server takes a second; large ones are read for longer.
+_MAX_LOAD_SECONDS = 60.0
+_LEAST_BYTES_PER_SECOND = 50e6
+
 # A step takes milliseconds, the longest source a second or two: this is no slow step.
 _MAX_STALLED_SECONDS = 10.0
 _SECONDS_PER_HEARTBEAT = 0.5
@@ -78,7 +88,7 @@ async def serve(config: Config) -> int:
 
     Raises:
         StartError: an option is wrong, an address cannot be listened on, or the model bundle
-            is missing, damaged or does not reproduce its source.
+            is missing, damaged, does not reproduce its source, or hangs.
     """
     validate(config)
     loop = asyncio.get_running_loop()
@@ -91,6 +101,7 @@ async def serve(config: Config) -> int:
         loop.call_soon_threadsafe(engine_died.set)
 
     with contextlib.ExitStack() as stack:
+        last_resort = stack.enter_context(contextlib.closing(LastResort()))
         stack.enter_context(_signals(loop, on_signal))
 
         metrics = Metrics()
@@ -101,7 +112,10 @@ async def serve(config: Config) -> int:
 
         # Before the model is there: the allocator has threads that come late share memory, and gets less of it back.
         background = stack.enter_context(contextlib.closing(Background()))
-        bundle, runner = await asyncio.to_thread(_load, config)
+        try:
+            bundle, runner, attention_pass = await _loaded(config, background, stop)
+        except StoppedError:
+            return EXIT_OK
         manifest = bundle.manifest
         if manifest.generation.beam_size > config.engine.max_running:
             raise StartError(
@@ -110,7 +124,7 @@ async def serve(config: Config) -> int:
             )
         metrics.set_model(manifest.name, bundle.version, manifest.precision)
         metrics.set_kv_cache(runner.kv_bytes_per_token, config.engine.max_kv_bytes or runner.max_kv_bytes)
-        tokenizer = load_tokenizer(manifest.tokenizer, bundle.folder)
+        tokenizer = bundle.tokenizer
         engine = Engine(
             runner,
             Search.of(manifest),
@@ -119,8 +133,7 @@ async def serve(config: Config) -> int:
             on_death=on_death,
         )
         worker = observer = None
-        if bundle.has_attention:
-            attention_pass = await asyncio.to_thread(AttentionPass, bundle, num_threads=1, background=background)
+        if attention_pass is not None:
             worker = AttentionWorker(attention_pass, config.engine.max_waiting)
             stack.callback(worker.close)
             observer = Observer(worker, manifest, tokenizer, metrics.observe_suspicion)
@@ -150,8 +163,6 @@ async def serve(config: Config) -> int:
         attention_pb2_grpc.add_AttentionServiceServicer_to_server(AttentionServicer(attender), server)
         health_pb2_grpc.add_HealthServicer_to_server(health, server)
 
-        if stop.is_set():  # while the model was loaded
-            return EXIT_OK
         engine.start()
         stack.callback(engine.stop)
         await server.start()
@@ -165,6 +176,7 @@ async def serve(config: Config) -> int:
         )
         async with _heartbeat(engine, health):
             await _first_of(stop, engine_died)
+        last_resort.arm(config.shutdown_grace_seconds + _LAST_RESORT_SECONDS, EXIT_ENGINE_DEAD)
         await health.drain()
         if engine_died.is_set():
             logger.critical("the engine has died: the server stops")
@@ -209,11 +221,30 @@ async def _heartbeat(engine: Engine, health: HealthServicer) -> AsyncIterator[No
         task.cancel()
 
 
+async def _loaded(
+    config: Config, background: Background, stop: asyncio.Event
+) -> tuple[Bundle, OnnxRunner, AttentionPass | None]:
+    weights = (config.model or embedded_bundle()) / WEIGHTS_FILE
+    size = weights.stat().st_size if weights.is_file() else 0
+    max_seconds = _MAX_LOAD_SECONDS + size / _LEAST_BYTES_PER_SECOND
+    bundle, runner = await load(partial(_load, config), stop, max_seconds)
+    if not bundle.has_attention:
+        return bundle, runner, None
+    return bundle, runner, await load(partial(_load_attention, bundle, background), stop, max_seconds)
+
+
 def _load(config: Config) -> tuple[Bundle, OnnxRunner]:
     bundle = Bundle.open(config.model or embedded_bundle())
     runner = OnnxRunner(bundle, config.engine.max_running, config.engine.resolved_num_threads())
     replay(bundle, runner)
     return bundle, runner
+
+
+def _load_attention(bundle: Bundle, background: Background) -> AttentionPass:
+    attention_pass = AttentionPass(bundle, num_threads=1)
+    replay_attention(bundle, attention_pass)
+    attention_pass.background = background  # not before: where the graph hangs, it could not be closed
+    return attention_pass
 
 
 def _bind(config: Config, guard: Guard) -> tuple[grpc.aio.Server, int]:

@@ -26,7 +26,7 @@ from dragoman.cli.options import (
     connected,
 )
 from dragoman.cli.parsing import TextCommand
-from dragoman.errors import DeadlineExceededError, DragomanError, InvalidArgumentError, UnavailableError
+from dragoman.errors import DragomanError, InvalidArgumentError, UnavailableError
 from dragoman.types import Score, TranslateOptions, Translation
 
 # A health check is asked by machines that have a limit of their own.
@@ -281,7 +281,7 @@ def health(address: Address = DEFAULT_ADDRESS) -> None:
     with connected(address, HEALTH_TIMEOUT_SECONDS) as client:
         try:
             status, exit_code = ("SERVING", 0) if client.health() else ("NOT_SERVING", FAILED)
-        except (UnavailableError, DeadlineExceededError) as error:
+        except UnavailableError as error:
             typer.echo(f"dragoman: {describe(error)}", err=True)
             status, exit_code = "UNREACHABLE", UNREACHABLE
     typer.echo(status)

@@ -6,7 +6,7 @@ from typing import Any
 
 from typer.core import TyperCommand, TyperOption
 
-# No option is like a line of dialogue, "- Good morning.", or a number.
+# Names of options begin with a letter. A line of dialogue, "- Good morning.", or a number does not.
 _LIKE_AN_OPTION = re.compile(r"--?[A-Za-z]")
 
 
@@ -23,9 +23,8 @@ class TextCommand(TyperCommand):
         Raises:
             typer.BadParameter or another usage error: it cannot be read.
         """
-        # What is no option becomes an argument, whose names were checked before.
-        ctx.ignore_unknown_options = True
         self._check_options(ctx, args)
+        ctx.ignore_unknown_options = True  # those that are left are texts
         return super().parse_args(ctx, args)
 
     def _check_options(self, ctx: Any, args: list[str]) -> None:
@@ -35,13 +34,13 @@ class TextCommand(TyperCommand):
         for token in tokens:
             if token == "--":
                 return
-            name, _, value = token.partition("=")
+            name, has_value, _ = token.partition("=")
             option = options.get(name)
             if isinstance(option, TyperOption):
                 if name in seen and not (option.multiple or option.is_flag):
                     ctx.fail(f"The option {name} is given twice.")
                 seen.add(name)
-                if not (value or option.is_flag):
+                if not (has_value or option.is_flag):
                     next(tokens, None)
             elif _LIKE_AN_OPTION.match(token):
                 similar = "".join(f" Did you mean {other}?" for other in get_close_matches(name, options, n=1))

@@ -1,4 +1,5 @@
 import json
+import socket
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -8,11 +9,9 @@ import pytest
 from typer.testing import CliRunner, Result
 
 import dragoman
-from dragoman import Client
 from dragoman.cli import commands
 from dragoman.cli.commands import app
 from dragoman.cli.lines import Line
-from dragoman.errors import DeadlineExceededError, DragomanError, UnavailableError
 from dragoman.v1.translation_pb2 import (
     PRIORITY_BULK,
     SEGMENTATION_PACKED,
@@ -305,27 +304,32 @@ def test_health_is_an_exit_status(run: Run, server: FakeServer) -> None:
     assert (stopping.exit_code, stopping.stdout, stopping.stderr) == (1, "NOT_SERVING\n", "")
 
 
-@pytest.mark.parametrize("error", [UnavailableError("Nobody there"), DeadlineExceededError("Nobody there")])
-def test_health_says_that_no_server_is_reached(run: Run, monkeypatch: pytest.MonkeyPatch, error: DragomanError) -> None:
-    def health(_: Client) -> bool:
-        raise error
-
-    monkeypatch.setattr(Client, "health", health)
-    result = run("health")
+def test_health_says_that_no_server_is_reached(run: Run) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        address = f"127.0.0.1:{closed.getsockname()[1]}"
+    result = run("health", "--address", address)
 
     assert (result.exit_code, result.stdout) == (69, "UNREACHABLE\n")
-    assert result.stderr.startswith(f"dragoman: {error.code.name}: Nobody there")
+    assert result.stderr.startswith("dragoman: UNAVAILABLE: ")
+    assert f"is dragoman-server running at {address}?" in result.stderr
 
 
-def test_an_address_that_is_none_is_wrong_usage(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(address: str, *, timeout: float) -> Client:
-        raise ValueError(f"address is {address!r}")
+@pytest.mark.parametrize("mode", [(), ("--stream",), ("--json",)])
+def test_that_no_server_is_reached_is_one_line(run: Run, mode: tuple[str, ...]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        address = f"127.0.0.1:{closed.getsockname()[1]}"
+    result = run("translate", "--from", "en", "--to", "fr", "--address", address, *mode, "a", "b")
 
-    monkeypatch.setattr("dragoman.cli.options.Client", refuse)
+    assert (result.exit_code, result.stdout) == (1, "")
+    said = f"no server can be reached: is dragoman-server running at {address}?"
+    assert result.stderr == f"dragoman: UNAVAILABLE: {said}\n"
+
+
+def test_an_address_that_is_none_is_wrong_usage(run: Run) -> None:
     for arguments in (["health"], ["translate", "--from", "en", "--to", "fr", "a"], ["align", "--to", "fr", "a"]):
-        result = run(*arguments, "--address", "nowhere")
+        result = run(*arguments, "--address", "localhost:none")
         assert result.exit_code == 2
-        assert "address is 'nowhere'" in result.stderr
+        assert "localhost:none" in result.stderr
 
 
 def test_the_version_is_that_of_the_package(run: Run) -> None:

@@ -88,7 +88,7 @@ def test_an_interrupt_ends_a_call_and_what_was_done_is_written(server: FakeServe
         return server.hang(request, context)
 
     path = tmp_path / "out.txt"
-    with started(server, *TRANSLATE, "--timeout", "600", "--output", str(path)) as process:
+    with started(server, *TRANSLATE, "--timeout", "inf", "--output", str(path)) as process:
         write(process, b"one\n")
         while not path.exists() or not path.read_bytes():
             assert process.poll() is None

@@ -139,7 +139,7 @@ def test_a_text_may_begin_with_a_dash(run: Run, server: FakeServer, command: str
 
 @pytest.mark.parametrize("text", ["--bem-size", "--bem-size=4", "-Hello.", "-b"])
 def test_what_may_be_a_misspelt_option_is_wrong_usage(run: Run, server: FakeServer, text: str) -> None:
-    refused = run("translate", "--from", "en", "--to", "fr", text)
+    refused = run("translate", "--from", "en", "--to", "fr", "--target-prefix=", text)
     accepted = run("translate", "--from", "en", "--to", "fr", "--target-prefix", "--from", "--", text)
 
     assert refused.exit_code == 2

@@ -101,12 +101,12 @@ def measure_memory(num_rows: int, threads: int) -> Memory:
             after_load - before,
             after_work - before,
             _kv_used(engine, num_rows),
-            engine.runner.max_kv_bytes,
+            sum(runner.max_kv_bytes for runner in engine.runners),
         )
 
 
 def _kv_used(engine: DragomanSystem, num_rows: int) -> int:
-    return engine.runner.kv_bytes_per_token * num_rows * 2 * _MEMORY_NUM_TOKENS
+    return engine.runners[0].kv_bytes_per_token * num_rows * 2 * _MEMORY_NUM_TOKENS
 
 
 def _resident_bytes() -> int:

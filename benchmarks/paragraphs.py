@@ -22,9 +22,10 @@ from dragoman_server.bundle.bundle import Bundle, embedded_bundle
 from dragoman_server.calls import CallContext, TextInput, TranslateCall, TranslateConfig
 from dragoman_server.config import EngineOptions, InputLimits
 from dragoman_server.engine.engine import Engine
-from dragoman_server.runtime.runner import OnnxRunner
 from dragoman_server.engine.search import Search
 from dragoman_server.results import TranslatedText
+from dragoman_server.runtime.device import Device
+from dragoman_server.runtime.runner import open_runners
 from dragoman_server.text.segmentation import Segmentation
 from dragoman_server.text.sentences import sentence_spans
 from dragoman_server.text.tokenizer import load_tokenizer
@@ -59,8 +60,9 @@ def paragraphs(sources: Sequence[str], references: Sequence[str], number: int, s
 def translator(bundle: Bundle) -> Iterator[Translator]:
     """What the server runs, without the network."""
     manifest, options = bundle.manifest, EngineOptions()
-    runner = OnnxRunner.open(bundle, options.max_running, options.resolved_num_threads())
-    engine = Engine(runner, Search.of(manifest), options)
+    runners = open_runners(bundle, options)
+    device = Device(len(runners))
+    engine = Engine(runners, Search.of(manifest), options, device)
     engine.start()
     tokenizer = load_tokenizer(manifest.tokenizer, bundle.folder)
     translator = Translator(
@@ -71,6 +73,7 @@ def translator(bundle: Bundle) -> Iterator[Translator]:
     finally:
         translator.close()
         engine.stop()
+        device.close()
 
 
 async def translate(translator: Translator, texts: Sequence[str], config: TranslateConfig) -> list[str]:

@@ -85,7 +85,7 @@ def run(settings: Settings) -> Iterator[Row]:
 def dragoman_server(model: Model, settings: Settings) -> contextlib.AbstractContextManager[Server]:
     """Runs until the context ends."""
     options = ["--model", str(model.bundle.folder), "--listen", "127.0.0.1:0", "--metrics-listen", "127.0.0.1:0"]
-    options += ["--num-threads", str(settings.threads), "--max-running", str(_NUM_ROWS)]
+    options += ["--lanes", str(settings.threads), "--max-running", str(_NUM_ROWS)]
     precision = model.bundle.manifest.precision
     subject = Subject.of("Dragoman server", "dragoman", precision, settings.threads, model.name)
     return _serving(subject, "dragoman_server", options)

@@ -17,10 +17,11 @@ from benchmarks.report import Subject
 from dragoman_export.greedy import pad
 from dragoman_server.config import EngineOptions
 from dragoman_server.engine.engine import Engine
-from dragoman_server.runtime.runner import OnnxRunner
 from dragoman_server.engine.search import Search
 from dragoman_server.engine.search_options import SearchOptions
 from dragoman_server.engine.sequence import Completion, Request
+from dragoman_server.runtime.device import Device
+from dragoman_server.runtime.runner import OnnxRunner, open_runners
 
 Source = tuple[int, ...]
 # By the precision in our tables, what CTranslate2 calls it.
@@ -53,7 +54,7 @@ class DragomanSystem:
 
     subject: Subject
     engine: Engine
-    runner: OnnxRunner
+    runners: Sequence[OnnxRunner]  # one for each lane
 
     def complete(self, batch: Sequence[Source], decoding: Decoding) -> list[Completion]:
         """What the engine answers, with its own times."""
@@ -73,16 +74,17 @@ class DragomanSystem:
 def dragoman(model: Model, num_rows: int, threads: int) -> Iterator[DragomanSystem]:
     """An engine that decodes so many rows at a time."""
     manifest = model.bundle.manifest
-    options = EngineOptions(max_running=num_rows, num_threads=threads)
-    runner = OnnxRunner.open(model.bundle, num_rows, threads)
-    engine = Engine(runner, Search.of(manifest), options)
-    engine.start()
-    try:
-        yield DragomanSystem(
-            Subject.of("Dragoman", "dragoman", manifest.precision, threads, model.name), engine, runner
-        )
-    finally:
-        engine.stop()
+    options = EngineOptions(max_running=num_rows, lanes=threads, num_threads=1)
+    runners = open_runners(model.bundle, options)
+    with Device(len(runners)) as device:
+        engine = Engine(runners, Search.of(manifest), options, device)
+        engine.start()
+        try:
+            yield DragomanSystem(
+                Subject.of("Dragoman", "dragoman", manifest.precision, threads, model.name), engine, runners
+            )
+        finally:
+            engine.stop()
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Starts a server on its own model, translates, shows what the model looked at and some metrics, stops the server.
 
-Run it with `make demo`, or with any Python that has `dragoman[server]` installed.
+Run it with `make demo`, or with any Python that has Dragoman and its extra `server` installed.
 """
 
 import re
@@ -48,7 +48,7 @@ def show_attention(client: Client, text: str, *, source: str, target: str) -> No
     print(f"{source} -> {target}, word by word\n    {alignment.text}\n    {alignment.target_text}\n")
     print("    " + "  ".join(f"{one}={other}" for one, other in alignment.word_pairs()) + "\n")
     attention = client.attention(text, alignment.target_text, source=source, target=target, layers=[alignment.layer])
-    heat_map = attention.to_text(layer=alignment.layer, colour=sys.stdout.isatty())
+    heat_map = attention.to_text(layer=alignment.layer)
     print("What each word of the translation (left) was read from (above)\n")
     print("".join(f"    {line}\n" for line in heat_map.splitlines()))
 

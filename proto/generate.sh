@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Generates the Python stubs of proto/ into a source root.
+# Generates the Python stubs of proto/dragoman into a source root. Those of proto/google are in
+# the package googleapis-common-protos.
 #
 # Usage: proto/generate.sh OUT, with proto/requirements.txt installed for the
 # interpreter named by PYTHON (default: python3). The path of a .proto file equals its
@@ -12,12 +13,11 @@ python=$(realpath --no-symlinks "$(command -v "${PYTHON:-python3}")")
 proto=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 # The plugins are scripts beside the interpreter.
 PATH="$("$python" -c 'import sysconfig; print(sysconfig.get_path("scripts"))'):$PATH"
-googleapis=$("$python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
 
 cd "$proto"
 mapfile -t sources < <(find dragoman -name '*.proto' | sort)
 "$python" -m grpc_tools.protoc \
-    --proto_path=. --proto_path="$googleapis" \
+    --proto_path=. \
     --python_out="$out" --mypy_out="quiet:$out" \
     --grpc_python_out="$out" --mypy_grpc_out="quiet:$out" \
     "${sources[@]}"

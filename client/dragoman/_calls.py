@@ -1,28 +1,47 @@
-"""What the sync and the async client share beyond the conversions."""
+"""What the calls of both clients have in common: their time, and what their errors say."""
 
+import math
+import random
+import time
 from collections.abc import Iterator, Sequence
-from typing import Literal, Protocol, TypeVar
+from numbers import Real
+from typing import Final, Protocol, TypeVar
 
-from dragoman.errors import DeadlineExceededError, DragomanError, UnavailableError
+from dragoman.errors import (
+    DeadlineExceededError,
+    DragomanError,
+    FailedCall,
+    ResourceExhaustedError,
+    UnavailableError,
+    error_from_call,
+)
 
 _Message = TypeVar("_Message", covariant=True)
-_Result = TypeVar("_Result")
 
-DEFAULT_TIMEOUT_SECONDS = 30.0
+DEFAULT_TIMEOUT_SECONDS: Final = 30.0
 
-# Calls of one long list under way at a time: while the last sentences of one finish, the
-# server already fills its batch from the next.
-MAX_CALLS_IN_FLIGHT = 2
+# gRPC writes no longer time into the header of a call: 27,000 hours.
+_LONGEST_SECONDS: Final = 27_000 * 3600.0
 
-# Texts of an exchange that are sent and whose results were not taken yet: enough to keep a
-# server busy, and no more than a stream of it has room for unless it was told otherwise.
-MAX_EXCHANGE_IN_FLIGHT = 256
+# A server that is full is not asked again sooner, whatever it says.
+_SHORTEST_PAUSE_SECONDS: Final = 0.05
+# Callers that were refused together do not all come back at the same moment.
+_MAX_JITTER: Final = 0.25
 
-HEALTH_CHECK_METHOD = "/grpc.health.v1.Health/Check"
+# How gRPC begins to say that there is no connection.
+_NOT_REACHED: Final = (
+    "connections to all backends failing",
+    "failed to connect to all addresses",
+    "errors resolving ",
+    "DNS resolution failed",
+    "empty address list",
+)
+
+HEALTH_CHECK_METHOD: Final = "/grpc.health.v1.Health/Check"
 # grpc.health.v1 on the wire, so that the SDK needs no package for it: a request for the
 # server as a whole is empty, and the answer has the status in field 1, with 1 for SERVING.
-HEALTH_CHECK_REQUEST = b""
-HEALTH_CHECK_SERVING = b"\x08\x01"
+HEALTH_CHECK_REQUEST: Final = b""
+HEALTH_CHECK_SERVING: Final = b"\x08\x01"
 
 
 class MessageIterator(Protocol[_Message]):
@@ -38,39 +57,67 @@ class MessageIterator(Protocol[_Message]):
         """Ends the call."""
 
 
-def raise_first_error(results: Sequence[_Result | DragomanError]) -> list[_Result]:
-    """The results, none of them an error.
+def check_timeout(timeout: object) -> float:
+    """The timeout in seconds; math.inf is no limit, and so are times that gRPC cannot tell the server.
 
     Raises:
-        DragomanError: the first result that is one.
+        TypeError: it is not a number.
+        ValueError: it is not above 0.
     """
-    good = []
-    for result in results:
-        if isinstance(result, DragomanError):
-            raise result
-        good.append(result)
-    return good
+    if isinstance(timeout, bool) or not isinstance(timeout, Real):
+        raise TypeError(f"timeout is of type {type(timeout).__name__}, must be a number of seconds")
+    if timeout <= 0 or timeout != timeout:  # the latter is NaN
+        raise ValueError(f"timeout is {timeout}, must be above 0 seconds; math.inf is no limit")
+    return float(timeout) if timeout <= _LONGEST_SECONDS else math.inf
 
 
-def only_result(results: Sequence[_Result | DragomanError]) -> _Result:
-    """The result for a single text.
+class Attempt:
+    """The time that one call may take, which is sent again while the server's queue is full.
 
-    Raises:
-        DragomanError: the text could not be translated.
+    Args:
+        address: of the server.
+        timeout: seconds from the moment when `remaining` is first asked for; math.inf is no limit.
     """
-    [result] = results
-    if isinstance(result, DragomanError):
-        result.input_index = None  # the caller gave no list that it could be an index of
-        raise result
-    return result
+
+    def __init__(self, address: str, timeout: float) -> None:
+        self._address = address
+        self._timeout = timeout
+        self._end: float | None = None
+
+    @property
+    def remaining(self) -> float | None:
+        """The seconds left, as grpc takes them: None is no limit."""
+        now = time.monotonic()
+        if self._end is None:
+            self._end = now + self._timeout
+        return max(0.0, self._end - now) if self._end < math.inf else None
+
+    def pause(self, error: DragomanError) -> float | None:
+        """The seconds to wait before a call that failed is sent again; None where that cannot help or is too late."""
+        if not isinstance(error, ResourceExhaustedError) or error.retry_after is None:
+            return None
+        seconds = max(error.retry_after, _SHORTEST_PAUSE_SECONDS) * random.uniform(1, 1 + _MAX_JITTER)
+        remaining = self.remaining
+        return seconds if remaining is None or seconds < remaining else None
+
+    def error(self, call: FailedCall, indices: Sequence[int] = ()) -> DragomanError:
+        """The exception for the call when it failed, see `error_from_call`, in words that help the caller."""
+        error = error_from_call(call, indices)
+        if isinstance(error, DeadlineExceededError) and self._timeout < math.inf:
+            reword(error, f"there was no answer within timeout={self._timeout:g} seconds")
+        elif isinstance(error, UnavailableError) and error.message.startswith(_NOT_REACHED):
+            reword(error, f"no server can be reached: is dragoman-server running at {self._address}?")
+        return error
+
+    def health_error(self, call: FailedCall) -> DragomanError:
+        """The exception for a failed health check: UnavailableError where no server answered."""
+        error = self.error(call)
+        if isinstance(error, DeadlineExceededError):
+            return UnavailableError(f"{error.message}: is dragoman-server running at {self._address}?")
+        return error
 
 
-def not_serving(error: DragomanError) -> Literal[False]:
-    """False where a failed health check means "not ready".
-
-    Raises:
-        DragomanError: `error`, where it means anything else.
-    """
-    if isinstance(error, UnavailableError | DeadlineExceededError):
-        return False
-    raise error
+def reword(error: DragomanError, message: str) -> None:
+    """Gives an error another message."""
+    error.message = message
+    error.args = (message,)

@@ -1,14 +1,23 @@
 """How the SDK connects: the address, and the options of its channels.
 
 The options are the same for a sync and an async channel. A server must allow their
-keepalive: `grpc.http2.min_recv_ping_interval_without_data_ms` at most KEEPALIVE_TIME_MS.
+keepalive: `grpc.http2.min_ping_interval_without_data_ms` at most KEEPALIVE_TIME_MS.
 """
 
 import json
 import os
+import re
+from ipaddress import IPv6Address
 
-DEFAULT_ADDRESS = "localhost:50051"
+DEFAULT_PORT = 50051
+DEFAULT_ADDRESS = f"localhost:{DEFAULT_PORT}"
 ADDRESS_VARIABLE = "DRAGOMAN_ADDRESS"
+
+_HOST_AND_PORT = re.compile(
+    r"(?P<resolver>dns:(?://[^/]*/)?)?(?P<host>[\w.-]+|\[(?P<ipv6>[^\[\]]+)\])(?::(?P<port>\d{1,5}))?", re.ASCII
+)
+# Targets of gRPC that are no host, or several addresses: passed on as they are.
+_OTHER_TARGETS = ("ipv4:", "ipv6:", "unix:", "unix-abstract:", "vsock:", "xds:")
 
 KEEPALIVE_TIME_MS = 10_000
 _PING_TIMEOUT_MS = 5_000
@@ -42,8 +51,34 @@ _SERVICE_CONFIG = json.dumps(
 
 
 def resolve_address(address: str | None) -> str:
-    """The address to call: the given one, else $DRAGOMAN_ADDRESS, else the default."""
-    return address or os.environ.get(ADDRESS_VARIABLE) or DEFAULT_ADDRESS
+    """The address to call, with a port: the given one, else $DRAGOMAN_ADDRESS, else the default.
+
+    Raises:
+        TypeError: it is not a text.
+        ValueError: it is not an address.
+    """
+    if address is not None and not isinstance(address, str):
+        raise TypeError(f"address is of type {type(address).__name__}, must be a str")
+    address = address or os.environ.get(ADDRESS_VARIABLE) or DEFAULT_ADDRESS
+    if address.startswith(_OTHER_TARGETS):
+        return address
+    parts = _HOST_AND_PORT.fullmatch(address)
+    if parts is None or not _is_ipv6(parts["ipv6"]) or not 0 < int(parts["port"] or DEFAULT_PORT) < 1 << 16:
+        raise ValueError(
+            f"address is {address!r}, must be HOST or HOST:PORT, as in {DEFAULT_ADDRESS!r} and '[::1]:{DEFAULT_PORT}', "
+            "or another target of gRPC, as in 'dns:///HOST:PORT' and 'unix:PATH'"
+        )
+    return address if parts["port"] else f"{address}:{DEFAULT_PORT}"
+
+
+def _is_ipv6(host: str | None) -> bool:
+    """Whether what stands in brackets, if there are any, is an IPv6 address."""
+    try:
+        if host is not None:
+            IPv6Address(host)
+    except ValueError:
+        return False
+    return True
 
 
 def channel_options() -> list[tuple[str, int | str]]:

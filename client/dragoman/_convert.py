@@ -1,11 +1,14 @@
 """From protobuf messages to the types of the SDK."""
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import TypeAlias
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple, TypeAlias, TypeVar, cast
 
 from google.protobuf.duration_pb2 import Duration
+from google.protobuf.message import Message
 
 from dragoman import types
+from dragoman._lists import Batch
 from dragoman.attention.types import Alignment, AlignmentChoice, AlignmentLink, AttentionToken
 from dragoman.errors import DragomanError, InternalError, error_from_status
 from dragoman.v1 import attention_pb2, translation_pb2
@@ -22,27 +25,52 @@ _METHODS: Mapping[int, types.AlignmentMethod] = {
     attention_pb2.ALIGNMENT_METHOD_SHIFTED: "shifted",
 }
 
-_WithLanguages: TypeAlias = (
-    translation_pb2.TranslateRequest | translation_pb2.StreamTranslationRequest | translation_pb2.ExchangeConfig
+_Request = TypeVar("_Request", bound=Message)
+_Converted = TypeVar("_Converted")
+
+_LanguagesRequest: TypeAlias = (
+    translation_pb2.TranslateRequest
+    | translation_pb2.StreamTranslationRequest
+    | translation_pb2.ExchangeConfig
+    | translation_pb2.ScoreRequest
+    | attention_pb2.AlignRequest
+    | attention_pb2.GetAttentionRequest
+)
+_LanguagesResponse: TypeAlias = (
+    translation_pb2.TranslateResponse
+    | translation_pb2.StreamTranslationResponse
+    | translation_pb2.ExchangeTranslationsResponse
+    | translation_pb2.ScoreResponse
+    | attention_pb2.AlignResponse
+    | attention_pb2.AttentionHeader
 )
 
 
+class Languages(NamedTuple):
+    """The codes of two languages."""
+
+    source: str
+    target: str
+
+
+def languages(request: _LanguagesRequest, response: _LanguagesResponse) -> Languages:
+    """The model's own codes, or those of the request where the server is older than this and does not tell."""
+    return Languages(
+        response.source_language_code or request.source_language_code,
+        response.target_language_code or request.target_language_code,
+    )
+
+
 def translations(
-    request: translation_pb2.TranslateRequest,
-    response: translation_pb2.TranslateResponse,
-    first_index: int,
+    batch: Batch[translation_pb2.TranslateRequest], response: translation_pb2.TranslateResponse
 ) -> list[types.Translation | DragomanError]:
-    """What became of each input of `request`, in order.
+    """What became of each input of a call, in order."""
+    spoken = languages(batch.request, response)
 
-    `first_index` is the index in the caller's list of the first input of the request.
+    def translation(_: object, result: translation_pb2.TranslationResult) -> types.Translation:
+        return _translation(spoken, response.model, result.translation)
 
-    Raises:
-        InternalError: the answer does not have one result per input.
-    """
-    _check_number(len(request.inputs), len(response.results))
-    return [
-        _outcome(request, response.model, result, first_index, index) for index, result in enumerate(response.results)
-    ]
+    return _outcomes(batch, response.results, translation)
 
 
 def streamed(
@@ -53,52 +81,48 @@ def streamed(
     Raises:
         InternalError: the translation makes no sense.
     """
-    return _translation(request, response.model, response.translation)
+    return _translation(languages(request, response), response.model, response.translation)
 
 
 def exchanged(
-    request: translation_pb2.ExchangeTranslationsRequest, response: translation_pb2.ExchangeTranslationsResponse
-) -> tuple[int, types.Translation | DragomanError]:
-    """The index of a text of an exchange, and what became of it; `request` is the first of the exchange.
+    request: translation_pb2.ExchangeTranslationsRequest,
+    response: translation_pb2.ExchangeTranslationsResponse,
+    index: int,
+) -> types.Translation | DragomanError:
+    """What became of the text of an exchange with this index; `request` is the first of the exchange."""
+    spoken = languages(request.config, response)
 
-    Raises:
-        InternalError: the answer makes no sense.
-    """
-    if not response.id.isdecimal():
-        raise InternalError(f"The server sent a result for {response.id!r}, which it was not asked for")
-    index = int(response.id)
-    return index, _outcome(request.config, response.model, response.result, 0, index)
+    def translation(result: translation_pb2.TranslationResult) -> types.Translation:
+        return _translation(spoken, response.model, result.translation)
+
+    return _outcome(response.result, translation, [index], 0)
 
 
 def scores(
-    request: translation_pb2.ScoreRequest,
-    response: translation_pb2.ScoreResponse,
-    first_index: int,
+    batch: Batch[translation_pb2.ScoreRequest], response: translation_pb2.ScoreResponse
 ) -> list[types.Score | DragomanError]:
-    """What became of each pair of `request`, in order: see `translations`.
+    """What became of each pair of a call, in order."""
+    spoken = languages(batch.request, response)
 
-    Raises:
-        InternalError: the answer does not have one result per pair.
-    """
-    _check_number(len(request.inputs), len(response.results))
-    return [_score(response.model, result, first_index, index) for index, result in enumerate(response.results)]
+    def score(_: object, result: translation_pb2.ScoreResult) -> types.Score:
+        scored = result.scored
+        return types.Score(
+            _tokens(scored.tokens), scored.sum_logprob, scored.score, response.model, spoken.source, spoken.target
+        )
+
+    return _outcomes(batch, response.results, score)
 
 
 def alignments(
-    request: attention_pb2.AlignRequest,
-    response: attention_pb2.AlignResponse,
-    first_index: int,
+    batch: Batch[attention_pb2.AlignRequest], response: attention_pb2.AlignResponse
 ) -> list[Alignment | DragomanError]:
-    """What became of each pair of `request`, in order: see `translations`.
+    """What became of each pair of a call, in order."""
+    spoken = languages(batch.request, response)
 
-    Raises:
-        InternalError: the answer does not have one result per pair, or makes no sense.
-    """
-    _check_number(len(request.inputs), len(response.results))
-    return [
-        _alignment(pair.text, response, result, first_index, index)
-        for index, (pair, result) in enumerate(zip(request.inputs, response.results, strict=True))
-    ]
+    def alignment(pair: attention_pb2.AlignInput, result: attention_pb2.AlignResult) -> Alignment:
+        return _alignment(pair.text, spoken, response, result.alignment)
+
+    return _outcomes(batch, response.results, alignment)
 
 
 def source_tokens(messages: Iterable[attention_pb2.SourceToken], text: str) -> tuple[AttentionToken, ...]:
@@ -150,47 +174,44 @@ def finish_reason(value: int) -> types.FinishReason:
     return _FINISH_REASONS.get(value, types.FinishReason.UNSPECIFIED)
 
 
-def _check_number(num_inputs: int, num_results: int) -> None:
-    if num_results != num_inputs:
-        raise InternalError(f"The server answered {num_inputs} inputs with {num_results} results")
+def _outcomes(
+    batch: Batch[_Request], results: Sequence[Any], convert: Callable[[Any, Any], _Converted]
+) -> list[_Converted | DragomanError]:
+    """What `convert` makes of each input and its result, or what went wrong with it."""
+    inputs = cast(Any, batch.request).inputs
+    if len(results) != len(inputs):
+        message = f"The server answered {len(inputs)} inputs with {len(results)} results"
+        return [InternalError(message, input_index=index) for index in batch.indices]
+    return [
+        _outcome(result, partial(convert, item), batch.indices, place)
+        for place, (item, result) in enumerate(zip(inputs, results, strict=True))
+    ]
 
 
 def _outcome(
-    request: _WithLanguages,
-    model: str,
-    result: translation_pb2.TranslationResult,
-    first_index: int,
-    index: int,
-) -> types.Translation | DragomanError:
-    match result.WhichOneof("outcome"):
-        case "translation":
-            return _translation(request, model, result.translation)
-        case "error":
-            return error_from_status(result.error, first_index, index)
-        case _:
-            return InternalError("The server sent an empty result", input_index=first_index + index)
+    result: Any, convert: Callable[[Any], _Converted], indices: Sequence[int], place: int
+) -> _Converted | DragomanError:
+    """The same of one result, that of the input at `place` among those with these indices."""
+    try:
+        match result.WhichOneof("outcome"):
+            case None:
+                raise InternalError("The server sent an empty result")
+            case "error":
+                return error_from_status(result.error, indices, place)
+            case _:
+                return convert(result)
+    except InternalError as error:
+        error.input_index = indices[place]
+        return error
 
 
-def _score(
-    model: str, result: translation_pb2.ScoreResult, first_index: int, index: int
-) -> types.Score | DragomanError:
-    match result.WhichOneof("outcome"):
-        case "scored":
-            scored = result.scored
-            return types.Score(_tokens(scored.tokens), scored.sum_logprob, scored.score, model)
-        case "error":
-            return error_from_status(result.error, first_index, index)
-        case _:
-            return InternalError("The server sent an empty result", input_index=first_index + index)
-
-
-def _translation(request: _WithLanguages, model: str, message: translation_pb2.Translation) -> types.Translation:
+def _translation(spoken: Languages, model: str, message: translation_pb2.Translation) -> types.Translation:
     return types.Translation(
         text=message.text,
         segments=tuple(_segment(segment) for segment in message.segments),
         model=model,
-        source_language=request.source_language_code,
-        target_language=request.target_language_code,
+        source_language=spoken.source,
+        target_language=spoken.target,
         stats=types.RequestStats(
             queue_seconds=_seconds(message.stats.queue_time),
             encode_seconds=_seconds(message.stats.encode_time),
@@ -225,19 +246,12 @@ def _signals(message: translation_pb2.Signals) -> types.Signals:
 
 
 def _alignment(
-    text: str, response: attention_pb2.AlignResponse, result: attention_pb2.AlignResult, first_index: int, index: int
-) -> Alignment | DragomanError:
-    match result.WhichOneof("outcome"):
-        case "alignment":
-            message = result.alignment
-        case "error":
-            return error_from_status(result.error, first_index, index)
-        case _:
-            return InternalError("The server sent an empty result", input_index=first_index + index)
+    text: str, spoken: Languages, response: attention_pb2.AlignResponse, message: attention_pb2.Alignment
+) -> Alignment:
     sources = source_tokens(message.source_tokens, text)
     targets = target_tokens(message.target_tokens, message.target_spans, message.target_text)
     if len(message.token_scores) != len(sources) * len(targets) or response.method not in _METHODS:
-        return InternalError("The server sent an alignment that makes no sense", input_index=first_index + index)
+        raise InternalError("The server sent an alignment that makes no sense")
     scores = message.token_scores
     return Alignment(
         text=text,
@@ -253,6 +267,8 @@ def _alignment(
         layer=response.layer,
         heads=tuple(response.heads),
         model=response.model,
+        source_language=spoken.source,
+        target_language=spoken.target,
     )
 
 

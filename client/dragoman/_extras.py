@@ -1,5 +1,6 @@
-"""Imports of packages that come with an extra, and which to install where one is missing."""
+"""Imports of packages that come with an extra, and how to install them where one is missing."""
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import metadata
@@ -40,4 +41,17 @@ def _hint(error: ModuleNotFoundError, extra: str) -> str | None:
         return None
     # The same package comes with the server (dragoman) or without it (dragoman-client).
     distribution = metadata.packages_distributions().get("dragoman", ["dragoman"])[0]
-    return f"the package {missing!r}. Install it with:\n    pip install '{distribution}[{extra}]'"
+    hint = f"the package {missing!r}, which comes with the extra {distribution}[{extra}]"
+    if packages := _packages(distribution, extra):
+        hint += f". Install it with:\n    pip install {packages}"
+    return hint
+
+
+def _packages(distribution: str, extra: str) -> str:
+    """What an extra consists of, for a shell: it can be installed wherever the distribution itself came from."""
+    try:
+        requirements = [requirement.partition(";") for requirement in metadata.requires(distribution) or ()]
+    except metadata.PackageNotFoundError:  # imported from a folder of sources
+        return ""
+    is_wanted = re.compile(rf"""extra\s*==\s*["']{extra}["']""").search
+    return " ".join(f"'{package.strip()}'" for package, _, marker in requirements if is_wanted(marker))

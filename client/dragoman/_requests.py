@@ -1,11 +1,15 @@
 """From the arguments of the SDK's methods to protobuf messages."""
 
+import copy
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, TypeAlias, TypeVar, cast, get_args, get_type_hints
+from reprlib import repr as short_repr
+from typing import Any, Final, TypeAlias, TypeVar, cast, get_args, get_type_hints
 
 from google.protobuf.message import Message
 
 from dragoman import types
+from dragoman._lists import Batch, Inputs
 from dragoman.errors import InvalidArgumentError
 from dragoman.v1 import attention_pb2, translation_pb2
 from dragoman.v1.attention_pb2 import AlignInput, AlignRequest, GetAttentionRequest
@@ -19,17 +23,26 @@ from dragoman.v1.translation_pb2 import (
     TranslationInput,
 )
 
-# A long list goes out in several calls: small enough for the limits of a server on messages
-# and inputs, large enough to fill its batches.
-MAX_INPUTS_PER_CALL = 128
-MAX_TEXT_BYTES_PER_CALL = 1024 * 1024
+# A long list goes out in several calls: small enough for the limits of a server, for the
+# timeout of each, and for all that are under way to leave room for others in its queue; large
+# enough to fill its batches.
+MAX_INPUTS_PER_CALL: Final = 128
+MAX_SEGMENTS_PER_CALL: Final = 128
+MAX_BYTES_PER_CALL: Final = 1024 * 1024
+
+# What a server reads as one message unless told otherwise is 4 MiB; options need some of it.
+MAX_INPUT_BYTES: Final = 4_000_000
+
+# Roughly where a segment ends and another begins, by lines and sentences. Only the server knows.
+# Too many make calls smaller than they could be, too few make the server refuse them.
+_SEGMENT_BREAK = re.compile(r"[\n\r\v\f\x1c-\x1e\x85\u2028\u2029.!?…。！？؟۔।]++(?=.)", re.DOTALL)
 
 Target: TypeAlias = str | Sequence[int]
 """A translation that the caller has: a text, or the ids of its tokens."""
 
 _Config = TypeVar("_Config", TranslateRequest, StreamTranslationRequest, ExchangeConfig)
-_Batch = TypeVar("_Batch", TranslateRequest, ScoreRequest, AlignRequest)
-_Routed = TypeVar("_Routed", bound=Message)
+_Batched = TypeVar("_Batched", TranslateRequest, ScoreRequest, AlignRequest)
+_Message = TypeVar("_Message", bound=Message)
 _Pair = TypeVar("_Pair", ScoreInput, AlignInput, GetAttentionRequest)
 
 _SEGMENTATIONS: Mapping[str, int] = {
@@ -57,7 +70,7 @@ _METHODS: Mapping[str, int] = {
 }
 
 
-def translate_requests(
+def translate_inputs(
     text: str | Sequence[str],
     target_prefix: str | Sequence[str] | None,
     *,
@@ -65,39 +78,36 @@ def translate_requests(
     target: str,
     include_signals: bool = False,
     options: types.TranslateOptions,
-) -> list[TranslateRequest]:
+) -> Inputs[TranslateRequest]:
     """The calls that translate a text or a list of them, in order, each within the limits of a call.
 
     Raises:
-        InvalidArgumentError: an option or a text cannot be put into a message.
+        InvalidArgumentError: an option cannot be put into a message, or the arguments do not fit each other.
         TypeError: an option does not exist.
     """
-    if isinstance(text, str):
-        text, target_prefix = [text], [_prefix(target_prefix)]
-    elif target_prefix is None:
-        target_prefix = [""] * len(text)
-    elif isinstance(target_prefix, str) or len(target_prefix) != len(text):
-        raise InvalidArgumentError(f"target_prefix must be a list as long as that of the texts, which has {len(text)}")
-    pairs = zip(text, target_prefix, strict=True)
-    inputs = (_translation_input(text, prefix, index) for index, (text, prefix) in enumerate(pairs))
-
-    def request() -> TranslateRequest:
-        return _configured(TranslateRequest(include_signals=include_signals), source, target, options)
-
-    return _batched(inputs, request)
+    request = _configured(TranslateRequest(include_signals=include_signals), source, target, options)
+    if not _is_list(text):
+        target_prefix = _prefix(target_prefix)
+    pairs = _paired(text, target_prefix, "target_prefix", "")
+    return _batched(request, _is_list(text), pairs, _translation_input)
 
 
 def stream_request(
     text: str, target_prefix: str | None, *, source: str, target: str, options: types.TranslateOptions
 ) -> StreamTranslationRequest:
-    """The call that translates `text` as a stream. Raises as `translate_requests`."""
+    """The call that translates `text` as a stream.
+
+    Raises:
+        InvalidArgumentError: an argument cannot be put into a message.
+        TypeError: an option does not exist.
+    """
     request = _configured(StreamTranslationRequest(), source, target, options)
-    request.input.CopyFrom(_translation_input(text, _prefix(target_prefix), 0))
+    request.input.CopyFrom(_translation_input(text, _prefix(target_prefix)))
     return request
 
 
 def exchange_config(*, source: str, target: str, options: types.TranslateOptions) -> ExchangeTranslationsRequest:
-    """The first message of an exchange. Raises as `translate_requests`."""
+    """The first message of an exchange. Raises as `stream_request`."""
     return ExchangeTranslationsRequest(config=_configured(ExchangeConfig(), source, target, options))
 
 
@@ -109,61 +119,51 @@ def exchange_input(text: str, index: int) -> ExchangeTranslationsRequest:
     """
     request = ExchangeTranslationsRequest()
     request.input.id = str(index)
-    request.input.input.CopyFrom(_translation_input(text, "", index))
+    request.input.input.CopyFrom(_translation_input(text, ""))
     return request
 
 
-def score_requests(
+def score_inputs(
     text: str | Sequence[str],
     target_text: Target | Sequence[Target],
     *,
     source: str,
     target: str,
     options: types.ScoreOptions,
-) -> list[ScoreRequest]:
-    """The calls that score a target or a list of them, in order, each within the limits of a call.
-
-    Raises:
-        InvalidArgumentError: an argument cannot be put into a message.
-        TypeError: an option does not exist.
-    """
+) -> Inputs[ScoreRequest]:
+    """The calls that score a target or a list of them. Otherwise as `translate_inputs`."""
     _check_names(options, types.ScoreOptions)
+    request = _routed(ScoreRequest(), source, target, options)
+    _set(request, "length_penalty", options.get("length_penalty"))
 
-    def request() -> ScoreRequest:
-        message = ScoreRequest(source_language_code=source, target_language_code=target)
-        _set(message, "length_penalty", options.get("length_penalty"))
-        return _routed(message, options)
+    def message(text: str, target_text: Target) -> ScoreInput:
+        if target_text is None:
+            raise InvalidArgumentError("target_text is None, must be a str or ids of tokens")
+        return _pair(ScoreInput(), text, target_text)
 
-    pairs = enumerate(_pairs(text, target_text))
-    return _batched((_pair(ScoreInput(), *pair, index) for index, pair in pairs), request)
+    return _batched(request, _is_list(text), _paired(text, target_text, "target_text", None), message)
 
 
-def align_requests(
+def align_inputs(
     text: str | Sequence[str],
     target_text: Target | Sequence[Target | None] | None,
     *,
     source: str,
     target: str,
     options: types.AlignOptions,
-) -> list[AlignRequest]:
-    """The calls that align a pair or a list of them, in order, each within the limits of a call.
-
-    Raises:
-        InvalidArgumentError: an argument cannot be put into a message.
-        TypeError: an option does not exist.
-    """
+) -> Inputs[AlignRequest]:
+    """The calls that align a pair or a list of them. Otherwise as `translate_inputs`."""
     _check_names(options, types.AlignOptions)
+    request = _routed(AlignRequest(), source, target, options)
+    _set_decoding(request.options, options)
+    _set(request, "method", _enum("method", options.get("method"), _METHODS))
+    _set(request, "layer", options.get("layer"))
+    _set(request, "heads", options.get("heads"))
 
-    def request() -> AlignRequest:
-        message = AlignRequest(source_language_code=source, target_language_code=target)
-        _set_decoding(message.options, options)
-        _set(message, "method", _enum("method", options.get("method"), _METHODS))
-        _set(message, "layer", options.get("layer"))
-        _set(message, "heads", options.get("heads"))
-        return _routed(message, options)
+    def message(text: str, target_text: Target | None) -> AlignInput:
+        return _pair(AlignInput(), text, target_text)
 
-    pairs = enumerate(_pairs(text, target_text))
-    return _batched((_pair(AlignInput(), *pair, index) for index, pair in pairs), request)
+    return _batched(request, _is_list(text), _paired(text, target_text, "target_text", None), message)
 
 
 def attention_request(
@@ -182,8 +182,7 @@ def attention_request(
         TypeError: an option does not exist.
     """
     _check_names(options, types.AttentionOptions)
-    request = GetAttentionRequest(source_language_code=source, target_language_code=target)
-    _pair(request, text, target_text, None)
+    request = _routed(_pair(GetAttentionRequest(), text, target_text), source, target, options)
     decoding = translation_pb2.DecodingOptions()
     _set_decoding(decoding, options)
     is_translated = decoding != translation_pb2.DecodingOptions()
@@ -201,35 +200,60 @@ def attention_request(
         _set(selection, name, _enum(name, cast("str | None", options.get(name)), _REDUCTIONS))
     _set(selection, "rollout", options.get("rollout"))
     _set(selection, "weight_type", _enum("dtype", options.get("dtype"), _WEIGHT_TYPES))
-    return _routed(request, options)
+    return request
 
 
-def _batched(inputs: Iterable[Any], request: Callable[[], _Batch]) -> list[_Batch]:
-    requests: list[_Batch] = []
-    num_bytes = 0
-    for message in inputs:
-        size = message.ByteSize()
-        is_full = not requests or len(requests[-1].inputs) == MAX_INPUTS_PER_CALL
-        if is_full or num_bytes + size > MAX_TEXT_BYTES_PER_CALL:
-            requests.append(request())
-            num_bytes = 0
-        requests[-1].inputs.append(message)
-        num_bytes += size
-    return requests
+def num_segments(text: str) -> int:
+    """About how many segments a text has."""
+    return 1 + len(_SEGMENT_BREAK.findall(text))
+
+
+def _batched(
+    request: _Batched,
+    is_list: bool,
+    pairs: Iterable[tuple[Any, Any]],
+    message: Callable[[Any, Any], Message],
+) -> Inputs[_Batched]:
+    """The inputs in as few calls as the limits allow.
+
+    Args:
+        request: a call without inputs.
+        is_list: whether the caller gave a list, or a single text.
+        pairs: each text with what goes with it.
+        message: makes an input of a pair; raises InvalidArgumentError where that cannot be sent.
+    """
+    batches: list[Batch[_Batched]] = []
+    errors: dict[int, InvalidArgumentError] = {}
+    most = totals = (MAX_INPUTS_PER_CALL, MAX_SEGMENTS_PER_CALL, MAX_BYTES_PER_CALL)
+    for index, pair in enumerate(pairs):
+        try:
+            item: Any = message(*pair)
+        except InvalidArgumentError as error:
+            error.input_index = index
+            errors[index] = error
+            continue
+        sizes = (1, num_segments(item.text), item.ByteSize())
+        totals = (totals[0] + sizes[0], totals[1] + sizes[1], totals[2] + sizes[2])
+        if any(total > limit for total, limit in zip(totals, most, strict=True)):
+            batches.append(Batch(copy.deepcopy(request), []))
+            totals = sizes
+        batches[-1].request.inputs.append(item)
+        batches[-1].indices.append(index)
+    return Inputs(is_list, batches, errors)
 
 
 def _configured(message: _Config, source: str, target: str, options: types.TranslateOptions) -> _Config:
     """The message with all that translations have in common."""
     _check_names(options, types.TranslateOptions)
-    message.source_language_code = source
-    message.target_language_code = target
     _set(message, "segmentation", _enum("segmentation", options.get("segmentation"), _SEGMENTATIONS))
     _set_decoding(message.options, options)
-    return _routed(message, options)
+    return _routed(message, source, target, options)
 
 
-def _routed(message: _Routed, options: Mapping[str, Any]) -> _Routed:
+def _routed(message: _Message, source: str, target: str, options: Mapping[str, Any]) -> _Message:
     """The message with what says where it goes."""
+    _set(message, "source_language_code", source)
+    _set(message, "target_language_code", target)
     _set(message, "model", options.get("model"))
     _set(message, "priority", _enum("priority", options.get("priority"), _PRIORITIES))
     return message
@@ -250,50 +274,54 @@ def _check_names(options: Mapping[str, object], kind: type) -> None:
             raise TypeError(f"there is no option {name!r}")
 
 
-def _set(message: Any, name: str, value: Any, index: int | None = None) -> None:
+def _set(message: Any, name: str, value: Any) -> None:
     """Sets a field, unless the value is None, by the rules of its type."""
     if value is None:
         return
     try:
         field = getattr(message, name)
         if hasattr(field, "extend"):
-            if isinstance(value, str):
+            if isinstance(value, str | bytes | bytearray):
                 raise TypeError("a list is needed")
             field.extend(value)
         else:
             setattr(message, name, value)
     except (TypeError, ValueError) as error:
-        raise InvalidArgumentError(f"{name} is {value!r}: {error}", input_index=index) from None
+        raise InvalidArgumentError(f"{name} is {short_repr(value)}: {error}") from None
 
 
 def _enum(name: str, value: str | None, names: Mapping[str, int]) -> int | None:
     if value is not None and value not in names:
-        raise InvalidArgumentError(f"{name} is {value!r}: use one of {tuple(names)} or None")
+        raise InvalidArgumentError(f"{name} is {short_repr(value)}: use one of {tuple(names)} or None")
     return None if value is None else names[value]
 
 
-def _pairs(
-    text: str | Sequence[str], target_text: Target | Sequence[Target | None] | None
-) -> Iterable[tuple[str, Target | None]]:
-    """Each text with its target, if there are targets."""
-    if isinstance(text, str):
-        return [(text, cast("Target | None", target_text))]
-    if target_text is None:
-        return [(each, None) for each in text]
-    if isinstance(target_text, str) or len(target_text) != len(text):
-        raise InvalidArgumentError(f"target_text must be a list as long as that of the texts, which has {len(text)}")
-    return zip(text, cast("Sequence[Target | None]", target_text), strict=True)
+def _is_list(value: object) -> bool:
+    return isinstance(value, Iterable) and not isinstance(value, str | bytes | bytearray)
 
 
-def _pair(message: _Pair, text: str, target: Target | None, index: int | None) -> _Pair:
+def _paired(text: Any, other: Any, name: str, default: Any) -> list[tuple[Any, Any]]:
+    """Each text with what goes with it: `other` where there is one text, else one of `other` or the default."""
+    if not _is_list(text):
+        return [(text, other)]
+    texts = list(text)
+    if other is None:
+        return [(each, default) for each in texts]
+    others = list(other) if _is_list(other) else None
+    if others is None or len(others) != len(texts):
+        raise InvalidArgumentError(f"{name} must be a list as long as that of the texts, which has {len(texts)}")
+    return list(zip(texts, others, strict=True))
+
+
+def _pair(message: _Pair, text: str, target: Target | None) -> _Pair:
     """The message with a text and its target, if there is one."""
-    message.text = _valid(text, index)
-    if isinstance(target, str):
-        message.target_text = _valid(target, index)
+    message.text = _valid("text", text)
+    if isinstance(target, str | bytes | bytearray):
+        message.target_text = _valid("target_text", target)
     elif target is not None:
         message.target_token_ids.SetInParent()
-        _set(message.target_token_ids, "ids", target, index)
-    return message
+        _set(message.target_token_ids, "ids", target)
+    return _sendable(message)
 
 
 def _prefix(target_prefix: str | Sequence[str] | None) -> str:
@@ -302,15 +330,25 @@ def _prefix(target_prefix: str | Sequence[str] | None) -> str:
     return target_prefix or ""
 
 
-def _translation_input(text: str, target_prefix: str, index: int) -> TranslationInput:
-    return TranslationInput(text=_valid(text, index), target_prefix=_valid(target_prefix, index))
+def _translation_input(text: str, target_prefix: str) -> TranslationInput:
+    return _sendable(TranslationInput(text=_valid("text", text), target_prefix=_valid("target_prefix", target_prefix)))
 
 
-def _valid(text: str, index: int | None) -> str:
+def _valid(name: str, text: object) -> str:
+    """The text, if protobuf can have it."""
+    if not isinstance(text, str):
+        raise InvalidArgumentError(f"{name} is of type {type(text).__name__}, must be a str")
     try:
         text.encode()
-    except UnicodeEncodeError:
+    except UnicodeEncodeError as error:
         raise InvalidArgumentError(
-            "The text has a lone surrogate, which no Unicode text can have", input_index=index
+            f"{name} has a lone surrogate at index {error.start}, which no Unicode text can have"
         ) from None
     return text
+
+
+def _sendable(message: _Message) -> _Message:
+    """The message, if it is not too large for one."""
+    if message.ByteSize() > MAX_INPUT_BYTES:
+        raise InvalidArgumentError(f"the input has {message.ByteSize()} bytes, may have at most {MAX_INPUT_BYTES}")
+    return message

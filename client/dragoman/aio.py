@@ -1,33 +1,22 @@
 """The asyncio client. `client.py` has the same methods in the same order."""
 
-import asyncio
-import time
-from collections import deque
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterable, AsyncIterator, Iterable, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Literal, Self, TypeVar, Unpack, cast, overload
+from typing import TYPE_CHECKING, Literal, Self, Unpack, overload
 
-import grpc
-import grpc.aio
-
-from dragoman import _calls, _convert, _requests
-from dragoman._channel import channel_options, resolve_address
-from dragoman._exchange import Exchanged, exchange_async
+from dragoman import _convert, _requests
+from dragoman._calls import DEFAULT_TIMEOUT_SECONDS
+from dragoman._connection import AsyncConnection
+from dragoman._exchange import Exchanged
 from dragoman._extras import name_extra
 from dragoman._requests import Target
 from dragoman.attention.types import Alignment
-from dragoman.errors import DragomanError, RequestCancelledError, error_from_call
+from dragoman.errors import DragomanError
 from dragoman.streams import AsyncTranslationStream
 from dragoman.types import AlignOptions, AttentionOptions, Score, ScoreOptions, TranslateOptions, Translation
-from dragoman.v1 import attention_pb2_grpc, translation_pb2_grpc
 
 if TYPE_CHECKING:
     from dragoman.attention.attention import Attention
-
-_Request = TypeVar("_Request")
-_Response = TypeVar("_Response")
-_Result = TypeVar("_Result")
 
 
 class AsyncClient:
@@ -40,11 +29,8 @@ class AsyncClient:
             print((await client.translate("Good morning.", source="en", target="fr")).text)
     """
 
-    def __init__(self, address: str | None = None, *, timeout: float = _calls.DEFAULT_TIMEOUT_SECONDS) -> None:
-        self._address = resolve_address(address)
-        self._timeout = timeout
-        self._closed = False
-        self._channel: grpc.aio.Channel | None = None
+    def __init__(self, address: str | None = None, *, timeout: float = DEFAULT_TIMEOUT_SECONDS) -> None:
+        self._connection = AsyncConnection(address, timeout)
 
     # A str is a Sequence[str] too: type checkers take the first overload that fits.
     @overload
@@ -105,13 +91,13 @@ class AsyncClient:
         Raises:
             DragomanError: the call failed, or a text with `errors="raise"`.
         """
-        requests = _requests.translate_requests(
+        inputs = _requests.translate_inputs(
             text, target_prefix, source=source, target=target, include_signals=include_signals, options=options
         )
-        results = await self._run(lambda: self._stub().Translate, requests, _convert.translations, timeout)
-        if isinstance(text, str):
-            return _calls.only_result(results)
-        return _calls.raise_first_error(results) if errors == "raise" else results
+        connection = self._connection
+        return await connection.deliver(
+            lambda: connection.translation().Translate, inputs, _convert.translations, timeout, errors
+        )
 
     def stream(
         self,
@@ -133,10 +119,9 @@ class AsyncClient:
             DragomanError: an argument cannot be sent. What else goes wrong is raised by iterating.
         """
         request = _requests.stream_request(text, target_prefix, source=source, target=target, options=options)
-        seconds = self._seconds(timeout)
-        return AsyncTranslationStream(
-            request, lambda: self._stub().StreamTranslation(request, timeout=seconds), self._while_open
-        )
+        connection = self._connection
+        responses = connection.responses(lambda: connection.translation().StreamTranslation, request, timeout)
+        return AsyncTranslationStream(request, responses)
 
     def exchange(
         self,
@@ -160,10 +145,7 @@ class AsyncClient:
             DragomanError: an argument cannot be sent. Iterating raises what ends the exchange.
         """
         config = _requests.exchange_config(source=source, target=target, options=options)
-
-        return exchange_async(
-            lambda: self._stub().ExchangeTranslations(timeout=timeout), config, texts, self._while_open
-        )
+        return self._connection.exchange(config, texts, timeout)
 
     @overload
     async def score(  # type: ignore[overload-overlap]
@@ -219,11 +201,11 @@ class AsyncClient:
         Raises:
             DragomanError: the call failed, or a pair with `errors="raise"`.
         """
-        requests = _requests.score_requests(text, target_text, source=source, target=target, options=options)
-        results = await self._run(lambda: self._stub().Score, requests, _convert.scores, timeout)
-        if isinstance(text, str):
-            return _calls.only_result(results)
-        return _calls.raise_first_error(results) if errors == "raise" else results
+        inputs = _requests.score_inputs(text, target_text, source=source, target=target, options=options)
+        connection = self._connection
+        return await connection.deliver(
+            lambda: connection.translation().Score, inputs, _convert.scores, timeout, errors
+        )
 
     async def attention(
         self,
@@ -248,15 +230,13 @@ class AsyncClient:
             text, target_text, source=source, target=target, source_only=source_only, options=options
         )
         reader = AttentionReader(request)
-        with self._while_open():
-            call = self._attention_stub().GetAttention(request, timeout=self._seconds(timeout))
-            try:
-                async for response in call:
-                    reader.add(response)
-            except grpc.aio.AioRpcError as error:
-                raise error_from_call(error) from error
-            finally:
-                call.cancel()
+        connection = self._connection
+        responses = connection.responses(lambda: connection.attention().GetAttention, request, timeout)
+        try:
+            async for response in responses:
+                reader.add(response)
+        finally:
+            responses.cancel()
         return reader.attention()
 
     @overload
@@ -313,36 +293,24 @@ class AsyncClient:
         Raises:
             DragomanError: the call failed, or a pair with `errors="raise"`.
         """
-        requests = _requests.align_requests(text, target_text, source=source, target=target, options=options)
-        results = await self._run(lambda: self._attention_stub().Align, requests, _convert.alignments, timeout)
-        if isinstance(text, str):
-            return _calls.only_result(results)
-        return _calls.raise_first_error(results) if errors == "raise" else results
+        inputs = _requests.align_inputs(text, target_text, source=source, target=target, options=options)
+        connection = self._connection
+        return await connection.deliver(
+            lambda: connection.attention().Align, inputs, _convert.alignments, timeout, errors
+        )
 
     async def health(self, *, timeout: float | None = None) -> bool:
         """Whether the server is ready to translate: see `dragoman.Client.health`.
 
         Raises:
+            UnavailableError: no server answered.
             DragomanError: something answered, but no Dragoman server.
         """
-        try:
-            with self._while_open():
-                check: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = self._open_channel().unary_unary(
-                    _calls.HEALTH_CHECK_METHOD
-                )
-                answer = await check(
-                    _calls.HEALTH_CHECK_REQUEST,
-                    timeout=self._seconds(timeout),
-                )
-        except grpc.aio.AioRpcError as error:
-            return _calls.not_serving(error_from_call(error))
-        return answer == _calls.HEALTH_CHECK_SERVING
+        return await self._connection.is_serving(timeout)
 
     async def close(self) -> None:
         """Closes the connections; calls under way raise RequestCancelledError."""
-        self._closed = True
-        if self._channel is not None:
-            await self._channel.close()
+        await self._connection.close()
 
     async def __aenter__(self) -> Self:
         return self
@@ -354,70 +322,3 @@ class AsyncClient:
         traceback: TracebackType | None,
     ) -> None:
         await self.close()
-
-    async def _run(
-        self,
-        method: Callable[[], grpc.aio.UnaryUnaryMultiCallable[_Request, _Response]],
-        requests: Sequence[_Request],
-        read: Callable[[_Request, _Response, int], list[_Result]],
-        timeout: float | None,
-    ) -> list[_Result]:
-        """The results of all requests, in order: `read` gives those of one, whose first has the given index."""
-        deadline = time.monotonic() + self._seconds(timeout)
-        results: list[_Result] = []
-        under_way: deque[tuple[_Request, grpc.aio.UnaryUnaryCall[_Request, _Response]]] = deque()
-
-        async def collect() -> None:
-            request, call = under_way.popleft()
-            try:
-                response = await call
-            except grpc.aio.AioRpcError as error:
-                raise error_from_call(error, len(results)) from error
-            results.extend(read(request, response, len(results)))
-
-        with self._while_open():
-            call = method()
-            try:
-                for request in requests:
-                    if len(under_way) == _calls.MAX_CALLS_IN_FLIGHT:
-                        await collect()
-                    remaining = max(0.0, deadline - time.monotonic())
-                    under_way.append((request, call(request, timeout=remaining)))
-                while under_way:
-                    await collect()
-            finally:
-                for _, left in under_way:
-                    left.cancel()
-        return results
-
-    def _seconds(self, timeout: float | None) -> float:
-        return self._timeout if timeout is None else timeout
-
-    def _open_channel(self) -> grpc.aio.Channel:
-        # Made at the first call, for a channel belongs to the event loop that runs then.
-        if self._channel is None:
-            self._channel = grpc.aio.insecure_channel(self._address, channel_options())
-        return self._channel
-
-    def _stub(self) -> "translation_pb2_grpc.TranslationServiceAsyncStub":
-        stub = translation_pb2_grpc.TranslationServiceStub(self._open_channel())
-        return cast("translation_pb2_grpc.TranslationServiceAsyncStub", stub)
-
-    def _attention_stub(self) -> "attention_pb2_grpc.AttentionServiceAsyncStub":
-        stub = attention_pb2_grpc.AttentionServiceStub(self._open_channel())
-        return cast("attention_pb2_grpc.AttentionServiceAsyncStub", stub)
-
-    @contextmanager
-    def _while_open(self) -> Iterator[None]:
-        if self._closed:
-            raise RuntimeError("The client is closed")
-        try:
-            yield
-        except (asyncio.CancelledError, grpc.aio.UsageError):
-            # What grpc raises where another task closes the channel around this time; but
-            # the task of the call may have been cancelled itself.
-            task = asyncio.current_task()
-            is_cancelled = task is not None and task.cancelling() > 0
-            if is_cancelled or not self._closed:
-                raise
-            raise RequestCancelledError("The client was closed during the call") from None

@@ -1,32 +1,22 @@
 """The blocking client. `aio.py` has the same methods in the same order."""
 
-import time
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Literal, Self, TypeVar, Unpack, cast, overload
+from typing import TYPE_CHECKING, Literal, Self, Unpack, overload
 
-import grpc
-
-from dragoman import _calls, _convert, _requests
-from dragoman._channel import channel_options, resolve_address
-from dragoman._exchange import Exchanged, exchange
+from dragoman import _convert, _requests
+from dragoman._calls import DEFAULT_TIMEOUT_SECONDS
+from dragoman._connection import Connection
+from dragoman._exchange import Exchanged
 from dragoman._extras import name_extra
 from dragoman._requests import Target
 from dragoman.attention.types import Alignment
-from dragoman.errors import DragomanError, FailedCall, RequestCancelledError, error_from_call
+from dragoman.errors import DragomanError
 from dragoman.streams import TranslationStream
 from dragoman.types import AlignOptions, AttentionOptions, Score, ScoreOptions, TranslateOptions, Translation
-from dragoman.v1 import attention_pb2_grpc, translation_pb2_grpc
-from dragoman.v1.translation_pb2 import ExchangeTranslationsRequest, ExchangeTranslationsResponse
 
 if TYPE_CHECKING:
     from dragoman.attention.attention import Attention
-
-_Request = TypeVar("_Request")
-_Response = TypeVar("_Response")
-_Result = TypeVar("_Result")
 
 
 class Client:
@@ -34,26 +24,26 @@ class Client:
 
     Safe to share between threads; keep one for the life of the program, as it holds the
     connections. Create it after forking. Calls that could not reach a server are sent again,
-    up to three times.
+    up to three times; those that find its queue full are sent again after the time that it
+    says, if that is within their timeout.
 
         with Client("localhost:50051") as client:
             print(client.translate("Good morning.", source="en", target="fr").text)
 
     Args:
         address: host and port, or any gRPC target such as "dns:///translate.example:50051";
-            default: the environment variable DRAGOMAN_ADDRESS, else "localhost:50051".
-        timeout: seconds that a method may take where it is not told otherwise.
+            without a port, 50051 is taken. Default: the environment variable DRAGOMAN_ADDRESS,
+            else "localhost:50051".
+        timeout: seconds that a call to the server may take where a method is not told
+            otherwise; math.inf is no limit.
+
+    Raises:
+        TypeError: the address is not a text, or the timeout not a number.
+        ValueError: the address is not one, or the timeout is not above 0. Methods raise both for theirs.
     """
 
-    def __init__(self, address: str | None = None, *, timeout: float = _calls.DEFAULT_TIMEOUT_SECONDS) -> None:
-        self._timeout = timeout
-        self._closed = False
-        self._channel = grpc.insecure_channel(resolve_address(address), channel_options())
-        self._stub = translation_pb2_grpc.TranslationServiceStub(self._channel)
-        self._attention_stub = attention_pb2_grpc.AttentionServiceStub(self._channel)
-        self._check_health: grpc.UnaryUnaryMultiCallable[bytes, bytes] = self._channel.unary_unary(
-            _calls.HEALTH_CHECK_METHOD
-        )
+    def __init__(self, address: str | None = None, *, timeout: float = DEFAULT_TIMEOUT_SECONDS) -> None:
+        self._connection = Connection(address, timeout)
 
     # A str is a Sequence[str] too: type checkers take the first overload that fits.
     @overload
@@ -120,9 +110,13 @@ class Client:
                 for a list, a list of the same length.
             include_signals: whether to say of every segment how its translation sits on its
                 source: see `dragoman.Signals`. It takes another pass of the model.
-            timeout: seconds for the whole, however long the list; default: the client's.
+            timeout: seconds for each call to the server, of which a long list takes several: the
+                list ends when all of it is done. Default: the client's.
             errors: what to do about texts of a list that cannot be translated. "raise"
-                raises for the first of them; "return" puts the exception in its place.
+                raises for the first of them; "return" puts the exception in its place, and where
+                a call fails, as by its timeout, in the places of all its texts. What concerns
+                all texts, such as a language that the model does not have or a server that
+                cannot be reached, is raised in any case.
             **options: how to decode, such as `beam_size=4`, and the model, segmentation and
                 priority: see `dragoman.TranslateOptions`.
 
@@ -132,13 +126,12 @@ class Client:
         Raises:
             DragomanError: the call failed, or a text with `errors="raise"`.
         """
-        requests = _requests.translate_requests(
+        inputs = _requests.translate_inputs(
             text, target_prefix, source=source, target=target, include_signals=include_signals, options=options
         )
-        results = self._run(self._stub.Translate, requests, _convert.translations, timeout)
-        if isinstance(text, str):
-            return _calls.only_result(results)
-        return _calls.raise_first_error(results) if errors == "raise" else results
+        return self._connection.deliver(
+            self._connection.translation.Translate, inputs, _convert.translations, timeout, errors
+        )
 
     def stream(
         self,
@@ -167,9 +160,8 @@ class Client:
             DragomanError: an argument cannot be sent. What else goes wrong is raised by iterating.
         """
         request = _requests.stream_request(text, target_prefix, source=source, target=target, options=options)
-        with self._while_open():
-            call = self._stub.StreamTranslation(request, timeout=self._seconds(timeout))
-        return TranslationStream(request, call)
+        method = self._connection.translation.StreamTranslation
+        return TranslationStream(request, self._connection.responses(method, request, timeout))
 
     def exchange(
         self,
@@ -183,8 +175,9 @@ class Client:
         """Translates a stream of texts, each as soon as it is there.
 
         The iterable may be endless: it is taken, on another thread, no further than 256 texts
-        ahead of the results that were taken. What it raises is raised here, after the results
-        of the texts before. Leaving the iterator before its end cancels what is under way.
+        ahead of the results that were taken, and fewer where they are long. What it raises is
+        raised here, after the results of the texts before. Texts that find the server's queue
+        full are sent again. Leaving the iterator before its end cancels what is under way.
 
         Args:
             texts: the texts.
@@ -201,14 +194,7 @@ class Client:
             DragomanError: an argument cannot be sent. Iterating raises what ends the exchange.
         """
         config = _requests.exchange_config(source=source, target=target, options=options)
-
-        def start(
-            requests: Iterator[ExchangeTranslationsRequest],
-        ) -> _calls.MessageIterator[ExchangeTranslationsResponse]:
-            with self._while_open():
-                return self._stub.ExchangeTranslations(requests, timeout=timeout)
-
-        return exchange(start, config, texts)
+        return self._connection.exchange(config, texts, timeout)
 
     @overload
     def score(  # type: ignore[overload-overlap]
@@ -267,7 +253,7 @@ class Client:
                 hypothesis give the very `sum_logprob` that came with it.
             source: language code of the sources.
             target: language code of the translations.
-            timeout: seconds for the whole, however long the list; default: the client's.
+            timeout: as for `translate`.
             errors: as for `translate`.
             **options: the model, length_penalty and priority: see `dragoman.ScoreOptions`.
 
@@ -277,11 +263,8 @@ class Client:
         Raises:
             DragomanError: the call failed, or a pair with `errors="raise"`.
         """
-        requests = _requests.score_requests(text, target_text, source=source, target=target, options=options)
-        results = self._run(self._stub.Score, requests, _convert.scores, timeout)
-        if isinstance(text, str):
-            return _calls.only_result(results)
-        return _calls.raise_first_error(results) if errors == "raise" else results
+        inputs = _requests.score_inputs(text, target_text, source=source, target=target, options=options)
+        return self._connection.deliver(self._connection.translation.Score, inputs, _convert.scores, timeout, errors)
 
     def attention(
         self,
@@ -323,15 +306,12 @@ class Client:
             text, target_text, source=source, target=target, source_only=source_only, options=options
         )
         reader = AttentionReader(request)
-        with self._while_open():
-            call = self._attention_stub.GetAttention(request, timeout=self._seconds(timeout))
-            try:
-                for response in call:
-                    reader.add(response)
-            except grpc.RpcError as error:
-                raise error_from_call(cast(FailedCall, error)) from error
-            finally:
-                call.cancel()
+        responses = self._connection.responses(self._connection.attention.GetAttention, request, timeout)
+        try:
+            for response in responses:
+                reader.add(response)
+        finally:
+            responses.cancel()
         return reader.attention()
 
     @overload
@@ -390,7 +370,7 @@ class Client:
             target_text: the translation of each, a text or ids of tokens; None is one made now.
             source: language code of the sources.
             target: language code of the translations.
-            timeout: seconds for the whole, however long the list; default: the client's.
+            timeout: as for `translate`.
             errors: as for `translate`.
             **options: `method`, `layer` and `heads`, how to decode, the model and priority: see
                 `dragoman.AlignOptions`.
@@ -401,37 +381,24 @@ class Client:
         Raises:
             DragomanError: the call failed, or a pair with `errors="raise"`.
         """
-        requests = _requests.align_requests(text, target_text, source=source, target=target, options=options)
-        results = self._run(self._attention_stub.Align, requests, _convert.alignments, timeout)
-        if isinstance(text, str):
-            return _calls.only_result(results)
-        return _calls.raise_first_error(results) if errors == "raise" else results
+        inputs = _requests.align_inputs(text, target_text, source=source, target=target, options=options)
+        return self._connection.deliver(self._connection.attention.Align, inputs, _convert.alignments, timeout, errors)
 
     def health(self, *, timeout: float | None = None) -> bool:
-        """Whether the server is ready to translate.
-
-        False where it cannot be reached, does not answer in time, or is starting or stopping.
+        """Whether the server is ready to translate; False where it says that it is starting or stopping, or stuck.
 
         Args:
             timeout: seconds to wait for the answer; default: the client's.
 
         Raises:
+            UnavailableError: no server answered.
             DragomanError: something answered, but no Dragoman server.
         """
-        try:
-            with self._while_open():
-                answer = self._check_health(
-                    _calls.HEALTH_CHECK_REQUEST,
-                    timeout=self._seconds(timeout),
-                )
-        except grpc.RpcError as error:
-            return _calls.not_serving(error_from_call(cast(FailedCall, error)))
-        return answer == _calls.HEALTH_CHECK_SERVING
+        return self._connection.is_serving(timeout)
 
     def close(self) -> None:
         """Closes the connections; calls under way raise RequestCancelledError."""
-        self._closed = True
-        self._channel.close()
+        self._connection.close()
 
     def __enter__(self) -> Self:
         return self
@@ -443,59 +410,3 @@ class Client:
         traceback: TracebackType | None,
     ) -> None:
         self.close()
-
-    def _run(
-        self,
-        call: "grpc.UnaryUnaryMultiCallable[_Request, _Response]",
-        requests: Sequence[_Request],
-        read: Callable[[_Request, _Response, int], list[_Result]],
-        timeout: float | None,
-    ) -> list[_Result]:
-        """The results of all requests, in order: `read` gives those of one, whose first has the given index."""
-        seconds = self._seconds(timeout)
-        with self._while_open():
-            if len(requests) == 1:
-                # Waiting in this thread is half a millisecond faster than a future.
-                return read(requests[0], _answer(lambda: call(requests[0], timeout=seconds), 0), 0)
-            deadline = time.monotonic() + seconds
-            results: list[_Result] = []
-            under_way: deque[tuple[_Request, grpc.Future[_Response]]] = deque()
-
-            def collect() -> None:
-                request, future = under_way.popleft()
-                results.extend(read(request, _answer(future.result, len(results)), len(results)))
-
-            try:
-                for request in requests:
-                    if len(under_way) == _calls.MAX_CALLS_IN_FLIGHT:
-                        collect()
-                    remaining = max(0.0, deadline - time.monotonic())
-                    under_way.append((request, call.future(request, timeout=remaining)))
-                while under_way:
-                    collect()
-            finally:
-                for _, future in under_way:
-                    future.cancel()
-            return results
-
-    def _seconds(self, timeout: float | None) -> float:
-        return self._timeout if timeout is None else timeout
-
-    @contextmanager
-    def _while_open(self) -> Iterator[None]:
-        if self._closed:
-            raise RuntimeError("The client is closed")
-        try:
-            yield
-        except (ValueError, grpc.FutureCancelledError):
-            # What grpc raises where another thread closes the channel around this time.
-            if not self._closed:
-                raise
-            raise RequestCancelledError("The client was closed during the call") from None
-
-
-def _answer(wait: Callable[[], _Response], first_index: int) -> _Response:
-    try:
-        return wait()
-    except grpc.RpcError as error:
-        raise error_from_call(cast(FailedCall, error), first_index) from error

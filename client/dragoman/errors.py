@@ -7,7 +7,7 @@
     ├── UnimplementedError       the server does not offer this
     ├── PermissionDeniedError    the caller may not do this
     ├── UnauthenticatedError     the caller did not say who they are
-    ├── ResourceExhaustedError   the queue is full, or a message too large: see retry_after
+    ├── ResourceExhaustedError   the queue stays full, or a message is too large: see retry_after
     ├── UnavailableError         no server could be reached, or it is stopping
     ├── DeadlineExceededError    the time was up; also a TimeoutError
     ├── RequestCancelledError    the call was cancelled, or the client closed meanwhile
@@ -39,6 +39,9 @@ class FieldViolation:
 
     description: str
     """What is wrong with it."""
+
+    reason: str = ""
+    """A name of the fault that programs can rely on, for example "TEXT_TOO_LONG"; empty where the server gave none."""
 
 
 class DragomanError(Exception):
@@ -120,7 +123,7 @@ class UnauthenticatedError(DragomanError):
 
 
 class ResourceExhaustedError(DragomanError):
-    """The queue is full (`retry_after` says when to come back) or a message is too large."""
+    """A message is too large, or the queue stays full (`retry_after` says for how long) until there is no time left."""
 
     default_code = grpc.StatusCode.RESOURCE_EXHAUSTED
 
@@ -187,26 +190,23 @@ class FailedCall(Protocol):
         """What the server sent after the answer, with the rich details of the error."""
 
 
-def error_from_call(call: FailedCall, first_index: int = 0) -> DragomanError:
-    """The exception for a call that failed as a whole.
-
-    `first_index` is the index in the caller's list of the first input of the call.
-    """
+def error_from_call(call: FailedCall, indices: Sequence[int] = ()) -> DragomanError:
+    """The exception for a call that failed as a whole; `indices` are those of its inputs in the caller's list."""
     # The code and message of the call stand above those of the details: a proxy may have
     # changed the former and passed on the latter.
     status = _rich_status(call.trailing_metadata() or ())
-    return _build(call.code(), call.details() or "", status, first_index)
+    return _build(call.code(), call.details() or "", status, indices)
 
 
-def error_from_status(status: status_pb2.Status, first_index: int, index: int) -> DragomanError:
-    """The exception for input `index` of a call whose first is the caller's `first_index`."""
+def error_from_status(status: status_pb2.Status, indices: Sequence[int], index: int) -> DragomanError:
+    """The exception for input `index` of a call whose inputs have these indices in the caller's list."""
     code = _CODE_BY_NUMBER.get(status.code, grpc.StatusCode.UNKNOWN)
-    error = _build(code, status.message, status, first_index)
-    error.input_index = first_index + index
+    error = _build(code, status.message, status, indices)
+    error.input_index = indices[index]
     return error
 
 
-def _build(code: grpc.StatusCode, message: str, status: status_pb2.Status, first_index: int) -> DragomanError:
+def _build(code: grpc.StatusCode, message: str, status: status_pb2.Status, indices: Sequence[int]) -> DragomanError:
     error = _CLASS_BY_CODE[code](message or code.name, code=code)
     for detail in status.details:
         # Unpack tells whether the detail is of this type, and raises on damaged bytes.
@@ -218,7 +218,7 @@ def _build(code: grpc.StatusCode, message: str, status: status_pb2.Status, first
             bad_request = error_details_pb2.BadRequest()
             if detail.Unpack(bad_request):
                 error.field_violations += tuple(
-                    FieldViolation(_shift(violation.field, first_index), violation.description)
+                    FieldViolation(_in_list(violation.field, indices), violation.description, violation.reason)
                     for violation in bad_request.field_violations
                 )
             retry = error_details_pb2.RetryInfo()
@@ -229,9 +229,14 @@ def _build(code: grpc.StatusCode, message: str, status: status_pb2.Status, first
     return error
 
 
-def _shift(field: str, first_index: int) -> str:
+def _in_list(field: str, indices: Sequence[int]) -> str:
     """The path in the caller's list, which may have gone out in several calls."""
-    return _INPUT_FIELD.sub(lambda match: str(int(match[0]) + first_index), field)
+
+    def index(match: re.Match[str]) -> str:
+        number = int(match[0])
+        return str(indices[number]) if number < len(indices) else match[0]
+
+    return _INPUT_FIELD.sub(index, field)
 
 
 def _rich_status(trailers: Iterable[tuple[str, str | bytes]]) -> status_pb2.Status:

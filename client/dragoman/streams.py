@@ -1,20 +1,13 @@
 """A translation while it is decoded: what `Client.stream` and `AsyncClient.stream` return."""
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
 from types import TracebackType
-from typing import Self, TypeAlias, cast
-
-import grpc
-import grpc.aio
+from typing import Self
 
 from dragoman import _convert
-from dragoman._calls import MessageIterator
-from dragoman.errors import FailedCall, InternalError, error_from_call
+from dragoman._responses import AsyncResponses, Responses
+from dragoman.errors import InternalError
 from dragoman.types import Translation
 from dragoman.v1.translation_pb2 import StreamTranslationRequest, StreamTranslationResponse
-
-AsyncCall: TypeAlias = grpc.aio.UnaryStreamCall[StreamTranslationRequest, StreamTranslationResponse]
 
 _NO_RESULT = "The translation is not there yet: read the stream to its end"
 _NO_TRANSLATION = "The server ended the stream without a translation"
@@ -32,9 +25,9 @@ class TranslationStream:
     Whoever stops before the end closes the stream, or uses it as a context manager.
     """
 
-    def __init__(self, request: StreamTranslationRequest, call: MessageIterator[StreamTranslationResponse]) -> None:
+    def __init__(self, request: StreamTranslationRequest, responses: Responses[StreamTranslationResponse]) -> None:
         self._request = request
-        self._call = call
+        self._responses = responses
         self._result: Translation | None = None
 
     @property
@@ -50,7 +43,7 @@ class TranslationStream:
 
     def close(self) -> None:
         """Ends the call. There is no result if it is not there yet."""
-        self._call.cancel()
+        self._responses.cancel()
 
     def __iter__(self) -> Self:
         return self
@@ -58,16 +51,13 @@ class TranslationStream:
     def __next__(self) -> str:
         if self._result is not None:
             raise StopIteration
-        try:
-            response = next(self._call, None)
-            if response is None:
-                raise InternalError(_NO_TRANSLATION)
-            if response.WhichOneof("event") == "delta":
-                return response.delta
-            self._result = _convert.streamed(self._request, response)
-            next(self._call, None)  # the status: a call that is left before it counts as cancelled
-        except grpc.RpcError as error:
-            raise error_from_call(cast(FailedCall, error)) from error
+        response = next(self._responses, None)
+        if response is None:
+            raise InternalError(_NO_TRANSLATION)
+        if response.WhichOneof("event") == "delta":
+            return response.delta
+        self._result = _convert.streamed(self._request, response)
+        next(self._responses, None)  # the status: a call that is left before it counts as cancelled
         raise StopIteration
 
     def __enter__(self) -> Self:
@@ -94,13 +84,10 @@ class AsyncTranslationStream:
     def __init__(
         self,
         request: StreamTranslationRequest,
-        start: Callable[[], AsyncCall],
-        while_open: Callable[[], AbstractContextManager[object]],
+        responses: AsyncResponses[StreamTranslationRequest, StreamTranslationResponse],
     ) -> None:
         self._request = request
-        self._start = start
-        self._while_open = while_open
-        self._call: AsyncCall | None = None
+        self._responses = responses
         self._result: Translation | None = None
 
     @property
@@ -116,8 +103,7 @@ class AsyncTranslationStream:
 
     async def close(self) -> None:
         """Ends the call. There is no result if it is not there yet."""
-        if self._call is not None:
-            self._call.cancel()
+        self._responses.cancel()
 
     def __aiter__(self) -> Self:
         return self
@@ -125,19 +111,13 @@ class AsyncTranslationStream:
     async def __anext__(self) -> str:
         if self._result is not None:
             raise StopAsyncIteration
-        try:
-            with self._while_open():
-                if self._call is None:
-                    self._call = self._start()
-                response = await self._call.read()
-                if not isinstance(response, StreamTranslationResponse):
-                    raise InternalError(_NO_TRANSLATION)
-                if response.WhichOneof("event") == "delta":
-                    return response.delta
-                self._result = _convert.streamed(self._request, response)
-                await self._call.read()  # the status: a call that is left before it counts as cancelled
-        except grpc.aio.AioRpcError as error:
-            raise error_from_call(error) from error
+        response = await anext(self._responses, None)
+        if response is None:
+            raise InternalError(_NO_TRANSLATION)
+        if response.WhichOneof("event") == "delta":
+            return response.delta
+        self._result = _convert.streamed(self._request, response)
+        await anext(self._responses, None)  # the status: a call that is left before it counts as cancelled
         raise StopAsyncIteration
 
     async def __aenter__(self) -> Self:

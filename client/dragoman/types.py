@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Literal, TypeAlias, TypedDict
 
+from dragoman._repr import short_repr
+
 Segmentation: TypeAlias = Literal["line", "sentence", "packed"]
 """How a line is cut into the segments that the model translates in one piece: never; into
 sentences; or only where it is too long for the model. Without it, as is best for the model:
@@ -217,6 +219,12 @@ class Hypothesis:
         """The ids of the tokens."""
         return tuple(token.id for token in self.tokens)
 
+    def __str__(self) -> str:
+        return self.text
+
+    def __repr__(self) -> str:
+        return short_repr(self, text=self.text, score=self.score, num_tokens=len(self.tokens))
+
 
 @dataclass(frozen=True, slots=True)
 class TextSpan:
@@ -302,6 +310,12 @@ class Segment:
     signals: Signals | None = None
     """How the best candidate sits on the source, where `include_signals` asked for it."""
 
+    def __str__(self) -> str:
+        return self.hypotheses[0].text
+
+    def __repr__(self) -> str:
+        return short_repr(self, source_span=self.source_span, text=str(self), num_hypotheses=len(self.hypotheses))
+
 
 @dataclass(frozen=True, slots=True)
 class RequestStats:
@@ -346,10 +360,10 @@ class Translation:
     """The model and version that translated, as "name@digest"."""
 
     source_language: str
-    """Language code of the source."""
+    """Language code of the source, as the model has it: "en" where the call said "en-US"."""
 
     target_language: str
-    """Language code of the translation."""
+    """Language code of the translation, likewise."""
 
     stats: RequestStats
     """Where the time went, and how much was translated."""
@@ -397,6 +411,12 @@ class Translation:
                 return reason
         return FinishReason.STOP
 
+    def __str__(self) -> str:
+        return self.text
+
+    def __repr__(self) -> str:
+        return short_repr(self, text=self.text, score=self.score, num_segments=len(self.segments), model=self.model)
+
     def _best(self) -> tuple[Hypothesis, ...]:
         return tuple(segment.hypotheses[0] for segment in self.segments)
 
@@ -417,7 +437,16 @@ class Score:
     model: str
     """The model and version that scored, as "name@digest"."""
 
+    source_language: str
+    """Language code of the source, as the model has it: "en" where the call said "en-US"."""
+
+    target_language: str
+    """Language code of the target, likewise."""
+
     @property
     def token_ids(self) -> tuple[int, ...]:
         """The ids of the tokens."""
         return tuple(token.id for token in self.tokens)
+
+    def __repr__(self) -> str:
+        return short_repr(self, score=self.score, sum_logprob=self.sum_logprob, num_tokens=len(self.tokens))

@@ -14,16 +14,22 @@ from dragoman_export.new_folder import new_folder
 from dragoman_export.onnx_builder import WeightFile
 from dragoman_export.parity import Comparison, compare
 from dragoman_export.progress import QUIET
-from dragoman_server.bundle.bundle import ATTENTION_FILE, WEIGHTS_FILE, Bundle, file_sha256, required_files
+from dragoman_server.bundle.bundle import Bundle, file_sha256
 from dragoman_server.bundle.manifest import (
+    ATTENTION_FILE,
     MANIFEST_FILE,
+    WEIGHTS_FILE,
+    FileName,
     Golden,
     Limits,
     Manifest,
     Parity,
     Precision,
     StateTensors,
+    check_names,
+    required_files,
 )
+from dragoman_server.text.tokenizer import TextCodec
 
 NUM_GOLDEN = 8
 FP32_LOGPROB_TOLERANCE = 1e-3  # room for other processors; what this one showed is recorded beside it
@@ -45,8 +51,10 @@ def export(
 
     Raises:
         FileExistsError: the folder exists.
+        ValueError: no bundle may have the checkpoint's name or languages.
         ParityError: fp32 differs from PyTorch by more than rounding can explain.
     """
+    check_names(checkpoint.config.name, checkpoint.config.directions)
     with new_folder(folder) as partial, one_thread():
         every_source = dict.fromkeys((*sources, *calibration))
         pairs = {
@@ -75,7 +83,7 @@ def _export(
         write(model, precision, weights, ranges).save(folder)
     weights.write(folder)
     checkpoint.write_tokenizer(folder)
-    names = (*required_files(config.tokenizer), ATTENTION_FILE)
+    names: tuple[FileName, ...] = (*required_files(config.tokenizer), ATTENTION_FILE)
     files = {name: file_sha256(folder / name) for name in names}
     manifest = _manifest(checkpoint, precision, files, Parity(0.0, 0.0, 0.0, 0.0, 0, ()))
     comparison = compare(checkpoint, Bundle(folder, manifest, version=""), compared, console)
@@ -103,7 +111,7 @@ def _certificate(comparison: Comparison, precision: Precision) -> Parity:
     )
 
 
-def _manifest(checkpoint: Checkpoint, precision: Precision, files: dict[str, str], parity: Parity) -> Manifest:
+def _manifest(checkpoint: Checkpoint, precision: Precision, files: dict[FileName, str], parity: Parity) -> Manifest:
     config, model = checkpoint.config, checkpoint.model
     dims = config.dimensions
     return Manifest(
@@ -117,8 +125,14 @@ def _manifest(checkpoint: Checkpoint, precision: Precision, files: dict[str, str
         pad_token_id=config.pad_token_id,
         limits=Limits(dims.max_positions, dims.max_positions, config.segment_tokens),
         state=StateTensors(graphs.self_kv_names(model), graphs.cross_kv_names(model)),
-        parity=parity,
+        parity=_with_pieces(parity, checkpoint.open_tokenizer()),
         files=files,
         tokenizer=config.tokenizer,
         generation=config.generation,
     )
+
+
+def _with_pieces(parity: Parity, tokenizer: TextCodec) -> Parity:
+    """The certificate with what shows whose tokenizer it is."""
+    golden = (dataclasses.replace(g, source_pieces=tuple(tokenizer.pieces(g.source_ids))) for g in parity.golden)
+    return dataclasses.replace(parity, golden=tuple(golden))

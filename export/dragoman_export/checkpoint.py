@@ -16,8 +16,7 @@ from safetensors.torch import save_file
 
 from dragoman_export.model import Dimensions, Transformer
 from dragoman_export.reading import listed, read_bytes, read_json, read_safetensors, require_sizes
-from dragoman_server.bundle.bundle import TOKENIZER_FILES
-from dragoman_server.bundle.manifest import Architecture, Generation, TokenizerKind
+from dragoman_server.bundle.manifest import TOKENIZER_FILES, Architecture, Generation, TokenizerKind
 from dragoman_server.text.tokenizer import TextCodec, load_tokenizer
 
 WEIGHTS_FILE, CONFIG_FILE = "model.safetensors", "config.json"
@@ -149,7 +148,7 @@ class Checkpoint:
         config = Config.read(folder / CONFIG_FILE)
         first, *others = TOKENIZER_FILES[config.tokenizer]
         tokenizer = read_bytes(folder / first)
-        companions = {name: read_bytes(folder / name) for name in others}
+        companions: dict[str, bytes] = {name: read_bytes(folder / name) for name in others}
         load_tokenizer(config.tokenizer, folder)  # which refuses damaged files
         if config.tokenizer == "sentencepiece":
             num_pieces = spm.SentencePieceProcessor(model_proto=tokenizer).get_piece_size()

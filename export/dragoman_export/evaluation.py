@@ -10,9 +10,10 @@ from dragoman_export.languages import Pair, parse_pair
 from dragoman_server.bundle.bundle import Bundle
 from dragoman_server.config import EngineOptions
 from dragoman_server.engine.engine import Engine
-from dragoman_server.runtime.runner import OnnxRunner
 from dragoman_server.engine.search import Search
 from dragoman_server.engine.sequence import Request
+from dragoman_server.runtime.device import Device
+from dragoman_server.runtime.runner import open_runners
 from dragoman_server.text.tokenizer import TextCodec, load_tokenizer
 
 
@@ -83,20 +84,21 @@ def evaluate(folder: Path, test_sets: Iterable[TestSet], options: EngineOptions)
     """
     started = time.monotonic()
     bundle = Bundle.open(folder)
-    runner = OnnxRunner.open(bundle, options.max_running, options.resolved_num_threads())
+    runners = open_runners(bundle, options)
     load_seconds = time.monotonic() - started
     manifest = bundle.manifest
     tokenizer = load_tokenizer(manifest.tokenizer, folder)
-    engine = Engine(runner, Search.of(manifest), options)
-    engine.start()
     directions = []
-    try:
-        for test in test_sets:
-            if (test.source_language, test.target_language) not in manifest.directions:
-                raise ValueError(f"the model does not translate {test.source_language} to {test.target_language}")
-            directions.append(_evaluate_direction(engine, bundle, tokenizer, test))
-    finally:
-        engine.stop()
+    with Device(len(runners)) as device:
+        engine = Engine(runners, Search.of(manifest), options, device)
+        engine.start()
+        try:
+            for test in test_sets:
+                if (test.source_language, test.target_language) not in manifest.directions:
+                    raise ValueError(f"the model does not translate {test.source_language} to {test.target_language}")
+                directions.append(_evaluate_direction(engine, bundle, tokenizer, test))
+        finally:
+            engine.stop()
     return Evaluation(load_seconds, tuple(directions))
 
 

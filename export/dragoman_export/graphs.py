@@ -116,10 +116,10 @@ def write_decoder_step(model: Transformer, precision: Precision, weights: Weight
     last_source = graph.op("Sub", source_lengths, one)
     longest_source = graph.op("ReduceMax", source_lengths, keepdims=0)
     position_vectors = graph.op("Gather", writer.position_table("target"), positions)
-    embedded = writer.embed(ids, position_vectors, "target")
+    steps = writer.reshape(writer.embed(ids, position_vectors, "target"), -1, 1, dims.d_model)
     # Cross-attention has nothing to append to its past: keys and values of no positions.
     no_positions = [graph.constant([n], np.int64) for n in (0, 0, 1)]
-    nothing = graph.op("Slice", writer.reshape(embedded, -1, 1, dims.d_model), *no_positions)
+    nothing = graph.op("Slice", steps, *no_positions)
 
     def attend(query: str, key: str, value: str, state: Sequence[str], last: str, longest: str) -> str:
         inputs = [query, key, value, *state, last, longest, *writer.cache_scales()]
@@ -137,7 +137,7 @@ def write_decoder_step(model: Transformer, precision: Precision, weights: Weight
         state = cross_kv[2 * i : 2 * i + 2]
         return attend(writer.steps(query, dims.d_model), nothing, nothing, state, last_source, longest_source)
 
-    states = writer.decoder_layers(writer.rows(writer.reshape(embedded, -1, 1, dims.d_model), dims.d_model), attend_self, attend_cross)
+    states = writer.decoder_layers(writer.rows(steps, dims.d_model), attend_self, attend_cross)
     logits = writer.logits(writer.reshape(states, -1, dims.d_model))
     log_probs = graph.op("LogSoftmax", logits, axis=-1)
     top_ids, top_logprobs = writer.top(log_probs, top_k)

@@ -26,7 +26,7 @@ from dragoman_export.huggingface import (
 from dragoman_export.languages import parse_pair, standard_tag, standard_tags
 from dragoman_export.model import Dimensions, Transformer, sinusoids
 from dragoman_export.reading import listed, read_bytes, read_json, require_sizes
-from dragoman_server.bundle.bundle import TOKENIZER_FILES
+from dragoman_server.bundle.manifest import TOKENIZER_FILES
 from dragoman_server.text.tokenizer import (
     END_OF_SENTENCE,
     PADDING,

@@ -1,6 +1,10 @@
 """The command `dragoman-server`."""
 
+import os
+import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from dragoman._extras import require_extra
 from dragoman_server.errors import StartError
@@ -12,16 +16,30 @@ def main() -> None:
     """Runs the server.
 
     Exits with 0 after SIGTERM or SIGINT, with 2 and one line on stderr where it cannot start,
-    with 70 where its engine has died.
+    with 70 where its engine has died, or hangs while the server stops.
     """
-    with require_extra("server"):
+    with _ending_at_once(), require_extra("server"):
         from dragoman_server.cli import app
+        from dragoman_server.ending import leave
     try:
         app(prog_name="dragoman-server")
     except StartError as error:
-        # Texts of other libraries may be in it, of several lines.
-        print(f"dragoman-server: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(EXIT_START_ERROR)
+        print(f"dragoman-server: {error}", file=sys.stderr)
+        leave(EXIT_START_ERROR)
+    except SystemExit as end:
+        leave(end.code)
+
+
+@contextmanager
+def _ending_at_once() -> Iterator[None]:
+    """A signal ends the process, which has nothing yet. Python's own handler would show where it was interrupted."""
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    handlers = [signal.signal(number, lambda *_: os._exit(0)) for number in numbers]
+    try:
+        yield
+    finally:
+        for number, handler in zip(numbers, handlers, strict=True):
+            signal.signal(number, handler)
 
 
 if __name__ == "__main__":

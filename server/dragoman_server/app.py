@@ -5,12 +5,13 @@ import contextlib
 import logging
 import signal
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from functools import partial
 
 import grpc
 from grpc_health.v1 import health_pb2_grpc
 
-from dragoman._channel import KEEPALIVE_TIME_MS
+from dragoman import _channel
 from dragoman.v1 import attention_pb2_grpc, translation_pb2_grpc
 from dragoman_server.addresses import check_free, parse_address
 from dragoman_server.attention.attender import Attender
@@ -19,14 +20,18 @@ from dragoman_server.attention.background import Background
 from dragoman_server.attention.observer import Observer
 from dragoman_server.attention.worker import AttentionWorker
 from dragoman_server.bundle.bundle import Bundle, embedded_bundle
-from dragoman_server.bundle.parity import replay
+from dragoman_server.bundle.manifest import WEIGHTS_FILE
+from dragoman_server.bundle.parity import replay, replay_attention
 from dragoman_server.config import Config, validate
+from dragoman_server.ending import LastResort
 from dragoman_server.engine.engine import Engine
-from dragoman_server.runtime.runner import OnnxRunner
 from dragoman_server.engine.search import Search
 from dragoman_server.errors import StartError
-from dragoman_server.metrics import Metrics, MetricsPage
-from dragoman_server.text.tokenizer import load_tokenizer
+from dragoman_server.loading import StoppedError, load
+from dragoman_server.metrics import Metrics
+from dragoman_server.metrics_page import MetricsPage
+from dragoman_server.runtime.device import Device
+from dragoman_server.runtime.runner import OnnxRunner, open_runners
 from dragoman_server.translator import Translator
 from dragoman_server.wire import attention, translation
 from dragoman_server.wire.attention import AttentionServicer
@@ -47,8 +52,25 @@ EXIT_ENGINE_DEAD = 70  # EX_SOFTWARE of sysexits.h
 _QUIET_LOOKS = 10
 _SECONDS_PER_LOOK = 0.03
 
+# Calls that gRPC holds until the event loop comes to them, which takes a fraction of a millisecond each. One takes up
+# some 15 kB.
+_MAX_PENDING_CALLS = 100_000
+_MAX_PENDING_SECONDS = 3600
+
+# A caller whose machine or network is gone without a word is noticed within the sum of both, and its calls withdrawn.
+# Else those without a deadline would stay for ever.
+_KEEPALIVE_TIME_MS = 60_000
+_KEEPALIVE_TIMEOUT_MS = 20_000
+
 # What callers get to read the last answers, once the engine has answered them all.
 _LAST_WORDS_SECONDS = 1.0
+
+# Beyond the grace, what stopping takes at most unless something hangs.
+_LAST_RESORT_SECONDS = 5.0
+
+# What loading a model may take. The one shipped with the server takes a second; large ones are read for longer.
+_MAX_LOAD_SECONDS = 60.0
+_LEAST_BYTES_PER_SECOND = 50e6
 
 # A step takes milliseconds, the longest source a second or two: this is no slow step.
 _MAX_STALLED_SECONDS = 10.0
@@ -67,7 +89,7 @@ async def serve(config: Config) -> int:
 
     Raises:
         StartError: an option is wrong, an address cannot be listened on, or the model bundle
-            is missing, damaged or does not reproduce its source.
+            is missing, damaged, does not reproduce its source, or hangs.
     """
     validate(config)
     loop = asyncio.get_running_loop()
@@ -76,10 +98,11 @@ async def serve(config: Config) -> int:
     def on_signal() -> None:
         (hurry if stop.is_set() else stop).set()
 
-    def on_death() -> None:  # on the engine's thread
+    def on_death() -> None:  # on a thread of the device
         loop.call_soon_threadsafe(engine_died.set)
 
     with contextlib.ExitStack() as stack:
+        last_resort = stack.enter_context(contextlib.closing(LastResort()))
         stack.enter_context(_signals(loop, on_signal))
 
         metrics = Metrics()
@@ -90,7 +113,10 @@ async def serve(config: Config) -> int:
 
         # Before the model is there: the allocator has threads that come late share memory, and gets less of it back.
         background = stack.enter_context(contextlib.closing(Background()))
-        bundle, runner = await asyncio.to_thread(_load, config)
+        try:
+            bundle, runners, attention_pass = await _loaded(config, background, stop)
+        except StoppedError:
+            return EXIT_OK
         manifest = bundle.manifest
         if manifest.generation.beam_size > config.engine.max_running:
             raise StartError(
@@ -98,18 +124,20 @@ async def serve(config: Config) -> int:
                 f"{manifest.generation.beam_size} needs at least as many."
             )
         metrics.set_model(manifest.name, bundle.version, manifest.precision)
-        metrics.set_kv_cache(runner.kv_bytes_per_token, config.engine.max_kv_bytes or runner.max_kv_bytes)
-        tokenizer = load_tokenizer(manifest.tokenizer, bundle.folder)
+        max_kv_bytes = sum(runner.max_kv_bytes for runner in runners)
+        metrics.set_kv_cache(runners[0].kv_bytes_per_token, config.engine.max_kv_bytes or max_kv_bytes)
+        tokenizer = bundle.tokenizer
+        device = stack.enter_context(Device(len(runners)))
         engine = Engine(
-            runner,
+            runners,
             Search.of(manifest),
             config.engine,
+            device,
             on_step=metrics.observe_step,
             on_death=on_death,
         )
         worker = observer = None
-        if bundle.has_attention:
-            attention_pass = await asyncio.to_thread(AttentionPass, bundle, num_threads=1, background=background)
+        if attention_pass is not None:
             worker = AttentionWorker(attention_pass, config.engine.max_waiting)
             stack.callback(worker.close)
             observer = Observer(worker, manifest, tokenizer, metrics.observe_suspicion)
@@ -139,8 +167,6 @@ async def serve(config: Config) -> int:
         attention_pb2_grpc.add_AttentionServiceServicer_to_server(AttentionServicer(attender), server)
         health_pb2_grpc.add_HealthServicer_to_server(health, server)
 
-        if stop.is_set():  # while the model was loaded
-            return EXIT_OK
         engine.start()
         stack.callback(engine.stop)
         await server.start()
@@ -154,6 +180,7 @@ async def serve(config: Config) -> int:
         )
         async with _heartbeat(engine, health):
             await _first_of(stop, engine_died)
+        last_resort.arm(config.shutdown_grace_seconds + _LAST_RESORT_SECONDS, EXIT_ENGINE_DEAD)
         await health.drain()
         if engine_died.is_set():
             logger.critical("the engine has died: the server stops")
@@ -198,11 +225,30 @@ async def _heartbeat(engine: Engine, health: HealthServicer) -> AsyncIterator[No
         task.cancel()
 
 
-def _load(config: Config) -> tuple[Bundle, OnnxRunner]:
+async def _loaded(
+    config: Config, background: Background, stop: asyncio.Event
+) -> tuple[Bundle, Sequence[OnnxRunner], AttentionPass | None]:
+    weights = (config.model or embedded_bundle()) / WEIGHTS_FILE
+    size = weights.stat().st_size if weights.is_file() else 0
+    max_seconds = _MAX_LOAD_SECONDS + size / _LEAST_BYTES_PER_SECOND
+    bundle, runners = await load(partial(_load, config), stop, max_seconds)
+    if not bundle.has_attention:
+        return bundle, runners, None
+    return bundle, runners, await load(partial(_load_attention, bundle, background), stop, max_seconds)
+
+
+def _load(config: Config) -> tuple[Bundle, Sequence[OnnxRunner]]:
     bundle = Bundle.open(config.model or embedded_bundle())
-    runner = OnnxRunner.open(bundle, config.engine.max_running, config.engine.resolved_num_threads())
-    replay(bundle, runner)
-    return bundle, runner
+    runners = open_runners(bundle, config.engine)
+    replay(bundle, runners[0])
+    return bundle, runners
+
+
+def _load_attention(bundle: Bundle, background: Background) -> AttentionPass:
+    attention_pass = AttentionPass(bundle, num_threads=1)
+    replay_attention(bundle, attention_pass)
+    attention_pass.background = background  # not before: where the graph hangs, it could not be closed
+    return attention_pass
 
 
 def _bind(config: Config, guard: Guard) -> tuple[grpc.aio.Server, int]:
@@ -212,12 +258,21 @@ def _bind(config: Config, guard: Guard) -> tuple[grpc.aio.Server, int]:
         options=[
             # Else a second server on the same port would silently get half of the calls.
             ("grpc.so_reuseport", 0),
+            # Of calls that the event loop has not come to yet, gRPC by default cancels some beyond 1,000, all beyond
+            # 3,000 and whatever is 30 s old. Callers do not repeat that, and would not learn when to.
+            ("grpc.server.max_pending_requests", _MAX_PENDING_CALLS),
+            ("grpc.server.max_pending_requests_hard_limit", _MAX_PENDING_CALLS),
+            ("grpc.server_max_unrequested_time_in_server", _MAX_PENDING_SECONDS),
             ("grpc.max_receive_message_length", config.limits.max_message_bytes),
             # The size of an answer follows from that of the request and the model's limits.
             ("grpc.max_send_message_length", -1),
+            ("grpc.keepalive_time_ms", _KEEPALIVE_TIME_MS),
+            ("grpc.keepalive_timeout_ms", _KEEPALIVE_TIMEOUT_MS),
+            # Holds in the place of the keepalive's own while a bandwidth probe is under way.
+            ("grpc.http2.ping_timeout_ms", _KEEPALIVE_TIMEOUT_MS),
             # By default callers that ping to notice a hung server are sent away. A ping may
             # arrive sooner after the last one than it was sent.
-            ("grpc.http2.min_recv_ping_interval_without_data_ms", KEEPALIVE_TIME_MS // 2),
+            ("grpc.http2.min_ping_interval_without_data_ms", _channel.KEEPALIVE_TIME_MS // 2),
             ("grpc.keepalive_permit_without_calls", 1),
         ],
     )

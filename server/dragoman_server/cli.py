@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from dragoman import __version__
 from dragoman_server.app import serve
 from dragoman_server.config import Config, EngineOptions, InputLimits
 
@@ -14,6 +15,13 @@ _CAPACITY = "Capacity"
 _LIMITS = "Limits of a call"
 
 _DEFAULTS = Config()
+
+
+def _print_version(is_asked: bool) -> None:
+    if is_asked:
+        typer.echo(f"dragoman-server {__version__}")
+        raise typer.Exit
+
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -77,7 +85,8 @@ def run(
         typer.Option(
             envvar="DRAGOMAN_MAX_WAITING",
             rich_help_panel=_CAPACITY,
-            help="Segments that may queue for that. Calls that do not fit get RESOURCE_EXHAUSTED at once.",
+            help="Segments that may queue for that. Calls that do not fit get RESOURCE_EXHAUSTED at once; "
+            "streams queue beside them and wait.",
         ),
     ] = _DEFAULTS.engine.max_waiting,
     max_encoder_tokens: Annotated[
@@ -119,7 +128,7 @@ def run(
         typer.Option(
             envvar="DRAGOMAN_MAX_EXCHANGE_IN_FLIGHT",
             rich_help_panel=_LIMITS,
-            help="Texts of one stream that are translated or wait for the caller to read the result.",
+            help="Segments of one stream that are translated or wait for the caller to read the result.",
         ),
     ] = _DEFAULTS.limits.max_exchange_in_flight,
     max_attention_bytes: Annotated[
@@ -138,6 +147,9 @@ def run(
             help="Bytes of one request.",
         ),
     ] = _DEFAULTS.limits.max_message_bytes,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
 ) -> None:
     """Translate over gRPC.
 

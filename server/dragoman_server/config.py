@@ -16,8 +16,9 @@ class EngineOptions:
     as its beam size; so this is also the largest beam."""
 
     max_waiting: int = 4096
-    """Segments that may queue for a place among the running; more are refused at once. Also
-    the most segments of one call."""
+    """Segments of calls that may queue for a place among the running; more are refused at once.
+    Also the most segments of one call. Those of streams queue beside them: when there are as
+    many, streams that have their share are not read from until they have less."""
 
     max_encoder_tokens: int = 2048
     """Source tokens, with padding, that a lane encodes between two steps: what new arrivals may
@@ -53,8 +54,9 @@ class InputLimits:
     """Unicode code points of one text."""
 
     max_exchange_in_flight: int = 256
-    """Texts of one stream that are translated or wait for the caller to read the result. The
-    stream is read no further, so this bounds the memory a slow reader takes."""
+    """Segments of one stream that are translated or wait for the caller to read the result; a
+    blank text counts as one. From this number on the stream is read no further, so this and the
+    size of one text bound the memory a slow reader takes."""
 
     max_attention_bytes: int = 256 << 20
     """Bytes of the attention weights in one answer, as they are sent."""

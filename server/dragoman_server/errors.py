@@ -96,7 +96,10 @@ class InferenceError(DragomanError):
 
 
 class StartError(DragomanError):
-    """The server cannot start; the text is one line that says why."""
+    """The server cannot start; the text says why, and is made one line where other libraries' texts are in it."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(" ".join(text.split()))
 
 
 class BundleError(StartError):

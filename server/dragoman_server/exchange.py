@@ -1,57 +1,78 @@
 """Many inputs over one stream: answered as they finish, and no more of them at a time than the caller keeps up with."""
 
 import asyncio
+import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
 
 _Input = TypeVar("_Input")
 _Answer = TypeVar("_Answer")
 
+Begun = Callable[[int], None]
+"""Told with how many segments the work on an input has begun."""
+
 
 async def exchange(
     inputs: AsyncIterator[_Input],
-    answer: Callable[[_Input], Coroutine[Any, Any, _Answer]],
+    answer: Callable[[_Input, Begun], Coroutine[Any, Any, _Answer]],
     send: Callable[[_Answer], Awaitable[None]],
     max_in_flight: int,
+    may_go_on: Callable[[], bool] = lambda: True,
 ) -> None:
     """Answers every input, and returns when `inputs` has ended and all answers are sent.
 
     Cancelling the task that awaits this cancels what is under way.
 
     Args:
-        inputs: read one by one, and not beyond `max_in_flight`.
+        inputs: read one by one, the next when the work on one has begun and there is room for it.
         answer: its errors end the exchange.
         send: one at a time; returns when there is room for more.
-        max_in_flight: inputs that are read and whose answers are not sent yet.
+        max_in_flight: segments of inputs that are read and whose answers are not sent yet, from which on there is no
+            room. An input without any counts as one.
+        may_go_on: whether others leave room. Asked again when the work on an input has ended.
 
     Raises:
         Exception: whatever the three above raise.
     """
-    permits = asyncio.Semaphore(max_in_flight)
+    in_flight: dict[asyncio.Task[_Answer], float] = {}  # segments; infinitely many until their number is known
+    changed = asyncio.Event()
     finished: asyncio.Queue[asyncio.Task[_Answer] | None] = asyncio.Queue()  # None: there are no more inputs
-    under_way: set[asyncio.Task[_Answer]] = set()
+
+    def start(item: _Input) -> None:
+        def begin(num_segments: int) -> None:
+            in_flight[task] = max(1, num_segments)
+            changed.set()
+
+        def finish(_: object) -> None:
+            if math.isinf(in_flight[task]):  # there was nothing to be done
+                in_flight[task] = 1
+            changed.set()
+            finished.put_nowait(task)
+
+        task = asyncio.create_task(answer(item, begin))
+        in_flight[task] = math.inf
+        task.add_done_callback(finish)
 
     async def read() -> None:
-        await permits.acquire()
         async for item in inputs:
-            task = asyncio.create_task(answer(item))
-            under_way.add(task)
-            task.add_done_callback(finished.put_nowait)
-            await permits.acquire()
+            start(item)
+            while sum(in_flight.values()) >= max_in_flight or not may_go_on():
+                changed.clear()
+                await changed.wait()
 
     reading = asyncio.create_task(read())
     reading.add_done_callback(lambda _: finished.put_nowait(None))
     try:
-        while under_way or not reading.done():
+        while in_flight or not reading.done():
             task = await finished.get()
             if task is None:
                 reading.result()  # what is wrong with the inputs is told at once
             else:
-                under_way.discard(task)
                 await send(task.result())
-                permits.release()
+                del in_flight[task]
+                changed.set()
         reading.result()
     finally:
-        for left in (reading, *under_way):
+        for left in (reading, *in_flight):
             left.cancel()
-        await asyncio.gather(reading, *under_way, return_exceptions=True)
+        await asyncio.gather(reading, *in_flight, return_exceptions=True)

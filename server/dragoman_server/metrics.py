@@ -1,8 +1,4 @@
-"""Every Prometheus metric of the server, declared once, and the page that shows them."""
-
-from threading import Thread
-from typing import Self
-from wsgiref.simple_server import WSGIServer
+"""Every Prometheus metric of the server, declared once."""
 
 from prometheus_client import (
     CollectorRegistry,
@@ -10,7 +6,6 @@ from prometheus_client import (
     Gauge,
     Histogram,
     ProcessCollector,
-    start_http_server,
 )
 
 from dragoman_server.engine.engine import StepReport
@@ -172,34 +167,3 @@ class Metrics:
         """Says what a cached token takes up, and the size of the pool."""
         self._kv_bytes_per_token = bytes_per_token
         self._kv_cache_limit_bytes.set(limit_bytes)
-
-
-class MetricsPage:
-    """/metrics over HTTP, on a thread of its own, so that it answers even when calls do not."""
-
-    def __init__(self, metrics: Metrics, host: str, port: int) -> None:
-        """Starts to listen; port 0 takes a free one.
-
-        Raises:
-            OSError: the address cannot be listened on.
-        """
-        server, thread = start_http_server(port, host, metrics.registry)
-        self._server: WSGIServer = server
-        self._thread: Thread = thread
-
-    @property
-    def port(self) -> int:
-        """The port that is listened on."""
-        return self._server.server_port
-
-    def close(self) -> None:
-        """Stops listening."""
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()

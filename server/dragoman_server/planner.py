@@ -3,7 +3,6 @@
 Everything that can be wrong with a call is found here, before anything is queued.
 """
 
-import re
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -20,21 +19,28 @@ from dragoman_server.errors import (
     ModelNotFoundError,
     UnsupportedLanguageError,
 )
-from dragoman_server.text.segmentation import Segmentation, SegmentedText, SourceSegment, lines, segment
+from dragoman_server.languages import Direction, Languages
+from dragoman_server.text.segmentation import (
+    Segmentation,
+    SegmentedText,
+    SourceSegment,
+    lines,
+    num_lines_with_words,
+    segment,
+)
 from dragoman_server.text.tokenizer import TextCodec
 
 _MODEL_DEFAULT = 0
 _SEGMENTATIONS = frozenset((_MODEL_DEFAULT, *Segmentation))
 _PRIORITIES = {0: Priority.DEFAULT, 1: Priority.INTERACTIVE, 2: Priority.DEFAULT, 3: Priority.BULK}
-_LANGUAGE_CODE = re.compile(r"[A-Za-z0-9-]{1,35}")
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
     """A checked config: what turns an input into requests."""
 
+    direction: Direction
     source_prefix_ids: Sequence[int]  # language tags
-    languages: tuple[str, str]  # of source and target
     segmentation: Segmentation
     decoding: Decoding
     priority: Priority
@@ -88,8 +94,7 @@ class Planner:
         self._limits = limits
         self._max_segments = max_segments
         self._max_rows = max_rows
-        # Language tags are case-insensitive.
-        self._directions = {(s.lower(), t.lower()): (s, t) for s, t in manifest.directions}
+        self._languages = Languages(manifest.directions)
 
     # -- the call ------------------------------------------------------------------------------
 
@@ -119,17 +124,17 @@ class Planner:
         decoding, faults = resolve(config.options, self._manifest, self._tokenizer, self._max_rows)
         violations = [
             *self._number_violations(num_inputs),
-            *(_below(path, violation) for violation in _config_violations(config)),
+            *(_below(path, violation) for violation in self._config_violations(config)),
             *(_below(path + options_path, violation) for violation in faults),
         ]
         if violations:
             raise InvalidInputError(*violations)
         self._check_model(config.model)
-        prefix_ids = self._source_prefix_ids(config.source_language_code, config.target_language_code)
-        check_deadline(context)
+        direction = self._direction(config.source_language_code, config.target_language_code)
+        check_deadline(context.deadline)
         return Plan(
-            prefix_ids,
-            (config.source_language_code, config.target_language_code),
+            direction,
+            self._manifest.source_prefix_ids[direction.target],
             self._segmentation(config.segmentation),
             decoding,
             _PRIORITIES[config.priority],
@@ -147,25 +152,36 @@ class Planner:
         if num_inputs > most:
             yield FieldViolation("inputs", f"has {num_inputs} elements, may have at most {most}", "TOO_MANY_INPUTS")
 
+    def _config_violations(self, config: TranslateConfig) -> Iterator[FieldViolation]:
+        for field in ("source_language_code", "target_language_code"):
+            code = getattr(config, field)
+            if not code:
+                yield FieldViolation(field, "is required", "REQUIRED_FIELD")
+            elif fault := self._languages.fault_of(code):
+                yield FieldViolation(field, fault, "INVALID_LANGUAGE_CODE")
+        if config.segmentation not in _SEGMENTATIONS:
+            yield unknown_enum_value("segmentation", config.segmentation)
+        if config.priority not in _PRIORITIES:
+            yield unknown_enum_value("priority", config.priority)
+
     def _check_model(self, model: str) -> None:
         if model not in ("", self._manifest.name, self._resource_name):
             raise ModelNotFoundError(model, f"there is no such model; this server has {self._manifest.name!r}")
 
-    def _source_prefix_ids(self, source: str, target: str) -> tuple[int, ...]:
-        direction = self._directions.get((source.lower(), target.lower()))
+    def _direction(self, source: str, target: str) -> Direction:
+        direction = self._languages.find(source, target)
         if direction is None:
-            pair = f"{_quotable(source)}-{_quotable(target)}"
-            available = ", ".join(f"{s}-{t}" for s, t in self._manifest.directions)
             raise UnsupportedLanguageError(
-                pair,
-                f"model {self._manifest.name!r} does not translate {pair}; it translates {available}",
+                f"{source}-{target}",
+                f"model {self._manifest.name!r} does not translate {source}-{target}; "
+                f"it translates {self._languages.described(source)}",
             )
-        return self._manifest.source_prefix_ids[direction[1]]
+        return direction
 
     # -- texts to translate --------------------------------------------------------------------
 
-    def plan_texts(self, inputs: Sequence[TextInput], plan: Plan) -> list[PlannedText | InvalidInputError]:
-        """The requests of every input of a call, or what is wrong with it.
+    def plan_texts(self, inputs: Sequence[TextInput], plan: Plan) -> Iterator[PlannedText | InvalidInputError]:
+        """The requests of every input of a call, or what is wrong with it, one after the other.
 
         Raises:
             InvalidInputError: the call has too many segments.
@@ -175,18 +191,24 @@ class Planner:
         )
 
     def plan_text(self, text_input: TextInput, plan: Plan, path: str) -> PlannedText | InvalidInputError:
-        """The requests of one input, or what is wrong with it; `path` is that of the input in the request."""
+        """The requests of one input, or what is wrong with it; `path` is that of the input in the request.
+
+        Raises:
+            DeadlineError: the deadline passed first.
+        """
         violations = [
             *self._over_characters(text_input.text, f"{path}.text"),
             *self._over_characters(text_input.target_prefix, f"{path}.target_prefix"),
         ]
+        if not violations:
+            violations += self._over_segments(num_lines_with_words(text_input.text), path)
         if violations:
             return InvalidInputError(*violations)
-        segmented = self._segmented(text_input.text, plan)
+        segmented = self._segmented(text_input.text, plan, self._max_segments + 1)
         target_prefix = text_input.target_prefix
         target_prefix_ids = tuple(self._tokenizer.encode_target(target_prefix)) if target_prefix else ()
         violations = [
-            *self._over_segments(segmented, path),
+            *self._over_segments(len(segmented.segments), path),
             *self._over_tokens(segmented, plan, f"{path}.text"),
             *self._unknown_violations(target_prefix_ids, f"{path}.target_prefix"),
             *_prefix_violations(segmented, target_prefix_ids, plan, path),
@@ -209,7 +231,7 @@ class Planner:
 
     # -- pairs of source and target ------------------------------------------------------------
 
-    def plan_scores(self, inputs: Sequence[Pair], plan: Plan) -> list[PlannedText | InvalidInputError]:
+    def plan_scores(self, inputs: Sequence[Pair], plan: Plan) -> Iterator[PlannedText | InvalidInputError]:
         """The one request of every pair, which forces its target, or what is wrong with it.
 
         Raises:
@@ -224,7 +246,7 @@ class Planner:
 
         return self._within_one_call(planned(pair, f"inputs[{index}].") for index, pair in enumerate(inputs))
 
-    def plan_alignments(self, inputs: Sequence[Pair], plan: Plan) -> list[PlannedText | InvalidInputError]:
+    def plan_alignments(self, inputs: Sequence[Pair], plan: Plan) -> Iterator[PlannedText | InvalidInputError]:
         """The one request of every pair, which forces or decodes its target, or what is wrong with it.
 
         Raises:
@@ -252,7 +274,7 @@ class Planner:
         ]
         if violations:
             return InvalidInputError(*violations)
-        segmented = lines(pair.text, self._tokenizer.encode)
+        segmented = lines(pair.text, self._tokenizer.encode, 2)
         violations = [*self._over_tokens(segmented, plan, f"{path}text"), *_not_one_segment(segmented, f"{path}text")]
         target_ids: tuple[int, ...] = ()
         if isinstance(target, str):
@@ -303,11 +325,9 @@ class Planner:
 
     def _within_one_call(
         self, planned: Iterable[PlannedText | InvalidInputError]
-    ) -> list[PlannedText | InvalidInputError]:
-        texts = []
+    ) -> Iterator[PlannedText | InvalidInputError]:
         num_segments = 0
         for text in planned:
-            texts.append(text)
             num_segments += len(text.requests) if isinstance(text, PlannedText) else 0
             if num_segments > self._max_segments:
                 raise InvalidInputError(
@@ -317,11 +337,17 @@ class Planner:
                         "TOO_MANY_SEGMENTS",
                     )
                 )
-        return texts
+            yield text
 
-    def _segmented(self, text: str, plan: Plan) -> SegmentedText:
+    def _segmented(self, text: str, plan: Plan, max_segments: int) -> SegmentedText:
+        """The text, cut as far as this number of segments: more than there may be show that there are too many."""
+
+        def encode(part: str) -> Sequence[int]:
+            check_deadline(plan.deadline)  # a long text takes long
+            return self._tokenizer.encode(part)
+
         segment_tokens = self._manifest.limits.segment_tokens - plan.num_specials
-        return segment(text, self._tokenizer.encode, plan.segmentation, segment_tokens, *plan.languages)
+        return segment(text, encode, plan.segmentation, segment_tokens, plan.direction, max_segments)
 
     def _source_ids(self, source: SourceSegment, plan: Plan) -> tuple[int, ...]:
         return (*plan.source_prefix_ids, *source.token_ids, self._manifest.eos_token_id)
@@ -331,9 +357,9 @@ class Planner:
         if len(text) > most:
             yield FieldViolation(field, f"has {len(text)} characters, may have at most {most}", "TEXT_TOO_LONG")
 
-    def _over_segments(self, text: SegmentedText, path: str) -> Iterator[FieldViolation]:
-        if (num_segments := len(text.segments)) > self._max_segments:
-            description = f"has {num_segments} segments, may have at most {self._max_segments}"
+    def _over_segments(self, num_segments: int, path: str) -> Iterator[FieldViolation]:
+        if num_segments > self._max_segments:
+            description = f"has more than the {self._max_segments} segments one call may have"
             yield FieldViolation(f"{path}.text", description, "TOO_MANY_SEGMENTS")
 
     def _over_tokens(self, text: SegmentedText, plan: Plan, field: str) -> Iterator[FieldViolation]:
@@ -350,25 +376,16 @@ class Planner:
                 return
 
 
-def check_deadline(context: CallContext) -> None:
-    """Raises DeadlineError where there is no time left."""
-    if time.monotonic() >= context.deadline:
+def check_deadline(deadline: float) -> None:
+    """Raises DeadlineError where there is no time left; `deadline` is on the `time.monotonic` clock, in seconds."""
+    if time.monotonic() >= deadline:
         raise DeadlineError("the deadline passed before the translation was started")
-
-
-def _config_violations(config: TranslateConfig) -> Iterator[FieldViolation]:
-    for field in ("source_language_code", "target_language_code"):
-        if not getattr(config, field):
-            yield FieldViolation(field, "is required", "REQUIRED_FIELD")
-    if config.segmentation not in _SEGMENTATIONS:
-        yield unknown_enum_value("segmentation", config.segmentation)
-    if config.priority not in _PRIORITIES:
-        yield unknown_enum_value("priority", config.priority)
 
 
 def _not_one_segment(text: SegmentedText, field: str) -> Iterator[FieldViolation]:
     if (num_segments := len(text.segments)) != 1:
-        description = f"has {num_segments} lines that are not blank, must have exactly 1"
+        num_lines = num_segments and sum(bool(line.strip()) for line in text.text.splitlines())
+        description = f"has {num_lines} lines that are not blank, must have exactly 1"
         yield FieldViolation(field, description, "NOT_ONE_SEGMENT")
 
 
@@ -405,8 +422,3 @@ def _length_violations(text: SegmentedText, plan: Plan, field: str) -> Iterator[
 
 def _below(path: str, violation: FieldViolation) -> FieldViolation:
     return FieldViolation(path + violation.field, violation.description, violation.reason)
-
-
-def _quotable(language_code: str) -> str:
-    """The code where it looks like one: errors do not repeat what callers send."""
-    return language_code if _LANGUAGE_CODE.fullmatch(language_code) else "?"

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from dragoman_server.engine.sequence import Completion, Hypothesis
 from dragoman_server.errors import DragomanError, InvalidInputError
+from dragoman_server.languages import Direction
 from dragoman_server.planner import PlannedText
 from dragoman_server.signals import Signals
 from dragoman_server.text.tokenizer import TextCodec
@@ -68,6 +69,7 @@ class TranslateOutcome:
 
     results: Sequence[TranslatedText | InvalidInputError]
     model: str  # name@version
+    direction: Direction
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +78,7 @@ class StreamOutcome:
 
     result: TranslatedText
     model: str  # name@version
+    direction: Direction
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +88,7 @@ class ExchangeOutcome:
     id: str  # the caller's
     result: TranslatedText | DragomanError
     model: str  # name@version
+    direction: Direction
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +97,7 @@ class ScoreOutcome:
 
     results: Sequence[ScoredTarget | InvalidInputError]
     model: str  # name@version
+    direction: Direction
 
 
 def translated_text(

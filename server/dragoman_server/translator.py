@@ -27,14 +27,12 @@ from dragoman_server.errors import (
     InferenceError,
     InvalidInputError,
     NoAttentionError,
-    QueueFullError,
 )
-from dragoman_server.exchange import exchange
+from dragoman_server.exchange import Begun, exchange
 from dragoman_server.planner import Plan, PlannedText, Planner, check_deadline
 from dragoman_server.results import (
     ExchangeOutcome,
     GrowingText,
-    ScoredTarget,
     ScoreOutcome,
     StreamOutcome,
     TranslatedText,
@@ -43,7 +41,7 @@ from dragoman_server.results import (
     translated_text,
 )
 from dragoman_server.signals import Signals
-from dragoman_server.submission import SegmentEngine, TextThreads, submitted
+from dragoman_server.submission import SegmentEngine, StreamBacklog, TextThreads, submitted
 from dragoman_server.text.tokenizer import TextCodec
 
 # The id of an input stays in memory for as long as the input does.
@@ -68,8 +66,8 @@ class Translator:
         tokenizer: of the model.
         engine: decodes segments.
         limits: what a call may ask for.
-        max_segments: how many segments a call may have; more than the engine can queue would
-            be refused for ever.
+        max_segments: how many segments a call may have, as more than the engine can queue would
+            be refused for ever; and how many of streams may queue.
         max_rows: how many rows the engine decodes together.
         observer: gives signals; None where the model has no attention graph.
     """
@@ -89,6 +87,7 @@ class Translator:
         self._resource_name = resource_name
         self._tokenizer = tokenizer
         self._engine = engine
+        self._stream_backlog = StreamBacklog(max_segments)
         self._max_in_flight = limits.max_exchange_in_flight
         self._observer = observer
         self._threads = TextThreads()
@@ -107,22 +106,20 @@ class Translator:
         plan = self._planner.plan(call.config, context, len(call.inputs))
         if call.include_signals and self._observer is None:
             raise NoAttentionError("the model's bundle has no attention graph, and without it there are no signals")
-        num_characters = sum(map(_num_characters, call.inputs))
-        texts = await self._threads.run(num_characters, partial(self._planner.plan_texts, call.inputs, plan))
+        nums_characters = [*map(_num_characters, call.inputs)]
+        texts = await self._threads.run_all(nums_characters, self._planner.plan_texts(call.inputs, plan))
         signals: list[Sequence[Signals]] = [()] * len(texts)
         if call.include_signals and self._observer is not None:
             completions, signals = await self._observed(self._observer, texts, context)
         else:
             completions = await self._decode(texts, context)
-
-        def results() -> list[TranslatedText | InvalidInputError]:
-            return [
-                text if isinstance(text, InvalidInputError) else translated_text(text, own, self._tokenizer, of_text)
-                for text, own, of_text in zip(texts, completions, signals, strict=True)
-            ]
-
+        results = (
+            text if isinstance(text, InvalidInputError) else translated_text(text, own, self._tokenizer, of_text)
+            for text, own, of_text in zip(texts, completions, signals, strict=True)
+        )
         num_hypotheses = plan.decoding.search.num_hypotheses
-        return TranslateOutcome(await self._threads.run(num_characters * num_hypotheses, results), self._resource_name)
+        found = await self._threads.run_all([number * num_hypotheses for number in nums_characters], results)
+        return TranslateOutcome(found, self._resource_name, plan.direction)
 
     async def stream(
         self, call: StreamCall, context: CallContext, send: Callable[[str], Awaitable[None]]
@@ -137,7 +134,7 @@ class Translator:
         """
         plan = self._planner.plan(call.config, context)
         planned = await self._planned(call.input, plan, "input")
-        check_deadline(context)
+        check_deadline(context.deadline)
         loop, changed = asyncio.get_running_loop(), asyncio.Event()
         certain_ids: list[tuple[int, ...]] = [()] * len(planned.requests)
 
@@ -164,7 +161,8 @@ class Translator:
                 else:
                     break
         completions = [completion for completion in finished if completion is not None]
-        return StreamOutcome(await self._translated(call.input, plan, planned, completions), self._resource_name)
+        result = await self._translated(call.input, plan, planned, completions)
+        return StreamOutcome(result, self._resource_name, plan.direction)
 
     async def exchange(
         self,
@@ -174,16 +172,17 @@ class Translator:
     ) -> None:
         """Translates a stream of texts, each as soon as it comes in.
 
-        A text at fault, or that the queue or the model fails, gets its error as result.
+        A text at fault, or that the model fails, gets its error as result.
 
         Args:
             messages: a config, then texts; another config holds for the texts after it. They are
-                read no further than `max_exchange_in_flight` beyond what is sent.
+                read no further than `max_exchange_in_flight` segments beyond what is sent, and while streams
+                have filled the queue, no further than the share of this one.
             context: of the call.
             send: is given one result after the other, in the order in which they are ready, and
                 returns when there is room for more. Its errors pass through, as do those of `messages`.
         """
-        caller = object()  # all texts of a stream share its turns
+        stream = object()  # all its texts share its turns
 
         async def inputs() -> AsyncIterator[tuple[ExchangeInput, Plan]]:
             plan = None
@@ -198,20 +197,21 @@ class Translator:
                 else:
                     yield message, plan
 
-        async def answer(message_and_plan: tuple[ExchangeInput, Plan]) -> ExchangeOutcome:
+        async def answer(message_and_plan: tuple[ExchangeInput, Plan], begin: Begun) -> ExchangeOutcome:
             message, plan = message_and_plan
             result: TranslatedText | DragomanError
             try:
                 planned = await self._planned(message.input, plan, "input")
-                check_deadline(context)
-                with submitted(self._engine, planned.requests, caller) as answers:
+                check_deadline(context.deadline)
+                with self._stream_backlog.submitted(self._engine, planned.requests, stream) as answers:
+                    begin(len(answers))
                     completions = await asyncio.gather(*answers)
                 result = await self._translated(message.input, plan, planned, completions)
-            except (InvalidInputError, QueueFullError, InferenceError) as error:
+            except (InvalidInputError, InferenceError) as error:
                 result = error
-            return ExchangeOutcome(message.id, result, self._resource_name)
+            return ExchangeOutcome(message.id, result, self._resource_name, plan.direction)
 
-        await exchange(inputs(), answer, send, self._max_in_flight)
+        await exchange(inputs(), answer, send, self._max_in_flight, partial(self._stream_backlog.may_grow, stream))
 
     async def score(self, call: ScoreCall, context: CallContext) -> ScoreOutcome:
         """Gives the log-probability of every target of a call.
@@ -219,17 +219,15 @@ class Translator:
         A pair at fault gets its error as result and does not disturb the others.
         """
         plan = self._planner.plan(call.config, context, len(call.inputs), options_path="")
-        num_characters = sum(map(_num_characters, call.inputs))
-        pairs = await self._threads.run(num_characters, partial(self._planner.plan_scores, call.inputs, plan))
+        nums_characters = [*map(_num_characters, call.inputs)]
+        pairs = await self._threads.run_all(nums_characters, self._planner.plan_scores(call.inputs, plan))
         completions = await self._decode(pairs, context)
-
-        def results() -> list[ScoredTarget | InvalidInputError]:
-            return [
-                pair if isinstance(pair, InvalidInputError) else scored_target(own[0], self._tokenizer)
-                for pair, own in zip(pairs, completions, strict=True)
-            ]
-
-        return ScoreOutcome(await self._threads.run(num_characters, results), self._resource_name)
+        results = (
+            pair if isinstance(pair, InvalidInputError) else scored_target(own[0], self._tokenizer)
+            for pair, own in zip(pairs, completions, strict=True)
+        )
+        found = await self._threads.run_all(nums_characters, results)
+        return ScoreOutcome(found, self._resource_name, plan.direction)
 
     # -- steps ---------------------------------------------------------------------------------
 
@@ -244,7 +242,7 @@ class Translator:
         self, texts: Sequence[PlannedText | InvalidInputError], context: CallContext
     ) -> list[list[Completion]]:
         """The answers for the requests of every text; none for one that is at fault."""
-        check_deadline(context)
+        check_deadline(context.deadline)
         requests = [[] if isinstance(text, InvalidInputError) else text.requests for text in texts]
         with submitted(self._engine, [request for own in requests for request in own]) as answers:
             completions = iter(await asyncio.gather(*answers))

@@ -1,18 +1,33 @@
 """The attention viewer in a real browser that has no network."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from dragoman.attention.html import Target, Tensor, Token, View, notebook_html, render
+from dragoman.attention.html import Piece, Target, Tensor, View, Word, notebook_html, render
 from support.chromium import Page, chromium
 
 HOSTILE = "</script><img src=x onerror=alert(1)>"
-SOURCE = [Token("<2fr>", True), Token("\u2581The"), Token("\u2581cat"), Token(HOSTILE), Token("</s>", True)]
-WORDS = [["\u2581Le", "\u2581chat", "</s>"], ["\u2581Un", "\u2581chat", "\u2581noir", "</s>"]]
+
+
+def word(*pieces: str, is_special: bool = False) -> Word:
+    """The word that its pieces make; their entries in the vocabulary have the mark of a space."""
+    entries = [f"{'' if i or is_special else '▁'}{piece}" for i, piece in enumerate(pieces)]
+    return Word("".join(pieces), [Piece(*both) for both in zip(pieces, entries, strict=True)], is_special)
+
+
+END = word("</s>", is_special=True)
+SOURCE = [word("<2fr>", is_special=True), word("The"), word("cat"), word(HOSTILE), word("un", "seen"), END]
+TARGETS = [[word("Le"), word("ch", "at"), END], [word("Un"), word("ch", "at"), word("noir"), END]]
+WORDS = [[each.text for each in words] for words in TARGETS]
+SOURCE_WORDS = [each.text for each in SOURCE]
+
+
+def num_pieces(words: Sequence[Word]) -> int:
+    return sum(len(each.pieces) for each in words)
 
 
 def weights_of(*shape: int) -> Any:
@@ -23,16 +38,24 @@ def weights_of(*shape: int) -> Any:
     return weights
 
 
-CROSS = [weights_of(2, 3, len(words), len(SOURCE)) for words in WORDS]
+CROSS = [weights_of(2, 3, num_pieces(words), num_pieces(SOURCE)) for words in TARGETS]
+
+
+def by_word(cross: Any) -> Any:
+    """The same between words: "unseen" is attended to at both of its pieces, "chat" attends as the mean of its two."""
+    columns = np.concatenate((cross[..., :4], cross[..., 4:6].sum(axis=-1, keepdims=True), cross[..., 6:]), axis=-1)
+    return np.concatenate(
+        (columns[..., :1, :], columns[..., 1:3, :].mean(axis=-2, keepdims=True), columns[..., 3:, :]), -2
+    )
 
 
 def a_view() -> View:
     """Two hypotheses; an encoder of four layers, a decoder of two; layers and heads that do not start at 0."""
-    targets, tensors = [], [Tensor("encoder", weights_of(4, 3, len(SOURCE), len(SOURCE)), range(4), range(3))]
-    for i, words in enumerate(WORDS):
-        tokens = [Token(word, word == "</s>") for word in words]
-        targets.append(Target(" ".join(words), tokens, [Token("<s>", True), *tokens[:-1]]))
-        tensors.append(Tensor("decoder", weights_of(2, 3, len(words), len(words)), [0, 1], [3, 5, 7], i))
+    num_source = num_pieces(SOURCE)
+    targets, tensors = [], [Tensor("encoder", weights_of(4, 3, num_source, num_source), range(4), range(3))]
+    for i, words in enumerate(TARGETS):
+        targets.append(Target(" ".join(WORDS[i]), words, [word("<s>", is_special=True), *words[:-1]]))
+        tensors.append(Tensor("decoder", weights_of(2, 3, num_pieces(words), num_pieces(words)), [0, 1], [3, 5, 7], i))
         tensors.append(Tensor("cross", CROSS[i], [4, 5], [3, 5, 7], i))
     return View(f"The cat {HOSTILE}", SOURCE, targets, tensors, details=HOSTILE)
 
@@ -87,6 +110,20 @@ def ink(page: Page, canvas: str) -> int:
     return painted
 
 
+def painted_heights(page: Page, share: float) -> list[float]:
+    """Where the lines of the chosen token pass, on the page, at a share of the way from left to right."""
+    heights: list[float] = page.run(
+        f"""(shown => {{
+            const {{ width, height }} = shown, box = shown.getBoundingClientRect();
+            const copy = new OffscreenCanvas(width, height).getContext("2d", {{ willReadFrequently: true }});
+            copy.drawImage(shown, 0, 0);
+            const {{ data }} = copy.getImageData(Math.round({share} * width), 0, 1, height);
+            return [...Array(height).keys()].filter(y => data[4 * y + 3]).map(y => box.y + y * box.height / height);
+        }})(document.getElementById("some"))"""
+    )
+    return heights
+
+
 def pick(page: Page, picker: str, name: str) -> None:
     page.click(f"#{picker} label", texts(page, f"#{picker} label").index(name))
 
@@ -96,21 +133,22 @@ def test_it_opens_with_all_heads_of_the_last_layer_of_cross_attention(page: Page
     assert texts(page, "#layer label:has(:checked)") == ["5"]
     assert texts(page, "#heads label:has(:checked)") == ["3", "5", "7"]
     assert texts(page, "#rows .text") == WORDS[0]
-    assert texts(page, "#columns .text") == [token.text for token in SOURCE]
+    assert texts(page, "#columns .text") == SOURCE_WORDS
+    assert texts(page, "#unit label:has(:checked)") == ["Words"]
     assert ink(page, "#all") > 1000
     assert values(page, "rows") == [""] * len(WORDS[0])
 
 
 def test_pointing_at_a_row_shows_what_it_attends_to(page: Page) -> None:
     page.hover("#rows .token", 1)
-    weights = CROSS[0][1].mean(axis=0)[1]
-    assert texts(page, ".token.on") == ["\u2581chat"]
+    weights = by_word(CROSS[0])[1].mean(axis=0)[1]
+    assert texts(page, ".token.on .text") == ["chat"]
     assert values(page, "columns") == percents(weights)
     assert texts(page, "#columns .token.near .text") == [
-        token.text for token, weight in zip(SOURCE, weights, strict=True) if weight >= 0.015
+        text for text, weight in zip(SOURCE_WORDS, weights, strict=True) if weight >= 0.015
     ]
     assert texts(page, "#readout")[0].startswith("chat attends to")
-    assert texts(page, "#readout span")[0] == f"{SOURCE[weights.argmax()].text.strip('▁')} {percent(weights.max())}"
+    assert texts(page, "#readout span")[0] == f"{SOURCE_WORDS[weights.argmax()]} {percent(weights.max())}"
     # Only its lines.
     assert 0 < ink(page, "#some") < ink(page, "#all") / 2
     assert page.run("document.getElementById('all').style.opacity") == "0"
@@ -122,8 +160,8 @@ def test_pointing_at_a_row_shows_what_it_attends_to(page: Page) -> None:
 
 def test_pointing_at_a_column_shows_who_attends_to_it(page: Page) -> None:
     page.hover("#columns .token", 2)
-    assert texts(page, ".token.on .text") == ["\u2581cat"]
-    assert values(page, "rows") == percents(CROSS[0][1].mean(axis=0)[:, 2])
+    assert texts(page, ".token.on .text") == ["cat"]
+    assert values(page, "rows") == percents(by_word(CROSS[0])[1].mean(axis=0)[:, 2])
     assert values(page, "columns") == [""] * len(SOURCE)
     assert texts(page, "#readout")[0].startswith("cat is attended to by")
 
@@ -131,7 +169,7 @@ def test_pointing_at_a_column_shows_who_attends_to_it(page: Page) -> None:
 def test_a_click_holds_a_token(page: Page) -> None:
     page.click("#rows .token", 0)
     page.hover("#rows .token", 2)
-    assert texts(page, ".token[aria-pressed=true] .text") == ["\u2581Le"]
+    assert texts(page, ".token[aria-pressed=true] .text") == ["Le"]
     page.press("Escape")
     assert texts(page, ".token.on") == []
 
@@ -141,7 +179,7 @@ def test_layers_and_heads_are_picked(page: Page) -> None:
     pick(page, "heads", "3")
     pick(page, "heads", "7")
     page.hover("#rows .token", 0)
-    assert values(page, "columns") == percents(CROSS[0][0, 1, 0])
+    assert values(page, "columns") == percents(by_word(CROSS[0])[0, 1, 0])
     one_head = ink(page, "#all")
     pick(page, "mean", "all")
     all_heads = ink(page, "#all")
@@ -155,7 +193,7 @@ def test_layers_and_heads_are_picked(page: Page) -> None:
 def test_kinds_and_hypotheses_are_picked(page: Page) -> None:
     pick(page, "kind", "Encoder self")
     assert texts(page, "#layer label") == ["0", "1", "2", "3"]
-    assert texts(page, "#rows .text") == texts(page, "#columns .text") == [token.text for token in SOURCE]
+    assert texts(page, "#rows .text") == texts(page, "#columns .text") == SOURCE_WORDS
     pick(page, "kind", "Decoder self")
     assert texts(page, "#rows .text") == texts(page, "#columns .text") == ["<s>", *WORDS[0][:-1]]
     pick(page, "kind", "Cross")
@@ -163,7 +201,7 @@ def test_kinds_and_hypotheses_are_picked(page: Page) -> None:
     assert texts(page, "#rows .text") == WORDS[1]
     assert texts(page, "#translation") == [" ".join(WORDS[1])]
     page.hover("#rows .token", 3)
-    assert values(page, "columns") == percents(CROSS[1][1].mean(axis=0)[3])
+    assert values(page, "columns") == percents(by_word(CROSS[1])[1].mean(axis=0)[3])
 
 
 def test_all_can_be_reached_with_the_keyboard(page: Page) -> None:
@@ -178,8 +216,10 @@ def test_all_can_be_reached_with_the_keyboard(page: Page) -> None:
     page.run("document.querySelector('#rows .token').focus()")
     page.press("ArrowDown")
     assert texts(page, ".token.on .text") == [WORDS[0][1]]
+    page.press("ArrowLeft")
+    assert texts(page, ".token.on .text") == [SOURCE_WORDS[1]]
     page.press("ArrowRight")
-    assert texts(page, ".token.on .text") == [SOURCE[1].text]
+    assert texts(page, ".token.on .text") == [WORDS[0][1]]
     unnamed = "[...document.querySelectorAll('input, select, button, [tabindex=\"0\"]')].filter(e =>"
     assert page.run(f"{unnamed} !(e.ariaLabel || e.textContent || e.labels?.[0]?.textContent)).length") == 0
 
@@ -187,15 +227,75 @@ def test_all_can_be_reached_with_the_keyboard(page: Page) -> None:
 def test_the_heat_map_names_its_cells(page: Page) -> None:
     pick(page, "mode", "Heat map")
     assert texts(page, "#row-labels .label") == WORDS[0]
-    assert texts(page, "#column-labels .label") == [token.text for token in SOURCE]
+    assert texts(page, "#column-labels .label") == SOURCE_WORDS
     page.run("document.getElementById('cells').focus()")
     for key in ("ArrowDown", "ArrowDown", "ArrowRight"):
         page.press(key)
-    weights = CROSS[0][1, :, 1, 1]
+    weights = by_word(CROSS[0])[1, :, 1, 1]
     assert texts(page, "#readout")[0].startswith(f"chat attends to The {percent(weights.mean())}")
     assert texts(page, "#readout span") == [f"head {h} {percent(w)}" for h, w in zip((3, 5, 7), weights, strict=True)]
-    assert texts(page, "#row-labels .on") == ["\u2581chat"]
-    assert texts(page, "#column-labels .on") == ["\u2581The"]
+    assert texts(page, "#row-labels .on") == ["chat"]
+    assert texts(page, "#column-labels .on") == ["The"]
+
+
+def test_the_source_is_on_the_left(page: Page) -> None:
+    assert texts(page, "#column-name") == ["Source is attended to"]
+    assert texts(page, "#row-name") == ["Target attends"]
+    page.hover("#rows .token", 2)
+    assert texts(page, ".token.on .text") == ["</s>"]
+    # All its lines end at its height at the right, and at different heights at the left.
+    left, right = (painted_heights(page, share) for share in (0.01, 0.99))
+    row = page.run("(b => [b.top, b.bottom])(document.querySelectorAll('#rows .token')[2].getBoundingClientRect())")
+    assert row[0] < min(right) <= max(right) < row[1]
+    assert max(left) - min(left) > 2 * (row[1] - row[0])
+
+
+def test_words_are_taken_apart_into_pieces(page: Page) -> None:
+    pick(page, "unit", "Pieces")
+    assert texts(page, "#rows .text") == ["Le", "ch", "·at", "</s>"]
+    assert texts(page, "#columns .text") == ["<2fr>", "The", "cat", HOSTILE, "un", "·seen", "</s>"]
+    assert page.run("document.querySelectorAll('#columns .text')[4].title") == "un\n▁un"
+    page.hover("#rows .token", 2)
+    assert values(page, "columns") == percents(CROSS[0][1].mean(axis=0)[2])
+    assert texts(page, "#readout")[0].startswith("at attends to")
+    pick(page, "mode", "Heat map")
+    assert texts(page, "#row-labels .label") == ["Le", "ch", "·at", "</s>"]
+    pick(page, "unit", "Words")
+    assert texts(page, "#row-labels .label") == WORDS[0]
+
+
+def test_a_legend_says_what_is_shown(page: Page) -> None:
+    legend = texts(page, "#legend")[0]
+    for said in (
+        "Lines: a weight of",
+        "one for each head",
+        "the mean weight of the heads, and squares for that of each",
+    ):
+        assert said in legend
+    assert "summed over what is attended to, averaged over what attends" in legend
+    pick(page, "mean", "mean")
+    assert "Colours: the mean of the heads" in texts(page, "#legend")[0]
+    pick(page, "unit", "Pieces")
+    assert "continues a word" in texts(page, "#legend")[0]
+    pick(page, "mode", "Heat map")
+    assert "Cells: what the row attends to" in texts(page, "#legend")[0]
+    pick(page, "mode", "All heads")
+    assert "Pictures: rows attend to columns" in texts(page, "#legend")[0]
+
+
+def test_a_square_of_each_head_is_beside_what_is_attended_to(page: Page) -> None:
+    def widths() -> list[float]:
+        found: list[float] = page.run("[...document.querySelectorAll('#columns .squares')].map(e => e.offsetWidth)")
+        return found
+
+    assert widths() == [0] * len(SOURCE)
+    page.hover("#rows .token", 1)
+    weights = by_word(CROSS[0])[1].mean(axis=0)[1]
+    assert [width > 0 for width in widths()] == [weight >= 0.015 for weight in weights]
+    assert max(widths()) == 3 * 10
+    # Behind the words themselves there is no colour.
+    backgrounds = "[...document.querySelectorAll('#columns .text')].map(e => getComputedStyle(e).backgroundImage)"
+    assert set(page.run(backgrounds)) == {"none"}
 
 
 def test_the_grid_shows_all_heads_and_opens_one(page: Page) -> None:
@@ -233,10 +333,10 @@ def test_a_hostile_token_stays_text(page: Page) -> None:
     assert texts(page, "#details") == [HOSTILE]
 
 
-def test_sixty_tokens_are_readable(browser: Page, tmp_path: Path) -> None:
-    tokens = [Token(f"\u2581token{i}") for i in range(60)]
+def test_sixty_words_are_readable(browser: Page, tmp_path: Path) -> None:
+    words = [word(f"token{i}") for i in range(60)]
     path = tmp_path / "long.html"
-    path.write_text(render(View("Long", tokens, [], [Tensor("encoder", weights_of(1, 8, 60, 60), [0], range(8))])))
+    path.write_text(render(View("Long", words, [], [Tensor("encoder", weights_of(1, 8, 60, 60), [0], range(8))])))
     browser.open(path)
     heights = "[...document.querySelectorAll('.token .text')].map(e => e.getBoundingClientRect()).map(b => b.height)"
     fonts = "[...document.querySelectorAll('.token .text')].map(e => parseFloat(getComputedStyle(e).fontSize))"

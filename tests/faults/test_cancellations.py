@@ -12,9 +12,9 @@ from dragoman_export.checkpoint import Checkpoint
 from dragoman_server.bundle.bundle import Bundle
 from dragoman_server.bundle.manifest import Precision
 from dragoman_server.engine.engine import Engine
-from dragoman_server.runtime.runner import OnnxRunner
 from dragoman_server.engine.search import Search
 from dragoman_server.engine.sequence import Completion, Hypothesis, Priority, Request
+from dragoman_server.runtime.runner import OnnxRunner
 from support.fake_runner import FakeRunner, decode_alone, random_options, running_engine, wild
 from support.tiny_model import random_sources
 

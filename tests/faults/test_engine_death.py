@@ -2,10 +2,11 @@
 
 import asyncio
 import time
+from contextlib import suppress
 
 import pytest
 
-from dragoman import AsyncClient, Translation, UnavailableError
+from dragoman import AsyncClient, Client, DragomanError, Translation, UnavailableError
 from dragoman_server.bundle.bundle import Bundle
 from dragoman_server.bundle.manifest import Precision
 from support.process import ServerProcess, server_process
@@ -14,16 +15,16 @@ from support.process import ServerProcess, server_process
 DIES_AT_STEP_20 = """
 import itertools
 from dragoman_server.__main__ import main
-from dragoman_server.engine.engine import Engine
+from dragoman_server.engine.lane import Lane
 
-steps, step = itertools.count(1), Engine._step
+steps, step = itertools.count(1), Lane.step
 
-def die(engine):
+def die(lane):
     if next(steps) == 20:
         raise MemoryError("by a test")
-    step(engine)
+    return step(lane)
 
-Engine._step = die
+Lane.step = die
 main()
 """
 
@@ -48,7 +49,8 @@ async def call_until_dead(
 
     async with AsyncClient(server.address, timeout=30) as client:
         answers = await asyncio.gather(*(call(client) for _ in range(100)))
-        assert not await client.health(timeout=5)
+        with suppress(UnavailableError):  # the process may be gone
+            assert not await client.health(timeout=5)
     return answers, max(failures) - min(failures)
 
 
@@ -61,3 +63,29 @@ def test_all_callers_of_a_dead_engine_learn_it_within_two_seconds_and_the_proces
     assert len(dead) > 50
     assert any(error.reason == "ENGINE_DEAD" for error in dead)
     assert seconds < 2
+
+
+# The model that was loaded hangs when it is asked for a translation.
+HANGS = """
+import threading
+from dragoman_server import app
+from dragoman_server.__main__ import main
+from dragoman_server.loading import THREAD_NAME
+
+def hang(*arguments, decode_step=app.OnnxRunner.decode_step, **keywords):
+    if threading.current_thread().name != THREAD_NAME:
+        threading.Event().wait()
+    return decode_step(*arguments, **keywords)
+
+app.OnnxRunner.decode_step = hang
+app._LAST_RESORT_SECONDS = 0.5
+main()
+"""
+
+
+def test_a_server_whose_engine_hangs_ends_soon_after_its_grace(bundle: Bundle) -> None:
+    source, target = bundle.manifest.directions[0]
+    with server_process(bundle.folder, "--shutdown-grace-seconds", "0.5", program=HANGS) as server:
+        with Client(server.address) as client, pytest.raises(DragomanError):
+            client.translate("the old dog sees a small bird here", source=source, target=target, timeout=1)
+        assert server.terminate() == 70

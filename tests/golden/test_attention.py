@@ -17,8 +17,8 @@ from dragoman_export.greedy import greedy_decode, pad
 from dragoman_server.attention import background as background_module
 from dragoman_server.attention.attention_pass import AttentionPass
 from dragoman_server.attention.background import Background
-from dragoman_server.bundle.bundle import ATTENTION_FILE, Bundle
-from dragoman_server.bundle.manifest import Precision
+from dragoman_server.bundle.bundle import Bundle
+from dragoman_server.bundle.manifest import ATTENTION_FILE, Precision
 from dragoman_server.runtime.runner import OnnxRunner
 from dragoman_server.runtime.session import open_session
 from support.tiny_model import random_source, random_sources

@@ -14,11 +14,11 @@ from dragoman_export.tokenizer import EOS_ID
 from dragoman_server.bundle.bundle import Bundle
 from dragoman_server.bundle.manifest import Precision
 from dragoman_server.engine.engine import Engine
-from dragoman_server.runtime.runner import Graphs, OnnxRunner
 from dragoman_server.engine.search import Search
 from dragoman_server.engine.search_options import EarlyStopping, SearchOptions
 from dragoman_server.engine.sequence import Completion, Hypothesis, Request
 from dragoman_server.engine.slots import Move
+from dragoman_server.runtime.runner import Graphs, OnnxRunner
 from support.fake_runner import running_engine
 from support.tiny_model import random_source, random_sources
 

@@ -13,10 +13,10 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList,
 from dragoman_export.bundle_writer import export
 from dragoman_export.marian import Languages, read_marian
 from dragoman_server.bundle.bundle import Bundle
-from dragoman_server.runtime.runner import OnnxRunner
 from dragoman_server.engine.search import Search
 from dragoman_server.engine.search_options import EarlyStopping, SearchOptions
 from dragoman_server.engine.sequence import Request
+from dragoman_server.runtime.runner import OnnxRunner
 from support.fake_runner import running_engine
 from support.marian_model import EOS_ID, write_marian
 

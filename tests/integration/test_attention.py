@@ -24,8 +24,8 @@ from dragoman.types import AttentionKind, WeightType
 from dragoman.v1 import attention_pb2 as pb
 from dragoman.v1 import attention_pb2_grpc, translation_pb2, translation_pb2_grpc
 from dragoman_server.attention.attention_pass import AttentionPass
-from dragoman_server.bundle.bundle import ATTENTION_FILE, Bundle
-from dragoman_server.bundle.manifest import MANIFEST_FILE, Precision
+from dragoman_server.bundle.bundle import Bundle
+from dragoman_server.bundle.manifest import ATTENTION_FILE, MANIFEST_FILE, Precision
 from dragoman_server.text.tokenizer import Tokenizer
 from support.process import ServerProcess, server_process
 

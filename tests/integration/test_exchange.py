@@ -7,13 +7,13 @@ from collections.abc import AsyncIterator
 
 import grpc
 import pytest
-from google.rpc.error_details_pb2 import BadRequest, RetryInfo
+from google.rpc.error_details_pb2 import BadRequest
 
 from dragoman.v1 import translation_pb2 as pb
 from dragoman_server.bundle.bundle import Bundle
 from dragoman_server.config import Config, InputLimits
 from dragoman_server.engine.sequence import Priority
-from dragoman_server.errors import EngineDeadError, InferenceError, QueueFullError
+from dragoman_server.errors import EngineDeadError, InferenceError
 from dragoman_server.text.tokenizer import Tokenizer
 from support.caller import SERVICE, Caller, Refusal, count, counted, refusal
 from support.server_parts import RunningServer, running_server, tiny_bundle
@@ -158,17 +158,11 @@ async def test_a_text_at_fault_has_its_error_as_result(exchange: Exchange) -> No
     await exchange.end()
 
 
-@pytest.mark.parametrize("error", [QueueFullError("the queue is full", 1.5), InferenceError("no memory")])
-async def test_a_full_queue_and_a_failed_batch_concern_one_text(
-    server: RunningServer, exchange: Exchange, error: Exception
-) -> None:
+async def test_a_failed_batch_concerns_one_text(server: RunningServer, exchange: Exchange) -> None:
     await exchange.configure()
-    server.engine.refusal = error
+    server.engine.refusal = InferenceError("no memory")
     await exchange.send("a", "Hello.")
-    found = (await exchange.read()).result.error
-    assert found.message == str(error)
-    if isinstance(error, QueueFullError):
-        assert Refusal(grpc.StatusCode.OK, "", found).detail(RetryInfo()).retry_delay.ToMilliseconds() == 1500
+    assert (await exchange.read()).result.error.message == "no memory"
     server.engine.refusal = None
     await exchange.send("a", "Hello.")
     assert (await exchange.read()).result.translation.text == "Hello."
@@ -234,6 +228,21 @@ async def test_no_more_than_the_limit_is_in_flight(server: RunningServer, exchan
     await exchange.end()
 
 
+async def test_the_segments_of_texts_are_counted_and_not_the_texts(server: RunningServer, exchange: Exchange) -> None:
+    """So that one stream does not fill the queue; but a text may have more by itself."""
+    server.engine.is_holding = True
+    await exchange.configure()
+    for name, num_lines in (("a", 3), ("b", 4), ("c", 20), ("d", 1)):
+        await exchange.send(name, "Hello.\n" * num_lines)
+    await server.engine.submitted(27)
+    await asyncio.sleep(0.2)
+    assert len(server.engine.requests) == 27
+    server.engine.is_holding = False
+    server.engine.release()
+    assert {(await exchange.read()).id for _ in range(4)} == {"a", "b", "c", "d"}
+    await exchange.end()
+
+
 async def test_a_caller_who_does_not_read_is_not_read_from(server: RunningServer) -> None:
     num_texts = 150
     # Else HTTP/2 makes room for some megabytes, which is many answers.
@@ -251,7 +260,7 @@ async def test_a_caller_who_does_not_read_is_not_read_from(server: RunningServer
         while num_seen != len(server.engine.requests) or not num_seen:
             num_seen = len(server.engine.requests)
             await asyncio.sleep(0.5)
-        assert MAX_IN_FLIGHT <= num_seen / 60 < 8 * MAX_IN_FLIGHT
+        assert 60 <= num_seen < 60 * 8 * MAX_IN_FLIGHT
         names = {(await exchange.read()).id for _ in range(num_texts)}
         assert len(names) == num_texts
         await writing
@@ -263,7 +272,7 @@ async def test_a_caller_who_leaves_withdraws_all_of_an_exchange(server: RunningS
     await exchange.configure()
     for number in range(MAX_IN_FLIGHT):
         await exchange.send(str(number), "One.\nTwo.")
-    await server.engine.submitted(2 * MAX_IN_FLIGHT)
+    await server.engine.submitted(MAX_IN_FLIGHT)
     exchange.call.cancel()
     await counted(server, "CANCELLED", EXCHANGE)
     assert all(future.cancelled() for future in server.engine.futures)
@@ -277,6 +286,23 @@ async def test_a_deadline_withdraws_all_of_an_exchange(server: RunningServer, ca
     assert await exchange.call.code() is grpc.StatusCode.DEADLINE_EXCEEDED
     await counted(server, "DEADLINE_EXCEEDED", EXCHANGE)
     assert server.engine.futures[0].cancelled()
+
+
+async def test_every_exchange_whose_deadline_passes_is_counted_as_such(server: RunningServer, caller: Caller) -> None:
+    """Whether it is idle, has texts that wait or has had all its answers."""
+    exchanges = [Exchange(caller.channel, timeout=1.0 + number / 100) for number in range(40)]
+    for number, exchange in enumerate(exchanges):
+        server.engine.is_holding = number % 3 == 0
+        await exchange.configure()
+        if number % 3 < 2:
+            await exchange.send("a", "Hello.")
+        if number % 3 == 1:
+            await exchange.read()
+    for exchange in exchanges:
+        assert await exchange.call.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    while sum(count(server, code, EXCHANGE) for code in ("OK", "CANCELLED", "DEADLINE_EXCEEDED")) < 40:  # noqa: ASYNC110
+        await asyncio.sleep(0.005)
+    assert count(server, "DEADLINE_EXCEEDED", EXCHANGE) == 40
 
 
 async def test_sigterm_lets_an_exchange_finish(server: RunningServer, exchange: Exchange) -> None:

@@ -155,6 +155,19 @@ async def test_invalid_utf8_in_a_text_is_an_invalid_argument(caller: Caller) -> 
     assert (refused.code, refused.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "MALFORMED_MESSAGE")
 
 
+@pytest.mark.parametrize("method", [TRANSLATE, CHECK])
+async def test_a_call_without_a_message_is_an_invalid_argument(
+    server: RunningServer, caller: Caller, method: str
+) -> None:
+    """grpc.aio by itself would never answer it."""
+    call: grpc.aio.StreamUnaryCall[bytes, bytes] = caller.channel.stream_unary(method)(iter(()), timeout=10)
+    with pytest.raises(grpc.aio.AioRpcError):
+        await call
+    refused = await refusal(call)
+    assert (refused.code, refused.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "MALFORMED_MESSAGE")
+    assert count(server, "INVALID_ARGUMENT", method) == 1
+
+
 async def test_all_violations_are_listed_at_once(caller: Caller) -> None:
     options = pb.DecodingOptions(max_target_tokens=10_000, beam_size=0, suppressed_words=[""])
     options.early_stopping = 9  # type: ignore[assignment]
@@ -239,9 +252,10 @@ async def test_an_unknown_method_is_unimplemented_and_no_metric_of_its_own(
     assert not any("MadeUp" in name for name in samples(server))
 
 
-async def test_a_message_over_the_limit_is_refused(caller: Caller) -> None:
+async def test_a_message_over_the_limit_is_refused(server: RunningServer, caller: Caller) -> None:
     refused = await caller.refusal(b"x" * 100_001)
     assert refused.code is grpc.StatusCode.RESOURCE_EXHAUSTED
+    await counted(server, "CANCELLED")  # by gRPC, which does not say more
 
 
 async def test_a_message_that_unpacks_to_more_than_the_limit_is_refused(server: RunningServer) -> None:

@@ -67,7 +67,7 @@ class Scheduling(RuleBasedStateMachine):
             own = [group for group in waiting if group.lane >= 0]
             assert own == waiting[: len(own)]  # of one caller, none is dealt before those that came before it
             del waiting[: len(own)]
-        assert any(map(len, self.dealt + self.running)) or not any(self.waiting.values())
+        assert any(self.dealt) or any(self.running) or not any(self.waiting.values())
 
     @rule(data=st.data())
     def join(self, data: st.DataObject) -> None:
@@ -130,10 +130,8 @@ class Scheduling(RuleBasedStateMachine):
         self.scheduler.check_integrity()
         assert set(self.scheduler.waiting) == {group for waiting in self.waiting.values() for group in waiting}
         assert self.scheduler.num_waiting == sum(map(len, self.waiting.values()))
-        assert self.scheduler.num_running == sum(map(len, self.dealt + self.running))
-        for lane, dealt, running, pool in zip(
-            self.scheduler.lanes, self.dealt, self.running, self.pools, strict=True
-        ):
+        assert self.scheduler.num_running == sum(map(len, self.dealt)) + sum(map(len, self.running))
+        for lane, dealt, running, pool in zip(self.scheduler.lanes, self.dealt, self.running, self.pools, strict=True):
             assert list(lane.arrivals) == dealt
             assert set(lane.running) == running
             assert lane.has_work == bool(dealt or running)

@@ -56,7 +56,7 @@ encoders = st.sampled_from([by_word, by_letter, by_letter_but_dropping])
 def segmented(draw: st.DrawFn) -> tuple[SegmentedText, Callable[[str], Sequence[int]]]:
     """A text that is cut somehow, for a target without spaces between sentences, and how it is encoded."""
     encode = draw(encoders)
-    result = segment(draw(texts), encode, draw(segmentations), draw(limits), draw(languages), "ja")
+    result = segment(draw(texts), encode, draw(segmentations), draw(limits), (draw(languages), "ja"))
     return result, encode
 
 
@@ -103,7 +103,7 @@ def test_whatever_white_space_is_between_sentences_comes_back(
     white_space = st.text(" \t\n\u00a0\u202f\u2003\u2028\u3000\x1f", min_size=1, max_size=4)
     separators = [data.draw(white_space) for _ in sentences[1:]]
     text = "".join(part for pair in zip(sentences, [*separators, ""], strict=True) for part in pair)
-    result = segment(text, by_word, segmentation, limit, "en", "fr")
+    result = segment(text, by_word, segmentation, limit, ("en", "fr"))
     translations = [source.upper() for source in result.source_texts()]
     assert result.rejoin(translations) == text.upper()
     assert all("  " not in source and set(source) & set("\t\u00a0\u3000") == set() for source in result.source_texts())
@@ -112,7 +112,7 @@ def test_whatever_white_space_is_between_sentences_comes_back(
 @settings(deadline=None)
 @given(texts, limits, languages)
 def test_a_segment_over_the_limit_is_a_single_sentence(text: str, limit: int, language: str) -> None:
-    result = segment(text, by_letter, Segmentation.PACKED, limit, language, "en")
+    result = segment(text, by_letter, Segmentation.PACKED, limit, (language, "en"))
     for part, source in zip(result.segments, result.source_texts(), strict=True):
         assert len(part.token_ids) <= limit or len(list(sentence_spans(source, language))) == 1
 

@@ -2,6 +2,7 @@
 
 import zlib
 from collections.abc import Iterator, Sequence
+from typing import TypedDict
 
 import grpc
 import numpy as np
@@ -36,6 +37,18 @@ _WEIGHT_TYPES: dict[int, WeightType] = {
 _REDUCTIONS: dict[int, Reduction | None] = {0: None, pb.REDUCTION_MEAN: "mean", pb.REDUCTION_MAX: "max"}
 
 
+class Languages(TypedDict):
+    """What every answer says of its languages."""
+
+    source_language_code: str
+    target_language_code: str
+
+
+def languages(source: str, target: str) -> Languages:
+    """Those of a request without their regions, which the model does not have."""
+    return {"source_language_code": source.partition("-")[0], "target_language_code": target.partition("-")[0]}
+
+
 def fake_weights(kind: AttentionKind, source: str, target: str) -> NDArray[np.float32]:
     """[3, 2, rows, columns]: rows sum to 1, the decoder is causal, and the same texts give the same.
 
@@ -57,7 +70,12 @@ def fake_weights(kind: AttentionKind, source: str, target: str) -> NDArray[np.fl
 def attend(request: pb.GetAttentionRequest, context: grpc.ServicerContext) -> Iterator[pb.GetAttentionResponse]:
     """The handler that attends at random; the translations of a text are its upper case, then with "!" each."""
     selection = request.selection
-    header = pb.AttentionHeader(model=MODEL, source_tokens=_source_tokens(request.text), alignment=BEST_ALIGNMENT)
+    header = pb.AttentionHeader(
+        model=MODEL,
+        source_tokens=_source_tokens(request.text),
+        alignment=BEST_ALIGNMENT,
+        **languages(request.source_language_code, request.target_language_code),
+    )
     targets: list[str] = []
     if request.WhichOneof("target") == "target_text":
         targets = [request.target_text]
@@ -89,6 +107,7 @@ def align(request: pb.AlignRequest, context: grpc.ServicerContext) -> pb.AlignRe
         method=request.method or pb.ALIGNMENT_METHOD_SHIFTED,
         layer=request.layer if request.HasField("layer") else 1,
         heads=[head % NUM_HEADS for head in request.heads] or range(NUM_HEADS),
+        **languages(request.source_language_code, request.target_language_code),
     )
     for pair in request.inputs:
         target = pair.target_text or pair.text.upper()

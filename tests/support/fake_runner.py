@@ -107,9 +107,7 @@ class FakeRunner:
 
 
 @contextmanager
-def running_engine(
-    runner: Runner | Sequence[Runner], search: Search = SEARCH, /, **options: int
-) -> Iterator[Engine]:
+def running_engine(runner: Runner | Sequence[Runner], search: Search = SEARCH, /, **options: int) -> Iterator[Engine]:
     """An engine with a lane for each runner and these `EngineOptions`, stopped in the end."""
     runners = runner if isinstance(runner, Sequence) else [runner]
     with Device(len(runners)) as device:

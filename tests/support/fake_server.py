@@ -9,8 +9,10 @@ from typing import Self
 
 import grpc
 from google.protobuf.any_pb2 import Any
+from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 from google.rpc import status_pb2
+from google.rpc.error_details_pb2 import ErrorInfo, RetryInfo
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from dragoman.v1 import attention_pb2_grpc, translation_pb2, translation_pb2_grpc
@@ -30,6 +32,7 @@ from dragoman.v1.translation_pb2 import (
 from support import fake_attention
 
 MODEL = fake_attention.MODEL
+languages = fake_attention.languages
 
 Handler = Callable[[TranslateRequest, grpc.ServicerContext], TranslateResponse]
 StreamHandler = Callable[[StreamTranslationRequest, grpc.ServicerContext], Iterator[StreamTranslationResponse]]
@@ -83,9 +86,18 @@ def abort(context: grpc.ServicerContext, code: grpc.StatusCode, message: str, *d
     context.abort(code, message)
 
 
+def full_queue(seconds: float) -> tuple[Message, Message]:
+    """The details of an error that says when there will be room in the queue."""
+    retry_delay = Duration()
+    retry_delay.FromNanoseconds(int(seconds * 1e9))
+    return ErrorInfo(reason="QUEUE_FULL", domain="dragoman"), RetryInfo(retry_delay=retry_delay)
+
+
 def upper(request: TranslateRequest, context: grpc.ServicerContext) -> TranslateResponse:
     """The handler that translates everything."""
-    return TranslateResponse(results=[translated(source.text) for source in request.inputs], model=MODEL)
+    results = [translated(source.text) for source in request.inputs]
+    spoken = languages(request.source_language_code, request.target_language_code)
+    return TranslateResponse(results=results, model=MODEL, **spoken)
 
 
 def upper_stream(
@@ -95,27 +107,24 @@ def upper_stream(
     result = translated(request.input.text)
     for delta in re.findall(r"\S+\s*|\s+", result.translation.text):
         yield StreamTranslationResponse(delta=delta)
-    yield StreamTranslationResponse(translation=result.translation, model=MODEL)
+    spoken = languages(request.source_language_code, request.target_language_code)
+    yield StreamTranslationResponse(translation=result.translation, model=MODEL, **spoken)
 
 
 def upper_exchange(
     requests: Iterator[ExchangeTranslationsRequest], context: grpc.ServicerContext
 ) -> Iterator[ExchangeTranslationsResponse]:
-    """The handler that translates everything, pairs of texts in reverse order."""
-    assert next(requests).WhichOneof("message") == "config"
-    held: list[ExchangeTranslationsResponse] = []
+    """The handler that translates every text as it comes."""
+    config = next(requests).config
+    spoken = languages(config.source_language_code, config.target_language_code)
     for request in requests:
         result = translated(request.input.input.text)
-        held.insert(0, ExchangeTranslationsResponse(id=request.input.id, result=result, model=MODEL))
-        if len(held) == 2:
-            yield from held
-            held.clear()
-    yield from held
+        yield ExchangeTranslationsResponse(id=request.input.id, result=result, model=MODEL, **spoken)
 
 
 def scored(request: ScoreRequest, context: grpc.ServicerContext) -> ScoreResponse:
     """The handler that gives every token -0.5; a text has a token for each letter."""
-    response = ScoreResponse(model=MODEL)
+    response = ScoreResponse(model=MODEL, **languages(request.source_language_code, request.target_language_code))
     for pair in request.inputs:
         ids = pair.target_token_ids.ids or range(len(pair.target_text))
         score = ScoredTarget(sum_logprob=-0.5 * len(ids), score=-0.5)

@@ -131,6 +131,8 @@ class FakeEngine:
         requests: Sequence[Request],
         caller: object = None,
         on_progress: Callable[[int, tuple[int, ...]], None] | None = None,
+        *,
+        is_unlimited: bool = False,
     ) -> list[Future[Completion]]:
         if self.refusal is not None:
             raise self.refusal

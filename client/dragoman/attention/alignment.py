@@ -144,7 +144,7 @@ def word_links(
     """
     if not source_words or not target_words:
         return []
-    sources, targets = _WordFinder(source_words), _WordFinder(target_words)
+    sources, targets = WordFinder(source_words), WordFinder(target_words)
     best: list[Link | None] = [None] * len(target_words)
     for link in token_links:
         for target in targets.find(target_spans[link.target]):
@@ -162,7 +162,7 @@ def word_links(
     ]
 
 
-class _WordFinder:
+class WordFinder:
     """Finds words by what they cover."""
 
     def __init__(self, words: Sequence[Span]) -> None:

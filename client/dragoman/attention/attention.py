@@ -9,10 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dragoman._extras import name_extra
+from dragoman._repr import short_repr
 from dragoman.attention import alignment, html, statistics, storage, terminal
 from dragoman.attention.tensor import AttentionTensor, rolled_out
 from dragoman.attention.types import Alignment, AlignmentChoice, AlignmentLink, AttentionToken
 from dragoman.attention.weights import Weights
+from dragoman.attention.words import Word, joined, words_of
 from dragoman.types import AlignmentMethod, AttentionKind, FinishReason, TextSpan
 
 if TYPE_CHECKING:
@@ -59,10 +61,10 @@ class Attention:
     """The model and version, as "name@digest"."""
 
     source_language: str
-    """Language code of the source."""
+    """Language code of the source, as the model has it: "en" where the call said "en-US"."""
 
     target_language: str
-    """Language code of the target."""
+    """Language code of the target, likewise."""
 
     best_alignment: AlignmentChoice
     """What aligns best for the model, as its bundle says: `Client.align` uses it."""
@@ -194,6 +196,8 @@ class Attention:
             layer=tensor.layers[layer_index],
             heads=tensor.heads if heads is None else tuple(tensor.heads[index] for index in chosen),
             model=self.model,
+            source_language=self.source_language,
+            target_language=self.target_language,
         )
 
     def stats(self, kind: AttentionKind | None = None) -> list[statistics.HeadStats]:
@@ -246,7 +250,9 @@ class Attention:
 
         def panel(layer_index: int, head_index: int) -> plot.Panel:
             matrix = tensor.weights[layer_index, head_index]
-            return plot.Panel(tensor.name(layer_index, head_index), matrix, self._brightest(kind, matrix))
+            return plot.Panel(
+                tensor.name(layer_index, head_index), matrix, _brightest(matrix, self.rows(kind), self.columns(kind))
+            )
 
         panels = [[panel(each, other) for other in heads] for each in layers]
         if len(layers) == len(heads) == 1:
@@ -259,7 +265,8 @@ class Attention:
         layer: int | None = None,
         head: int | None = None,
         *,
-        colour: bool = True,
+        words: bool = True,
+        colour: bool | None = None,
     ) -> str:
         """A heat map for a terminal, with the mean of all layers or heads that are not named, in colours as of `plot`.
 
@@ -267,7 +274,10 @@ class Attention:
             kind: as for `select`.
             layer: this layer alone.
             head: this head alone.
-            colour: whether the terminal knows 256 ANSI colours; else shades of grey.
+            words: whether pieces of words are joined: their weights are summed over what is attended to, and
+                averaged over what attends.
+            colour: whether to use 256 ANSI colours, else shades of grey; default: where standard output is a
+                terminal, or as the environment variables NO_COLOR and FORCE_COLOR say.
 
         Raises:
             AttributeError: the kind was not asked for.
@@ -277,12 +287,18 @@ class Attention:
         shown = shown if head is not None else shown.mean("heads")
         kind = kind or self._default_kind()
         matrix = shown.select(kind, layer, head)
+        rows = words_of(self.text if kind == "encoder" else self.target_text, self.rows(kind))
+        columns = words_of(self.target_text if kind == "decoder" else self.text, self.columns(kind))
+        if words:
+            matrix = joined(matrix, rows, columns)
+        else:
+            rows, columns = _apart(rows), _apart(columns)
         return terminal.heat_map(
             matrix,
-            _labels(self.rows(kind)),
-            _labels(self.columns(kind)),
-            brightest=self._brightest(kind, matrix),
-            colour=colour,
+            [word.text for word in rows],
+            [word.text for word in columns],
+            brightest=_brightest(matrix, rows, columns),
+            colour=terminal.has_colours() if colour is None else colour,
         )
 
     def to_html(self, path: str | Path | None = None) -> str:
@@ -314,6 +330,10 @@ class Attention:
         """
         storage.save(self, Path(path))
 
+    def __repr__(self) -> str:
+        shapes = {kind: tensor.weights.shape for kind, tensor in self.tensors.items()}
+        return short_repr(self, text=self.text, target_text=self.target_text, shapes=shapes)
+
     def _repr_html_(self) -> str | None:
         try:
             return html.notebook_html(self.to_html())
@@ -330,11 +350,6 @@ class Attention:
     def _default_kind(self) -> AttentionKind:
         return "cross" if "cross" in self.tensors else next(iter(self.tensors))
 
-    def _brightest(self, kind: AttentionKind, matrix: NDArray[np.float32]) -> float:
-        """The largest weight between tokens of the text."""
-        is_text = ([not token.is_special for token in tokens] for tokens in (self.rows(kind), self.columns(kind)))
-        return float(matrix[np.ix_(*is_text)].max(initial=0)) or 1.0
-
     def _mapped(
         self, change: Callable[[Mapping[AttentionKind, AttentionTensor]], Mapping[AttentionKind, AttentionTensor]]
     ) -> "Attention":
@@ -348,12 +363,16 @@ class Attention:
                 if index == 0 or kind != "encoder":
                     tensors.append(html.Tensor(kind, tensor.weights, tensor.layers, tensor.heads, index))
         targets = [
-            html.Target(each.target_text, _shown(each.target_tokens), _shown(each.decoder_input_tokens))
+            html.Target(
+                each.target_text,
+                _shown(each.target_text, each.target_tokens),
+                _shown(each.target_text, each.decoder_input_tokens),
+            )
             for each in self.hypotheses
             if each.target_tokens
         ]
         details = f"{self.model}, {self.source_language} to {self.target_language}"
-        return html.View(self.text, _shown(self.source_tokens), targets, tensors, details)
+        return html.View(self.text, _shown(self.text, self.source_tokens), targets, tensors, details)
 
 
 def _of_text(tokens: Sequence[AttentionToken]) -> tuple[AttentionToken, ...]:
@@ -364,9 +383,29 @@ def _bounds(tokens: Sequence[AttentionToken]) -> list[tuple[int, int]]:
     return [(token.span.begin, token.span.end) for token in tokens]
 
 
+def _brightest(
+    matrix: NDArray[np.float32], rows: Sequence[AttentionToken | Word], columns: Sequence[AttentionToken | Word]
+) -> float:
+    """The largest weight between tokens of the text."""
+    is_text = ([not each.is_special for each in side] for side in (rows, columns))
+    return float(matrix[np.ix_(*is_text)].max(initial=0)) or 1.0
+
+
+def _label(token: AttentionToken) -> str:
+    return token.text.strip() or token.piece
+
+
 def _labels(tokens: Sequence[AttentionToken]) -> list[str]:
-    return [token.text.strip() or token.piece for token in tokens]
+    return [_label(token) for token in tokens]
 
 
-def _shown(tokens: Sequence[AttentionToken]) -> list[html.Token]:
-    return [html.Token(token.piece, token.is_special) for token in tokens]
+def _apart(words: Sequence[Word]) -> list[Word]:
+    """A word for every token."""
+    return [Word(_label(token), (token,)) for word in words for token in word.tokens]
+
+
+def _shown(text: str, tokens: Sequence[AttentionToken]) -> list[html.Word]:
+    return [
+        html.Word(word.text, [html.Piece(_label(token), token.piece) for token in word.tokens], word.is_special)
+        for word in words_of(text, tokens)
+    ]

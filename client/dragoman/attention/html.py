@@ -21,10 +21,18 @@ _DATA = "@DATA@"
 _ESCAPES = {ord(character): f"\\u{ord(character):04x}" for character in "<>&"}
 
 
-class Token(NamedTuple):
-    """What stands in a row or above a column."""
+class Piece(NamedTuple):
+    """A token: what stands in a row or above a column where words are not joined."""
 
     text: str
+    entry: str  # of the vocabulary, with the tokenizer's own marks
+
+
+class Word(NamedTuple):
+    """What stands there where they are."""
+
+    text: str
+    pieces: Sequence[Piece]
     is_special: bool = False  # a tag or end-of-sentence: not of the text
 
 
@@ -33,13 +41,13 @@ class Target:
     """A hypothesis as the decoder sees it."""
 
     text: str
-    tokens: Sequence[Token]  # what it emits: the rows of cross-attention
-    decoder_input_tokens: Sequence[Token]  # what it reads: rows and columns of its self-attention
+    words: Sequence[Word]  # what it emits: the rows of cross-attention
+    decoder_input_words: Sequence[Word]  # what it reads: rows and columns of its self-attention
 
 
 @dataclass(frozen=True, slots=True)
 class Tensor:
-    """The weights of one kind, [layers, heads, rows, columns], from 0 to 1."""
+    """The weights of one kind, [layers, heads, rows, columns], from 0 to 1; a row or column is a piece."""
 
     kind: AttentionKind
     weights: NDArray[Any]
@@ -53,7 +61,7 @@ class View:
     """What a page shows."""
 
     title: str
-    source_tokens: Sequence[Token]
+    source_words: Sequence[Word]
     targets: Sequence[Target]  # best first; none where the encoder is shown alone
     tensors: Sequence[Tensor]
     details: str = ""  # a line below the title: model, languages, reductions
@@ -62,12 +70,12 @@ class View:
 def render(view: View) -> str:
     """The page: one HTML file with all weights, to be opened as a file or shown in a frame.
 
-    It loads nothing and may load nothing: its policy forbids it. Tokens and titles stay text,
+    It loads nothing and may load nothing: its policy forbids it. Words and titles stay text,
     whatever is in them. Weights have 8 bits: they are off by at most 0.2 % of their tensor's
     largest.
 
     Raises:
-        ValueError: a tensor does not fit its tokens, there is none, or there are more than MAX_WEIGHTS weights.
+        ValueError: a tensor does not fit its pieces, there is none, or there are more than MAX_WEIGHTS weights.
     """
     if not view.tensors:
         raise ValueError("a view needs at least one tensor")
@@ -82,9 +90,9 @@ def render(view: View) -> str:
     data = {
         "title": view.title,
         "details": view.details,
-        "source": view.source_tokens,
+        "source": view.source_words,
         "targets": [
-            {"text": target.text, "tokens": target.tokens, "inputs": target.decoder_input_tokens}
+            {"text": target.text, "words": target.words, "inputs": target.decoder_input_words}
             for target in view.targets
         ],
         "tensors": [_packed(tensor) for tensor in view.tensors],
@@ -103,15 +111,16 @@ def notebook_html(page: str) -> str:
 
 def _check_shape(tensor: Tensor, view: View) -> None:
     if tensor.kind == "encoder":
-        rows, columns = view.source_tokens, view.source_tokens
+        rows, columns = view.source_words, view.source_words
     elif tensor.kind == "decoder":
-        rows = columns = view.targets[tensor.target].decoder_input_tokens
+        rows = columns = view.targets[tensor.target].decoder_input_words
     else:
-        rows, columns = view.targets[tensor.target].tokens, view.source_tokens
-    if tensor.weights.ndim != 4 or tensor.weights.shape[2:] != (len(rows), len(columns)):
+        rows, columns = view.targets[tensor.target].words, view.source_words
+    expected = tuple(sum(len(word.pieces) for word in words) for words in (rows, columns))
+    if tensor.weights.ndim != 4 or tensor.weights.shape[2:] != expected:
         raise ValueError(
             f"{tensor.kind} weights have shape {list(tensor.weights.shape)}, and should be "
-            f"[layers, heads, {len(rows)}, {len(columns)}] for their tokens"
+            f"[layers, heads, {expected[0]}, {expected[1]}] for their tokens"
         )
     for name, indices, length in zip(
         ("layers", "heads"), (tensor.layers, tensor.heads), tensor.weights.shape, strict=False

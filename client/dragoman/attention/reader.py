@@ -94,6 +94,7 @@ class AttentionReader:
 
     def _attention(self, header: pb.AttentionHeader, target: pb.AttentionTarget, index: int) -> Attention:
         request = self._request
+        spoken = _convert.languages(request, header)
         tensors = {
             _KINDS[message.kind]: AttentionTensor(
                 weights, tuple(message.layers), tuple(message.heads), _head_reduction(request.selection)
@@ -112,8 +113,8 @@ class AttentionReader:
             score=target.score,
             finish_reason=_convert.finish_reason(target.finish_reason),
             model=header.model,
-            source_language=request.source_language_code,
-            target_language=request.target_language_code,
+            source_language=spoken.source,
+            target_language=spoken.target,
             best_alignment=_convert.alignment_choice(header.alignment),
         )
 

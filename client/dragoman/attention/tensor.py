@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
+from dragoman._repr import short_repr
 from dragoman.attention.weights import Weights, cross_rollout, reduce, self_rollout
 from dragoman.types import AttentionKind
 
@@ -23,6 +24,9 @@ class AttentionTensor:
 
     head_reduction: Literal["mean", "max", "rollout"] | None = None
     """How the heads became one, if they did."""
+
+    def __repr__(self) -> str:
+        return short_repr(self, shape=self.weights.shape, layers=self.layers, heads=self.heads)
 
     def layer_index(self, layer: int | None) -> int:
         """Where a layer of the model stands along the first axis; None is the only one.

@@ -1,5 +1,7 @@
 """A heat map in a terminal."""
 
+import os
+import sys
 import unicodedata
 from collections.abc import Iterable, Sequence
 
@@ -15,6 +17,16 @@ _CELL_WIDTH = 2
 _COLOURS = (233, 234, 17, 18, 19, 25, 31, 37, 36, 35, 71, 107, 143, 179, 221, 228)
 _SHADES = " ░▒▓█"
 _RESET = "\x1b[0m"
+
+
+def has_colours() -> bool:
+    """Whether standard output is a terminal with colours, unless NO_COLOR or FORCE_COLOR says otherwise."""
+    if os.environ.get("NO_COLOR"):
+        return False
+    if os.environ.get("FORCE_COLOR"):
+        return True
+    is_terminal = sys.stdout is not None and sys.stdout.isatty()
+    return is_terminal and os.environ.get("TERM") not in ("dumb", "unknown")
 
 
 def heat_map(

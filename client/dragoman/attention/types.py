@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from dragoman._repr import short_repr
 from dragoman.types import AlignmentMethod, TextSpan
 
 
@@ -104,6 +105,12 @@ class Alignment:
     model: str
     """The model and version, as "name@digest"."""
 
+    source_language: str
+    """Language code of the source, as the model has it: "en" where the call said "en-US"."""
+
+    target_language: str
+    """Language code of the target, likewise."""
+
     def pharaoh(self) -> str:
         """The links between words as source-target pairs, counted from 0: "0-0 1-2"."""
         return " ".join(f"{link.source}-{link.target}" for link in self.word_links)
@@ -114,6 +121,9 @@ class Alignment:
             (_part(self.text, self.source_words[link.source]), _part(self.target_text, self.target_words[link.target]))
             for link in self.word_links
         ]
+
+    def __repr__(self) -> str:
+        return short_repr(self, text=self.text, target_text=self.target_text, num_word_links=len(self.word_links))
 
 
 def _part(text: str, span: TextSpan) -> str:

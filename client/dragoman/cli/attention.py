@@ -2,11 +2,8 @@
 
 import dataclasses
 import json
-import os
-import sys
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, cast, get_args
 
@@ -15,12 +12,13 @@ import typer
 from dragoman._channel import DEFAULT_ADDRESS
 from dragoman._extras import require_extra
 from dragoman.attention.types import Alignment, AttentionToken
-from dragoman.cli.answers import complaint, write_all
-from dragoman.cli.lines import count_lines, decode, groups, progress_bar
-from dragoman.cli.options import Address, Model, PriorityName
-from dragoman.client import Client
-from dragoman.errors import DragomanError
-from dragoman.types import AlignmentMethod, AttentionKind, Priority
+from dragoman.cli.answers import complaint, print_text, progress_bar, standard_output, unanswered, write_all
+from dragoman.cli.calls import in_order
+from dragoman.cli.exits import FAILED
+from dragoman.cli.lines import Input, Line, argument, count_lines, pair, read_lines, standard_input
+from dragoman.cli.options import DEFAULT_TIMEOUT_SECONDS, Address, Model, PriorityName, Timeout, connected
+from dragoman.errors import DragomanError, UnavailableError
+from dragoman.types import AlignmentMethod, AttentionKind
 
 if TYPE_CHECKING:
     from dragoman.attention.attention import Attention
@@ -47,6 +45,9 @@ def attention(
     ] = None,
     layer: Annotated[int | None, typer.Option(help="This layer alone, from 0, or from -1 backwards.")] = None,
     head: Annotated[int | None, typer.Option(help="This head alone, from 0, or from -1 backwards.")] = None,
+    are_pieces: Annotated[
+        bool, typer.Option("--pieces", help="A heat map of the pieces that the model reads, which are parts of words.")
+    ] = False,
     html_file: Annotated[
         Path | None, typer.Option("--html", dir_okay=False, help="Write a page to look into all weights.")
     ] = None,
@@ -60,6 +61,7 @@ def attention(
     address: Address = DEFAULT_ADDRESS,
     model: Model = "",
     priority: PriorityName = "default",
+    timeout: Timeout = DEFAULT_TIMEOUT_SECONDS,
 ) -> None:
     """Show where the model looked: a heat map, or a page, a picture, the weights.
 
@@ -67,7 +69,7 @@ def attention(
     of the mean of all in the heat map, and has a picture of its own with --plot.
     """
     chosen = cast("list[AttentionKind]", kinds or [])
-    with Client(address) as client, require_extra("viz"):
+    with connected(address, timeout) as client, require_extra("viz"):
         shown = client.attention(
             text,
             target_text,
@@ -79,7 +81,7 @@ def attention(
             layers=None if layer is None else [layer],
             heads=None if head is None else [head],
             model=model,
-            priority=cast(Priority, priority),
+            priority=priority,
         )
         try:
             if html_file:
@@ -91,11 +93,10 @@ def attention(
         except ValueError as error:  # a file name that means no format, or a page that would be too large
             raise typer.BadParameter(str(error)) from None
     if as_json:
-        _print(_attention_to_json(shown))
+        print_text(_attention_to_json(shown))
     elif not (html_file or plot_file or save_file):
-        has_colours = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
         for kind in shown.tensors:
-            _print(shown.to_text(kind, colour=has_colours))
+            print_text(shown.to_text(kind, words=not are_pieces))
 
 
 def align(
@@ -112,8 +113,7 @@ def align(
         typer.Option("--input", dir_okay=False, exists=True, help="Align each line of FILE: source, tab, target."),
     ] = None,
     method: Annotated[
-        str | None,
-        typer.Option(metavar="output_row|shifted", help="Which rows of attention are read; default: what is best."),
+        AlignmentMethod | None, typer.Option(help="Which rows of attention are read; default: what is best.")
     ] = None,
     layer: Annotated[int | None, typer.Option(help="The decoder layer, from 0, or from -1 backwards.")] = None,
     heads: Annotated[
@@ -125,6 +125,7 @@ def align(
     address: Address = DEFAULT_ADDRESS,
     model: Model = "",
     priority: PriorityName = "default",
+    timeout: Timeout = DEFAULT_TIMEOUT_SECONDS,
 ) -> None:
     """Say which words belong together: source-target pairs such as 0-0 1-2, a line for each pair of texts.
 
@@ -134,35 +135,37 @@ def align(
     """
     if text is not None and input_file:
         raise typer.BadParameter("Give a text or --input, not both.")
-    if text is None and not input_file and sys.stdin.isatty():
-        raise typer.BadParameter("Give a text, or --input FILE, or pipe lines in.")
     with ExitStack() as stack:
-        client = stack.enter_context(Client(address))
-        items: Iterable[tuple[str, str | None]] = [(text or "", target_text)]
-        if text is None:
-            lines = stack.enter_context(input_file.open("rb")) if input_file else sys.stdin.buffer
-            items = (_pair(line) for line in decode(lines))
+        client = stack.enter_context(connected(address, timeout))
+        batches: Iterable[Sequence[Line]]
+        if text is not None:
+            batches = [[pair(argument(text), None if target_text is None else argument(target_text, "target"))]]
+        else:
+            instead = "Give a text, or --input FILE, or pipe lines in."
+            file = stack.enter_context(input_file.open("rb")) if input_file else standard_input(instead)
+            batches = ([_split(line) for line in batch] for batch in read_lines(file))
 
-        def aligned(group: list[tuple[str, str | None]]) -> Iterator[_Aligned | DragomanError]:
+        def aligned(group: list[Input]) -> Iterator[_Aligned | DragomanError]:
             results = client.align(
-                [pair[0] for pair in group],
-                [pair[1] for pair in group],
+                [each.source for each in group],
+                [each.target for each in group],
                 source=source,
                 target=target,
                 errors="return",
-                method=cast("AlignmentMethod | None", method),
+                method=method,
                 layer=layer,
                 heads=heads,
                 model=model,
-                priority=cast(Priority, priority),
+                priority=priority,
             )
-            for (_, given), result in zip(group, results, strict=True):
-                yield result if isinstance(result, DragomanError) else _Aligned(result, is_translated=given is None)
+            for each, result in zip(group, results, strict=True):
+                is_translated = each.target is None
+                yield result if isinstance(result, DragomanError) else _Aligned(result, is_translated)
 
         show = _alignment_to_json if as_json else _pharaoh
-        num_failed = write_all(items, None, aligned, show, sys.stdout.buffer, as_json=as_json, is_visible=False)
+        num_failed = write_all(batches, None, aligned, show, standard_output(), as_json=as_json, is_visible=False)
     if num_failed:
-        raise typer.Exit(1)
+        raise typer.Exit(FAILED)
 
 
 def attention_report(
@@ -180,6 +183,7 @@ def attention_report(
     address: Address = DEFAULT_ADDRESS,
     model: Model = "",
     priority: PriorityName = "bulk",
+    timeout: Timeout = DEFAULT_TIMEOUT_SECONDS,
 ) -> None:
     """Say what each head does over many texts: a table of numbers, and labels.
 
@@ -193,42 +197,46 @@ def attention_report(
     corpus = report.CorpusReport()
     num_done = num_failed = 0
 
-    def attend(text: str) -> "Attention | DragomanError | None":
-        if not text.strip():
+    def attend(line: Line) -> "Attention | DragomanError | None":
+        if isinstance(line, DragomanError):
+            return line
+        if not line.source.strip():
             return None
         try:
             return client.attention(
-                text,
+                line.source,
                 source=source,
                 target=target,
                 kinds=get_args(AttentionKind),
                 model=model,
-                priority=cast(Priority, priority),
+                priority=priority,
             )
         except DragomanError as error:
             return error
 
     with (
-        Client(address) as client,
-        ThreadPoolExecutor(_CALLS_IN_FLIGHT) as pool,
-        input_file.open("rb") as lines,
+        connected(address, timeout) as client,
+        input_file.open("rb") as file,
         progress_bar(visible=True) as progress,
+        closing(in_order(attend, read_lines(file), num_in_flight=_CALLS_IN_FLIGHT)) as results,
     ):
         task = progress.add_task("Working", total=count_lines(input_file))
-        for group in groups(decode(lines)):
-            for result in pool.map(attend, group):
-                num_done += 1
-                if isinstance(result, DragomanError):
-                    num_failed += 1
-                    progress.console.print(complaint(num_done, result))
-                elif result is not None:
-                    corpus.add(result)
-                progress.update(task, completed=num_done)
-    _print(report.to_text(corpus))
+        for result in results:
+            num_done += 1
+            if isinstance(result, DragomanError):
+                num_failed += 1
+                progress.console.print(complaint(num_done, result))
+                if isinstance(result, UnavailableError):
+                    progress.console.print(unanswered(num_done))
+                    break
+            elif result is not None:
+                corpus.add(result)
+            progress.update(task, completed=num_done)
+    print_text(report.to_text(corpus))
     if html_file:
         html_file.write_text(report.to_html(corpus), encoding="utf-8")
     if num_failed:
-        raise typer.Exit(1)
+        raise typer.Exit(FAILED)
 
 
 class _Aligned(NamedTuple):
@@ -276,13 +284,9 @@ def _tokens(tokens: Iterable[AttentionToken]) -> list[dict[str, Any]]:
     return [dataclasses.asdict(token) for token in tokens]
 
 
-def _pair(line: str) -> tuple[str, str | None]:
+def _split(line: Line) -> Line:
     """The source, and the target after the first tab, if there is one."""
-    text, tab, target = line.partition("\t")
-    return text, target if tab else None
-
-
-def _print(text: str) -> None:
-    # Bytes, for it is UTF-8 whatever the locale.
-    sys.stdout.buffer.write(text.encode() + b"\n")
-    sys.stdout.buffer.flush()
+    if isinstance(line, DragomanError):
+        return line
+    text, tab, target = line.source.partition("\t")
+    return Input(text, target if tab else None)

@@ -2,23 +2,32 @@
 
 import dataclasses
 import json
-import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
-from itertools import zip_longest
+from itertools import chain
 from pathlib import Path
-from typing import Annotated, BinaryIO, cast
+from typing import Annotated, BinaryIO
 
 import typer
 
+from dragoman import __version__
 from dragoman._channel import DEFAULT_ADDRESS
 from dragoman.cli import attention
-from dragoman.cli.answers import complaint, write_all
-from dragoman.cli.lines import count_lines, decode
-from dragoman.cli.options import Address, Model, PriorityName
-from dragoman.client import Client
-from dragoman.errors import DragomanError, InvalidArgumentError
-from dragoman.types import Priority, Score, TranslateOptions, Translation
+from dragoman.cli.answers import complaint, describe, standard_output, unanswered, write_all
+from dragoman.cli.exits import FAILED, UNREACHABLE, Commands
+from dragoman.cli.lines import Input, Line, argument, count_lines, pair, read_lines, standard_input
+from dragoman.cli.options import (
+    DEFAULT_TIMEOUT_SECONDS,
+    Address,
+    Model,
+    PriorityName,
+    SegmentationName,
+    Timeout,
+    connected,
+)
+from dragoman.cli.parsing import TextCommand
+from dragoman.errors import DragomanError, InvalidArgumentError, UnavailableError
+from dragoman.types import Score, TranslateOptions, Translation
 
 # A health check is asked by machines that have a limit of their own.
 HEALTH_TIMEOUT_SECONDS = 5.0
@@ -29,6 +38,7 @@ _SAMPLING = "Sampling"
 _CONSTRAINTS = "Constraints"
 
 app = typer.Typer(
+    cls=Commands,
     help="Translate through a Dragoman server.",
     no_args_is_help=True,
     add_completion=False,
@@ -36,7 +46,22 @@ app = typer.Typer(
 )
 
 
-@app.command()
+def _print_version(is_asked: bool) -> None:
+    if is_asked:
+        typer.echo(f"dragoman {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options_of_all(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command(cls=TextCommand)
 def translate(
     source: Annotated[str, typer.Option("--from", help="Language code of the texts.")],
     target: Annotated[str, typer.Option("--to", help="Language code to translate into.")],
@@ -66,7 +91,11 @@ def translate(
             "--signals", help="Say on standard error what looks wrong; with --json, all signals of attention."
         ),
     ] = False,
+    segmentation: Annotated[
+        SegmentationName, typer.Option(help="How a line is cut into what is translated in one piece.")
+    ] = "default",
     priority: PriorityName = "default",
+    timeout: Timeout = DEFAULT_TIMEOUT_SECONDS,
     max_target_tokens: Annotated[
         int | None, typer.Option(rich_help_panel=_LIMITS, help="Most tokens to decode per segment.")
     ] = None,
@@ -121,8 +150,6 @@ def translate(
     """
     if texts and input_file:
         raise typer.BadParameter("Give texts or --input, not both.")
-    if not texts and not input_file and sys.stdin.isatty():
-        raise typer.BadParameter("Give texts, or --input FILE, or pipe lines in.")
     if input_file and output_file and output_file.exists() and output_file.samefile(input_file):
         raise typer.BadParameter("--output would overwrite --input.")
     if is_streaming and as_json:
@@ -131,7 +158,8 @@ def translate(
         raise typer.BadParameter("--stream has no --signals.")
     options: TranslateOptions = {
         "model": model,
-        "priority": cast(Priority, priority),
+        "segmentation": None if segmentation == "default" else segmentation,
+        "priority": priority,
         "max_target_tokens": max_target_tokens,
         "min_target_tokens": min_target_tokens,
         "max_length_ratio": max_length_ratio,
@@ -147,24 +175,24 @@ def translate(
         "suppressed_words": suppressed_words or (),
     }
     with ExitStack() as stack:
-        client = stack.enter_context(Client(address))
-        items: Iterable[str] = texts or ()
-        num_items = len(texts) if texts else None
-        if input_file:
-            num_items = count_lines(input_file)
-            items = decode(stack.enter_context(input_file.open("rb")))
-        elif not texts:
-            items = decode(sys.stdin.buffer)
-        # Bytes, for the answer is UTF-8 whatever the locale.
-        out = stack.enter_context(output_file.open("wb")) if output_file else sys.stdout.buffer
+        client = stack.enter_context(connected(address, timeout))
+        num_lines = len(texts) if texts else None
+        batches: Iterable[Sequence[Line]]
+        if texts:
+            batches = [[argument(text) for text in texts]]
+        elif input_file:
+            num_lines = count_lines(input_file)
+            batches = read_lines(stack.enter_context(input_file.open("rb")))
+        else:
+            batches = read_lines(standard_input("Give texts, or --input FILE, or pipe lines in."))
+        out = stack.enter_context(output_file.open("wb")) if output_file else standard_output()
 
-        def translated(group: list[str]) -> list[Translation | DragomanError]:
-            prefixes = None if target_prefix is None else [target_prefix] * len(group)
+        def translated(group: list[Input]) -> list[Translation | DragomanError]:
             return client.translate(
-                group,
+                [each.source for each in group],
                 source=source,
                 target=target,
-                target_prefix=prefixes,
+                target_prefix=None if target_prefix is None else [target_prefix] * len(group),
                 include_signals=show_signals,
                 errors="return",
                 **options,
@@ -174,18 +202,18 @@ def translate(
             return client.stream(text, source=source, target=target, target_prefix=target_prefix, **options)
 
         if is_streaming:
-            num_failed = _stream_all(items, stream, out)
+            num_failed = _stream_all(chain.from_iterable(batches), stream, out)
         else:
             show = _translation_to_json if as_json else _text
-            is_visible = output_file is not None
+            is_visible = not out.isatty()
             num_failed = write_all(
-                items, num_items, translated, show, out, as_json=as_json, is_visible=is_visible, remark=_suspicions
+                batches, num_lines, translated, show, out, as_json=as_json, is_visible=is_visible, remark=_suspicions
             )
     if num_failed:
-        raise typer.Exit(1)
+        raise typer.Exit(FAILED)
 
 
-@app.command()
+@app.command(cls=TextCommand)
 def score(
     source: Annotated[str, typer.Option("--from", help="Language code of the source.")],
     target: Annotated[str, typer.Option("--to", help="Language code of the translation.")],
@@ -201,6 +229,7 @@ def score(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Write one JSON object per pair, with all tokens.")] = False,
     priority: PriorityName = "default",
+    timeout: Timeout = DEFAULT_TIMEOUT_SECONDS,
     length_penalty: Annotated[float | None, typer.Option(help="The p in: score = sum_logprob / length ** p.")] = None,
 ) -> None:
     """Say how probable translations are: one score per line, greater is better.
@@ -212,54 +241,71 @@ def score(
     if has_texts == has_files or None in ((source_file, target_file) if has_files else (source_text, target_text)):
         raise typer.BadParameter("Give SOURCE and TARGET, or --sources FILE and --targets FILE.")
     with ExitStack() as stack:
-        client = stack.enter_context(Client(address))
-        pairs: Iterable[tuple[str, str]] = [(source_text or "", target_text or "")]
+        client = stack.enter_context(connected(address, timeout))
+        batches: Iterable[Sequence[Line]] = [
+            [pair(argument(source_text or "", "source"), argument(target_text or "", "target"))]
+        ]
         if source_file and target_file:
-            sources, targets = (decode(stack.enter_context(path.open("rb"))) for path in (source_file, target_file))
-            pairs = _pairs(sources, targets)
+            sources, targets = (
+                read_lines(stack.enter_context(path.open("rb")), name)
+                for path, name in ((source_file, "source"), (target_file, "target"))
+            )
+            batches = _pairs(sources, chain.from_iterable(targets))
 
-        def scored(group: list[tuple[str, str]]) -> list[Score | DragomanError]:
-            sources, targets = [pair[0] for pair in group], [pair[1] for pair in group]
+        def scored(group: list[Input]) -> list[Score | DragomanError]:
             return client.score(
-                sources,
-                targets,
+                [each.source for each in group],
+                [each.target or "" for each in group],
                 source=source,
                 target=target,
                 errors="return",
                 model=model,
                 length_penalty=length_penalty,
-                priority=cast(Priority, priority),
+                priority=priority,
             )
 
         show = _score_to_json if as_json else _number
-        num_failed = write_all(pairs, None, scored, show, sys.stdout.buffer, as_json=as_json, is_visible=False)
+        num_failed = write_all(batches, None, scored, show, standard_output(), as_json=as_json, is_visible=False)
     if num_failed:
-        raise typer.Exit(1)
+        raise typer.Exit(FAILED)
 
 
-app.command()(attention.attention)
-app.command()(attention.align)
+app.command(cls=TextCommand)(attention.attention)
+app.command(cls=TextCommand)(attention.align)
 app.command()(attention.attention_report)
 
 
 @app.command()
 def health(address: Address = DEFAULT_ADDRESS) -> None:
-    """Say whether the server is ready; the exit status is 0 if it is, else 1."""
-    with Client(address, timeout=HEALTH_TIMEOUT_SECONDS) as client:
-        is_serving = client.health()
-    typer.echo("SERVING" if is_serving else "NOT_SERVING")
-    if not is_serving:
-        raise typer.Exit(1)
-
-
-def _stream_all(items: Iterable[str], stream: Callable[[str], Iterable[str]], out: BinaryIO) -> int:
-    """Writes a line for every text, piece by piece; otherwise as `write_all`."""
-    num_failed = 0
-    for number, text in enumerate(items, start=1):
+    """Say whether the server is ready: SERVING, with exit code 0, NOT_SERVING with 1, or UNREACHABLE with 69."""
+    with connected(address, HEALTH_TIMEOUT_SECONDS) as client:
         try:
-            for piece in stream(text):
+            status, exit_code = ("SERVING", 0) if client.health() else ("NOT_SERVING", FAILED)
+        except UnavailableError as error:
+            typer.echo(f"dragoman: {describe(error)}", err=True)
+            status, exit_code = "UNREACHABLE", UNREACHABLE
+    typer.echo(status)
+    raise typer.Exit(exit_code)
+
+
+def _stream_all(lines: Iterable[Line], stream: Callable[[str], Iterable[str]], out: BinaryIO) -> int:
+    """Writes a line for every line, piece by piece; otherwise as `write_all`.
+
+    Raises:
+        UnavailableError: no server is left.
+    """
+    num_failed = 0
+    for number, line in enumerate(lines, start=1):
+        try:
+            if isinstance(line, DragomanError):
+                raise line
+            for piece in stream(line.source):
                 out.write(piece.encode())
                 out.flush()
+        except UnavailableError:
+            if number > 1:
+                typer.echo(unanswered(number), err=True)
+            raise
         except DragomanError as error:
             num_failed += 1
             typer.echo(complaint(number, error), err=True)
@@ -268,12 +314,25 @@ def _stream_all(items: Iterable[str], stream: Callable[[str], Iterable[str]], ou
     return num_failed
 
 
-def _pairs(sources: Iterable[str], targets: Iterable[str]) -> Iterator[tuple[str, str]]:
-    for number, (source, target) in enumerate(zip_longest(sources, targets), start=1):
-        if source is None or target is None:
-            missing = "source" if source is None else "target"
-            raise InvalidArgumentError(f"line {number} has no {missing}: the files are not of the same length")
-        yield source, target
+def _pairs(sources: Iterable[list[Line]], targets: Iterator[Line]) -> Iterator[list[Line]]:
+    """The lines of two files, side by side.
+
+    Raises:
+        InvalidArgumentError: one has more than the other.
+    """
+    num_pairs = 0
+    for batch in sources:
+        pairs = [pair(source, target) for source, target in zip(batch, targets, strict=False)]
+        yield pairs
+        num_pairs += len(pairs)
+        if len(pairs) < len(batch):
+            raise _without_partner(num_pairs + 1, "target")
+    if next(targets, None) is not None:
+        raise _without_partner(num_pairs + 1, "source")
+
+
+def _without_partner(number: int, missing: str) -> InvalidArgumentError:
+    return InvalidArgumentError(f"line {number} has no {missing}: the files are not of the same length")
 
 
 def _text(result: Translation) -> str:

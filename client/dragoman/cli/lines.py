@@ -1,20 +1,59 @@
-"""Reading texts line by line, and showing how far they are."""
+"""Texts line by line, as they come in, and how they are grouped into calls."""
 
+import codecs
+import os
+import sys
 from collections.abc import Iterable, Iterator
-from itertools import islice
 from pathlib import Path
-from typing import BinaryIO, TypeVar
+from typing import NamedTuple, Protocol, TypeAlias, cast
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+import typer
 
-from dragoman.errors import InvalidArgumentError
+from dragoman.errors import DragomanError, InvalidArgumentError
 
-# Enough for the server to batch well, few enough that progress is seen and that the
-# deadline of a call, which holds for one group, does not depend on the size of a file.
-LINES_PER_GROUP = 256
+# What goes out in one call: enough to fill half of a server's batches, so little that a model of 70 million
+# parameters on two CPUs answers within seconds, with a beam of 4 too.
+LINES_PER_GROUP = 128
+CHARACTERS_PER_GROUP = 8_000
 
-_Item = TypeVar("_Item")
+# Of a file at a time. A pipe gives what is in it, which is less.
+_READ_BYTES = 1024 * 1024
+
+
+class Input(NamedTuple):
+    """What a command asks the server about."""
+
+    source: str
+    target: str | None = None
+
+
+Line: TypeAlias = Input | DragomanError
+"""A line, or why it cannot be sent."""
+
+
+class _Readable(Protocol):
+    def read1(self, size: int, /) -> bytes:
+        """At most `size` bytes, and of a pipe those that are in it; waits for the first."""
+
+
+def standard_input(instead: str) -> _Readable:
+    """Standard input, which is a pipe or a file.
+
+    Raises:
+        typer.BadParameter: it is a terminal or closed; `instead` says what to give.
+    """
+    if sys.stdin is None or sys.stdin.isatty():
+        raise typer.BadParameter(instead)
+    return cast(_Readable, sys.stdin.buffer)
+
+
+def argument(text: str, name: str = "text") -> Line:
+    """A text of the command line, where what is not UTF-8 has become surrogates."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return _decoded(os.fsencode(text), name)
+    return Input(text)
 
 
 def count_lines(path: Path) -> int | None:
@@ -25,35 +64,51 @@ def count_lines(path: Path) -> int | None:
         return sum(1 for _ in file)
 
 
-def decode(lines: BinaryIO) -> Iterator[str]:
-    """The lines, cut at line feeds alone: any other line break is part of the text.
+def read_lines(file: _Readable, name: str = "line") -> Iterator[list[Line]]:
+    """The lines of a file or a pipe, as many at a time as are there; waits only where there is none.
 
-    Raises:
-        InvalidArgumentError: a line is not UTF-8.
+    Lines are cut at line feeds alone: any other line break is part of the text. A byte order mark
+    at the beginning is left out. A line that is not UTF-8 is an InvalidArgumentError in its place,
+    which calls it `name`.
     """
-    for number, line in enumerate(lines, start=1):
-        try:
-            yield line.removesuffix(b"\n").decode()
-        except UnicodeDecodeError:
-            raise InvalidArgumentError(f"line {number} of the input is not UTF-8") from None
+    begun: list[bytes] = []  # of a line whose end is not read yet
+    mark = codecs.BOM_UTF8
+    while chunk := file.read1(_READ_BYTES):
+        ended, line_feed, rest = chunk.rpartition(b"\n")
+        if line_feed:
+            text = b"".join((*begun, ended)).removeprefix(mark)
+            yield [_decoded(line, name) for line in text.split(b"\n")]
+            begun.clear()
+            mark = b""
+        begun.append(rest)
+    if last := b"".join(begun).removeprefix(mark):
+        yield [_decoded(last, name)]
 
 
-def groups(items: Iterable[_Item]) -> Iterator[list[_Item]]:
-    """The items, so many at a time as are sent together."""
-    iterator = iter(items)
-    while group := list(islice(iterator, LINES_PER_GROUP)):
+def pair(source: Line, target: Line | None) -> Line:
+    """A source with its target, if there is one; or what is wrong with either."""
+    if isinstance(source, DragomanError) or target is None:
+        return source
+    return target if isinstance(target, DragomanError) else Input(source.source, target.source)
+
+
+def groups(lines: Iterable[Line]) -> Iterator[list[Line]]:
+    """The lines, so many at a time as are sent together."""
+    group: list[Line] = []
+    num_characters = 0
+    for line in lines:
+        length = 0 if isinstance(line, DragomanError) else len(line.source) + len(line.target or "")
+        if group and (len(group) == LINES_PER_GROUP or num_characters + length > CHARACTERS_PER_GROUP):
+            yield group
+            group, num_characters = [], 0
+        group.append(line)
+        num_characters += length
+    if group:
         yield group
 
 
-def progress_bar(*, visible: bool) -> Progress:
-    """A progress bar on standard error, whose console is for messages too."""
-    console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        console=console,
-        # In a log it would be noise, and among translations on the screen a mess.
-        disable=not (visible and console.is_terminal),
-    )
+def _decoded(line: bytes, name: str) -> Line:
+    try:
+        return Input(line.decode())
+    except UnicodeDecodeError as error:
+        return InvalidArgumentError(f"The {name} is not UTF-8: byte {error.start + 1} is 0x{line[error.start]:02x}")

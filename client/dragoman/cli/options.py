@@ -1,10 +1,15 @@
 """Options that several commands have."""
 
-from typing import Annotated
+from typing import Annotated, Literal, TypeAlias
 
 import typer
 
 from dragoman._channel import ADDRESS_VARIABLE
+from dragoman.client import Client
+from dragoman.types import Priority
+
+# A batch of long lines takes a slow server tens of seconds, and may wait as long for others.
+DEFAULT_TIMEOUT_SECONDS = 300.0
 
 Address = Annotated[
     str,
@@ -16,6 +21,25 @@ Address = Annotated[
     ),
 ]
 Model = Annotated[str, typer.Option("--model", help="Name of the model; default: that of the server.")]
-PriorityName = Annotated[
-    str, typer.Option("--priority", metavar="interactive|default|bulk", help="Who goes first where not all can.")
+PriorityName = Annotated[Priority, typer.Option("--priority", help="Who goes first where not all can.")]
+Timeout = Annotated[
+    float,
+    typer.Option(
+        min=0.001,
+        metavar="SECONDS",
+        help="How long one call to the server may take; inf is any time. Files go out in many calls.",
+    ),
 ]
+SegmentationName: TypeAlias = Literal["default", "line", "sentence", "packed"]
+
+
+def connected(address: str, timeout: float) -> Client:
+    """The client of a command, to be closed by it.
+
+    Raises:
+        typer.BadParameter: one of the two makes no sense.
+    """
+    try:
+        return Client(address, timeout=timeout)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None

@@ -123,16 +123,18 @@ class TranslationServiceServicer(object):
         out of order. The call ends with OK when the caller has ended its side and
         all results are sent.
 
-        The server works on a limited number of inputs of a stream, 256 unless it
-        was told otherwise, and counts those whose results are not read yet: it
-        stops reading from a caller who does not read. So read while you write.
+        The server works on a limited number of segments of a stream, 256 unless it
+        was told otherwise, but on one input at least, and counts those whose results
+        are not read yet: it stops reading from a caller who does not read. So read
+        while you write. It also reads no further while streams have filled their
+        queue and this one has its share of it. So no input is refused because the
+        queue is full: it waits, as the caller's writes do.
 
-        An input that cannot be translated, that finds the queue full
-        (RESOURCE_EXHAUSTED: send it again after the time in RetryInfo) or that the
-        model fails on has the error in its result. The call itself fails as
-        Translate does: for a config at fault, a message that is not valid, the
-        deadline, and a server that stops. Results not sent by then are lost. A call
-        that is cancelled takes all its inputs along.
+        An input that cannot be translated or that the model fails on has the error
+        in its result. The call itself fails as Translate does: for a config at
+        fault, a message that is not valid, the deadline, and a server that stops.
+        Results not sent by then are lost. A call that is cancelled takes all its
+        inputs along.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

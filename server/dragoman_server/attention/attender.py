@@ -102,7 +102,7 @@ class Attender:
         (request,) = planned.requests
         nums_target = [len(request.prefix_ids)] if request.prefix_ids else []
         self._check_size(selection, request, nums_target)
-        check_deadline(context)
+        check_deadline(context.deadline)
         num_targets = (len(nums_target) or plan.decoding.search.num_hypotheses) * has_target
         with worker.admitted(1 + num_targets * (1 + len(selection.kinds))):
             hypotheses = await self._targets(request, has_target)
@@ -112,7 +112,7 @@ class Attender:
                 for hypothesis in hypotheses
             ]
             num_characters = _num_characters(pair) * (1 + len(targets))
-            header = await self._threads.run(num_characters, partial(self._header, planned, selection, targets))
+            header = await self._threads.run(num_characters, partial(self._header, plan, planned, selection, targets))
             await send(header)
             await self._send_weights(worker, header, request, hypotheses, send)
 
@@ -133,11 +133,14 @@ class Attender:
 
         return await worker.run(logprobs, request.deadline)
 
-    def _header(self, planned: PlannedText, selection: Selection, targets: Sequence[ForcedTarget]) -> AttentionHeader:
+    def _header(
+        self, plan: Plan, planned: PlannedText, selection: Selection, targets: Sequence[ForcedTarget]
+    ) -> AttentionHeader:
         (source,), (request,) = planned.text.segments, planned.requests
         start_id = self._manifest.decoder_start_token_id
         return AttentionHeader(
             self._resource_name,
+            plan.direction,
             source_tokens(planned.text.text, source, request, self._tokenizer),
             [attention_target(target, planned.target_text, start_id, self._tokenizer) for target in targets],
             plan_tensors(selection, len(request.source_ids), [len(target.logprobs) for target in targets]),
@@ -194,9 +197,9 @@ class Attender:
         resolved = resolve_alignment(call, self._manifest)
         plan, alignment = self._plan(call.config, context, resolved, len(call.inputs))
         worker = self._attention_worker()
-        num_characters = sum(map(_num_characters, call.inputs))
-        pairs = await self._threads.run(num_characters, partial(self._planner.plan_alignments, call.inputs, plan))
-        check_deadline(context)
+        nums_characters = [*map(_num_characters, call.inputs)]
+        pairs = await self._threads.run_all(nums_characters, self._planner.plan_alignments(call.inputs, plan))
+        check_deadline(context.deadline)
         planned = [pair for pair in pairs if isinstance(pair, PlannedText)]
         requests = [request for pair in planned for request in pair.requests]
         with worker.admitted(len(requests)):
@@ -209,7 +212,7 @@ class Attender:
                 completion = None if pair.requests[0].prefix_ids else next(completions)
                 work = partial(align_pair, pair, completion, alignment, self._manifest, self._tokenizer)
                 results.append(await worker.run(work, context.deadline))
-        return AlignOutcome(results, alignment, self._resource_name)
+        return AlignOutcome(results, alignment, self._resource_name, plan.direction)
 
     async def _decoded(self, requests: Sequence[Request]) -> Sequence[Completion]:
         with submitted(self._engine, requests) as answers:

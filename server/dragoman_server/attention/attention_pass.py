@@ -7,14 +7,13 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 from numpy.typing import NDArray
 
 from dragoman.types import AttentionKind
 from dragoman_server.attention.background import Background, run_options
-from dragoman_server.bundle.bundle import ATTENTION_FILE, Bundle
+from dragoman_server.bundle.bundle import Bundle
+from dragoman_server.bundle.manifest import ATTENTION_FILE
 from dragoman_server.runtime.session import open_session
-from dragoman_server.errors import BundleError
 
 # Of the table of log-probs, rows by vocabulary, that is computed at a time. There are two of these.
 _MAX_TABLE_BYTES = 8 << 20
@@ -39,14 +38,15 @@ class AttentionPass:
         background: where the graph runs; None is the thread that calls.
 
     Attributes:
+        background: as given; may be set between runs.
         heads: of each layer.
 
     Raises:
-        BundleError: ONNX Runtime refuses the graph, or outputs are missing.
+        BundleError: ONNX Runtime refuses the graph.
     """
 
     def __init__(self, bundle: Bundle, num_threads: int, background: Background | None = None) -> None:
-        self._bundle, self._background = bundle, background
+        self._bundle, self.background = bundle, background
         architecture = bundle.manifest.architecture
         self._num_layers: dict[AttentionKind, int] = {
             "encoder": architecture.num_encoder_layers,
@@ -55,7 +55,7 @@ class AttentionPass:
         }
         self.heads = range(architecture.num_heads)
         self._width = architecture.num_heads * architecture.d_head
-        self._session = self._open(num_threads)
+        self._session = open_session(bundle.folder / ATTENTION_FILE, num_threads, saves_memory=True)
 
     def layers(self, kind: AttentionKind) -> range:
         """The layers that have attention of a kind."""
@@ -143,19 +143,10 @@ class AttentionPass:
             for name, array in arrays.items():
                 bind(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
         run = partial(self._session.run_with_iobinding, binding)
-        if self._background is None:
+        if self.background is None:
             run(run_options())
         else:
-            self._background.run(run)
-
-    def _open(self, num_threads: int) -> ort.InferenceSession:
-        path = self._bundle.folder / ATTENTION_FILE
-        session = open_session(path, num_threads, saves_memory=True)
-        found = {output.name for output in session.get_outputs()}
-        expected = {f"{kind}_attentions.{i}" for kind, number in self._num_layers.items() for i in range(number)}
-        if missing := sorted(expected - found):
-            raise BundleError(f"{path} has no outputs {', '.join(missing)}")
-        return session
+            self.background.run(run)
 
 
 def _empty(shape: tuple[int, ...]) -> NDArray[np.float32]:

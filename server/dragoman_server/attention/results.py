@@ -12,6 +12,7 @@ from dragoman_server.attention.selection import Selection
 from dragoman_server.bundle.manifest import Alignment
 from dragoman_server.engine.sequence import FinishReason
 from dragoman_server.errors import InvalidInputError
+from dragoman_server.languages import Direction
 from dragoman_server.text.tokenizer import Span
 
 
@@ -52,6 +53,7 @@ class AttentionHeader:
     """What the weights that follow are about."""
 
     model: str  # name@version
+    direction: Direction
     source_tokens: Sequence[SourceToken]
     targets: Sequence[AttentionTarget]
     tensors: Sequence[TensorPlan]
@@ -81,3 +83,4 @@ class AlignOutcome:
     results: Sequence[AlignedPair | InvalidInputError]
     alignment: Alignment  # what was used
     model: str  # name@version
+    direction: Direction

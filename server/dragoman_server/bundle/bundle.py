@@ -1,29 +1,42 @@
 """A model bundle on disk: checked once when it is opened, trusted afterwards."""
 
 import hashlib
+import os
 from dataclasses import dataclass
+from functools import cached_property
 from importlib import resources
 from pathlib import Path
 
-from dragoman_server.bundle.manifest import MANIFEST_FILE, Manifest, TokenizerKind
-from dragoman_server.errors import BundleError
+import numpy as np
 
-ENCODER_FILE, DECODER_STEP_FILE, ATTENTION_FILE = "encoder.onnx", "decoder_step.onnx", "attention.onnx"
-WEIGHTS_FILE = "weights.bin"
-TOKENIZER_FILES: dict[TokenizerKind, tuple[str, ...]] = {
-    "sentencepiece": ("tokenizer.model",),
-    "marian": ("source.spm", "target.spm", "vocab.json"),
-}
+from dragoman_server.bundle.graph import Graph, read_graph
+from dragoman_server.bundle.graph_rules import check_graphs, check_weights, weights_size
+from dragoman_server.bundle.manifest import (
+    ATTENTION_FILE,
+    DECODER_STEP_FILE,
+    ENCODER_FILE,
+    MANIFEST_FILE,
+    TOKENIZER_FILES,
+    WEIGHTS_FILE,
+    FileName,
+    Manifest,
+)
+from dragoman_server.bundle.rules import about
+from dragoman_server.bundle.tokenizer_rules import check_tokenizer
+from dragoman_server.errors import BundleError
+from dragoman_server.text.tokenizer import TextCodec, load_tokenizer
+
+_GRAPH_FILES: tuple[FileName, ...] = (ENCODER_FILE, DECODER_STEP_FILE, ATTENTION_FILE)
+
+# Several times what the largest models need, and little enough to be read and checked at once.
+MAX_MANIFEST_BYTES = 4 << 20
+MAX_GRAPH_BYTES = 4 << 20
+MAX_TOKENIZER_BYTES = 32 << 20
 
 
 def embedded_bundle() -> Path:
     """The default model that is shipped inside this package."""
     return Path(str(resources.files("dragoman_server"))) / "models" / "default"
-
-
-def required_files(tokenizer: TokenizerKind) -> tuple[str, ...]:
-    """The files that every bundle with this kind of tokenizer has beside its manifest; it may have ATTENTION_FILE."""
-    return (ENCODER_FILE, DECODER_STEP_FILE, WEIGHTS_FILE, *TOKENIZER_FILES[tokenizer])
 
 
 def file_sha256(path: Path) -> str:
@@ -34,7 +47,7 @@ def file_sha256(path: Path) -> str:
 
 @dataclass(frozen=True)
 class Bundle:
-    """An opened bundle: its files are present and are the ones the manifest was written for."""
+    """An opened bundle: its files are the ones the manifest was written for, and fit it and each other."""
 
     folder: Path
     manifest: Manifest
@@ -42,27 +55,25 @@ class Bundle:
 
     @classmethod
     def open(cls, folder: Path) -> "Bundle":
-        """Reads the manifest and checks every file against it.
+        """Reads the manifest, and checks every file against it, without running anything.
 
         A model is code, so nothing but the files in the manifest is ever opened, and none through a link: a link could
-        lead out of the bundle.
+        lead out of the bundle. No file is read to its end before it is known that its size is as it must be.
 
         Raises:
-            BundleError: naming the first file that is missing, is not a plain file or has other contents.
+            BundleError: naming the file, and the field or the part of it that is not as it must be.
         """
         if not folder.is_dir():
             raise BundleError(f"{folder} is not a directory; a model bundle is one, with a {MANIFEST_FILE} in it")
-        manifest = Manifest.read(folder)
-        for name in required_files(manifest.tokenizer):
-            if name not in manifest.files:
-                raise BundleError(f"{folder / MANIFEST_FILE}: files has no entry for {name}")
-        for name, expected in manifest.files.items():
-            path = folder / name
-            if path.is_symlink() or not path.is_file():
-                raise BundleError(f"{path} is missing or not a plain file")
-            if file_sha256(path) != expected:
-                raise BundleError(f"{path} is damaged: its sha256 is not the one in {MANIFEST_FILE}")
-        return cls(folder, manifest, file_sha256(folder / MANIFEST_FILE)[:12])
+        try:
+            with about(MANIFEST_FILE):
+                contents = _read(folder / MANIFEST_FILE, MAX_MANIFEST_BYTES)
+                manifest = Manifest.from_json(contents.decode())
+            bundle = cls(folder, manifest, hashlib.sha256(contents).hexdigest()[:12])
+            bundle._check_files()
+        except ValueError as error:  # begins with the name of a file
+            raise BundleError(f"{folder}/{error}") from error
+        return bundle
 
     @property
     def resource_name(self) -> str:
@@ -77,3 +88,51 @@ class Bundle:
     def tokenizer_path(self) -> Path:
         """The first of the tokenizer's files: all of it where the kind is sentencepiece."""
         return self.folder / TOKENIZER_FILES[self.manifest.tokenizer][0]
+
+    @cached_property
+    def tokenizer(self) -> TextCodec:
+        """The tokenizer; raises BundleError where a file is damaged."""
+        return load_tokenizer(self.manifest.tokenizer, self.folder)
+
+    def _check_files(self) -> None:
+        graphs: dict[str, Graph] = {}
+        for name in _GRAPH_FILES:
+            if name in self.manifest.files:
+                with about(name):
+                    graphs[name] = read_graph(self._read(name, MAX_GRAPH_BYTES))
+        sizes = check_graphs(graphs, self.manifest)
+        with about(WEIGHTS_FILE):
+            path = _plain(self.folder / WEIGHTS_FILE)
+            if (size := path.stat().st_size) != (needed := weights_size(graphs)):
+                raise ValueError(f"it is {size} bytes long; the graphs need {needed}")
+            if size > (memory := os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")):
+                raise ValueError(f"it is {size} bytes long; this machine has {memory} bytes of memory")
+            self._check_digest(WEIGHTS_FILE, file_sha256(path))
+            check_weights(graphs, np.memmap(path, np.uint8, "r"))
+        for name in TOKENIZER_FILES[self.manifest.tokenizer]:
+            with about(name):
+                self._read(name, MAX_TOKENIZER_BYTES)
+        with about(MANIFEST_FILE):
+            check_tokenizer(self.tokenizer, self.manifest, sizes)
+
+    def _read(self, name: FileName, max_bytes: int) -> bytes:
+        contents = _read(self.folder / name, max_bytes)
+        self._check_digest(name, hashlib.sha256(contents).hexdigest())
+        return contents
+
+    def _check_digest(self, name: FileName, digest: str) -> None:
+        if digest != self.manifest.files[name]:
+            raise ValueError(f"it is damaged: its sha256 is not the one in {MANIFEST_FILE}")
+
+
+def _plain(path: Path) -> Path:
+    """The path of what is a file itself, and no link, pipe or device."""
+    if path.is_symlink() or not path.is_file():
+        raise ValueError("it is missing or not a plain file")
+    return path
+
+
+def _read(path: Path, max_bytes: int) -> bytes:
+    if (size := _plain(path).stat().st_size) > max_bytes:
+        raise ValueError(f"it is {size} bytes long; at most {max_bytes} are read")
+    return path.read_bytes()

@@ -1,56 +1,99 @@
-"""The bundle format: what stands in `manifest.json`. Standard library only; written by the exporter, read here."""
+"""The bundle format: the names of its files, and what stands in `manifest.json`; written by the exporter, read here.
+
+Types and ranges are declared with the fields, what fields must be to each other in `_RULES`.
+"""
 
 import dataclasses
 import json
-import math
-import types
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Final, Literal, TypedDict, TypeVar
 
-from dragoman_server.errors import BundleError
+import msgspec
+from msgspec import Meta
 
-FORMAT_VERSION = 3
+from dragoman_server.bundle import strict_json
+from dragoman_server.bundle.rules import Rule, are_distinct, check
+
+_T = TypeVar("_T")
+
+FORMAT_VERSION = 4
 MANIFEST_FILE = "manifest.json"
-MAX_MANIFEST_BYTES = 16 << 20
+# Nothing else is ever opened.
+FileName = Literal[
+    "encoder.onnx",
+    "decoder_step.onnx",
+    "attention.onnx",
+    "weights.bin",
+    "tokenizer.model",
+    "source.spm",
+    "target.spm",
+    "vocab.json",
+]
+ENCODER_FILE: Final = "encoder.onnx"
+DECODER_STEP_FILE: Final = "decoder_step.onnx"
+ATTENTION_FILE: Final = "attention.onnx"
+WEIGHTS_FILE: Final = "weights.bin"
 
 Precision = Literal["fp32", "int8"]
 TokenizerKind = Literal["sentencepiece", "marian"]  # one joint model; or Marian's two models and a vocabulary
+TOKENIZER_FILES: dict[TokenizerKind, tuple[FileName, ...]] = {
+    "sentencepiece": ("tokenizer.model",),
+    "marian": ("source.spm", "target.spm", "vocab.json"),
+}
 # From which row of cross-attention a target token is aligned: that of the step which emits it, or of the step which
 # reads it, one later (Shift-Att, Chen et al. 2020).
 AlignmentMethod = Literal["output_row", "shifted"]
 # How lines are cut into segments where a caller does not say. Most models were trained on single sentences.
 DefaultSegmentation = Literal["sentence", "line", "packed"]
 
+# What no model comes near, so that sums and products of these are safe.
+Count = Annotated[int, Meta(ge=1, le=1 << 20)]
+TokenId = Annotated[int, Meta(ge=0, lt=1 << 24)]
+TokenIds = Annotated[tuple[TokenId, ...], Meta(min_length=1, max_length=1 << 16)]
+LogProb = Annotated[float, Meta(ge=-1e4, le=1e-3)]  # rounding may put it above 0
+Name = Annotated[str, Meta(max_length=128, pattern=r"^\w([\w .,:/+()~#=-]*[\w)])?\Z")]
+LanguageCode = Annotated[str, Meta(max_length=35, pattern=r"^[A-Za-z0-9]+([_-][A-Za-z0-9]+)*\Z")]
+Direction = tuple[LanguageCode, LanguageCode]  # from, to
+Sha256 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
+
+# Beyond this a replay shows nothing. fp32 differs by rounding alone.
+_MAX_TOLERANCE: dict[Precision, float] = {"fp32": 0.01, "int8": 5.0}
+
+# Fields that may be absent: bundles were written before there were these.
+_OPTIONAL_FIELDS = {"alignment", "segmentation", "source_pieces"}
+
 
 @dataclass(frozen=True)
 class Architecture:
     """The shapes the engine needs to know; the graphs know the rest."""
 
-    num_encoder_layers: int
-    num_decoder_layers: int
-    num_heads: int
-    d_head: int
-    vocabulary_size: int  # of the target
+    num_encoder_layers: Annotated[int, Meta(ge=1, le=256)]
+    num_decoder_layers: Annotated[int, Meta(ge=1, le=256)]
+    num_heads: Annotated[int, Meta(ge=1, le=1024)]
+    d_head: Annotated[int, Meta(ge=1, le=1024)]
+    vocabulary_size: Count  # of the target
 
 
 @dataclass(frozen=True)
 class Limits:
     """All in tokens."""
 
-    max_source_tokens: int  # with language tag and end-of-sentence
-    max_target_tokens: int  # with end-of-sentence
-    segment_tokens: int  # up to which sentences stay together where lines are "packed"
+    max_source_tokens: Count  # with language tag and end-of-sentence
+    max_target_tokens: Count  # with end-of-sentence
+    segment_tokens: Count  # up to which sentences stay together where lines are "packed"
 
 
 @dataclass(frozen=True)
 class Generation:
     """The bundle's generation defaults: how it decodes where a caller does not say. Definitions are Hugging Face's."""
 
-    beam_size: int = 1  # 1 is greedy
-    length_penalty: float = 1.0  # the score is sum_logprob / num_tokens ** length_penalty
+    beam_size: Annotated[int, Meta(ge=1, le=4096)] = 1  # 1 is greedy
+    # The score is sum_logprob / num_tokens ** length_penalty. The range is that of calls.
+    length_penalty: Annotated[float, Meta(ge=-10.0, le=10.0)] = 1.0
     early_stopping: bool = False  # whether to stop as soon as there are beam_size hypotheses
-    suppressed_token_ids: tuple[int, ...] = ()  # never generated, whatever a caller says
+    suppressed_token_ids: tuple[TokenId, ...] = ()  # never generated, whatever a caller says
 
 
 @dataclass(frozen=True)
@@ -58,8 +101,9 @@ class Alignment:
     """From which cross-attention weights words are aligned where a caller does not say."""
 
     method: AlignmentMethod
-    layer: int  # of the decoder, from 0
-    heads: tuple[int, ...]  # from 0; the mean of their weights is taken
+    layer: Annotated[int, Meta(ge=0)]  # of the decoder, from 0
+    # From 0; the mean of their weights is taken.
+    heads: Annotated[tuple[Annotated[int, Meta(ge=0)], ...], Meta(min_length=1)]
 
 
 @dataclass(frozen=True)
@@ -74,43 +118,44 @@ class StateTensors:
 class Golden:
     """One sentence of the parity certificate with what PyTorch made of it."""
 
-    source_ids: tuple[int, ...]
-    token_ids: tuple[int, ...]  # greedy, end-of-sentence included
-    token_logprobs: tuple[float, ...]
+    source_ids: TokenIds
+    token_ids: TokenIds  # greedy, end-of-sentence included
+    token_logprobs: tuple[LogProb, ...]
+    source_pieces: tuple[str, ...] | None = None  # what the tokenizer's vocabulary has under source_ids
 
 
 @dataclass(frozen=True)
 class Parity:
     """The parity certificate: how far ONNX Runtime was from PyTorch at export, and samples to replay."""
 
-    max_logprob_difference: float  # largest seen at export, teacher-forced, natural log
-    logprob_tolerance: float  # a replay beyond this is refused
-    max_attention_difference: float
-    token_agreement: float  # share of sentences with identical greedy ids
-    num_sentences: int
-    golden: tuple[Golden, ...]
+    max_logprob_difference: Annotated[float, Meta(ge=0.0, le=1e4)]  # largest seen, teacher-forced, natural log
+    logprob_tolerance: Annotated[float, Meta(ge=0.0)]  # a replay beyond this is refused
+    max_attention_difference: Annotated[float, Meta(ge=0.0, le=1e4)]
+    token_agreement: Annotated[float, Meta(ge=0.0, le=1.0)]  # share of sentences with identical greedy ids
+    num_sentences: Count
+    golden: Annotated[tuple[Golden, ...], Meta(min_length=1, max_length=64)]
 
 
 @dataclass(frozen=True)
 class Manifest:
     """Everything the server knows about a model apart from its weights."""
 
-    name: str
+    name: Name
     architecture: Architecture
     precision: Precision
-    directions: tuple[tuple[str, str], ...]  # (source language code, target language code)
-    source_prefix_ids: dict[str, tuple[int, ...]]  # by target language: control ids that open every source
-    decoder_start_token_id: int
-    eos_token_id: int
-    pad_token_id: int
+    directions: Annotated[tuple[Direction, ...], Meta(min_length=1)]
+    source_prefix_ids: dict[LanguageCode, tuple[TokenId, ...]]  # by target language: control ids that open every source
+    decoder_start_token_id: TokenId
+    eos_token_id: TokenId
+    pad_token_id: TokenId
     limits: Limits
     state: StateTensors
     parity: Parity
-    files: dict[str, str]  # file name -> sha256, hex
+    files: dict[FileName, Sha256]
     tokenizer: TokenizerKind = "sentencepiece"
-    segmentation: DefaultSegmentation = "sentence"  # may be absent
     generation: Generation = field(default_factory=Generation)
     alignment: Alignment | None = None  # None, or absent, where it was never tuned
+    segmentation: DefaultSegmentation = "sentence"
     format_version: int = FORMAT_VERSION
 
     @property
@@ -118,78 +163,45 @@ class Manifest:
         """What was tuned, else what is best for most models."""
         return self.alignment or default_alignment(self.architecture)
 
+    @property
+    def required_files(self) -> tuple[FileName, ...]:
+        """The files that the bundle has beside its manifest; it may have ATTENTION_FILE."""
+        return required_files(self.tokenizer)
+
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self), indent=1) + "\n"
 
     @classmethod
-    def read(cls, folder: Path) -> "Manifest":
-        """Raises BundleError naming the file, the field and the fault."""
-        path = folder / MANIFEST_FILE
-        if path.is_symlink() or not path.is_file():
-            raise BundleError(f"{folder} is not a model bundle: it has no {MANIFEST_FILE} that is a plain file")
-        if path.stat().st_size > MAX_MANIFEST_BYTES:
-            raise BundleError(f"{path} is {path.stat().st_size} bytes long; at most {MAX_MANIFEST_BYTES} are read")
-        try:
-            return cls.from_json(path.read_text(encoding="utf-8"))
-        except (ValueError, RecursionError) as error:
-            raise BundleError(f"{path}: {error}") from error
-
-    @classmethod
     def from_json(cls, text: str) -> "Manifest":
-        """Raises ValueError naming the first field that is missing, unknown or of the wrong type."""
-        values = json.loads(text)
+        """Raises ValueError naming the first field that is missing, unknown, or not as it must be."""
+        values = strict_json.loads(text)
         if not isinstance(values, dict):
             raise ValueError("the manifest is not a JSON object")
         # Before anything else: a newer format may have other fields.
         if values.get("format_version") != FORMAT_VERSION:
             raise ValueError(
-                f"format_version is {values.get('format_version')!r}; this server reads version {FORMAT_VERSION}"
+                f"format_version is {values.get('format_version')!r:.80}; this server reads version {FORMAT_VERSION}"
             )
-        manifest: Manifest = _read(cls, {"segmentation": "sentence"} | values, "")
-        manifest._check()
+        manifest = _convert(values, cls)
+        for fault in _other_fields(values, dataclasses.asdict(manifest), ""):
+            raise ValueError(fault)
+        check(_RULES, manifest, manifest)
         return manifest
 
-    def _check(self) -> None:
-        sizes = dataclasses.asdict(self.architecture) | dataclasses.asdict(self.limits)
-        for name, value in sizes.items():
-            if value < 1:
-                raise ValueError(f"{name} is {value}, must be at least 1")
-        kinds_by_name = {"precision": Precision, "tokenizer": TokenizerKind, "segmentation": DefaultSegmentation}
-        for name, kinds in kinds_by_name.items():
-            if getattr(self, name) not in get_args(kinds):
-                raise ValueError(f"{name} is {getattr(self, name)!r}, must be one of {', '.join(get_args(kinds))}")
-        self._check_generation()
-        if self.alignment is not None:
-            _check_alignment(self.alignment, self.architecture)
-        for _, target in self.directions:
-            if target not in self.source_prefix_ids:
-                raise ValueError(f"source_prefix_ids has no entry for target language {target!r}")
-        num_tensors = 2 * self.architecture.num_decoder_layers
-        for kind, names in (("self_kv", self.state.self_kv), ("cross_kv", self.state.cross_kv)):
-            if len(names) != num_tensors:
-                raise ValueError(f"state.{kind} names {len(names)} tensors, the decoder layers need {num_tensors}")
-        if not self.parity.golden:
-            raise ValueError("parity.golden is empty: nothing shows that the model does what its source does")
-        for index, golden in enumerate(self.parity.golden):
-            if not 0 < len(golden.token_ids) == len(golden.token_logprobs):
-                raise ValueError(
-                    f"parity.golden[{index}] has {len(golden.token_ids)} token_ids and "
-                    f"{len(golden.token_logprobs)} token_logprobs; it needs as many of each, and at least one"
-                )
-        for name in self.files:
-            if Path(name).name != name or name in ("", ".", ".."):
-                raise ValueError(f"files: {name!r} is not a plain file name")
 
-    def _check_generation(self) -> None:
-        if self.generation.beam_size < 1:
-            raise ValueError(f"generation.beam_size is {self.generation.beam_size}, must be at least 1")
-        for token_id in self.generation.suppressed_token_ids:
-            if not 0 <= token_id < self.architecture.vocabulary_size:
-                raise ValueError(f"generation.suppressed_token_ids has {token_id}, which is not in the vocabulary")
-            if token_id == self.eos_token_id:
-                raise ValueError(
-                    f"generation.suppressed_token_ids has end-of-sentence ({token_id}): no target would end"
-                )
+def required_files(tokenizer: TokenizerKind) -> tuple[FileName, ...]:
+    """The files that every bundle with this kind of tokenizer has beside its manifest; it may have ATTENTION_FILE."""
+    return (ENCODER_FILE, DECODER_STEP_FILE, WEIGHTS_FILE, *TOKENIZER_FILES[tokenizer])
+
+
+class _Names(TypedDict):
+    name: Name
+    directions: tuple[Direction, ...]
+
+
+def check_names(name: str, directions: tuple[tuple[str, str], ...]) -> None:
+    """Raises ValueError where no bundle may have this name or these languages; for those who are about to make one."""
+    _convert({"name": name, "directions": directions}, _Names)
 
 
 def default_alignment(architecture: Architecture) -> Alignment:
@@ -202,57 +214,127 @@ def default_alignment(architecture: Architecture) -> Alignment:
     return Alignment("shifted", layer, tuple(range(architecture.num_heads)))
 
 
-def _check_alignment(alignment: Alignment, architecture: Architecture) -> None:
-    if alignment.method not in get_args(AlignmentMethod):
-        methods = ", ".join(get_args(AlignmentMethod))
-        raise ValueError(f"alignment.method is {alignment.method!r}, must be one of {methods}")
-    if not 0 <= alignment.layer < architecture.num_decoder_layers:
-        last = architecture.num_decoder_layers - 1
-        raise ValueError(f"alignment.layer is {alignment.layer}, must be from 0 to {last}")
-    for head in alignment.heads:
-        if not 0 <= head < architecture.num_heads:
-            raise ValueError(f"alignment.heads has {head}, must be from 0 to {architecture.num_heads - 1}")
-    if len(set(alignment.heads)) != len(alignment.heads) or not alignment.heads:
-        raise ValueError(f"alignment.heads is {list(alignment.heads)}, must name at least one head, and each once")
+def state_tensors(num_decoder_layers: int) -> StateTensors:
+    """The names in Hugging Face optimum's manner."""
+    self_kv, cross_kv = (
+        tuple(f"past_key_values.{layer}.{side}.{kv}" for layer in range(num_decoder_layers) for kv in ("key", "value"))
+        for side in ("decoder", "encoder")
+    )
+    return StateTensors(self_kv, cross_kv)
 
 
-def _read(kind: Any, value: Any, path: str) -> Any:
-    """Builds `kind` (a dataclass, tuple, dict, scalar type or `X | None`) from parsed JSON, strictly.
+def _opens_with_a_prefix(source_ids: tuple[int, ...], manifest: Manifest) -> bool:
+    return any(source_ids[: len(prefix)] == prefix for prefix in manifest.source_prefix_ids.values())
 
-    A field that may be None may be absent.
-    """
-    origin: Any = get_origin(kind)
-    arguments: tuple[Any, ...] = get_args(kind)
-    name = path.rstrip(".") or "the manifest"
-    if origin is types.UnionType:
-        return None if value is None else _read(arguments[0], value, path)
-    if dataclasses.is_dataclass(kind) and isinstance(kind, type):
-        if not isinstance(value, dict):
-            raise ValueError(f"{name} is not an object")
-        fields = dataclasses.fields(kind)
-        names = {f.name for f in fields}
-        value = dict.fromkeys((f.name for f in fields if get_origin(f.type) is types.UnionType), None) | value
-        if value.keys() != names:
-            missing, unknown = sorted(names - value.keys()), sorted(value.keys() - names)
-            raise ValueError(f"{name}: missing fields {missing}, unknown fields {unknown}")
-        return kind(**{f.name: _read(f.type, value[f.name], f"{path}{f.name}.") for f in fields})
-    if origin is tuple:
-        if not isinstance(value, list):
-            raise ValueError(f"{name} is not a list")
-        if arguments[-1] is not Ellipsis and len(value) != len(arguments):
-            raise ValueError(f"{name} has {len(value)} elements, not {len(arguments)}")
-        kinds = [arguments[0]] * len(value) if arguments[-1] is Ellipsis else arguments
-        return tuple(_read(k, v, f"{name}[{i}].") for i, (k, v) in enumerate(zip(kinds, value, strict=True)))
-    if origin is dict:
-        if not isinstance(value, dict):
-            raise ValueError(f"{name} is not an object")
-        return {k: _read(arguments[1], v, f"{name}[{k}].") for k, v in value.items()}
-    if origin is Literal:
-        kind = str
-    if kind is float and type(value) is int:
-        value = float(value)
-    if type(value) is not kind:
-        raise ValueError(f"{name} is {value!r}, not of type {kind.__name__}")
-    if kind is float and not math.isfinite(value):
-        raise ValueError(f"{name} is {value}, not a finite number")
-    return value
+
+_RULES: tuple[Rule[Manifest], ...] = (
+    Rule("directions", are_distinct, "name each direction once"),
+    Rule("directions[*]", lambda d, m: d[1] in m.source_prefix_ids, "have its target language in source_prefix_ids"),
+    Rule("source_prefix_ids", lambda ids, m: are_distinct(tuple(ids.values()), m), "have other ids for every language"),
+    Rule(
+        "source_prefix_ids[*]",
+        lambda ids, m: len(ids) + 2 <= m.limits.max_source_tokens,
+        "leave room for text, with limits.max_source_tokens {0.limits.max_source_tokens}",
+    ),
+    Rule("limits.max_target_tokens", lambda limit, _: limit >= 2, "be at least 2: a token and end-of-sentence"),
+    *(
+        Rule(
+            name,
+            lambda token_id, m: token_id < m.architecture.vocabulary_size,
+            "be below architecture.vocabulary_size, {0.architecture.vocabulary_size}",
+        )
+        for name in (
+            "decoder_start_token_id",
+            "eos_token_id",
+            "generation.suppressed_token_ids[*]",
+            "parity.golden[*].token_ids[*]",
+        )
+    ),
+    Rule(
+        "state",
+        lambda state, m: state == state_tensors(m.architecture.num_decoder_layers),
+        "have the keys and values of architecture.num_decoder_layers, {0.architecture.num_decoder_layers}",
+    ),
+    Rule(
+        "generation.suppressed_token_ids",
+        lambda ids, m: m.eos_token_id not in ids,
+        "not have end-of-sentence ({0.eos_token_id}): no target would end",
+    ),
+    Rule(
+        "generation.suppressed_token_ids",
+        lambda ids, m: 2 * len(ids) < m.architecture.vocabulary_size,
+        "leave more than half of the {0.architecture.vocabulary_size} tokens",
+    ),
+    Rule(
+        "alignment.layer",
+        lambda layer, m: layer < m.architecture.num_decoder_layers,
+        "be below architecture.num_decoder_layers, {0.architecture.num_decoder_layers}",
+    ),
+    Rule(
+        "alignment.heads[*]",
+        lambda head, m: head < m.architecture.num_heads,
+        "be below architecture.num_heads, {0.architecture.num_heads}",
+    ),
+    Rule("alignment.heads", are_distinct, "name each head once"),
+    Rule(
+        "parity.logprob_tolerance",
+        lambda tolerance, m: tolerance <= _MAX_TOLERANCE[m.precision],
+        f"be at most {_MAX_TOLERANCE['fp32']} at fp32 and {_MAX_TOLERANCE['int8']} at int8",
+    ),
+    Rule(
+        "parity.golden[*]",
+        lambda golden, _: len(golden.token_ids) == len(golden.token_logprobs),
+        "have as many token_logprobs as token_ids",
+    ),
+    Rule(
+        "parity.golden[*].source_ids",
+        lambda ids, m: len(ids) <= m.limits.max_source_tokens,
+        "be no longer than limits.max_source_tokens, {0.limits.max_source_tokens}",
+    ),
+    Rule(
+        "parity.golden[*].token_ids",
+        lambda ids, m: len(ids) <= m.limits.max_target_tokens,
+        "be no longer than limits.max_target_tokens, {0.limits.max_target_tokens}",
+    ),
+    Rule("parity.golden[*].source_ids", _opens_with_a_prefix, "begin with the ids of one of source_prefix_ids"),
+    Rule(
+        "parity.golden[*].source_ids",
+        lambda ids, m: ids[-1] == m.eos_token_id,
+        "end with eos_token_id, {0.eos_token_id}",
+    ),
+    Rule(
+        "files",
+        lambda files, m: files.keys() >= set(m.required_files),
+        "have {0.required_files} where tokenizer is {0.tokenizer}",
+    ),
+)
+
+
+def _other_fields(found: Any, kept: Any, path: str) -> Iterator[str]:
+    """What differs between a document and what was read of it: fields that there are not, or that are left out."""
+    if isinstance(kept, dict):
+        if unknown := sorted(found.keys() - kept.keys()):
+            yield f"{path or 'the manifest'} has the unknown field {unknown[0]!r:.80}"
+        if missing := sorted(kept.keys() - found.keys() - _OPTIONAL_FIELDS):
+            yield f"{path or 'the manifest'} has no field {missing[0]}"
+        for key in found:
+            yield from _other_fields(found[key], kept[key], f"{path}.{key}".lstrip("."))
+    elif isinstance(kept, tuple):
+        for index, (value, other) in enumerate(zip(found, kept, strict=True)):
+            yield from _other_fields(value, other, f"{path}[{index}]")
+
+
+def _convert(values: dict[str, Any], kind: type[_T]) -> _T:
+    """Raises ValueError naming the first field at fault and its value."""
+    try:
+        return msgspec.convert(values, kind)
+    except msgspec.ValidationError as error:
+        # It says, for instance: Expected `int`, got `str` - at `$.limits.segment_tokens`
+        text, _, place = str(error).replace("`", "").partition(" - at ")
+    path = place.removeprefix("key in ").lstrip("$.")
+    if not path or "..." in path or place.startswith("key"):  # it is no more precise where an object has any keys
+        raise ValueError(f"{path or 'the manifest'}: {text}")
+    value: Any = values
+    for name, index in re.findall(r"(\w+)|\[(\d+)\]", path):
+        value = value[name or int(index)]
+    raise ValueError(f"{path} is {value!r:.80}: {text}")

@@ -17,8 +17,9 @@ from functools import partial
 from typing import Protocol
 
 from dragoman_server.config import EngineOptions
+from dragoman_server.deadlines import has_passed
 from dragoman_server.engine.departures import Departures
-from dragoman_server.engine.lane import Lane, LaneStep
+from dragoman_server.engine.lane import Lane
 from dragoman_server.engine.runner import Runner
 from dragoman_server.engine.scheduler import Scheduler
 from dragoman_server.engine.search import Search
@@ -30,12 +31,17 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class StepReport:
-    """What one step of a lane did, for metrics, and how the engine stands after it."""
+    """What one step of a lane did, for metrics, and how the engine stands after it: see `LaneStep`."""
 
-    step: LaneStep
     num_waiting: int  # requests
     num_running: int  # requests, in all lanes
     num_cached_tokens: int  # in all lanes
+    num_encoded_tokens: int
+    num_decoded: int
+    encode_seconds: float
+    decode_seconds: float
+    queue_seconds: tuple[float, ...]
+    first_token_seconds: tuple[float, ...]
     num_cancelled: int  # dropped because their callers left
     num_expired: int  # dropped because their deadlines passed
 
@@ -85,6 +91,7 @@ class Engine:
             for schedule, runner in zip(self._scheduler.lanes, runners, strict=True)
         ]
         self._pending: set[SequenceGroup] = set()  # submitted and not yet answered
+        self._num_unlimited = 0  # of them
         self._departures = Departures(self._pending.__contains__)
         self._num_cached_tokens = [0] * len(runners)  # by lane
         self._last_progress = [0.0] * len(runners)  # by lane; where it has work, since when it has or its latest step
@@ -120,6 +127,8 @@ class Engine:
         requests: Rows[Request],
         caller: object = None,
         on_progress: Callable[[int, tuple[int, ...]], None] | None = None,
+        *,
+        is_unlimited: bool = False,
     ) -> list["Future[Completion]"]:
         """Queues all requests or none; never blocks. Cancelling a future withdraws its request.
 
@@ -128,6 +137,7 @@ class Engine:
             caller: requests of the same caller (by equality) take turns with those of others. None: one of its own.
             on_progress: called by a lane with the index of a request and the ids, without end-of-sentence, that its
                 best hypothesis is now certain to begin with; must be quick and not raise.
+            is_unlimited: whether `max_waiting` does not hold for them, nor count them: who submits them sees to that.
 
         Raises:
             QueueFullError: more would wait than `max_waiting`.
@@ -137,7 +147,7 @@ class Engine:
         arrived = time.monotonic()
         caller = object() if caller is None else caller
         groups = [
-            SequenceGroup(request, arrived, caller, partial(on_progress, index) if on_progress else None)
+            SequenceGroup(request, arrived, caller, partial(on_progress, index) if on_progress else None, is_unlimited)
             for index, request in enumerate(requests)
         ]
         num_rows = max((request.options.num_rows for request in requests), default=0)
@@ -146,14 +156,16 @@ class Engine:
         with self._lock:
             if self._refusal:
                 raise EngineDeadError(self._refusal)
-            num_waiting = len(self._pending) - self._scheduler.num_running
-            if num_waiting + len(groups) > self._options.max_waiting:
+            # Of those that run some may be unlimited, which makes it too few: by the rows of all lanes at most.
+            num_waiting = len(self._pending) - self._num_unlimited - self._scheduler.num_running
+            if not is_unlimited and num_waiting + len(groups) > self._options.max_waiting:
                 raise QueueFullError(
                     f"{num_waiting} segments are waiting and {len(groups)} more would exceed the limit of "
                     f"{self._options.max_waiting}",
                     retry_after_seconds=1.0,
                 )
             self._pending.update(groups)
+            self._num_unlimited += is_unlimited * len(groups)
             self._departures.expect(groups)
             self._scheduler.add(groups)
             dealt = self._deal()
@@ -190,10 +202,15 @@ class Engine:
                 self._num_cached_tokens[lane] = step.num_cached_tokens
                 dealt = self._deal()
                 report = StepReport(
-                    step,
                     self._scheduler.num_waiting,
                     self._scheduler.num_running,
                     sum(self._num_cached_tokens),
+                    step.num_encoded_tokens,
+                    step.num_decoded,
+                    step.encode_seconds,
+                    step.decode_seconds,
+                    step.queue_seconds,
+                    step.first_token_seconds,
                     num_cancelled,
                     num_expired,
                 )
@@ -226,7 +243,8 @@ class Engine:
         What runs is left to its lane, which drops it at its next step.
         """
         with self._lock:
-            abandoned = self._departures.take(time.monotonic())
+            now = time.monotonic()
+            abandoned = self._departures.take(now)
             if not abandoned:
                 return 0, 0
             withdrawn = self._scheduler.withdraw(abandoned)
@@ -237,8 +255,8 @@ class Engine:
         self._wake(dealt)
         for group in withdrawn:
             self._answer(group, DeadlineError("the deadline passed before the translation was begun"))
-        num_cancelled = sum(group.future.cancelled() for group in abandoned)
-        return num_cancelled, len(abandoned) - num_cancelled
+        num_expired = sum(has_passed(group.request.deadline, group.arrived, now) for group in abandoned)
+        return len(abandoned) - num_expired, num_expired
 
     def _fail_everything(self) -> None:
         # Not from the scheduler: an error may have come between leaving it and being answered.
@@ -253,6 +271,7 @@ class Engine:
             if group not in self._pending:
                 return  # the engine has died meanwhile, in another lane
             self._pending.remove(group)
+            self._num_unlimited -= group.is_unlimited
         if not group.future.set_running_or_notify_cancel():
             return  # cancelled: nobody listens
         if isinstance(answer, Completion):

@@ -1,4 +1,4 @@
-"""Who is decoded when, and in which lane. No model, no clock, no thread: a plain state machine that tests drive by hand."""
+"""Who is decoded when, and in which lane: a state machine without model, clock and threads, for tests to drive."""
 
 from bisect import insort
 from collections.abc import Collection, Iterable, Iterator

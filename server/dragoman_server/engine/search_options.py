@@ -87,7 +87,7 @@ class SearchOptions:
 
     @property
     def forks(self) -> bool:
-        """Whether a step puts other sequences in the place of those that it continues; else it only makes them longer."""
+        """Whether a step replaces the sequences that it continues by others; else it makes them longer."""
         return self.beam_size > 1 or self.is_sampling
 
     @property

@@ -121,6 +121,7 @@ class SequenceGroup:
     arrived: float
     caller: object = None  # those of one caller take turns with those of others
     on_progress: Progress | None = None  # is told the target's beginning whenever more of it has become certain
+    is_unlimited: bool = False  # whether it takes no room from others in the queue
     future: "Future[Completion]" = field(default_factory=Future)
     lane: int = -1  # that it was dealt to
     live: list[Sequence] = field(default_factory=list)  # best first

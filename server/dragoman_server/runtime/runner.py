@@ -3,18 +3,18 @@
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from dragoman_server.bundle.bundle import DECODER_STEP_FILE, ENCODER_FILE, Bundle
-from dragoman_server.bundle.manifest import Manifest
+from dragoman_server.bundle.bundle import Bundle
+from dragoman_server.bundle.manifest import DECODER_STEP_FILE, ENCODER_FILE, Manifest
+from dragoman_server.config import EngineOptions
+from dragoman_server.cpus import available_cpus
 from dragoman_server.engine.search import StepOutput
 from dragoman_server.engine.slots import Move
-from dragoman_server.errors import BundleError
 from dragoman_server.runtime.kv_pool import KvPool
 from dragoman_server.runtime.session import open_session
 
@@ -32,36 +32,16 @@ class Graphs:
         """Loads both; each run of either takes `num_threads` threads.
 
         Raises:
-            BundleError: ONNX Runtime cannot load the graphs or they are not what the manifest says.
+            BundleError: ONNX Runtime cannot load the graphs.
         """
         encoder, decoder = (open_session(bundle.folder / f, num_threads) for f in (ENCODER_FILE, DECODER_STEP_FILE))
-        graphs = cls(bundle.manifest, encoder, decoder)
-        graphs._check(bundle.folder)
-        return graphs
+        return cls(bundle.manifest, encoder, decoder)
 
     @property
     def kv_dtype(self) -> type[np.generic]:
         """Of keys and values: a calibrated int8 graph keeps them in int8."""
         types = {argument.name: argument.type for argument in self.decoder.get_inputs()}
         return np.int8 if types[self.manifest.state.self_kv[0]] == "tensor(int8)" else np.float32
-
-    def _check(self, folder: Path) -> None:
-        state = self.manifest.state
-        tensors = {*state.self_kv, *state.cross_kv}
-        sources = {"input_ids", "position_ids", "source_lengths", "token_places", "packed_places"}
-        inputs = {"input_ids", "position_ids", "source_lengths", "score_ids", "top_k", "all_rows"}
-        outputs = {"top_ids", "top_logprobs", "score_logprobs", "all_logits", "all_logprobs"}
-        expected = (
-            (ENCODER_FILE, self.encoder, sources, {"cross_kv"}),
-            (DECODER_STEP_FILE, self.decoder, inputs | tensors, outputs | set(map(present, tensors))),
-        )
-        for file, session, *names in expected:
-            for kind, arguments, needed in zip(
-                ("inputs", "outputs"), (session.get_inputs(), session.get_outputs()), names, strict=True
-            ):
-                found = {argument.name for argument in arguments}
-                if found != needed:
-                    raise BundleError(f"{folder / file} has {kind} {sorted(found)}, not {sorted(needed)}")
 
 
 class OnnxRunner:
@@ -72,11 +52,11 @@ class OnnxRunner:
 
     Args:
         graphs: shared with the runners of other lanes.
-        max_rows: rows of the KV pool.
+        max_rows: rows of the KV pool; an attribute, too.
     """
 
     def __init__(self, graphs: Graphs, max_rows: int) -> None:
-        self._graphs, self._manifest, self._max_rows = graphs, graphs.manifest, max_rows
+        self._graphs, self._manifest, self.max_rows = graphs, graphs.manifest, max_rows
         self._pool = KvPool(graphs.manifest, max_rows, graphs.kv_dtype)
         self._bindings: dict[tuple[int, int], ort.IOBinding] = {}  # by rows and k
         self._bound_generation = self._pool.generation
@@ -104,7 +84,7 @@ class OnnxRunner:
     def max_kv_bytes(self) -> int:
         """Size of the pool when it has grown to the longest sentences in all rows."""
         limits = self._manifest.limits
-        return self.kv_bytes_per_token * self._max_rows * (limits.max_source_tokens + limits.max_target_tokens)
+        return self.kv_bytes_per_token * self.max_rows * (limits.max_source_tokens + limits.max_target_tokens)
 
     @property
     def kv_bytes_per_token(self) -> int:
@@ -113,7 +93,7 @@ class OnnxRunner:
     def encode(self, sources: Sequence[Sequence[int]], first_row: int) -> None:
         feeds = encoder_feeds(sources)
         (cross_kv,) = self._graphs.encoder.run(["cross_kv"], feeds)
-        self._pool.fill(first_row, cross_kv, feeds["source_lengths"])
+        self._pool.fill(first_row, cross_kv, [len(source) for source in sources])
 
     def decode_step(
         self,
@@ -152,7 +132,7 @@ class OnnxRunner:
 
     def _top_arrays(self, top_k: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         if top_k not in self._top:
-            shape = (self._max_rows, top_k)
+            shape = (self.max_rows, top_k)
             self._top[top_k] = np.zeros(shape, np.int64), np.zeros(shape, np.float32)
         return self._top[top_k]
 
@@ -167,7 +147,11 @@ class OnnxRunner:
         binding = self._graphs.decoder.io_binding()
         ids, logprobs = self._top_arrays(top_k)
         pool = self._pool.arrays
-        outputs = {"top_ids": ids, "top_logprobs": logprobs, "score_logprobs": self._score_logprobs}
+        outputs: dict[str, NDArray[Any]] = {
+            "top_ids": ids,
+            "top_logprobs": logprobs,
+            "score_logprobs": self._score_logprobs,
+        }
         by_row: tuple[tuple[Any, dict[str, NDArray[Any]]], ...] = (
             (binding.bind_input, {**self._inputs, **pool}),
             (binding.bind_output, {**outputs, **{present(name): array for name, array in pool.items()}}),
@@ -180,6 +164,17 @@ class OnnxRunner:
         _bind_array(binding.bind_output, "all_logits", all_logits)
         _bind_array(binding.bind_output, "all_logprobs", all_logprobs)
         return binding
+
+
+def open_runners(bundle: Bundle, options: EngineOptions) -> list[OnnxRunner]:
+    """A runner for each lane of an engine with these options, on the CPUs that this process may use.
+
+    Raises:
+        BundleError: as `Graphs.open`.
+    """
+    num_lanes, num_threads = options.shape(available_cpus())
+    graphs = Graphs.open(bundle, num_threads)
+    return [OnnxRunner(graphs, options.max_running) for _ in range(num_lanes)]
 
 
 def encoder_feeds(sources: Sequence[Sequence[int]]) -> dict[str, NDArray[Any]]:

@@ -23,7 +23,7 @@ def open_session(path: Path, num_threads: int, *, saves_memory: bool = False) ->
     # A session's threads look out for more work for a while. After a run they must not: the encoder's would take the
     # processors away from the decoder's, and both from the Python between the steps.
     options.add_session_config_entry("session.force_spinning_stop", "1")
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # what is not fatal comes as an exception
     if not _has_vnni():
         # Without VNNI instructions the fast int8 kernels add pairs of products in 16 bits, which can overflow.
         options.add_session_config_entry("session.x64quantprecision", "1")

@@ -1,6 +1,7 @@
 """Cuts a text into the segments that the model translates in one piece, and puts it together."""
 
 import enum
+import itertools
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -77,8 +78,8 @@ def segment(
     encode: Encode,
     segmentation: Segmentation,
     segment_tokens: int,
-    source_language: str,
-    target_language: str,
+    languages: tuple[str, str],
+    max_segments: int | None = None,
 ) -> SegmentedText:
     """Cuts `text` into segments.
 
@@ -93,9 +94,10 @@ def segment(
             They are neighbours where an ordinary space or nothing is between them: the model would not give other
             white space back. A single sentence may have more: what is too long for the model is for the caller to
             judge.
-        source_language: BCP-47 tag of the text.
-        target_language: that of what it is translated into.
+        languages: BCP-47 tags of the text and of what it is translated into.
+        max_segments: after so many the rest of the text is left alone. None: all are cut.
     """
+    source_language, target_language = languages
 
     def tokenized(begin: int, end: int) -> SourceSegment:
         return SourceSegment(begin, end, tuple(encode(text[begin:end])))
@@ -110,13 +112,19 @@ def segment(
     )
     kept = (found for found in segments if found.token_ids and has_words(text[found.begin : found.end]))
     joint = "" if primary_language(target_language) in _UNSPACED_LANGUAGES else " "
-    return SegmentedText(text, tuple(kept), joint)
+    return SegmentedText(text, tuple(itertools.islice(kept, max_segments)), joint)
 
 
-def lines(text: str, encode: Encode) -> SegmentedText:
+def num_lines_with_words(text: str) -> int:
+    """There are at least as many segments, which is known before any of them is tokenized."""
+    return sum(map(has_words, text.splitlines()))
+
+
+def lines(text: str, encode: Encode, max_segments: int | None = None) -> SegmentedText:
     """The text with every line that has tokens as a segment, whether there are words in it or not."""
     segments = (SourceSegment(begin, end, tuple(encode(text[begin:end]))) for begin, end in _line_spans(text))
-    return SegmentedText(text, tuple(found for found in segments if found.token_ids))
+    kept = (found for found in segments if found.token_ids)
+    return SegmentedText(text, tuple(itertools.islice(kept, max_segments)))
 
 
 def _line_spans(text: str) -> Iterator[Span]:

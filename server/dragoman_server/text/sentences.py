@@ -63,7 +63,7 @@ def sentence_spans(line: str, language: str) -> Iterator[tuple[int, int]]:
 
 def primary_language(tag: str) -> str:
     """The language of a BCP-47 tag: "pt" of "pt-BR"."""
-    return tag.partition("-")[0].lower()
+    return re.split("[-_]", tag, maxsplit=1)[0].lower()
 
 
 def _stripped(line: str, begin: int, end: int) -> Iterator[tuple[int, int]]:

@@ -1,15 +1,14 @@
 """From text to token ids without specials, and back: one interface, and the two kinds of tokenizer behind it."""
 
-import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from sentencepiece import SentencePieceProcessor
 
-from dragoman_server.bundle.bundle import TOKENIZER_FILES
-from dragoman_server.bundle.manifest import TokenizerKind
+from dragoman_server.bundle import strict_json
+from dragoman_server.bundle.manifest import TOKENIZER_FILES, TokenizerKind
 from dragoman_server.errors import BundleError
 
 Span = tuple[int, int]  # [begin, end) in code points
@@ -17,6 +16,19 @@ Span = tuple[int, int]  # [begin, end) in code points
 UNKNOWN, END_OF_SENTENCE, PADDING = "<unk>", "</s>", "<pad>"
 _SPACE = "\u2581"
 _TARGET_TOKEN = re.compile(r">>(.+)<<", re.DOTALL)
+
+
+class Vocabulary(NamedTuple):
+    """What a tokenizer knows of the ids of its model."""
+
+    size: int
+    """One more than the largest id of a piece."""
+
+    end_of_sentence_id: int | None
+    padding_id: int | None
+
+    known_share: float
+    """Of the pieces of a SentencePiece model that have an id, the least if there are two."""
 
 
 class TextCodec(Protocol):
@@ -29,6 +41,8 @@ class TextCodec(Protocol):
 
     unknown_id: int
     """What stands for text that the vocabulary cannot spell."""
+
+    vocabulary: Vocabulary
 
     def encode(self, text: str) -> list[int]:
         """The ids of a source, without any specials. Empty where the rule drops all of it."""
@@ -82,6 +96,13 @@ class Tokenizer:
         """
         self._processor = _load_model(path)
         self.unknown_id: int = self._processor.unk_id()
+        end_of_sentence_id, padding_id = self._processor.eos_id(), self._processor.pad_id()
+        self.vocabulary = Vocabulary(
+            self._processor.get_piece_size(),
+            end_of_sentence_id if end_of_sentence_id >= 0 else None,
+            padding_id if padding_id >= 0 else None,
+            known_share=1.0,
+        )
 
     def encode(self, text: str) -> list[int]:
         # Spelled out, so that defaults of the library cannot add a special or sample.
@@ -141,6 +162,8 @@ class MarianTokenizer:
         self.unknown_id = ids[UNKNOWN]
         self._text_ids = {piece: token_id for piece, token_id in ids.items() if not _is_control(piece)}
         self._pieces = {token_id: piece for piece, token_id in ids.items()}
+        known_share = min(_known_share(model, ids) for model in (self._source, self._target))
+        self.vocabulary = Vocabulary(max(self._pieces) + 1, ids[END_OF_SENTENCE], ids[PADDING], known_share)
 
     def encode(self, text: str) -> list[int]:
         return self._encode(self._source, text)
@@ -203,8 +226,8 @@ def read_vocabulary(path: Path) -> dict[str, int]:
         BundleError: the file is missing or no such vocabulary.
     """
     try:
-        ids = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        ids = strict_json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
         raise BundleError(f"{path} cannot be loaded as a vocabulary: {error}") from error
     if not isinstance(ids, dict) or not all(type(token_id) is int and token_id >= 0 for token_id in ids.values()):
         raise BundleError(f"{path} is not an object of pieces and their ids")
@@ -224,6 +247,11 @@ def target_language(piece: str) -> str | None:
 
 def _is_control(piece: str) -> bool:
     return piece in (UNKNOWN, END_OF_SENTENCE, PADDING) or target_language(piece) is not None
+
+
+def _known_share(model: SentencePieceProcessor, ids: Mapping[str, int]) -> float:
+    pieces: list[str] = model.IdToPiece(list(range(model.get_piece_size())))
+    return sum(piece in ids for piece in pieces) / len(pieces)
 
 
 def _text_spans(model: SentencePieceProcessor, text: str) -> list[Span]:

@@ -92,6 +92,8 @@ def attention_response(part: AttentionHeader | Chunk) -> pb.GetAttentionResponse
         return pb.GetAttentionResponse(chunk=pb.TensorChunk(tensor=part.tensor, data=part.data))
     header = pb.AttentionHeader(
         model=part.model,
+        source_language_code=part.direction.source,
+        target_language_code=part.direction.target,
         source_tokens=map(_source_token, part.source_tokens),
         targets=map(_attention_target, part.targets),
         alignment=_choice(part.alignment),
@@ -114,6 +116,8 @@ def align_response(outcome: AlignOutcome) -> pb.AlignResponse:
     alignment = outcome.alignment
     response = pb.AlignResponse(
         model=outcome.model,
+        source_language_code=outcome.direction.source,
+        target_language_code=outcome.direction.target,
         method=_METHODS[alignment.method],
         layer=alignment.layer,
         heads=alignment.heads,

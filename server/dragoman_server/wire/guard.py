@@ -7,6 +7,7 @@ caller. Here every call ends with a status from the table in `wire/status.py`, a
 
 import asyncio
 import logging
+import math
 import secrets
 import time
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable
@@ -16,6 +17,7 @@ import grpc
 from google.protobuf.message import DecodeError
 from google.rpc.status_pb2 import Status
 
+from dragoman_server.deadlines import has_passed
 from dragoman_server.errors import DragomanError, DrainingError, MalformedMessageError
 from dragoman_server.metrics import Metrics
 from dragoman_server.wire.status import CODES, internal_status, reason_of, status_of
@@ -28,9 +30,8 @@ if TYPE_CHECKING:
 _Context = grpc.aio.ServicerContext[Any, Any]
 _Behaviour = Callable[[Any, _Context], Awaitable[Any]]
 
-# A caller whose deadline passes cancels the call, and that can arrive a moment before the
-# deadline passes here.
-_DEADLINE_SLACK_SECONDS = 0.05
+# When a caller leaves, the stream of its requests ends as if it were complete, and only then is the handler cancelled.
+_SECONDS_TO_LEAVE = 0.05
 
 _STATUS_CODES = {code.value[0]: code for code in grpc.StatusCode}
 
@@ -67,35 +68,42 @@ class Guard(grpc.aio.ServerInterceptor):
         return self._guarded[method]
 
     def _guard(self, method: str, handler: "_Handler") -> "_Handler":
-        wrap, behaviour = {
-            (False, False): (grpc.unary_unary_rpc_method_handler, handler.unary_unary),
-            (False, True): (grpc.unary_stream_rpc_method_handler, handler.unary_stream),
-            (True, False): (grpc.stream_unary_rpc_method_handler, handler.stream_unary),
-            (True, True): (grpc.stream_stream_rpc_method_handler, handler.stream_stream),
-        }[bool(handler.request_streaming), bool(handler.response_streaming)]
-        parse = _parsed_stream if handler.request_streaming else _parsed
-        deserializer = handler.request_deserializer
+        behaviour = cast(
+            _Behaviour,
+            handler.unary_unary or handler.unary_stream or handler.stream_unary or handler.stream_stream,
+        )
+        parse = handler.request_deserializer
 
-        # Without a deserializer, grpc hands over the bytes: of a message, or one after the other of a stream.
-        async def guarded(request: Any, context: _Context) -> Any:
+        async def guarded(messages: AsyncIterable[bytes], context: _Context) -> Any:
             async def answer() -> Any:
-                return await cast(_Behaviour, behaviour)(parse(deserializer, request), context)
+                request = _parsed_stream(parse, messages) if handler.request_streaming else await _only(parse, context)
+                return await behaviour(request, context)
 
             return await self._answer(method, context, answer)
 
+        # To grpc every request is a stream, which looks the same on the wire: it would not call the handler of a single
+        # request that does not come, nor answer it. Without a deserializer it hands over bytes.
+        wrap = (
+            grpc.stream_stream_rpc_method_handler
+            if handler.response_streaming
+            else grpc.stream_unary_rpc_method_handler
+        )
         return wrap(guarded, request_deserializer=None, response_serializer=handler.response_serializer)
 
     async def _answer(self, method: str, context: _Context, answer: Callable[[], Awaitable[_T]]) -> _T:
         started = time.monotonic()
-        remaining = context.time_remaining()  # None: no deadline
+        remaining = context.time_remaining()
+        deadline = math.inf if remaining is None else started + remaining
 
         def count(code: grpc.StatusCode) -> None:
-            self._metrics.observe_request(method, code.name, time.monotonic() - started)
+            now = time.monotonic()
+            if now >= deadline:  # whatever the answer is, it does not arrive
+                code = grpc.StatusCode.DEADLINE_EXCEEDED
+            self._metrics.observe_request(method, code.name, now - started)
 
         def count_departure() -> None:
             """The caller has left. The context does not tell why, so the clock must."""
-            elapsed = time.monotonic() - started
-            is_late = remaining is not None and elapsed + _DEADLINE_SLACK_SECONDS >= remaining
+            is_late = has_passed(deadline, started, time.monotonic())
             count(grpc.StatusCode.DEADLINE_EXCEEDED if is_late else grpc.StatusCode.CANCELLED)
 
         try:
@@ -141,9 +149,18 @@ def _parsed(parse: Callable[[bytes], _T] | None, message: bytes) -> _T:
         ) from error
 
 
+async def _only(parse: Callable[[bytes], _T] | None, context: _Context) -> _T:
+    message = await context.read()
+    if message is grpc.aio.EOF:
+        await asyncio.sleep(_SECONDS_TO_LEAVE)
+        raise MalformedMessageError("the request is not valid: it has no message")
+    return _parsed(parse, message)
+
+
 async def _parsed_stream(parse: Callable[[bytes], _T] | None, messages: AsyncIterable[bytes]) -> AsyncIterator[_T]:
     async for message in messages:
         yield _parsed(parse, message)
+    await asyncio.sleep(_SECONDS_TO_LEAVE)
 
 
 def _failed(method: str, error: Exception) -> Status:

@@ -95,7 +95,11 @@ def read_pair(message: pb.ScoreInput | attention_pb2.AlignInput | attention_pb2.
 
 def translate_response(outcome: TranslateOutcome) -> pb.TranslateResponse:
     """The answer to a batch of texts."""
-    response = pb.TranslateResponse(model=outcome.model)
+    response = pb.TranslateResponse(
+        model=outcome.model,
+        source_language_code=outcome.direction.source,
+        target_language_code=outcome.direction.target,
+    )
     for result in outcome.results:
         _write_result(response.results.add(), result)
     return response
@@ -103,14 +107,23 @@ def translate_response(outcome: TranslateOutcome) -> pb.TranslateResponse:
 
 def exchange_response(outcome: ExchangeOutcome) -> pb.ExchangeTranslationsResponse:
     """The answer to one text of a stream."""
-    response = pb.ExchangeTranslationsResponse(id=outcome.id, model=outcome.model)
+    response = pb.ExchangeTranslationsResponse(
+        id=outcome.id,
+        model=outcome.model,
+        source_language_code=outcome.direction.source,
+        target_language_code=outcome.direction.target,
+    )
     _write_result(response.result, outcome.result)
     return response
 
 
 def score_response(outcome: ScoreOutcome) -> pb.ScoreResponse:
     """The answer to a batch of pairs."""
-    response = pb.ScoreResponse(model=outcome.model)
+    response = pb.ScoreResponse(
+        model=outcome.model,
+        source_language_code=outcome.direction.source,
+        target_language_code=outcome.direction.target,
+    )
     for result in outcome.results:
         if isinstance(result, DragomanError):
             response.results.add(error=status_of(result))

@@ -54,7 +54,11 @@ class TranslationServicer(translation_pb2_grpc.TranslationServiceServicer):
 
         call = StreamCall(read_input(request.input), read_config(request))
         outcome = await self._translator.stream(call, call_context(context), send)
-        response = pb.StreamTranslationResponse(model=outcome.model)
+        response = pb.StreamTranslationResponse(
+            model=outcome.model,
+            source_language_code=outcome.direction.source,
+            target_language_code=outcome.direction.target,
+        )
         write_translation(response.translation, outcome.result)
         await context.write(response)
 

@@ -51,6 +51,8 @@ def test_weights_come_with_their_tokens(call: Call) -> None:
     assert [token.text for token in shown.decoder_input_tokens] == ["<s>", "THE", "CAT"]
     assert [token.is_special for token in shown.decoder_input_tokens] == [True, False, False]
     assert shown.hypotheses == (shown,)
+    assert repr(shown) == "Attention(text='the cat', target_text='THE CAT', shapes={'cross': (3, 2, 3, 4)})"
+    assert repr(shown.tensors["cross"]) == "AttentionTensor(shape=(3, 2, 3, 4), layers=(0, 1, 2), heads=(0, 1))"
 
 
 @pytest.mark.parametrize("dtype", ["f32", "f16", "u16", "u8"])

@@ -30,6 +30,7 @@ def test_a_pair_is_aligned(call: Call) -> None:
     assert not any(token.is_special for token in alignment.source_tokens + alignment.target_tokens)
     assert alignment.token_scores == ((0.5, 0.0), (0.0, 0.5), (0.0, 0.5))
     assert (alignment.method, alignment.layer, alignment.heads) == ("shifted", 1, (0, 1))
+    assert repr(alignment) == "Alignment(text='the cat', target_text='un chat noir', num_word_links=3)"
 
 
 def test_a_list_comes_back_in_order_over_several_calls(call: Call, server: FakeServer) -> None:

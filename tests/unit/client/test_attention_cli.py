@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner, Result
 
+from dragoman import Attention
 from dragoman.cli.commands import app
 from dragoman.v1 import attention_pb2 as pb
 from dragoman.v1 import translation_pb2
@@ -40,6 +41,19 @@ def test_attention_is_a_heat_map(run: Run, server: FakeServer) -> None:
     assert (request.source_language_code, request.target_language_code) == ("en", "fr")
     assert request.WhichOneof("target") is None
     assert not request.selection.layers
+
+
+def test_attention_is_shown_by_words_or_by_pieces(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[bool] = []
+
+    def to_text(_: Attention, kind: str, *, words: bool) -> str:
+        asked.append(words)
+        return "map"
+
+    monkeypatch.setattr(Attention, "to_text", to_text)
+    assert run("attention", "a b", "--to", "fr").stdout == "map\n"
+    assert run("attention", "a b", "--to", "fr", "--pieces").stdout == "map\n"
+    assert asked == [True, False]
 
 
 def test_attention_of_a_given_target(run: Run, server: FakeServer) -> None:
@@ -160,6 +174,26 @@ def test_a_report_says_what_heads_do(run: Run, server: FakeServer, tmp_path: Pat
     ]
     assert len(heads) == 18
     assert page.read_text().count("<tr") == 19
+
+
+def test_a_report_ends_where_no_server_is_left(run: Run, server: FakeServer, tmp_path: Path) -> None:
+    def answer(request: pb.GetAttentionRequest, context: grpc.ServicerContext) -> Iterator[pb.GetAttentionResponse]:
+        if request.text == "gone":
+            abort(context, grpc.StatusCode.UNAVAILABLE, "Gone")
+        yield from attend(request, context)
+
+    server.attention_handler = answer
+    path = tmp_path / "lines.txt"
+    path.write_text("the cat\ngone\nthe dog\n")
+
+    result = run("attention-report", str(path), "--to", "fr")
+
+    assert result.exit_code == 1
+    assert result.stdout.splitlines()[0].endswith(": 1 texts")
+    assert result.stderr.splitlines() == [
+        "dragoman: line 2: UNAVAILABLE: Gone",
+        "dragoman: line 2 and all after it are not answered",
+    ]
 
 
 def suspicious(request: TranslateRequest, context: grpc.ServicerContext) -> TranslateResponse:

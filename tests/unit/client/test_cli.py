@@ -1,5 +1,5 @@
 import json
-import sys
+import socket
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -8,12 +8,14 @@ import grpc
 import pytest
 from typer.testing import CliRunner, Result
 
-from dragoman import cli
-from dragoman._extras import require_extra
+import dragoman
 from dragoman.cli import commands
 from dragoman.cli.commands import app
+from dragoman.cli.lines import Line
 from dragoman.v1.translation_pb2 import (
     PRIORITY_BULK,
+    SEGMENTATION_PACKED,
+    SEGMENTATION_UNSPECIFIED,
     DecodingOptions,
     ScoreRequest,
     ScoreResponse,
@@ -72,7 +74,7 @@ def test_a_file_is_translated_line_by_line(run: Run, server: FakeServer, tmp_pat
 
     assert (result.exit_code, result.stdout, result.stderr) == (0, "", "")
     assert target.read_text(encoding="utf-8").splitlines() == [line.upper() for line in lines]
-    assert {len(request.inputs) for request in server.requests} == {128, 88}
+    assert max(len(request.inputs) for request in server.requests) == 128
 
 
 def test_a_failed_line_stays_empty_and_is_reported(run: Run, server: FakeServer) -> None:
@@ -132,6 +134,7 @@ def test_decoding_options_reach_the_server(run: Run, server: FakeServer) -> None
         "--target-prefix=un",
         "--model=big",
         "--priority=bulk",
+        "--segmentation=packed",
     ]
 
     for extra in ((), ("--stream",)):
@@ -146,19 +149,25 @@ def test_decoding_options_reach_the_server(run: Run, server: FakeServer) -> None
     for request in requests:
         assert request.options == expected
         assert (request.model, request.priority) == ("big", PRIORITY_BULK)
+        assert request.segmentation == SEGMENTATION_PACKED
+
+
+def test_the_default_segmentation_is_that_of_the_model(run: Run, server: FakeServer) -> None:
+    run("translate", "--from", "en", "--to", "fr", "--segmentation", "default", "a")
+    assert server.requests[0].segmentation == SEGMENTATION_UNSPECIFIED
 
 
 def test_a_stream_is_written_as_it_comes(run: Run, server: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
     pieces: list[str] = []
-    write_all = commands._stream_all
+    stream_all = commands._stream_all
 
-    def watched(items: Iterable[str], stream: Callable[[str], Iterable[str]], out: BinaryIO) -> int:
+    def watched(lines: Iterable[Line], stream: Callable[[str], Iterable[str]], out: BinaryIO) -> int:
         def noted(text: str) -> Iterator[str]:
             for piece in stream(text):
                 pieces.append(piece)
                 yield piece
 
-        return write_all(items, noted, out)
+        return stream_all(lines, noted, out)
 
     monkeypatch.setattr(commands, "_stream_all", watched)
     result = run("translate", "--from", "en", "--to", "fr", "--stream", stdin=b"good morning\nall\n")
@@ -180,6 +189,19 @@ def test_a_stream_that_fails_is_reported_and_the_next_goes_on(run: Run, server: 
     assert result.exit_code == 1
     assert result.stdout == "be\nbeB\n"
     assert result.stderr == "dragoman: line 1: INVALID_ARGUMENT: The text is too long\n"
+
+
+def test_streams_end_where_no_server_is_left(run: Run, server: FakeServer) -> None:
+    def answer(request: StreamTranslationRequest, context: grpc.ServicerContext) -> Iterator[StreamTranslationResponse]:
+        if request.input.text == "gone":
+            context.abort(grpc.StatusCode.UNAVAILABLE, "Gone")
+        yield from upper_stream(request, context)
+
+    server.stream_handler = answer
+    result = run("translate", "--from", "en", "--to", "fr", "--stream", "a", "gone", "b")
+
+    assert (result.exit_code, result.stdout) == (1, "A\n")
+    assert result.stderr == "dragoman: line 2 and all after it are not answered\ndragoman: UNAVAILABLE: Gone\n"
 
 
 def test_a_pair_is_scored(run: Run, server: FakeServer) -> None:
@@ -221,7 +243,14 @@ def test_files_of_different_lengths_cannot_be_scored(run: Run, tmp_path: Path, n
 
     result = run("score", "--from", "en", "--to", "fr", "--sources", str(sources), "--targets", str(targets))
 
-    assert f"has no {missing}: the files are not of the same length" in str(result.exception)
+    assert result.exit_code == 1
+    assert result.stdout == "-0.5\n" * min(num_sources, 2)
+    number = min(num_sources, 2) + 1
+    expected = f"line {number} has no {missing}: the files are not of the same length"
+    assert result.stderr.splitlines() == [
+        f"dragoman: line {number} and all after it are not answered",
+        f"dragoman: INVALID_ARGUMENT: {expected}",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -234,6 +263,9 @@ def test_files_of_different_lengths_cannot_be_scored(run: Run, tmp_path: Path, n
         ["translate", "--from", "en", "--to", "fr", "--input", __file__, "--output", __file__],
         ["translate", "--from", "en", "--to", "fr", "--stream", "--json", "text"],
         ["translate", "--from", "en", "--to", "fr", "--beam-size", "many", "text"],
+        ["translate", "--from", "en", "--to", "fr", "--segmentation", "words", "text"],
+        ["translate", "--from", "en", "--to", "fr", "--timeout", "0", "text"],
+        ["translate", "--from", "en", "--to", "fr", "--input", __file__, "--input", __file__],
         ["score", "--from", "en", "--to", "fr"],
         ["score", "--from", "en", "--to", "fr", "a"],
         ["score", "--from", "en", "--to", "fr", "--sources", __file__],
@@ -247,6 +279,9 @@ def test_files_of_different_lengths_cannot_be_scored(run: Run, tmp_path: Path, n
         "output is input",
         "a stream of JSON",
         "no number",
+        "no segmentation",
+        "no time",
+        "an option twice",
         "nothing to score",
         "no target",
         "no targets",
@@ -265,42 +300,46 @@ def test_health_is_an_exit_status(run: Run, server: FakeServer) -> None:
     server.set_serving(is_serving=False)
     stopping = run("health")
 
-    assert (ready.exit_code, ready.stdout) == (0, "SERVING\n")
-    assert (stopping.exit_code, stopping.stdout) == (1, "NOT_SERVING\n")
+    assert (ready.exit_code, ready.stdout, ready.stderr) == (0, "SERVING\n", "")
+    assert (stopping.exit_code, stopping.stdout, stopping.stderr) == (1, "NOT_SERVING\n", "")
 
 
-def test_an_error_is_one_line(
-    server: FakeServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_health_says_that_no_server_is_reached(run: Run) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        address = f"127.0.0.1:{closed.getsockname()[1]}"
+    result = run("health", "--address", address)
+
+    assert (result.exit_code, result.stdout) == (69, "UNREACHABLE\n")
+    assert result.stderr.startswith("dragoman: UNAVAILABLE: ")
+    assert f"is dragoman-server running at {address}?" in result.stderr
+
+
+@pytest.mark.parametrize("mode", [(), ("--stream",), ("--json",)])
+def test_that_no_server_is_reached_is_one_line(run: Run, mode: tuple[str, ...]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        address = f"127.0.0.1:{closed.getsockname()[1]}"
+    result = run("translate", "--from", "en", "--to", "fr", "--address", address, *mode, "a", "b")
+
+    assert (result.exit_code, result.stdout) == (1, "")
+    said = f"no server can be reached: is dragoman-server running at {address}?"
+    assert result.stderr == f"dragoman: UNAVAILABLE: {said}\n"
+
+
+def test_an_address_that_is_none_is_wrong_usage(run: Run) -> None:
+    for arguments in (["health"], ["translate", "--from", "en", "--to", "fr", "a"], ["align", "--to", "fr", "a"]):
+        result = run(*arguments, "--address", "localhost:none")
+        assert result.exit_code == 2
+        assert "localhost:none" in result.stderr
+
+
+def test_the_version_is_that_of_the_package(run: Run) -> None:
+    assert run("--version").stdout == f"dragoman {dragoman.__version__}\n"
+
+
+def test_an_error_is_one_line(run: Run, server: FakeServer) -> None:
     server.handler = lambda request, context: context.abort(grpc.StatusCode.NOT_FOUND, "No such pair\nof languages")
-    arguments = ["translate", "--address", server.address, "--from", "en", "--to", "xx", "a"]
-    monkeypatch.setattr(sys, "argv", ["dragoman", *arguments])
 
-    with pytest.raises(SystemExit) as caught:
-        cli.main()
+    result = run("translate", "--from", "en", "--to", "xx", "a")
 
-    # sys.exit with a text prints it to standard error and exits with 1.
-    assert caught.value.code == "dragoman: NOT_FOUND: No such pair of languages"
-    assert capsys.readouterr().out == ""
-
-
-def test_damaged_input_is_an_error_that_names_the_line(run: Run) -> None:
-    result = run("translate", "--from", "en", "--to", "fr", stdin=b"fine\n\xff\xfe\n")
-
-    assert str(result.exception) == "line 2 of the input is not UTF-8"
-
-
-def test_a_missing_extra_is_named() -> None:
-    with pytest.raises(SystemExit, match=r"pip install 'dragoman\[cli\]'"), require_extra("cli"):
-        raise ModuleNotFoundError("No module named 'typer'", name="typer.main")
-
-
-def test_the_thin_client_names_its_own_distribution(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("importlib.metadata.packages_distributions", lambda: {"dragoman": ["dragoman-client"]})
-    with pytest.raises(SystemExit, match=r"pip install 'dragoman-client\[cli\]'"), require_extra("cli"):
-        raise ModuleNotFoundError("No module named 'typer'", name="typer")
-
-
-def test_a_missing_module_of_ours_is_a_fault() -> None:
-    with pytest.raises(ModuleNotFoundError), require_extra("cli"):
-        raise ModuleNotFoundError("No module named 'dragoman.x'", name="dragoman.x")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr == "dragoman: NOT_FOUND: No such pair of languages\n"

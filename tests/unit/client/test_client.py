@@ -1,4 +1,5 @@
 import asyncio
+import socket
 import threading
 import time
 from collections.abc import Callable
@@ -266,7 +267,7 @@ def test_a_lone_surrogate_is_invalid(server: FakeServer, call: Call) -> None:
 def test_the_deadline_is_the_timeout_of_the_call(server: FakeServer, call: Call) -> None:
     server.handler = server.hang
 
-    with pytest.raises(DeadlineExceededError) as caught:
+    with pytest.raises(DeadlineExceededError, match=r"^there was no answer within timeout=0\.1 seconds$") as caught:
         call("translate", "a", source="en", target="fr", timeout=0.1)
     assert isinstance(caught.value, TimeoutError)
 
@@ -286,18 +287,6 @@ def test_the_deadline_is_else_that_of_the_client(server: FakeServer) -> None:
 
     assert 20.0 < remaining[0] < 35.0
     assert 590.0 < remaining[1] < 605.0
-
-
-def test_the_deadline_covers_all_calls_of_a_list(server: FakeServer, call: Call) -> None:
-    def answer(request: TranslateRequest, context: grpc.ServicerContext) -> TranslateResponse:
-        time.sleep(0.15)
-        return upper(request, context)
-
-    server.handler = answer
-
-    with pytest.raises(DeadlineExceededError):
-        call("translate", ["a"] * 128 * 8, source="en", target="fr", timeout=0.3)
-    assert len(server.requests) < 8
 
 
 def test_unavailable_is_tried_again(server: FakeServer, call: Call) -> None:
@@ -348,10 +337,51 @@ def test_health_says_whether_the_server_is_ready(server: FakeServer, call: Call)
     assert call("health") is False
 
 
-def test_health_is_false_where_nobody_listens() -> None:
+@pytest.fixture
+def nowhere() -> str:
+    """An address where nobody listens."""
     with FakeServer() as stopped:
-        address = stopped.address
-    with Client(address) as client:
-        assert client.health() is False
-        with pytest.raises(UnavailableError):
+        return stopped.address
+
+
+async def test_no_server_is_named_with_its_address(nowhere: str) -> None:
+    expected = rf"^no server can be reached: is dragoman-server running at {nowhere}\?$"
+    with Client(nowhere) as client:
+        with pytest.raises(UnavailableError, match=expected):
             client.translate("a", source="en", target="fr")
+        with pytest.raises(UnavailableError, match=expected):
+            client.translate(["a"] * 1000, source="en", target="fr", errors="return")
+        with pytest.raises(UnavailableError, match=expected):
+            next(client.stream("a", source="en", target="fr"))
+        with pytest.raises(UnavailableError, match=expected):
+            next(client.exchange(["a"], source="en", target="fr"))
+        with pytest.raises(UnavailableError, match=expected):
+            client.health()
+    async with AsyncClient(nowhere) as client:
+        with pytest.raises(UnavailableError, match=expected):
+            await client.translate("a", source="en", target="fr")
+        with pytest.raises(UnavailableError, match=expected):
+            await client.translate(["a"] * 1000, source="en", target="fr", errors="return")
+        with pytest.raises(UnavailableError, match=expected):
+            await anext(client.stream("a", source="en", target="fr"))
+        with pytest.raises(UnavailableError, match=expected):
+            await anext(client.exchange(["a"], source="en", target="fr"))
+        with pytest.raises(UnavailableError, match=expected):
+            await client.health()
+
+
+@pytest.mark.parametrize("address", ["no-such-host.invalid:50051", "unix:/no/such/socket"])
+def test_a_server_that_does_not_exist_is_named_likewise(address: str) -> None:
+    with Client(address) as client, pytest.raises(UnavailableError, match=f"is dragoman-server running at {address}"):
+        client.translate("a", source="en", target="fr")
+
+
+async def test_health_of_a_server_that_does_not_answer_is_unavailable() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        address = f"127.0.0.1:{listener.getsockname()[1]}"
+        expected = rf"no answer within timeout=0\.2 seconds: is dragoman-server running at {address}\?"
+        with Client(address) as client, pytest.raises(UnavailableError, match=expected):
+            client.health(timeout=0.2)
+        async with AsyncClient(address) as client:
+            with pytest.raises(UnavailableError, match=expected):
+                await client.health(timeout=0.2)

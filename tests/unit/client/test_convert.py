@@ -1,8 +1,11 @@
+from typing import get_args
+
 import pytest
 
-from dragoman import FinishReason, TextSpan, Token, TranslateOptions, Translation
+from dragoman import FinishReason, Segmentation, TextSpan, Token, TranslateOptions, Translation
 from dragoman._convert import translations
-from dragoman._requests import translate_requests
+from dragoman._lists import Batch
+from dragoman._requests import translate_inputs
 from dragoman.v1 import translation_pb2
 from dragoman.v1.translation_pb2 import TranslateRequest, TranslateResponse
 
@@ -25,7 +28,7 @@ def translate_one(hypothesis: translation_pb2.Hypothesis) -> Translation:
         target_language_code="fr",
     )
     response = TranslateResponse(results=[translation_pb2.TranslationResult(translation=message)], model="default@1")
-    [result] = translations(request, response, 0)
+    [result] = translations(Batch(request, [0]), response)
     assert isinstance(result, Translation)
     return result
 
@@ -78,9 +81,21 @@ def test_a_finish_reason_of_the_future_is_unspecified() -> None:
     assert translate_one(hypothesis).finish_reason is FinishReason.UNSPECIFIED
 
 
-@pytest.mark.parametrize("segmentation", [None, "line", "sentence", "packed"])
-def test_every_segmentation_can_be_asked_for(segmentation: object) -> None:
-    options: TranslateOptions = {"segmentation": segmentation}  # type: ignore[typeddict-item]
-    [request] = translate_requests(["a"], None, source="en", target="fr", options=options)
-    name = translation_pb2.Segmentation.Name(request.segmentation)
+@pytest.mark.parametrize("segmentation", [None, *get_args(Segmentation)])
+def test_every_segmentation_can_be_asked_for(segmentation: Segmentation | None) -> None:
+    options: TranslateOptions = {"segmentation": segmentation}
+    [batch] = translate_inputs(["a"], None, source="en", target="fr", options=options).batches
+    name = translation_pb2.Segmentation.Name(batch.request.segmentation)
     assert name == f"SEGMENTATION_{str(segmentation or 'unspecified').upper()}"
+
+
+def test_every_suspicion_of_the_proto_is_known() -> None:
+    for name, value in translation_pb2.Suspicion.items():
+        message = translation_pb2.Segment(hypotheses=[translation_pb2.Hypothesis()])
+        message.signals.suspicions.append(value)
+        response = TranslateResponse(results=[{"translation": {"segments": [message]}}])  # type: ignore[list-item]
+        [result] = translations(Batch(TranslateRequest(inputs=[{}]), [0]), response)  # type: ignore[list-item]
+        assert isinstance(result, Translation)
+        assert result.segments[0].signals is not None
+        [suspicion] = result.segments[0].signals.suspicions
+        assert name == f"SUSPICION_{suspicion.name}"

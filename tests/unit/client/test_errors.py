@@ -62,7 +62,7 @@ def test_every_status_has_a_class_of_its_own_kind(code: grpc.StatusCode) -> None
     assert type(error) in CLASSES
     assert error.code is code
     assert error.message == str(error) == "what happened"
-    assert type(error_from_status(status(code, ""), 0, 0)) is type(error)
+    assert type(error_from_status(status(code, ""), [0], 0)) is type(error)
 
 
 @pytest.mark.parametrize("error_class", CLASSES)
@@ -91,22 +91,22 @@ def test_details_are_read() -> None:
 
 def test_every_field_violation_is_kept() -> None:
     violations = [
-        BadRequest.FieldViolation(field="inputs[0].text", description="too long"),
+        BadRequest.FieldViolation(field="inputs[0].text", description="too long", reason="TEXT_TOO_LONG"),
         BadRequest.FieldViolation(field="options.max_target_tokens", description="zero"),
     ]
     error = error_from_call(
         failed_call(grpc.StatusCode.INVALID_ARGUMENT, "Bad", BadRequest(field_violations=violations)),
-        first_index=128,
+        indices=range(128, 256),
     )
 
     assert error.field_violations == (
-        FieldViolation("inputs[128].text", "too long"),
+        FieldViolation("inputs[128].text", "too long", "TEXT_TOO_LONG"),
         FieldViolation("options.max_target_tokens", "zero"),
     )
 
 
 def test_an_error_of_an_input_names_its_place_in_the_list() -> None:
-    error = error_from_status(status(grpc.StatusCode.INVALID_ARGUMENT, "Too long"), 128, 2)
+    error = error_from_status(status(grpc.StatusCode.INVALID_ARGUMENT, "Too long"), range(128, 256), 2)
 
     assert isinstance(error, InvalidArgumentError)
     assert error.input_index == 130
@@ -117,7 +117,7 @@ def test_a_code_of_the_future_is_an_internal_error() -> None:
     unknown = status(grpc.StatusCode.INTERNAL, "new")
     unknown.code = 99
 
-    error = error_from_status(unknown, 0, 0)
+    error = error_from_status(unknown, [0], 0)
 
     assert type(error) is InternalError
     assert error.code is grpc.StatusCode.UNKNOWN

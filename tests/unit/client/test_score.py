@@ -15,7 +15,7 @@ LANGUAGES = {"source": "en", "target": "fr"}
 def test_a_target_has_a_score(server: FakeServer, call: Call) -> None:
     score = call("score", "one", "un", **LANGUAGES)
 
-    assert score == Score((Token(0, "p0", -0.5), Token(1, "p1", -0.5)), -1.0, -0.5, MODEL)
+    assert score == Score((Token(0, "p0", -0.5), Token(1, "p1", -0.5)), -1.0, -0.5, MODEL, "en", "fr")
     assert score.token_ids == (0, 1)
     [request] = server.score_requests
     assert (request.inputs[0].text, request.inputs[0].target_text) == ("one", "un")

@@ -3,6 +3,7 @@
 import asyncio
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import grpc
@@ -18,9 +19,9 @@ from dragoman import (
     RequestCancelledError,
     ResourceExhaustedError,
 )
-from dragoman._calls import MAX_EXCHANGE_IN_FLIGHT
+from dragoman._exchange import MAX_TEXTS_IN_FLIGHT
 from dragoman.v1 import translation_pb2 as pb
-from support.fake_server import MODEL, FakeServer, abort, failed, translated, upper_exchange
+from support.fake_server import MODEL, FakeServer, abort, failed, full_queue, translated, upper_exchange
 
 Call = Callable[..., Any]
 LANGUAGES = {"source": "en", "target": "fr"}
@@ -130,6 +131,56 @@ def test_a_stream_that_fails_raises(server: FakeServer, call: Call) -> None:
     assert caught.value.reason == "QUEUE_FULL"
 
 
+def test_a_stream_that_has_begun_is_not_sent_again(server: FakeServer, call: Call) -> None:
+    def answer(_: object, context: grpc.ServicerContext) -> Iterator[pb.StreamTranslationResponse]:
+        yield pb.StreamTranslationResponse(delta="A ")
+        abort(context, grpc.StatusCode.RESOURCE_EXHAUSTED, "Full", *full_queue(1.0))
+
+    server.stream_handler = answer
+    with pytest.raises(ResourceExhaustedError, match="Full"):
+        call("stream", "a b", **LANGUAGES)
+    assert len(server.stream_requests) == 1
+
+
+def test_a_stream_that_is_closed_is_not_sent_again(server: FakeServer) -> None:
+    refused = threading.Event()
+
+    def answer(_: object, context: grpc.ServicerContext) -> Iterator[pb.StreamTranslationResponse]:
+        yield from ()
+        refused.set()
+        abort(context, grpc.StatusCode.RESOURCE_EXHAUSTED, "Full", *full_queue(1.0))
+
+    server.stream_handler = answer
+    with Client(server.address) as client, ThreadPoolExecutor(1) as pool:
+        stream = client.stream("a b", source="en", target="fr")
+        waiting = pool.submit(next, stream)
+        assert refused.wait(10)
+        stream.close()
+        with pytest.raises(RequestCancelledError):
+            waiting.result(timeout=10)
+    assert len(server.stream_requests) == 1
+
+
+async def test_an_async_stream_that_is_closed_is_not_sent_again(server: FakeServer) -> None:
+    refused = threading.Event()
+
+    def answer(_: object, context: grpc.ServicerContext) -> Iterator[pb.StreamTranslationResponse]:
+        yield from ()
+        refused.set()
+        abort(context, grpc.StatusCode.RESOURCE_EXHAUSTED, "Full", *full_queue(1.0))
+
+    server.stream_handler = answer
+    async with AsyncClient(server.address) as client:
+        stream = client.stream("a b", source="en", target="fr")
+        waiting = asyncio.ensure_future(anext(stream))
+        assert await asyncio.to_thread(refused.wait, 10)
+        await asyncio.sleep(0.2)  # until the refusal is here
+        await stream.close()
+        with pytest.raises(RequestCancelledError):
+            await waiting
+    assert len(server.stream_requests) == 1
+
+
 def test_a_stream_without_a_result_is_an_internal_error(server: FakeServer, call: Call) -> None:
     server.stream_handler = lambda request, context: iter([pb.StreamTranslationResponse(delta="A")])
     with pytest.raises(InternalError, match="without a translation"):
@@ -151,6 +202,13 @@ def test_a_text_with_a_lone_surrogate_cannot_be_streamed(call: Call) -> None:
 
 
 def test_results_of_an_exchange_come_with_the_index_of_their_texts(server: FakeServer, call: Call) -> None:
+    def answer(requests: Iterator[Any], context: grpc.ServicerContext) -> Iterator[pb.ExchangeTranslationsResponse]:
+        first, second, *others = (
+            response for _, response in zip("abc", upper_exchange(requests, context), strict=False)
+        )
+        yield from (second, first, *others)
+
+    server.exchange_handler = answer
     results = call("exchange", ["a", "b", "c"], **LANGUAGES)
 
     assert [(index, result.text) for index, result in results] == [(1, "B"), (0, "A"), (2, "C")]
@@ -189,9 +247,8 @@ def test_a_failed_text_is_its_result(server: FakeServer, call: Call) -> None:
 
 
 def test_an_exchange_that_fails_raises(server: FakeServer, call: Call) -> None:
-    def answer(requests: Iterator[Any], context: grpc.ServicerContext) -> Iterator[pb.ExchangeTranslationsResponse]:
-        # All is read first: where a write meets the end of the call, grpc.aio reports that in place of the status.
-        yield from (pb.ExchangeTranslationsResponse() for _ in requests if False)
+    def answer(_: object, context: grpc.ServicerContext) -> Iterator[pb.ExchangeTranslationsResponse]:
+        yield from ()
         abort(context, grpc.StatusCode.INVALID_ARGUMENT, "Bad", ErrorInfo(reason="OUT_OF_RANGE"))
 
     server.exchange_handler = answer
@@ -216,7 +273,7 @@ def test_an_error_of_the_texts_is_raised_after_the_results_before_it(server: Fak
 
     with Client(server.address) as client:
         results = client.exchange(texts(), source="en", target="fr")
-        assert [next(results)[0], next(results)[0]] == [1, 0]
+        assert [next(results)[0], next(results)[0]] == [0, 1]
         with pytest.raises(KeyError, match="c"):
             next(results)
 
@@ -229,7 +286,7 @@ async def test_an_error_of_the_texts_is_raised_after_the_results_before_it_async
 
     async with AsyncClient(server.address) as client:
         results = client.exchange(texts(), source="en", target="fr")
-        assert [(await anext(results))[0], (await anext(results))[0]] == [1, 0]
+        assert [(await anext(results))[0], (await anext(results))[0]] == [0, 1]
         with pytest.raises(KeyError, match="c"):
             await anext(results)
 
@@ -239,14 +296,14 @@ def test_texts_are_taken_no_further_than_results(server: FakeServer) -> None:
 
     def texts() -> Iterator[str]:
         nonlocal num_taken
-        for number in range(4 * MAX_EXCHANGE_IN_FLIGHT):
+        for number in range(4 * MAX_TEXTS_IN_FLIGHT):
             num_taken = number
             yield str(number)
 
     with Client(server.address) as client:
         for num_read, _ in enumerate(client.exchange(texts(), source="en", target="fr")):
-            assert num_taken <= num_read + MAX_EXCHANGE_IN_FLIGHT + 1
-    assert num_taken == 4 * MAX_EXCHANGE_IN_FLIGHT - 1
+            assert num_taken <= num_read + MAX_TEXTS_IN_FLIGHT + 1
+    assert num_taken == 4 * MAX_TEXTS_IN_FLIGHT - 1
 
 
 async def test_texts_are_taken_no_further_than_results_async(server: FakeServer) -> None:
@@ -254,16 +311,16 @@ async def test_texts_are_taken_no_further_than_results_async(server: FakeServer)
 
     def texts() -> Iterator[str]:
         nonlocal num_taken
-        for number in range(4 * MAX_EXCHANGE_IN_FLIGHT):
+        for number in range(4 * MAX_TEXTS_IN_FLIGHT):
             num_taken = number
             yield str(number)
 
     async with AsyncClient(server.address) as client:
         num_read = 0
         async for _ in client.exchange(texts(), source="en", target="fr"):
-            assert num_taken <= num_read + MAX_EXCHANGE_IN_FLIGHT + 1
+            assert num_taken <= num_read + MAX_TEXTS_IN_FLIGHT + 1
             num_read += 1
-    assert num_taken == 4 * MAX_EXCHANGE_IN_FLIGHT - 1
+    assert num_taken == 4 * MAX_TEXTS_IN_FLIGHT - 1
 
 
 def forever() -> Iterator[str]:

@@ -2,7 +2,7 @@ import dataclasses
 
 import pytest
 
-from dragoman import FinishReason, Hypothesis, RequestStats, Segment, TextSpan, Token, Translation
+from dragoman import FinishReason, Hypothesis, RequestStats, Score, Segment, TextSpan, Token, Translation
 
 STATS = RequestStats(0.0, 0.0, 0.0, 0, 0)
 
@@ -72,3 +72,35 @@ def test_values_are_immutable() -> None:
     result = translation("un", (hypothesis("un", -1.0),))
     with pytest.raises(dataclasses.FrozenInstanceError):
         result.text = "deux"  # type: ignore[misc]
+
+
+LONG = translation("Il fait beau. " * 200, *[(hypothesis("Il fait beau.", *[-0.5] * 30),)] * 200)
+
+
+def test_a_translation_prints_as_its_text() -> None:
+    assert str(LONG) == f"{LONG}" == LONG.text
+    assert str(LONG.segments[0]) == str(LONG.segments[0].hypotheses[0]) == "Il fait beau."
+
+
+def test_a_value_that_holds_many_others_is_shown_in_a_line() -> None:
+    result = translation("Un chat.", (hypothesis("Un chat.", -1.0, -2.0),))
+    assert repr(result) == "Translation(text='Un chat.', score=-1.5, num_segments=1, model='default@0')"
+    assert repr(result.hypotheses[0]) == "Hypothesis(text='Un chat.', score=-1.5, num_tokens=2)"
+    assert repr(result.segments[0]) == (
+        "Segment(source_span=TextSpan(begin=0, end=1), text='Un chat.', num_hypotheses=1)"
+    )
+    score = Score(result.tokens, -3.0, -1.5, "default@0", "en", "fr")
+    assert repr(score) == str(score) == "Score(score=-1.5, sum_logprob=-3.0, num_tokens=2)"
+
+
+def test_a_long_text_is_clipped_where_it_is_shown() -> None:
+    assert len(repr(LONG)) < 200
+    assert "\n" not in repr(translation("a\n" * 100))
+    assert "..." in repr(LONG)
+
+
+def test_values_are_equal_by_all_they_hold() -> None:
+    one, same, other = (translation("un", (hypothesis("un", logprob),)) for logprob in (-1.0, -1.0, -2.0))
+    assert one == same
+    assert hash(one) == hash(same)
+    assert one != other

@@ -11,7 +11,8 @@ import torch
 
 from dragoman import __version__
 from dragoman_export.checkpoint import Checkpoint, unique_tensors
-from dragoman_server.bundle.bundle import DECODER_STEP_FILE, Bundle, embedded_bundle
+from dragoman_server.bundle.bundle import Bundle, embedded_bundle
+from dragoman_server.bundle.manifest import DECODER_STEP_FILE
 from dragoman_server.text.tokenizer import load_tokenizer
 from support.export_command import ExportCommand
 from support.marian_model import write_marian

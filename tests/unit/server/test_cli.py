@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import typer
 
+import dragoman
 from dragoman_server import __main__, cli
 from dragoman_server.config import Config, EngineOptions, InputLimits
 
@@ -47,7 +48,7 @@ def flattened(config: Config) -> dict[str, object]:
 
 
 def test_every_option_has_a_flag_and_an_environment_variable() -> None:
-    parameters = {p.name: p for p in typer.main.get_command(cli.app).params if p.name != "help"}
+    parameters = {p.name: p for p in typer.main.get_command(cli.app).params if p.name not in ("help", "version")}
     assert parameters.keys() == NAMES
     for name, parameter in parameters.items():
         assert parameter.opts == ["--" + name.replace("_", "-")]
@@ -106,6 +107,16 @@ def test_a_value_of_the_wrong_type_is_named(monkeypatch: pytest.MonkeyPatch, cap
     error = capfd.readouterr().err
     assert "--max-running" in error
     assert "Traceback" not in error
+
+
+def test_the_version_is_that_of_the_distribution(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["dragoman-server", "--version"])
+    with pytest.raises(SystemExit) as caught:
+        __main__.main()
+    assert caught.value.code == 0
+    assert capfd.readouterr().out == f"dragoman-server {dragoman.__version__}\n"
 
 
 def test_help_names_every_option(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:

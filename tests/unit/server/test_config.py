@@ -23,6 +23,7 @@ def test_the_defaults_are_valid() -> None:
         (Config(engine=EngineOptions(max_waiting=0)), "max_waiting", "0"),
         (Config(engine=EngineOptions(max_encoder_tokens=-1)), "max_encoder_tokens", "-1"),
         (Config(engine=EngineOptions(num_threads=-1)), "num_threads", "-1"),
+        (Config(engine=EngineOptions(lanes=0)), "lanes", "0"),
         (Config(limits=InputLimits(max_inputs=0)), "max_inputs", "0"),
         (Config(limits=InputLimits(max_text_characters=0)), "max_text_characters", "0"),
         (Config(engine=EngineOptions(max_kv_bytes=-1)), "max_kv_bytes", "-1"),
@@ -44,9 +45,24 @@ def test_all_bad_options_are_named_at_once() -> None:
         validate(config)
 
 
-def test_the_number_of_threads_is_that_of_the_option_or_of_the_cpus() -> None:
-    assert EngineOptions(num_threads=3).resolved_num_threads() == 3
-    assert EngineOptions().resolved_num_threads() == available_cpus()
+@pytest.mark.parametrize(
+    ("lanes", "num_threads", "num_cpus", "shape"),
+    [
+        (None, 0, 8, (8, 1)),
+        (None, 0, 1, (1, 1)),
+        (None, 4, 8, (2, 4)),
+        (None, 3, 8, (2, 3)),
+        (None, 16, 8, (1, 16)),
+        (2, 0, 8, (2, 4)),
+        (3, 0, 8, (3, 2)),
+        (5, 0, 2, (5, 1)),
+        (2, 2, 2, (2, 2)),
+    ],
+)
+def test_lanes_and_their_threads_take_all_cpus(
+    lanes: int | None, num_threads: int, num_cpus: int, shape: tuple[int, int]
+) -> None:
+    assert EngineOptions(lanes=lanes, num_threads=num_threads).shape(num_cpus) == shape
 
 
 class Machine:

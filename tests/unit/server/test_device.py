@@ -24,9 +24,13 @@ class Countdown:
             self.is_done.set()
 
 
+def wait(what: threading.Barrier | threading.Event) -> None:
+    what.wait(timeout=30)
+
+
 def test_every_lane_has_a_thread_of_its_own() -> None:
     together = threading.Barrier(3, timeout=30)
-    work = Countdown(2, num_lanes=3, on_step=lambda _: together.wait() and None)
+    work = Countdown(2, num_lanes=3, on_step=lambda _: wait(together))
     with Device(3) as device:
         device.attach(work)
         assert work.is_done.wait(timeout=30)
@@ -38,7 +42,7 @@ def test_engines_take_turns_step_by_step() -> None:
     begin = threading.Event()
     first = Countdown(3, on_step=lambda _: order.append("first"))
     second = Countdown(3, on_step=lambda _: order.append("second"))
-    gate = Countdown(1, on_step=lambda _: begin.wait(timeout=30) and None)
+    gate = Countdown(1, on_step=lambda _: wait(begin))
     with Device(1) as device:
         device.attach(gate)
         device.attach(first)

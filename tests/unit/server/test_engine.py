@@ -3,6 +3,7 @@ import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import CancelledError, Future
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -209,6 +210,21 @@ def test_a_full_queue_refuses_a_call_as_a_whole() -> None:
         assert len(hypotheses(running + waiting)) == 4
 
 
+def test_who_limits_itself_is_neither_refused_nor_takes_room_from_others() -> None:
+    gate = Gate()
+    with running_engine(FakeRunner(on_decode=gate), max_running=1, max_waiting=3) as engine:
+        running = engine.submit(REQUESTS[:1])
+        assert gate.reached.wait(timeout=30)
+        waiting = engine.submit(REQUESTS, is_unlimited=True)
+        waiting += engine.submit(REQUESTS[:3])
+        with pytest.raises(QueueFullError, match="3 segments are waiting and 1 more"):
+            engine.submit(REQUESTS[:1])
+        waiting += engine.submit(REQUESTS, is_unlimited=True)
+        gate.open.set()
+        assert len(hypotheses(running + waiting)) == 14
+        assert len(hypotheses(engine.submit(REQUESTS[:3]))) == 3  # all have given their room back
+
+
 def test_stopping_answers_everyone_and_refuses_the_next() -> None:
     gate = Gate()
     with running_engine(FakeRunner(on_decode=gate), max_running=1) as engine:
@@ -273,14 +289,33 @@ def test_steps_are_reported() -> None:
         engine.start()
         hypotheses(engine.submit(REQUESTS))
         engine.stop()
-    steps = [report.step for report in reports]
-    assert sum(len(step.queue_seconds) for step in steps) == len(REQUESTS)
-    assert sum(len(step.first_token_seconds) for step in steps) == len(REQUESTS)
-    assert sum(step.num_encoded_tokens for step in steps) == sum(len(r.source_ids) for r in REQUESTS)
-    assert sum(step.num_decoded for step in steps) == sum(len(r.source_ids) + 1 for r in REQUESTS)
+    assert sum(len(report.queue_seconds) for report in reports) == len(REQUESTS)
+    assert sum(len(report.first_token_seconds) for report in reports) == len(REQUESTS)
+    assert sum(report.num_encoded_tokens for report in reports) == sum(len(r.source_ids) for r in REQUESTS)
+    assert sum(report.num_decoded for report in reports) == sum(len(r.source_ids) + 1 for r in REQUESTS)
     assert (reports[0].num_waiting, reports[0].num_running) == (3, 2)
     assert reports[0].num_cached_tokens == sum(len(r.source_ids) + 1 for r in REQUESTS[:2])
     assert (reports[-1].num_waiting, reports[-1].num_running) == (0, 0)
+
+
+def test_who_leaves_as_its_deadline_passes_is_not_reported_as_having_given_up() -> None:
+    """Its call is withdrawn, as are those of callers who do not want to wait any longer."""
+    gate, reports = Gate(), list[StepReport]()
+    options = EngineOptions(max_running=2)
+    device = Device(1)
+    engine = Engine([FakeRunner(on_decode=gate)], SEARCH, options, device, on_step=reports.append)
+    engine.start()
+    now = time.monotonic()
+    futures = engine.submit([replace(REQUESTS[0], deadline=now + after) for after in (0.01, math.inf, 0.01, 600.0)])
+    assert gate.reached.wait(timeout=30)
+    for future in futures:
+        future.cancel()
+    gate.open.set()
+    hypotheses(engine.submit(REQUESTS[:1]))
+    engine.stop()
+    device.close()
+    assert sum(report.num_expired for report in reports) == 2
+    assert sum(report.num_cancelled for report in reports) == 2
 
 
 # -- several lanes -----------------------------------------------------------------------------------------------------

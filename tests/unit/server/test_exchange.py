@@ -3,7 +3,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from dragoman_server.exchange import exchange
+from dragoman_server.exchange import Begun, exchange
 
 
 async def numbers(count: int) -> AsyncIterator[int]:
@@ -14,7 +14,8 @@ async def numbers(count: int) -> AsyncIterator[int]:
 async def test_every_input_is_answered_once() -> None:
     answers: list[int] = []
 
-    async def answer(number: int) -> int:
+    async def answer(number: int, begin: Begun) -> int:
+        begin(1)
         await asyncio.sleep(0.001 * (number % 3))
         return -number
 
@@ -35,7 +36,7 @@ async def test_inputs_are_read_no_further_than_answers_are_sent() -> None:
             read.append(number)
             yield number
 
-    async def answer(number: int) -> int:
+    async def answer(number: int, _: Begun) -> int:
         return number
 
     async def send(_: int) -> None:
@@ -51,6 +52,58 @@ async def test_inputs_are_read_no_further_than_answers_are_sent() -> None:
     await task
 
 
+async def test_inputs_are_counted_by_their_segments() -> None:
+    """Five may be in flight, and as many more as the last of them has."""
+    read: list[int] = []
+    sent = asyncio.Semaphore(0)
+
+    async def inputs() -> AsyncIterator[int]:
+        for num_segments in (2, 2, 30, 1, 1, 0, 0, 0, 4, 1):
+            read.append(num_segments)
+            yield num_segments
+
+    async def answer(num_segments: int, begin: Begun) -> int:
+        begin(num_segments)
+        return num_segments
+
+    async def send(_: int) -> None:
+        await sent.acquire()
+
+    task = asyncio.create_task(exchange(inputs(), answer, send, 5))
+    for num_read in (3, 3, 3, 8, 9, 9, 9, 9, 10):
+        await asyncio.sleep(0.01)
+        assert len(read) == num_read
+        sent.release()
+    sent.release()
+    await task
+
+
+async def test_the_next_input_is_not_read_before_the_work_on_one_has_begun() -> None:
+    read: list[int] = []
+    waiting: list[asyncio.Event] = []
+
+    async def inputs() -> AsyncIterator[int]:
+        async for number in numbers(3):
+            read.append(number)
+            yield number
+
+    async def answer(number: int, begin: Begun) -> int:
+        waiting.append(asyncio.Event())
+        await waiting[-1].wait()
+        begin(1)
+        return number
+
+    async def send(_: int) -> None:
+        pass
+
+    task = asyncio.create_task(exchange(inputs(), answer, send, 100))
+    for number in range(3):
+        await asyncio.sleep(0.01)
+        assert read == [*range(number + 1)]
+        waiting[-1].set()
+    await task
+
+
 @pytest.mark.parametrize("where", ["inputs", "answer", "send"])
 async def test_an_error_ends_it_and_what_is_under_way(where: str) -> None:
     cancelled: list[int] = []
@@ -62,7 +115,8 @@ async def test_an_error_ends_it_and_what_is_under_way(where: str) -> None:
             raise ValueError(where)
         await asyncio.Event().wait()
 
-    async def answer(number: int) -> int:
+    async def answer(number: int, begin: Begun) -> int:
+        begin(1)
         if number == 3:
             await asyncio.sleep(0)  # the others wait by now
             if where == "answer":
@@ -93,7 +147,7 @@ async def test_an_error_of_the_inputs_is_told_after_the_last_answer_too() -> Non
         await is_sending.wait()
         raise ValueError("inputs")
 
-    async def answer(number: int) -> int:
+    async def answer(number: int, _: Begun) -> int:
         return number
 
     async def send(_: int) -> None:

@@ -1,12 +1,10 @@
-import socket
 import time
-import urllib.request
 from dataclasses import replace
 
 import pytest
 
 from dragoman_server.engine.engine import StepReport
-from dragoman_server.metrics import Metrics, MetricsPage
+from dragoman_server.metrics import Metrics
 
 STEP = StepReport(
     num_waiting=5,
@@ -80,20 +78,3 @@ def test_a_phase_that_did_not_run_is_not_timed(metrics: Metrics) -> None:
 def test_the_model_stands_in_labels(metrics: Metrics) -> None:
     metrics.set_model("tiny", "0123", "int8")
     assert value(metrics, "model_info", model="tiny", version="0123", precision="int8") == 1
-
-
-def test_the_page_shows_the_metrics_until_it_is_closed(metrics: Metrics) -> None:
-    metrics.observe_step(STEP)
-    with MetricsPage(metrics, "127.0.0.1", 0) as page:
-        url = f"http://127.0.0.1:{page.port}/metrics"
-        with urllib.request.urlopen(url, timeout=5) as answer:
-            text = answer.read().decode()
-    assert "dragoman_generated_tokens_total 4.0" in text
-    assert "process_resident_memory_bytes" in text
-    with pytest.raises(OSError, match="refused"):
-        urllib.request.urlopen(url, timeout=5)
-
-
-def test_a_port_in_use_is_an_error(metrics: Metrics) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as other, pytest.raises(OSError, match="in use"):
-        MetricsPage(metrics, "127.0.0.1", other.getsockname()[1])

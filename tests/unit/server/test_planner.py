@@ -1,5 +1,6 @@
 """What of the input of a call is refused, and what becomes a request."""
 
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,10 +8,10 @@ import pytest
 
 from dragoman_server.bundle.bundle import Bundle
 from dragoman_server.bundle.manifest import DefaultSegmentation
-from dragoman_server.calls import Pair, TextInput
+from dragoman_server.calls import CallContext, Pair, TextInput
 from dragoman_server.engine.search_options import SearchOptions
 from dragoman_server.engine.sequence import Priority
-from dragoman_server.errors import InvalidInputError
+from dragoman_server.errors import DeadlineError, InvalidInputError
 from dragoman_server.planner import PlannedText, Planner
 from dragoman_server.results import ScoredTarget
 from dragoman_server.text.segmentation import Segmentation
@@ -24,6 +25,7 @@ from support.calls import (
     NOW,
     call,
     config,
+    refused,
     score_call,
     translated,
     violations,
@@ -168,8 +170,75 @@ async def test_a_ratio_that_leaves_less_than_the_least_is_told(translator: Trans
 
 async def test_one_text_may_not_have_more_segments_than_can_ever_queue(translator: Translator) -> None:
     outcome = await translator.translate(call("a\n" * (MAX_SEGMENTS + 1), "b"), NOW)
-    assert violations(outcome) == [("inputs[0].text", "has 501 segments, may have at most 500")]
+    assert violations(outcome) == [("inputs[0].text", "has more than the 500 segments one call may have")]
     assert translated(outcome, 1).text == "b"
+
+
+@pytest.fixture
+def encoded(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """All that was tokenized."""
+    parts: list[str] = []
+    encode = tokenizer.encode
+
+    def noting(text: str) -> list[int]:
+        parts.append(text)
+        return encode(text)
+
+    monkeypatch.setattr(tokenizer, "encode", noting)
+    return parts
+
+
+async def test_a_text_of_too_many_lines_is_not_tokenized(translator: Translator, encoded: list[str]) -> None:
+    outcome = await translator.translate(call("a\n" * (MAX_SEGMENTS + 1), "b"), NOW)
+    assert refused(outcome) == ("inputs[0].text", "TOO_MANY_SEGMENTS")
+    assert encoded == ["b"]
+
+
+async def test_a_text_is_tokenized_as_far_as_it_shows_that_it_has_too_many_segments(
+    translator: Translator, encoded: list[str]
+) -> None:
+    """In one line, so that the number of lines does not show it."""
+    outcome = await translator.translate(call("A b. " * 510), NOW)
+    assert refused(outcome) == ("inputs[0].text", "TOO_MANY_SEGMENTS")
+    assert len(encoded) == MAX_SEGMENTS + 1
+
+
+async def test_a_call_is_tokenized_as_far_as_it_shows_that_it_has_too_many_segments(
+    translator: Translator, encoded: list[str]
+) -> None:
+    with pytest.raises(InvalidInputError, match="more than the 500 segments"):
+        await translator.translate(call(*["a\n" * 300] * 4), NOW)
+    assert len(encoded) == 600
+
+
+async def test_a_pair_of_many_lines_is_tokenized_as_far_as_it_shows_that(
+    translator: Translator, encoded: list[str]
+) -> None:
+    outcome = await translator.score(score_call(("a\n" * 400, "a")), NOW)
+    (error,) = outcome.results
+    assert isinstance(error, InvalidInputError)
+    assert str(error) == "inputs[0].text: has 400 lines that are not blank, must have exactly 1"
+    assert len(encoded) == 2
+
+
+def test_a_text_is_tokenized_no_longer_than_until_the_deadline(
+    bundle: Bundle, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    planner = Planner(bundle.manifest, "tiny", tokenizer, INPUT_LIMITS, MAX_SEGMENTS, MAX_ROWS)
+    plan = planner.plan(config(), CallContext(deadline=time.monotonic() + 60))
+    num_encoded = 0
+
+    def encode(_: str) -> list[int]:
+        nonlocal num_encoded
+        num_encoded += 1
+        if num_encoded == 10:
+            monkeypatch.setattr(time, "monotonic", lambda: plan.deadline)
+        return [9]
+
+    monkeypatch.setattr(tokenizer, "encode", encode)
+    with pytest.raises(DeadlineError):
+        planner.plan_text(TextInput("a\n" * 400), plan, "input")
+    assert num_encoded == 10
 
 
 async def test_options_and_priority_reach_the_engine(translator: Translator, engine: FakeEngine) -> None:

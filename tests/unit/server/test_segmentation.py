@@ -11,7 +11,7 @@ def words(text: str) -> list[int]:
 def cut(
     text: str, segmentation: Segmentation = Segmentation.PACKED, segment_tokens: int = 6, target: str = "fr"
 ) -> SegmentedText:
-    return segment(text, words, segmentation, segment_tokens, "en", target)
+    return segment(text, words, segmentation, segment_tokens, ("en", target))
 
 
 def test_the_numbers_are_those_of_the_api() -> None:
@@ -95,7 +95,7 @@ def test_packs_are_measured_as_they_will_be_encoded() -> None:
     def letters(text: str) -> list[int]:  # without a space between them, marks count twice
         return [0] * (len(text) + text.count("。") - text.endswith("。"))
 
-    result = segment("ab。cd。ef。", letters, Segmentation.PACKED, 6, "ja", "en")
+    result = segment("ab。cd。ef。", letters, Segmentation.PACKED, 6, ("ja", "en"))
     assert all(len(s.token_ids) <= 6 for s in result.segments)
     assert result.source_texts() == ["ab。", "cd。", "ef。"]
 
@@ -106,8 +106,8 @@ def test_sentences_are_apart_when_asked_for() -> None:
 
 def test_sentences_end_as_they_do_in_the_language_of_the_source() -> None:
     text = "Das kostet 3 Mio. Euro."
-    assert segment(text, words, Segmentation.SENTENCE, 6, "de", "en").source_texts() == [text]
-    assert len(segment(text, words, Segmentation.SENTENCE, 6, "en", "de").segments) == 2
+    assert segment(text, words, Segmentation.SENTENCE, 6, ("de", "en")).source_texts() == [text]
+    assert len(segment(text, words, Segmentation.SENTENCE, 6, ("en", "de")).segments) == 2
 
 
 @pytest.mark.parametrize(("target", "joined"), [("fr", "Un. Deux."), ("zh-Hant", "Un.Deux."), ("JA", "Un.Deux.")])
@@ -122,7 +122,7 @@ def test_what_the_tokenizer_drops_is_kept_as_a_separator(segmentation: Segmentat
     def visible(text: str) -> list[int]:
         return words(text.replace("\u0640", ""))
 
-    result = segment("one\n\u0640\ntwo", visible, segmentation, 6, "en", "fr")
+    result = segment("one\n\u0640\ntwo", visible, segmentation, 6, ("en", "fr"))
     assert result.source_texts() == ["one", "two"]
     assert result.separators() == ["", "\n\u0640\n", ""]
 

@@ -7,11 +7,13 @@ from collections.abc import Sequence
 
 import pytest
 
+from dragoman_server.bundle.bundle import Bundle
 from dragoman_server.calls import (
     CallContext,
     StreamCall,
     TextInput,
 )
+from dragoman_server.config import InputLimits
 from dragoman_server.engine.sequence import FinishReason
 from dragoman_server.errors import (
     DeadlineError,
@@ -26,7 +28,8 @@ from dragoman_server.errors import (
 from dragoman_server.text.segmentation import Segmentation
 from dragoman_server.text.tokenizer import Tokenizer
 from dragoman_server.translator import Translator
-from support.calls import LONG_LINE, MAX_SEGMENTS, NOW, call, config, refused, translated
+from support.calls import LONG_LINE, MAX_ROWS, MAX_SEGMENTS, NOW, call, config, refused, translated
+from support.fake_runner import Gate
 from support.server_parts import EOS_ID, LIMITS, FakeEngine
 
 
@@ -63,9 +66,14 @@ async def test_blank_text_translates_to_itself(translator: Translator, engine: F
     assert engine.requests == []
 
 
-async def test_language_codes_are_case_insensitive(translator: Translator) -> None:
-    upper = call("Hello.", source_language_code="EN", target_language_code="FR")
-    assert translated(await translator.translate(upper, NOW)).text == "Hello."
+async def test_a_language_that_the_model_lacks_stands_for_its_nearest(
+    translator: Translator, engine: FakeEngine
+) -> None:
+    outcome = await translator.translate(
+        call("Hello.", source_language_code="EN_us", target_language_code="fr-CA"), NOW
+    )
+    assert outcome.direction == ("en", "fr")
+    assert engine.requests[0].source_ids[0] == 5
 
 
 @pytest.mark.parametrize("model", ["", "tiny", "tiny@0123456789ab"])
@@ -81,13 +89,13 @@ async def test_another_model_is_not_found(translator: Translator, model: str) ->
 
 
 async def test_an_unsupported_pair_names_the_pairs_there_are(translator: Translator) -> None:
-    with pytest.raises(UnsupportedLanguageError, match="it translates en-fr, en-de, fr-en, de-en") as caught:
+    with pytest.raises(UnsupportedLanguageError, match="it translates de-en, en-fr, en-de, fr-en") as caught:
         await translator.translate(call("Hallo.", source_language_code="de"), NOW)
     assert caught.value.language_pair == "de-fr"
 
 
 async def test_what_is_no_language_code_is_not_repeated(translator: Translator) -> None:
-    with pytest.raises(UnsupportedLanguageError) as caught:
+    with pytest.raises(InvalidInputError, match="target_language_code: is not a BCP 47 language tag") as caught:
         await translator.translate(call("Hello.", target_language_code="my secret"), NOW)
     assert "secret" not in str(caught.value)
 
@@ -203,6 +211,30 @@ async def test_what_takes_long_leaves_the_event_loop(
     await translator.translate(call("Hello. " * 400), NOW)
     assert threads[0] is threading.main_thread()
     assert threading.main_thread() not in threads[1:]
+
+
+async def test_texts_of_callers_who_have_left_are_not_tokenized(
+    bundle: Bundle, tokenizer: Tokenizer, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate, encoded = Gate(), list[str]()
+
+    def encode(text: str) -> list[int]:
+        encoded.append(text)
+        gate()
+        return [9]
+
+    monkeypatch.setattr(tokenizer, "encode", encode)
+    translator = Translator(bundle.manifest, "tiny", tokenizer, engine, InputLimits(), MAX_SEGMENTS, MAX_ROWS)
+    texts = ["x" * 20_000] * 100
+    calls = [asyncio.create_task(translator.translate(call(*texts), NOW)) for _ in range(5)]
+    await asyncio.to_thread(gate.reached.wait, 30)
+    for task in calls:
+        task.cancel()
+    await asyncio.wait(calls)
+    gate.open.set()
+    await translator.translate(call("y" * 20_000), NOW)
+    assert encoded == [texts[0], "y" * 20_000]
+    translator.close()
 
 
 async def test_a_past_deadline_is_told_without_any_work(translator: Translator, engine: FakeEngine) -> None:

@@ -1,0 +1,336 @@
+"""What the graphs of a bundle must be, by its manifest: held against tables, before ONNX Runtime sees them.
+
+A graph of these operators ends: there are no loops, and nothing is computed before there is an input. Whether it
+computes what it should, only the replay of the parity certificate shows.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dragoman_server.bundle.graph import Graph, Node, Tensor
+from dragoman_server.bundle.manifest import (
+    ATTENTION_FILE,
+    DECODER_STEP_FILE,
+    ENCODER_FILE,
+    MANIFEST_FILE,
+    WEIGHTS_FILE,
+    Manifest,
+    Precision,
+)
+from dragoman_server.bundle.rules import Rule, about, check
+from dragoman_server.bundle.signatures import Signature, signature
+
+_IR_VERSION = 10
+_OPERATOR_SETS = {"": 21, "com.microsoft": 1}
+_ATTENTION_OPERATOR = "com.microsoft.GroupQueryAttention"
+# The operators that the exporter writes, with their attributes.
+_OPERATORS: dict[str, set[str]] = {
+    "Abs": set(),
+    "Add": set(),
+    "Cast": {"to"},
+    "Concat": {"axis"},
+    "DequantizeLinear": {"axis"},
+    "Div": set(),
+    "Expand": set(),
+    "Gather": {"axis"},
+    "GatherElements": {"axis"},
+    "GatherND": {"batch_dims"},
+    "Gelu": set(),
+    "Gemm": {"transB"},
+    _ATTENTION_OPERATOR: {
+        "causal",
+        "k_quant_type",
+        "kv_cache_bit_width",
+        "kv_num_heads",
+        "num_heads",
+        "v_quant_type",
+    },
+    "LayerNormalization": {"axis", "epsilon"},
+    "LogSoftmax": {"axis"},
+    "MatMul": set(),
+    "com.microsoft.MatMulIntegerToFloat": set(),
+    "Max": set(),
+    "Min": set(),
+    "Mod": set(),
+    "Mul": set(),
+    "QuantizeLinear": {"axis"},
+    "com.microsoft.QuickGelu": {"alpha"},
+    "ReduceMax": {"keepdims"},
+    "Relu": set(),
+    "Reshape": set(),
+    "Shape": {"end", "start"},
+    "Slice": set(),
+    "Softmax": {"axis"},
+    "Split": {"axis", "num_outputs"},
+    "Squeeze": set(),
+    "Sub": set(),
+    "Tile": set(),
+    "TopK": {"axis"},
+    "Transpose": {"perm"},
+    "Trilu": {"upper"},
+    "Unsqueeze": set(),
+    "Where": set(),
+}
+# Those that a graph has at one precision alone.
+_PRECISION_OPERATORS: dict[str, Precision] = {
+    "DequantizeLinear": "int8",
+    "Gemm": "fp32",
+    "com.microsoft.MatMulIntegerToFloat": "int8",
+    "QuantizeLinear": "int8",
+}
+# Twice what the exporter needs for a layer at most. ONNX Runtime takes minutes to open a graph of tens of thousands.
+_MAX_LAYER_OPERATORS = 200
+# What a graph itself holds are numbers and short lists of them.
+_MAX_CONSTANT_BYTES = 256
+# Between two weights in their file; each begins where the widest vector loads want it.
+_MAX_GAP_BYTES = 63
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What the graphs say of themselves and no signature shows."""
+
+    source_vocabulary_size: int
+    target_vocabulary_size: int
+    source_positions: int
+    target_positions: int
+    num_encoder_layers: int
+
+
+@dataclass(frozen=True)
+class _NodeRule:
+    """What operators must be, and what follows "must" in the message."""
+
+    operators: set[str]
+    holds: Callable[[Node, Graph, Manifest], bool]
+    demand: str
+
+
+_SIZE_RULES: tuple[Rule[Sizes], ...] = (
+    Rule(
+        "architecture.num_encoder_layers",
+        lambda number, sizes: number == sizes.num_encoder_layers,
+        f"be {{0.num_encoder_layers}}, as {ENCODER_FILE} has layers",
+    ),
+    Rule(
+        "architecture.vocabulary_size",
+        lambda size, sizes: size == sizes.target_vocabulary_size,
+        "be {0.target_vocabulary_size}, as the graphs have embeddings for a target",
+    ),
+    Rule(
+        "limits.max_source_tokens",
+        lambda limit, sizes: limit <= sizes.source_positions,
+        "be at most {0.source_positions}, as the graphs have positions for a source",
+    ),
+    Rule(
+        "limits.max_target_tokens",
+        lambda limit, sizes: limit <= sizes.target_positions,
+        "be at most {0.target_positions}, as the graphs have positions for a target",
+    ),
+    *(
+        Rule[Sizes](
+            name,
+            lambda token_id, sizes: token_id < sizes.source_vocabulary_size,
+            "be below {0.source_vocabulary_size}, as the graphs have embeddings for a source",
+        )
+        for name in (
+            "eos_token_id",
+            "pad_token_id",
+            "source_prefix_ids[*][*]",
+            "parity.golden[*].source_ids[*]",
+        )
+    ),
+)
+
+
+def check_graphs(graphs: Mapping[str, Graph], manifest: Manifest) -> Sizes:
+    """Holds the graphs, by file name, against the manifest.
+
+    Raises:
+        ValueError: naming the file and the first thing that is not as it must be.
+    """
+    # A calibrated int8 graph keeps keys and values in int8.
+    state = graphs[DECODER_STEP_FILE].inputs.get(manifest.state.self_kv[0])
+    cache = "int8" if manifest.precision == "int8" and state is not None and state.dtype == "int8" else "float32"
+    for file, graph in graphs.items():
+        with about(file):
+            _check_signature(graph, signature(file, manifest.architecture, manifest.state, cache))
+            _check_tensors(graph, manifest)
+            _check_nodes(graph, manifest)
+    sizes = _sizes(graphs, manifest)
+    with about(MANIFEST_FILE):
+        check(_SIZE_RULES, manifest, sizes)
+    return sizes
+
+
+def weights_size(graphs: Mapping[str, Graph]) -> int:
+    """The size of the file of weights in bytes, every one of which the graphs have a use for.
+
+    Raises:
+        ValueError: two weights overlap, there is a gap, or graphs differ in one of the same name.
+    """
+    end = 0
+    for name, tensor in sorted(_weights(graphs).items(), key=lambda item: item[1].offset):
+        if not 0 <= tensor.offset - end <= _MAX_GAP_BYTES:
+            raise ValueError(f"weight {name!r:.80} begins at byte {tensor.offset}, the one before it ends at {end}")
+        end = tensor.offset + tensor.size
+    return end
+
+
+def check_weights(graphs: Mapping[str, Graph], weights: NDArray[np.uint8]) -> None:
+    """Raises ValueError naming a weight with values that are no numbers."""
+    for name, tensor in _weights(graphs).items():
+        _check_finite(name, weights[tensor.offset : tensor.offset + tensor.size].view(tensor.dtype))
+
+
+def _weights(graphs: Mapping[str, Graph]) -> dict[str, Tensor]:
+    weights: dict[str, Tensor] = {}
+    for graph in graphs.values():
+        for name, tensor in graph.tensors.items():
+            if tensor.file and weights.setdefault(name, tensor) != tensor:
+                raise ValueError(f"weight {name!r:.80} is not the same for all graphs")
+    return weights
+
+
+def _check_signature(graph: Graph, expected: Signature) -> None:
+    if graph.ir_version != _IR_VERSION or graph.operator_sets != _OPERATOR_SETS:
+        raise ValueError(
+            f"its IR version is {graph.ir_version} and its operator sets are {graph.operator_sets!r:.80}, must be "
+            f"{_IR_VERSION} and {_OPERATOR_SETS}"
+        )
+    for kind, found, values in (
+        ("input", graph.inputs, expected.inputs),
+        ("output", graph.outputs, expected.outputs),
+    ):
+        if unknown := sorted(found.keys() - values.keys()):
+            raise ValueError(f"it has the {kind} {unknown[0]!r:.80}, of which {MANIFEST_FILE} knows nothing")
+        for name, value in values.items():
+            if found.get(name) != value:
+                raise ValueError(
+                    f"its {kind} {name} is {found.get(name, 'missing')!s:.80}; by architecture and precision in "
+                    f"{MANIFEST_FILE} it is {value}"
+                )
+
+
+def _check_tensors(graph: Graph, manifest: Manifest) -> None:
+    architecture = manifest.architecture
+    width = architecture.num_heads * architecture.d_head
+    # Sizes of axes: those of the largest tensors, the vocabulary padded to whole blocks.
+    largest = max(architecture.vocabulary_size + 63, 2 * architecture.num_decoder_layers * width, 3 * width)
+    for name, tensor in graph.tensors.items():
+        if name in graph.inputs or 0 in tensor.shape:
+            raise ValueError(f"tensor {name!r:.80} is an input too, or empty")
+        if tensor.size != tensor.num_bytes:
+            raise ValueError(f"tensor {name!r:.80} has {tensor.size} bytes; its shape needs {tensor.num_bytes}")
+        if tensor.file:
+            if tensor.file != WEIGHTS_FILE:
+                raise ValueError(f"tensor {name!r:.80} is in {tensor.file!r:.80}, must be in {WEIGHTS_FILE}")
+            continue
+        if tensor.size > _MAX_CONSTANT_BYTES:
+            raise ValueError(f"tensor {name!r:.80} has {tensor.size} bytes, must be in {WEIGHTS_FILE}")
+        _check_finite(name, _constant(tensor))
+        if tensor.dtype.kind == "i" and not (abs(_constant(tensor).astype(float)) <= largest).all():
+            raise ValueError(f"tensor {name!r:.80} has a number beyond {largest}, the length of the longest axis")
+
+
+def _check_finite(name: str, values: NDArray[Any]) -> None:
+    # Minus infinity is what is masked out. A comparison with NaN is false.
+    if values.dtype.kind == "f" and not values.max() < np.inf:
+        raise ValueError(f"tensor {name!r:.80} has values that are not finite")
+
+
+def _check_nodes(graph: Graph, manifest: Manifest) -> None:
+    layers = manifest.architecture.num_encoder_layers + manifest.architecture.num_decoder_layers
+    if len(graph.nodes) > (most := _MAX_LAYER_OPERATORS * (layers + 1)):
+        raise ValueError(f"it has {len(graph.nodes)} operators; with {layers} layers it has at most {most}")
+    known = {*graph.inputs, *graph.tensors, ""}
+    varying = set(graph.inputs)  # what there is only once there are inputs
+    for node in graph.nodes:
+        for fault in _faults(node, graph, manifest):
+            raise ValueError(f"operator {node.operator!r:.80}, which makes {node.outputs!r:.80}, {fault}")
+        if unknown := [name for name in node.inputs if name not in known]:
+            raise ValueError(f"operator {node.operator} reads {unknown[0]!r:.80}, which nothing before it makes")
+        if not node.outputs or not known.isdisjoint(node.outputs):
+            raise ValueError(f"operator {node.operator} makes {node.outputs!r:.80}: nothing, or what there is already")
+        if varying.isdisjoint(node.inputs):
+            # ONNX Runtime would compute it when it opens the graph, however long that takes.
+            raise ValueError(f"operator {node.operator}, which makes {node.outputs!r:.80}, depends on no input")
+        known.update(node.outputs)
+        varying.update(node.outputs)
+    if missing := sorted(graph.outputs.keys() - varying):
+        raise ValueError(f"nothing makes its output {missing[0]}")
+
+
+def _faults(node: Node, graph: Graph, manifest: Manifest) -> Iterator[str]:
+    if node.operator not in _OPERATORS:
+        yield "is none of those that the graph of a bundle may have"
+        return
+    if _PRECISION_OPERATORS.get(node.operator, manifest.precision) != manifest.precision:
+        yield f"is none of a graph at {manifest.precision}, which is the precision in {MANIFEST_FILE}"
+    if unknown := sorted(node.attributes.keys() - _OPERATORS[node.operator]):
+        yield f"has the attribute {unknown[0]!r:.80}"
+    for rule in _NODE_RULES:
+        if node.operator in rule.operators and not rule.holds(node, graph, manifest):
+            yield f"must {rule.demand}"
+
+
+def _constant(tensor: Tensor) -> NDArray[Any]:
+    return np.frombuffer(tensor.data, tensor.dtype)
+
+
+def _divides_by_a_constant(node: Node, graph: Graph, _: Manifest) -> bool:
+    divisor = graph.tensors.get(node.inputs[1]) if len(node.inputs) == 2 else None
+    return divisor is not None and not divisor.file and bool((_constant(divisor) > 0).all())
+
+
+_NODE_RULES = (
+    # The least integer divided by -1 ends the process by a signal.
+    _NodeRule({"Div", "Mod"}, _divides_by_a_constant, "divide by a constant above 0"),
+    _NodeRule(
+        {"Expand", "Tile"},
+        lambda node, graph, _: graph.tensors.keys().isdisjoint(node.inputs[1:]),
+        "take its shape from the inputs of the graph",
+    ),
+    _NodeRule(
+        {_ATTENTION_OPERATOR},
+        lambda node, _, manifest: (
+            [node.attributes.get(name) for name in ("num_heads", "kv_num_heads")]
+            == [manifest.architecture.num_heads] * 2
+        ),
+        f"have architecture.num_heads heads, as {MANIFEST_FILE} says",
+    ),
+)
+
+
+def _sizes(graphs: Mapping[str, Graph], manifest: Manifest) -> Sizes:
+    width = manifest.architecture.num_heads * manifest.architecture.d_head
+
+    def rows(file: str, names: Sequence[str]) -> int:
+        with about(file):
+            tables = [graphs[file].tensors[name] for name in names if name in graphs[file].tensors]
+            if len(tables) != 1 or len(tables[0].shape) != 2 or tables[0].shape[1] != width:
+                raise ValueError(f"it must have one table of {width} columns among {', '.join(names)}")
+            return tables[0].shape[0]
+
+    def fewest_rows(file: str, *names: str) -> int:
+        """Of the table that has one of these names, in this graph and the attention graph."""
+        return min(rows(each, names) for each in (file, ATTENTION_FILE) if each in graphs)
+
+    def tokens(file: str, side: str) -> int:
+        names = (f"{owner}_embedding.{kind}" for owner in ("shared", side) for kind in ("weight", "weight_int8"))
+        return fewest_rows(file, *names)
+
+    def positions(file: str, side: str) -> int:
+        return fewest_rows(file, "positions", f"{side}_positions")
+
+    return Sizes(
+        source_vocabulary_size=tokens(ENCODER_FILE, "source"),
+        target_vocabulary_size=tokens(DECODER_STEP_FILE, "target"),
+        source_positions=positions(ENCODER_FILE, "source"),
+        target_positions=positions(DECODER_STEP_FILE, "target"),
+        num_encoder_layers=sum(node.operator == _ATTENTION_OPERATOR for node in graphs[ENCODER_FILE].nodes),
+    )

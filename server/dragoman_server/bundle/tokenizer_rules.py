@@ -1,0 +1,82 @@
+"""What the tokenizer of a bundle must be, by its manifest and its graphs."""
+
+from dataclasses import dataclass
+
+from dragoman_server.bundle.graph_rules import Sizes
+from dragoman_server.bundle.manifest import Golden, Manifest, TokenizerKind
+from dragoman_server.bundle.rules import Rule, check
+from dragoman_server.text.tokenizer import TextCodec
+
+# Embeddings that no piece has the id of. An id without a piece can be chosen; Marian's tokenizer takes it for unknown.
+_MAX_SPARE_ROWS: dict[TokenizerKind, int] = {"sentencepiece": 0, "marian": 255}
+# Of the pieces of a SentencePiece model that must have ids in a vocabulary of its own: those of Marian's all do.
+_MIN_KNOWN_SHARE = 0.5
+
+
+@dataclass(frozen=True)
+class _Facts:
+    tokenizer: TextCodec
+    manifest: Manifest
+    sizes: Sizes
+
+    def is_control(self, token_id: int) -> bool:
+        return token_id < self.tokenizer.vocabulary.size and self.tokenizer.is_control(token_id)
+
+
+def check_tokenizer(tokenizer: TextCodec, manifest: Manifest, sizes: Sizes) -> None:
+    """Raises ValueError naming the field that does not go with the tokenizer, or the tokenizer with the graphs."""
+    check(_RULES, manifest, _Facts(tokenizer, manifest, sizes))
+
+
+def _fits(kind: TokenizerKind, facts: _Facts) -> bool:
+    size = facts.tokenizer.vocabulary.size
+    rows = (facts.sizes.source_vocabulary_size, facts.sizes.target_vocabulary_size)
+    return all(0 <= number - size <= _MAX_SPARE_ROWS[kind] for number in rows)
+
+
+def _has_its_pieces(golden: Golden, facts: _Facts) -> bool:
+    return golden.source_pieces in (None, tuple(facts.tokenizer.pieces(golden.source_ids)))
+
+
+_RULES: tuple[Rule[_Facts], ...] = (
+    Rule(
+        "tokenizer",
+        _fits,
+        "be one with as many pieces as there are embeddings, {0.sizes.source_vocabulary_size} for the source and "
+        "{0.sizes.target_vocabulary_size} for the target; its files have {0.tokenizer.vocabulary.size}",
+    ),
+    Rule(
+        "tokenizer",
+        lambda _, facts: facts.tokenizer.vocabulary.known_share >= _MIN_KNOWN_SHARE,
+        "be one whose vocabulary has the pieces of its SentencePiece models; of one of them it has a share of "
+        "{0.tokenizer.vocabulary.known_share:.2f}",
+    ),
+    Rule(
+        "eos_token_id",
+        lambda token_id, facts: facts.tokenizer.vocabulary.end_of_sentence_id in (token_id, None),
+        "be {0.tokenizer.vocabulary.end_of_sentence_id}, which the tokenizer has for end-of-sentence",
+    ),
+    Rule(
+        "pad_token_id",
+        lambda token_id, facts: facts.tokenizer.vocabulary.padding_id in (token_id, None),
+        "be {0.tokenizer.vocabulary.padding_id}, which the tokenizer has for padding",
+    ),
+    *(
+        Rule[_Facts](
+            name,
+            lambda token_id, facts: facts.is_control(token_id),
+            "be a control symbol of the tokenizer, which no text has",
+        )
+        for name in ("decoder_start_token_id", "eos_token_id", "source_prefix_ids[*][*]")
+    ),
+    Rule(
+        "source_prefix_ids[*][*]",
+        lambda token_id, facts: token_id not in (facts.manifest.eos_token_id, facts.manifest.pad_token_id),
+        "not be end-of-sentence or padding",
+    ),
+    Rule(
+        "parity.golden[*]",
+        _has_its_pieces,
+        "have the source_pieces that the tokenizer has under its source_ids: this is the tokenizer of another model",
+    ),
+)

@@ -1,0 +1,183 @@
+"""What the tokenizer of a bundle must be, by its graphs and its manifest. All hashes are right."""
+
+import json
+import random
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from dragoman_export.bundle_writer import export
+from dragoman_export.marian import Languages, read_marian
+from dragoman_export.sources import read_sources
+from dragoman_export.tokenizer import train_tokenizer
+from dragoman_server.bundle.bundle import Bundle, embedded_bundle
+from dragoman_server.errors import BundleError
+from support.bundles import edit_manifest, put, replace_file
+from support.marian_model import write_marian
+from support.marian_tokenizer import train_sentencepiece
+from support.tiny_model import LANGUAGES, WORDS, tokenizer
+
+
+def refused(folder: Path, fault: str) -> None:
+    with pytest.raises(BundleError, match=fault):
+        Bundle.open(folder)
+
+
+def replace_id(old: int, new: int) -> Callable[[dict[str, Any]], None]:
+    """Everywhere in the sources of the certificate."""
+
+    def edit(values: dict[str, Any]) -> None:
+        for golden in values["parity"]["golden"]:
+            golden["source_ids"] = [new if token_id == old else token_id for token_id in golden["source_ids"]]
+
+    return edit
+
+
+# -- one SentencePiece model -------------------------------------------------------------------------------------------
+
+
+def test_a_tokenizer_with_more_pieces_than_there_are_embeddings_is_refused(folder: Path) -> None:
+    replace_file(folder, "tokenizer.model", (embedded_bundle() / "tokenizer.model").read_bytes())
+    refused(folder, "manifest.json: tokenizer is 'sentencepiece', must be one with .* 316 .*; its files have 8000")
+
+
+def test_a_tokenizer_with_fewer_pieces_than_there_are_embeddings_is_refused(folder: Path) -> None:
+    rng = random.Random(1)
+    text = [" ".join(rng.choices(WORDS, k=8)) for _ in range(400)]
+    other = train_tokenizer(text, 300, LANGUAGES)
+    replace_file(folder, "tokenizer.model", other)
+    refused(folder, r"manifest.json: tokenizer is 'sentencepiece', must be one with .* 316 .*; its files have 300")
+
+
+def test_a_tokenizer_of_as_many_pieces_but_of_another_model_is_refused(folder: Path) -> None:
+    golden = Bundle.open(folder).manifest.parity.golden
+    pieces = {piece for sentence in golden for piece in sentence.source_pieces or ()}
+    piece = max((piece for piece in pieces if piece.startswith("▁")), key=len).encode()
+    model = (folder / "tokenizer.model").read_bytes()
+    assert piece in model
+    replace_file(folder, "tokenizer.model", model.replace(piece, piece[:-1] + b"#"))
+    refused(
+        folder, r"parity.golden\[\d\] is .*, must have the source_pieces .*: this is the tokenizer of another model"
+    )
+
+
+def test_a_certificate_from_before_there_were_pieces_is_read(folder: Path) -> None:
+    edit_manifest(folder, lambda values: [golden.pop("source_pieces") for golden in values["parity"]["golden"]])
+    assert all(golden.source_pieces is None for golden in Bundle.open(folder).manifest.parity.golden)
+
+
+@pytest.mark.parametrize(
+    ("edits", "fault"),
+    [
+        ([put("pad_token_id", 9)], "pad_token_id is 9, must be 0, which the tokenizer has for padding"),
+        (
+            [put("eos_token_id", 2), replace_id(3, 2)],
+            "eos_token_id is 2, must be 3, which the tokenizer has",
+        ),
+        ([put("decoder_start_token_id", 9)], "decoder_start_token_id is 9, must be a control symbol"),
+        ([put("decoder_start_token_id", 1)], "decoder_start_token_id is 1, must be a control symbol"),
+        ([put("source_prefix_ids", "fr", [9]), replace_id(5, 9)], r"ids\[fr\]\[0\] is 9, must be a control symbol"),
+        (
+            [put("source_prefix_ids", "fr", [3]), replace_id(5, 3)],
+            r"ids\[fr\]\[0\] is 3, must not be end-of-sent",
+        ),
+        (
+            [put("source_prefix_ids", "fr", [0]), replace_id(5, 0)],
+            r"ids\[fr\]\[0\] is 0, must not be end-of-sent",
+        ),
+    ],
+)
+def test_an_id_that_the_tokenizer_has_for_something_else_is_refused(
+    folder: Path, edits: list[Callable[[dict[str, Any]], object]], fault: str
+) -> None:
+    assert tokenizer().piece_to_id("<2fr>") == 5
+    for edit in edits:
+        edit_manifest(folder, edit)
+    refused(folder, f"manifest.json: .*{fault}")
+
+
+@pytest.mark.parametrize("contents", [b"", b"not a model", b"\x0a\xff\xff\xff\xff\x0f"])
+def test_what_is_no_tokenizer_is_refused(folder: Path, contents: bytes) -> None:
+    replace_file(folder, "tokenizer.model", contents)
+    refused(folder, "tokenizer.model cannot be loaded as a SentencePiece model")
+
+
+# -- Marian's two models and a vocabulary ------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def marian_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("marian")
+    write_marian(folder / "source")
+    checkpoint = read_marian(folder / "source", "opus", Languages())
+    export(checkpoint, folder / "bundle", "fp32", read_sources(checkpoint, (), 2))
+    return folder / "bundle"
+
+
+@pytest.fixture
+def marian(marian_bundle: Path, tmp_path: Path) -> Path:
+    shutil.copytree(marian_bundle, tmp_path / "bundle")
+    return tmp_path / "bundle"
+
+
+def edit_vocabulary(folder: Path, edit: Callable[[dict[str, int]], object]) -> None:
+    vocabulary = json.loads((folder / "vocab.json").read_text(encoding="utf-8"))
+    edit(vocabulary)
+    replace_file(folder, "vocab.json", json.dumps(vocabulary).encode())
+
+
+def test_a_vocabulary_with_more_ids_than_there_are_embeddings_is_refused(marian: Path) -> None:
+    edit_vocabulary(marian, lambda vocabulary: vocabulary.update(more=len(vocabulary)))
+    refused(marian, "manifest.json: tokenizer is 'marian', must be one with as many pieces as there are embeddings")
+
+
+def test_another_padding_in_the_vocabulary_is_refused(marian: Path) -> None:
+    def exchange(vocabulary: dict[str, int]) -> None:
+        vocabulary[_piece_of(vocabulary, 5)], vocabulary["<pad>"] = vocabulary["<pad>"], 5
+
+    edit_vocabulary(marian, exchange)
+    refused(marian, "manifest.json: pad_token_id is .*, must be 5, which the tokenizer has for padding")
+
+
+def _piece_of(vocabulary: dict[str, int], token_id: int) -> str:
+    return next(piece for piece, found in vocabulary.items() if found == token_id)
+
+
+def test_other_pieces_under_the_same_ids_are_refused(marian: Path) -> None:
+    golden = Bundle.open(marian).manifest.parity.golden[0]
+
+    def exchange(vocabulary: dict[str, int]) -> None:
+        first, second = sorted(set(golden.source_ids) - {0, 1})[:2]
+        one, other = _piece_of(vocabulary, first), _piece_of(vocabulary, second)
+        vocabulary[one], vocabulary[other] = second, first
+
+    edit_vocabulary(marian, exchange)
+    refused(marian, r"parity.golden\[0\] is .*: this is the tokenizer of another model")
+
+
+@pytest.mark.parametrize("name", ["source.spm", "target.spm"])
+def test_a_model_of_another_language_is_refused(marian: Path, name: str) -> None:
+    words = ["собака", "кот", "птица", "дерево", "дом", "река", "большой", "видит", "берёт", "находит", "красный"]
+    replace_file(marian, name, train_sentencepiece(words))
+    refused(
+        marian, "manifest.json: tokenizer is 'marian', must be one whose vocabulary has the pieces .* a share of 0."
+    )
+
+
+@pytest.mark.parametrize(
+    ("contents", "fault"),
+    [
+        (b'{"</s>": 0, "<unk>": 1, "<pad>": 2, "\\ud800": 3}', r"it has '\\ud800', half of a surrogate pair"),
+        (b'{"</s>": 0, "<unk>": 1, "<pad>": 2, "<pad>": 3}', "it has the key '<pad>' twice"),
+        (b"[" * 100_000, "it is nested too deeply"),
+        (b'{"</s>": 0, "<unk>": 1, "<pad>": 1e9}', "is not an object of pieces and their ids"),
+    ],
+)
+def test_what_is_no_vocabulary_is_refused(marian: Path, contents: bytes, fault: str) -> None:
+    replace_file(marian, "vocab.json", contents)
+    refused(marian, f"vocab.json .*{fault}")

@@ -1,0 +1,33 @@
+"""The contract is complete: any language can compile it from proto/ alone."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PROTO = ROOT / "proto"
+FILES = sorted(path.relative_to(PROTO) for path in PROTO.rglob("*.proto"))
+
+# Every compiler of protobuf brings these along.
+WELL_KNOWN = "google/protobuf/"
+
+
+def test_the_contract_is_where_it_is_looked_for() -> None:
+    assert {Path("dragoman/v1/translation.proto"), Path("dragoman/v1/attention.proto")} <= set(FILES)
+
+
+@pytest.mark.parametrize("path", FILES, ids=str)
+def test_every_import_is_found(path: Path) -> None:
+    text = (PROTO / path).read_text(encoding="utf-8")
+    imported = re.findall(r'^\s*import\s+(?:public\s+|weak\s+)?"([^"]+)"\s*;', text, flags=re.MULTILINE)
+    assert len(imported) == len(re.findall(r"^\s*import\b", text, flags=re.MULTILINE))
+    missing = [name for name in imported if not (name.startswith(WELL_KNOWN) or (PROTO / name).is_file())]
+    assert missing == []
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if path.parts[0] == "google"], ids=str)
+def test_what_is_not_ours_has_its_licence(path: Path) -> None:
+    head = (PROTO / path).read_text(encoding="utf-8")[:800]
+    assert re.match(r"// Copyright \d{4} Google LLC\n", head)
+    assert "Licensed under the Apache License, Version 2.0" in head

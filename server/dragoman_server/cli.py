@@ -26,6 +26,13 @@ def _print_version(is_asked: bool) -> None:
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
+def _lanes(text: str) -> int | None:
+    try:
+        return None if text == "auto" else int(text)
+    except ValueError:
+        raise typer.BadParameter(f"must be auto or a number and is {text!r}.") from None
+
+
 @app.command()
 def run(
     model: Annotated[
@@ -62,13 +69,24 @@ def run(
             help="How long calls in flight may go on after SIGTERM or Ctrl-C. A second signal ends them at once.",
         ),
     ] = _DEFAULTS.shutdown_grace_seconds,
+    lanes: Annotated[
+        int | None,
+        typer.Option(
+            envvar="DRAGOMAN_LANES",
+            metavar="auto|NUMBER",
+            parser=_lanes,
+            show_default="auto",
+            rich_help_panel=_CAPACITY,
+            help="Batches decoded side by side, each by threads of its own; auto: one for each CPU that this process "
+            "may use, by affinity and the quota of its container.",
+        ),
+    ] = _DEFAULTS.engine.lanes,
     num_threads: Annotated[
         int,
         typer.Option(
             envvar="DRAGOMAN_NUM_THREADS",
             rich_help_panel=_CAPACITY,
-            help="Threads that compute; 0 takes the number of CPUs this process may use, by "
-            "the quota of its container.",
+            help="Threads that compute a step of a lane; 0 takes as many as leave no CPU idle when all lanes are busy.",
         ),
     ] = _DEFAULTS.engine.num_threads,
     max_running: Annotated[
@@ -76,7 +94,7 @@ def run(
         typer.Option(
             envvar="DRAGOMAN_MAX_RUNNING",
             rich_help_panel=_CAPACITY,
-            help="Rows translated together: segments (lines or sentences), and with a beam each of its "
+            help="Rows that a lane translates together: segments (lines or sentences), and with a beam each of its "
             "hypotheses. More need more memory.",
         ),
     ] = _DEFAULTS.engine.max_running,
@@ -170,6 +188,7 @@ def run(
             max_waiting=max_waiting,
             max_encoder_tokens=max_encoder_tokens,
             max_kv_bytes=max_kv_bytes,
+            lanes=lanes,
             num_threads=num_threads,
         ),
         limits=InputLimits(

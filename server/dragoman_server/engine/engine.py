@@ -120,7 +120,7 @@ class Engine:
             caller: requests of the same caller (by equality) take turns with those of others. None: one of its own.
             on_progress: called on the engine's thread with the index of a request and the ids, without
                 end-of-sentence, that its best hypothesis is now certain to begin with; must be quick and not raise.
-            is_unlimited: whether `max_waiting` does not hold for them, nor count them: who submits them sees to that.
+            is_unlimited: whether `max_waiting` neither holds for nor counts these, whose caller limits them.
 
         Raises:
             QueueFullError: more would wait than `max_waiting`.
@@ -139,7 +139,7 @@ class Engine:
         with self._changed:
             if self._refusal:
                 raise EngineDeadError(self._refusal)
-            # Of those that run some may be unlimited, which makes it too few: by `max_running` at most.
+            # Some of those that run may be unlimited, which makes this number too small, by at most `max_running`.
             num_waiting = len(self._pending) - self._num_unlimited - self._scheduler.num_running
             if not is_unlimited and num_waiting + len(groups) > self._options.max_waiting:
                 raise QueueFullError(
@@ -150,7 +150,7 @@ class Engine:
             if not self._pending:
                 self._last_progress = arrived  # until now there was nothing to do
             self._pending.update(groups)
-            self._num_unlimited += is_unlimited * len(groups)
+            self._num_unlimited += len(groups) if is_unlimited else 0
             self._next_check = min([self._next_check, *(request.deadline for request in requests)])
             self._inbox.extend(groups)
             self._changed.notify()

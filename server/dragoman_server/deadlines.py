@@ -1,7 +1,7 @@
-"""Why a caller left: gRPC withdraws a call whose deadline has passed as it does one that was cancelled."""
+"""Why a caller left: gRPC cancels a call whose deadline has passed in the same way as one that its caller gives up."""
 
-# A deadline travels as the time that is left, rounded up by as much as a hundredth, and its end is told over the
-# network. So a call is withdrawn a moment before its deadline passes here.
+# A deadline is sent as the time that is left, rounded up by as much as a hundredth, and its end is told over the
+# network. So a call is cancelled some time before its deadline passes here.
 _SLACK_SHARE = 0.01
 _SLACK_SECONDS = 0.05
 

@@ -284,8 +284,8 @@ class Planner:
                 violations += self._unknown_violations(target_ids, f"{path}target_text")
         elif target is not None:
             target_ids = tuple(target)
-            violations += self._token_id_violations(target_ids, f"{path}target_token_ids")
-            violations += self._target_violations(target_ids, f"{path}target_token_ids")
+            field = f"{path}target_token_ids"
+            violations += [*self._target_violations(target_ids, field)] or self._token_id_violations(target_ids, field)
         else:
             violations += _length_violations(segmented, plan, f"{path}text")
         if violations:

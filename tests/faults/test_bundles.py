@@ -70,7 +70,7 @@ def broken_attention(folder: Path) -> None:
 
 def impossible_shape(folder: Path) -> None:
     def edit(graph: onnx.GraphProto) -> None:
-        next(node for node in graph.node if node.op_type == "Concat").attribute[0].i = 7
+        next(node for node in graph.node if node.op_type == "Transpose").attribute[0].ints[:] = [0, 0, 0, 0]
 
     edit_graph(folder, ENCODER_FILE, edit)
 
@@ -109,7 +109,7 @@ def never_ends(graph: onnx.GraphProto) -> None:
     graph.initializer.append(numpy_helper.from_array(np.array([300], np.int64), "many"))
     graph.node.extend(
         [
-            helper.make_node("Shape", ["input_ids"], ["eight"], start=0, end=1),
+            helper.make_node("Shape", ["source_lengths"], ["eight"]),
             helper.make_node("Mul", ["eight", "many"], ["axis"]),
             helper.make_node("Concat", ["axis", "axis"], ["shape"], axis=0),
             helper.make_node("Cast", ["source_lengths"], ["lengths"], to=TensorProto.FLOAT),

@@ -137,7 +137,7 @@ class Engine:
             caller: requests of the same caller (by equality) take turns with those of others. None: one of its own.
             on_progress: called by a lane with the index of a request and the ids, without end-of-sentence, that its
                 best hypothesis is now certain to begin with; must be quick and not raise.
-            is_unlimited: whether `max_waiting` does not hold for them, nor count them: who submits them sees to that.
+            is_unlimited: whether `max_waiting` neither holds for nor counts these, whose caller limits them.
 
         Raises:
             QueueFullError: more would wait than `max_waiting`.
@@ -156,7 +156,7 @@ class Engine:
         with self._lock:
             if self._refusal:
                 raise EngineDeadError(self._refusal)
-            # Of those that run some may be unlimited, which makes it too few: by the rows of all lanes at most.
+            # Some of those that run may be unlimited, which makes this number too small, by all rows at most.
             num_waiting = len(self._pending) - self._num_unlimited - self._scheduler.num_running
             if not is_unlimited and num_waiting + len(groups) > self._options.max_waiting:
                 raise QueueFullError(
@@ -165,7 +165,7 @@ class Engine:
                     retry_after_seconds=1.0,
                 )
             self._pending.update(groups)
-            self._num_unlimited += is_unlimited * len(groups)
+            self._num_unlimited += len(groups) if is_unlimited else 0
             self._departures.expect(groups)
             self._scheduler.add(groups)
             dealt = self._deal()

@@ -74,7 +74,7 @@ LONG = "x" * 1_000_000
 @pytest.mark.parametrize(
     ("edit", "fault"),
     [
-        (put("format_version", 1), "format_version is 1; this server reads version 3"),
+        (put("format_version", 1), "format_version is 1; this server reads version 4"),
         (put("format_version", LONG), "format_version is 'x+; this server"),
         (lambda values: values.pop("format_version"), "format_version is None"),
         (lambda values: values.pop("limits"), "missing required field limits"),

@@ -198,7 +198,8 @@ async def running_server(
         callbacks.update(keywords)
         return engine
 
-    monkeypatch.setattr(app, "_load", lambda _: (bundle, SimpleNamespace(kv_bytes_per_token=32, max_kv_bytes=4096)))
+    runner = SimpleNamespace(kv_bytes_per_token=32, max_kv_bytes=4096)
+    monkeypatch.setattr(app, "_load", lambda _: (bundle, [runner]))
     monkeypatch.setattr(app, "Engine", build_engine)
     capsys.readouterr()
     task = asyncio.create_task(app.serve(config))

@@ -138,7 +138,7 @@ class Translator:
         loop, changed = asyncio.get_running_loop(), asyncio.Event()
         certain_ids: list[tuple[int, ...]] = [()] * len(planned.requests)
 
-        def on_progress(index: int, ids: tuple[int, ...]) -> None:  # on the engine's thread
+        def on_progress(index: int, ids: tuple[int, ...]) -> None:  # on a lane's thread
             certain_ids[index] = ids
             loop.call_soon_threadsafe(changed.set)
 

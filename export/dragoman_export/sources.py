@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from dragoman_export.checkpoint import Checkpoint
 from dragoman_export.evaluation import read_lines
-from dragoman_export.train_command import CorpusFile
+from dragoman_export.train.corpus import CorpusFile
 
 
 def read_sources(checkpoint: Checkpoint, files: Sequence[CorpusFile], count: int) -> list[tuple[int, ...]]:

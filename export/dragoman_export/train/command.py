@@ -260,7 +260,6 @@ def train(
         elif start_from is not None:
             load_tensors(trainer.model, unique_tensors(start_from.model))
         checkpoint = trainer.run()
-    assert checkpoint is not None  # it was not paused
     checkpoint.save(folder)
     return checkpoint
 

@@ -46,8 +46,8 @@ class TrainingOptions:
     alignment_weight: float = 0.0  # of the loss of the head that learns word alignment; 0 teaches none
     alignment_layer: int = 0  # of the decoder
     alignment_head: int = 0
-    checkpoint_every: int = 250  # steps between snapshots; the state is saved with each
-    save_seconds: tuple[float, float] = (30.0, 300.0)  # between states: at first, and at most
+    snapshot_every: int = 250  # steps
+    save_seconds: tuple[float, float] = (30.0, 300.0)  # between saved states: at first, and at most
     average_last: int = 4  # snapshots averaged into the final model
     validate_every: int = 2000  # steps between scores on development data
     mixed_precision: bool = True  # bfloat16 autocast; weights and optimizer stay float32
@@ -58,7 +58,7 @@ class TrainingOptions:
     def __post_init__(self) -> None:
         if self.optimizer not in get_args(OptimizerName):
             raise ValueError(f"optimizer is {self.optimizer!r}, must be one of {', '.join(get_args(OptimizerName))}")
-        for name in ("epochs", "max_minutes", "peak_learning_rate", "warmup_steps", "checkpoint_every"):
+        for name in ("epochs", "max_minutes", "peak_learning_rate", "warmup_steps", "snapshot_every"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} is {getattr(self, name)}, must be above 0")
         if not 0 <= self.alignment_weight < math.inf:
@@ -157,11 +157,13 @@ class Trainer:
     def elapsed_seconds(self) -> float:
         return self._elapsed_before + time.monotonic() - self._started
 
-    def run(self, pause_after_seconds: float = math.inf) -> Checkpoint | None:
-        """Trains to the end and returns the final model in eval mode.
+    def run(self) -> Checkpoint:
+        """Trains to the end and returns the final model; raises FloatingPointError if the loss diverges."""
+        self.train()
+        return self.finish()
 
-        Or, if that takes longer than `pause_after_seconds`, saves the state so that the training can be continued, and
-        returns None.
+    def train(self, pause_after_seconds: float = math.inf) -> bool:
+        """Trains to the end, or as long as it may, and saves the state; returns whether it came to the end.
 
         Raises:
             FloatingPointError: the loss diverges.
@@ -170,8 +172,11 @@ class Trainer:
         self._started = time.monotonic()
         with self._reproducible():
             is_finished = self._train(pause_after_seconds)
-        self._save(with_snapshot=is_finished)
-        return self.finish() if is_finished else None
+        self._settle(0)
+        if is_finished:
+            self._save_snapshot()
+        self._save_state()
+        return is_finished
 
     def finish(self) -> Checkpoint:
         """The mean of the last snapshots, with its scores, in eval mode."""
@@ -194,7 +199,6 @@ class Trainer:
         return Checkpoint(config, self.model.eval(), self.tokenizer)
 
     def _train(self, pause_after_seconds: float) -> bool:
-        """Returns whether it came to the end."""
         started = time.monotonic()
         loader = BatchLoader(self.directions, self._maker(), self.options.batch, self.options.seed, self.device)
         batches, meter = loader.batches(self.epoch, self.next_batch), Meter(self.device)
@@ -211,9 +215,12 @@ class Trainer:
                 if self.next_batch == placed.num_batches:
                     self.epoch, self.next_batch = self.epoch + 1, 0
                 self._settle(STEPS_IN_FLIGHT if self.device.type == "cuda" else 0)
-                is_snapshot_due = self.step % self.options.checkpoint_every == 0
-                if is_snapshot_due or self._save_is_due():
-                    self._save(is_snapshot_due)
+                if self.step % self.options.snapshot_every == 0:
+                    self._settle(0)
+                    self._save_snapshot()
+                if self._save_is_due():
+                    self._settle(0)
+                    self._save_state()
                 if self.step % self.options.validate_every == 0:
                     self._settle(0)
                     self.report(self.validate())
@@ -294,16 +301,23 @@ class Trainer:
     def validate(self) -> Validation:
         """Greedy translations of the development pairs, and their loss."""
         tokenizer = spm.SentencePieceProcessor(model_proto=self.tokenizer)
+        losses = self.development_losses()
         self.model.eval()
-        scores, losses = {}, {}
+        scores = {}
         for development in self.development:
             sources, references = zip(*development.pairs, strict=True)
             target = development.direction.target_language
             texts = translate_texts(self.model, self.config, tokenizer, sources, target)
             scores[development.name] = corpus_scores(texts, references)
-            losses[development.name] = self._development_loss(development.direction)
         self.model.train()
         return Validation(self.step, scores, losses)
+
+    def development_losses(self) -> dict[str, float]:
+        """By name of set, in nats per token, without label smoothing."""
+        self.model.eval()
+        losses = {development.name: self._development_loss(development.direction) for development in self.development}
+        self.model.train()
+        return losses
 
     @torch.no_grad()
     def _development_loss(self, direction: Direction) -> float:
@@ -363,11 +377,10 @@ class Trainer:
         first, last = self.options.save_seconds
         return self.elapsed_seconds - self._saved_at >= min(last, max(first, self._saved_at / 4))
 
-    def _save(self, with_snapshot: bool) -> None:
-        """Writes a snapshot, then the state that goes on from it."""
-        self._settle(0)
-        if with_snapshot:
-            self.folder.save_snapshot(self.step, unique_tensors(self.model), self.options.average_last)
+    def _save_snapshot(self) -> None:
+        self.folder.save_snapshot(self.step, unique_tensors(self.model), self.options.average_last)
+
+    def _save_state(self) -> None:
         self._saved_at = self.elapsed_seconds
         state = {
             "model": self.model.state_dict(),

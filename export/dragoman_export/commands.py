@@ -1,6 +1,5 @@
 """The commands of `dragoman-export`: what each takes, does and prints."""
 
-import math
 import resource
 from pathlib import Path
 from typing import Annotated
@@ -13,19 +12,16 @@ from dragoman import __version__
 from dragoman_export.align_tune import Tuning, tune, write_alignment
 from dragoman_export.bundle_writer import export as write_bundle
 from dragoman_export.checkpoint import Checkpoint
-from dragoman_export.corpus import BatchOptions
 from dragoman_export.evaluation import TestSet
 from dragoman_export.evaluation import evaluate as evaluate_bundle
 from dragoman_export.gold_alignment import GoldAlignments
 from dragoman_export.greedy import one_thread, translate
 from dragoman_export.marian import Languages, read_marian
-from dragoman_export.model import Dimensions
 from dragoman_export.new_folder import require_absent
 from dragoman_export.parity import Comparison, ParityError, compare, require_same_dimensions
 from dragoman_export.sources import languages_without_samples, measured_sources, read_sources, sample_sources
-from dragoman_export.train_command import CorpusFile, CorpusOptions, parse_weight
-from dragoman_export.train_command import train as train_model
-from dragoman_export.training import TrainingOptions
+from dragoman_export.train.command import add_commands as add_training_commands
+from dragoman_export.train.corpus import CorpusFile
 from dragoman_server.bundle.bundle import Bundle
 from dragoman_server.bundle.manifest import MANIFEST_FILE, Precision
 from dragoman_server.config import EngineOptions
@@ -69,82 +65,7 @@ def _root(
     """Train translation models, export them to bundles that dragoman-server loads, and check what was exported."""
 
 
-@app.command()
-def train(
-    folder: Annotated[Path, typer.Argument(help="Checkpoint folder; one that has a saved state is continued.")],
-    pair: Annotated[
-        list[str],
-        typer.Option(
-            metavar="FIRST-SECOND=FILE",
-            help="Tab-separated sentence pairs, or a zip of such files: en-fr=fra-eng.zip. Repeatable.",
-        ),
-    ],
-    held_out: Annotated[
-        list[Path] | None, typer.Option(help="File of test sentences to keep out of training. Repeatable.")
-    ] = None,
-    name: Annotated[str, typer.Option(help="Name of the model.")] = "model",
-    both_directions: Annotated[bool, typer.Option(help="Train the second language to the first as well.")] = True,
-    weight: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="SOURCE-TARGET=WEIGHT",
-            help="How often an epoch shows the pairs of a direction: en-de=2, de-en=0.5. Repeatable; others have 1.",
-        ),
-    ] = None,
-    start_from: Annotated[
-        Path | None,
-        typer.Option(help="Checkpoint to go on from: its tokenizer, dimensions and weights are taken over."),
-    ] = None,
-    vocabulary_size: Annotated[int, typer.Option(help="Pieces of the joint tokenizer.")] = 8000,
-    d_model: Annotated[int, typer.Option(help="Width of the model.")] = 256,
-    num_heads: Annotated[int, typer.Option(help="Attention heads; d_model / num_heads is a multiple of 8.")] = 8,
-    d_feed_forward: Annotated[int, typer.Option(help="Inner width of the feed-forward layers.")] = 1024,
-    num_encoder_layers: Annotated[int, typer.Option(min=1, help="Layers of the encoder.")] = 4,
-    num_decoder_layers: Annotated[int, typer.Option(min=1, help="Layers of the decoder.")] = 3,
-    epochs: Annotated[float, typer.Option(help="Passes over the data, at most.")] = 10.0,
-    max_minutes: Annotated[
-        float, typer.Option(help="Minutes of training, at most, summed over resumptions.")
-    ] = math.inf,
-    learning_rate: Annotated[float, typer.Option(help="Peak rate, reached after warm-up; falls linearly to 0.")] = 1e-3,
-    warmup_steps: Annotated[int, typer.Option(min=1, help="Steps of linear warm-up.")] = 800,
-    label_smoothing: Annotated[float, typer.Option(min=0.0, max=1.0, help="0 turns it off.")] = 0.1,
-    dropout: Annotated[float, typer.Option(min=0.0, max=1.0, help="0 turns it off.")] = 0.1,
-    batch_tokens: Annotated[int, typer.Option(help="Padded tokens of the longer side in one batch.")] = 3072,
-    join_share: Annotated[
-        float, typer.Option(min=0.0, max=1.0, help="Share of the pairs joined into longer examples.")
-    ] = 0.1,
-    seed: Annotated[int, typer.Option(help="Of the initial weights and the order of the data.")] = 1,
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
-) -> None:
-    """Train a model on sentence pairs. Killed at any moment, the same command goes on where it was."""
-    corpus = CorpusOptions(
-        tuple(CorpusFile.parse(text) for text in pair),
-        tuple(held_out or ()),
-        both_directions,
-        dict(parse_weight(text) for text in weight or ()),
-    )
-    dimensions = Dimensions(
-        source_vocabulary_size=vocabulary_size,
-        target_vocabulary_size=vocabulary_size,
-        d_model=d_model,
-        num_heads=num_heads,
-        d_feed_forward=d_feed_forward,
-        num_encoder_layers=num_encoder_layers,
-        num_decoder_layers=num_decoder_layers,
-    )
-    options = TrainingOptions(
-        epochs=epochs,
-        max_minutes=max_minutes,
-        peak_learning_rate=learning_rate,
-        warmup_steps=warmup_steps,
-        label_smoothing=label_smoothing,
-        dropout=dropout,
-        seed=seed,
-        batch=BatchOptions(batch_tokens=batch_tokens, join_share=join_share),
-    )
-    base = Checkpoint.load(start_from) if start_from else None
-    train_model(name, folder, corpus, dimensions, options, device, console, base)
-    console.print(f"The model is in {folder}. Next: dragoman-export export {folder} BUNDLE")
+add_training_commands(app, console)
 
 
 @app.command()

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 KeyValue = tuple[Tensor, Tensor]  # keys and values, each [B, H, positions, K]
+Mask = Tensor | Literal["causal"] | None  # "causal": a query sees the keys up to its own position
 
 
 @dataclass(frozen=True)
@@ -62,9 +63,7 @@ class Dimensions:
         return self.d_model // self.num_heads
 
 
-def scaled_dot_product_attention(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None
-) -> tuple[Tensor, Tensor]:
+def scaled_dot_product_attention(query: Tensor, key: Tensor, value: Tensor, mask: Mask) -> tuple[Tensor, Tensor]:
     """softmax(Q K^T / sqrt(K)) V, equation 1 of the paper.
 
     query [B, H, T, K], key and value [B, H, S, K], mask broadcastable to [B, H, T, S]. Returns the mixed values
@@ -72,10 +71,22 @@ def scaled_dot_product_attention(
     kernel hides the weights and its backward pass is several times slower than this on a CPU.
     """
     scores = (query / math.sqrt(query.size(-1))) @ key.transpose(-2, -1)
+    if isinstance(mask, str):
+        mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
     if mask is not None:
         scores = scores.masked_fill(~mask, -torch.inf)
     weights = scores.softmax(dim=-1)
     return weights.to(value.dtype) @ value, weights
+
+
+def fused_attention(query: Tensor, key: Tensor, value: Tensor, mask: Mask) -> Tensor:
+    """The mixed values of `scaled_dot_product_attention` by PyTorch's fused kernels, which keep no weights.
+
+    Made for training on a GPU: the kernels read a causal or absent mask from no memory at all.
+    """
+    if isinstance(mask, str):
+        return F.scaled_dot_product_attention(query, key, value, is_causal=True)
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
 
 
 class MultiHeadAttention(nn.Module):
@@ -98,10 +109,16 @@ class MultiHeadAttention(nn.Module):
         """Projects the states [B, S, D] that will be attended to; this is what a cache keeps."""
         return self.split_heads(self.key(states)), self.split_heads(self.value(states))
 
-    def forward(self, states: Tensor, key_value: KeyValue, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-        """The states [B, T, D] attend to `key_value`; returns [B, T, D] and the weights [B, H, T, S]."""
+    def forward(
+        self, states: Tensor, key_value: KeyValue, mask: Mask, fused: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
+        """The states [B, T, D] attend to `key_value`; returns [B, T, D] and, unless fused, the weights [B, H, T, S]."""
         query = self.split_heads(self.query(states))
-        mixed, weights = scaled_dot_product_attention(query, *key_value, mask)
+        weights = None
+        if fused:
+            mixed = fused_attention(query, *key_value, mask)
+        else:
+            mixed, weights = scaled_dot_product_attention(query, *key_value, mask)
         return self.output(mixed.transpose(1, 2).flatten(-2)), weights
 
 
@@ -149,9 +166,9 @@ class EncoderLayer(nn.Module):
         self.feed_forward = FeedForward(dims)
         self.feed_forward_residual = Residual(dims, dropout)
 
-    def forward(self, states: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    def forward(self, states: Tensor, mask: Mask, fused: bool = False) -> tuple[Tensor, Tensor | None]:
         entered = self.self_attention_residual.enter(states)
-        mixed, weights = self.self_attention(entered, self.self_attention.key_value(entered), mask)
+        mixed, weights = self.self_attention(entered, self.self_attention.key_value(entered), mask, fused)
         states = self.self_attention_residual.leave(states, mixed)
         update = self.feed_forward(self.feed_forward_residual.enter(states))
         return self.feed_forward_residual.leave(states, update), weights
@@ -173,20 +190,24 @@ class DecoderLayer(nn.Module):
         self,
         states: Tensor,
         past: KeyValue | None,
-        self_mask: Tensor | None,
+        self_mask: Mask,
         cross_kv: KeyValue,
-        cross_mask: Tensor | None,
-    ) -> tuple[Tensor, KeyValue, Tensor, Tensor]:
-        """Returns the new states, the self keys and values grown by these positions, and both kinds of weights."""
+        cross_mask: Mask,
+        fused: bool = False,
+    ) -> tuple[Tensor, KeyValue, Tensor | None, Tensor | None]:
+        """Returns the new states, the self keys and values grown by these positions, and both kinds of weights.
+
+        Fused attention has no weights.
+        """
         entered = self.self_attention_residual.enter(states)
         self_kv = self.self_attention.key_value(entered)
         if past is not None:
             self_kv = (torch.cat([past[0], self_kv[0]], dim=2), torch.cat([past[1], self_kv[1]], dim=2))
-        mixed, self_weights = self.self_attention(entered, self_kv, self_mask)
+        mixed, self_weights = self.self_attention(entered, self_kv, self_mask, fused)
         states = self.self_attention_residual.leave(states, mixed)
 
         entered = self.cross_attention_residual.enter(states)
-        mixed, cross_weights = self.cross_attention(entered, cross_kv, cross_mask)
+        mixed, cross_weights = self.cross_attention(entered, cross_kv, cross_mask, fused)
         states = self.cross_attention_residual.leave(states, mixed)
 
         update = self.feed_forward(self.feed_forward_residual.enter(states))
@@ -280,33 +301,37 @@ class Transformer(nn.Module):
             elif isinstance(module, nn.Embedding):
                 nn.init.normal_(module.weight, std=self.dims.d_model**-0.5)
 
-    def encode(self, source_ids: Tensor, source_mask: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """source_ids int64 [B, S], source_mask bool [B, S] (False = padding).
+    def encode(
+        self, source_ids: Tensor, source_mask: Tensor | None, fused: bool = False
+    ) -> tuple[Tensor, list[Tensor]]:
+        """source_ids int64 [B, S]; source_mask bool [B, S], False at padding, or None if there is no padding.
 
-        Returns the encoder hidden states [B, S, D] and each layer's self-attention weights [B, H, S, S].
+        Returns the encoder hidden states [B, S, D] and each layer's self-attention weights [B, H, S, S]; with `fused`
+        attention there are no weights.
         """
         states, weights = self.source_embedding(source_ids), []
         for layer in self.encoder_layers:
-            states, layer_weights = layer(states, source_mask[:, None, None, :])
-            weights.append(layer_weights)
+            states, layer_weights = layer(states, _broadcast(source_mask), fused)
+            if layer_weights is not None:
+                weights.append(layer_weights)
         return self.encoder_norm(states), weights
 
     def decode(
-        self, target_ids: Tensor, encoder_hidden_states: Tensor, source_mask: Tensor
+        self, target_ids: Tensor, encoder_hidden_states: Tensor, source_mask: Tensor | None, fused: bool = False
     ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
         """Teacher forcing: decoder input int64 [B, T], all positions at once.
 
         Position t sees decoder inputs 0..t only, so padding at the end of a row changes nothing before it. Returns the
-        decoder hidden states [B, T, D] and each layer's self [B, H, T, T] and cross [B, H, T, S] attention weights.
+        decoder hidden states [B, T, D] and each layer's self [B, H, T, T] and cross [B, H, T, S] attention weights;
+        with `fused` attention there are no weights.
         """
-        length = target_ids.size(1)
-        causal = torch.ones(length, length, dtype=torch.bool, device=target_ids.device).tril()
         states, self_weights, cross_weights = self.target_embedding(target_ids), [], []
         for layer in self.decoder_layers:
             cross_kv = layer.cross_attention.key_value(encoder_hidden_states)
-            states, _, layer_self, layer_cross = layer(states, None, causal, cross_kv, source_mask[:, None, None, :])
-            self_weights.append(layer_self)
-            cross_weights.append(layer_cross)
+            states, _, layer_self, layer_cross = layer(states, None, "causal", cross_kv, _broadcast(source_mask), fused)
+            if layer_self is not None and layer_cross is not None:
+                self_weights.append(layer_self)
+                cross_weights.append(layer_cross)
         return self.decoder_norm(states), self_weights, cross_weights
 
     def project(self, hidden: Tensor) -> Tensor:
@@ -331,7 +356,12 @@ class Transformer(nn.Module):
         past: Sequence[KeyValue | None] = state.self_kv or [None] * self.dims.num_decoder_layers
         grown = []
         for layer, layer_past, cross_kv in zip(self.decoder_layers, past, state.cross_kv, strict=True):
-            states, self_kv, _, _ = layer(states, layer_past, None, cross_kv, state.source_mask[:, None, None, :])
+            states, self_kv, _, _ = layer(states, layer_past, None, cross_kv, _broadcast(state.source_mask))
             grown.append(self_kv)
         state.self_kv = grown
         return self.project(self.decoder_norm(states)).squeeze(1)
+
+
+def _broadcast(mask: Tensor | None) -> Tensor | None:
+    """A mask of source positions [B, S], for all heads and queries: [B, 1, 1, S]."""
+    return None if mask is None else mask[:, None, None, :]

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import pytest
 
 from dragoman_export.checkpoint import Checkpoint
-from dragoman_export.tokenizer import EOS_ID
+from dragoman_export.train.tokenizer import EOS_ID
 from dragoman_server.bundle.bundle import Bundle
 from dragoman_server.bundle.manifest import Precision
 from dragoman_server.engine.engine import Engine

@@ -14,7 +14,7 @@ from torch import nn
 
 from dragoman_export.checkpoint import Checkpoint, Config
 from dragoman_export.model import Dimensions, Transformer
-from dragoman_export.tokenizer import BOS_ID, EOS_ID, PAD_ID, language_tag, train_tokenizer
+from dragoman_export.train.tokenizer import BOS_ID, EOS_ID, PAD_ID, language_tag, train_tokenizer
 
 LANGUAGES = ("de", "fr")
 TEXT = """

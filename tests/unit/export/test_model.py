@@ -197,6 +197,30 @@ def test_decoding_step_by_step_equals_the_full_forward_pass(variant: dict[str, A
 
 @settings(max_examples=20)
 @given(variant=VARIANTS, lengths=st.lists(st.integers(1, 9), min_size=1, max_size=3))
+def test_fused_attention_gives_the_same_states_and_no_weights(variant: dict[str, Any], lengths: list[int]) -> None:
+    model = random_model(dimensions(**variant), torch.float64)
+    source_ids, source_mask, target_ids = random_batch(model.dims, tuple(lengths), target_length=6)
+    hidden, _ = model.encode(source_ids, source_mask)
+    decoded, _, _ = model.decode(target_ids, hidden, source_mask)
+    fused_hidden, encoder_weights = model.encode(source_ids, source_mask, fused=True)
+    fused_decoded, self_weights, cross_weights = model.decode(target_ids, hidden, source_mask, fused=True)
+    assert encoder_weights == self_weights == cross_weights == []
+    torch.testing.assert_close(fused_hidden[source_mask], hidden[source_mask], atol=1e-10, rtol=1e-10)
+    torch.testing.assert_close(fused_decoded, decoded, atol=1e-10, rtol=1e-10)
+
+
+def test_sources_without_padding_need_no_mask() -> None:
+    model = random_model(dimensions())
+    source_ids, source_mask, target_ids = random_batch(model.dims, (5, 5), target_length=4)
+    hidden, _ = model.encode(source_ids, None)
+    torch.testing.assert_close(hidden, model.encode(source_ids, source_mask)[0])
+    expected, _, _ = model.decode(target_ids, hidden, source_mask)
+    for fused in (False, True):
+        torch.testing.assert_close(model.decode(target_ids, hidden, None, fused)[0], expected)
+
+
+@settings(max_examples=20)
+@given(variant=VARIANTS, lengths=st.lists(st.integers(1, 9), min_size=1, max_size=3))
 def test_attention_rows_sum_to_one_and_never_look_ahead(variant: dict[str, Any], lengths: list[int]) -> None:
     model = random_model(dimensions(**variant))
     source_ids, source_mask, target_ids = random_batch(model.dims, tuple(lengths), target_length=6)

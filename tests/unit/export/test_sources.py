@@ -13,7 +13,7 @@ from dragoman_export.sources import (
     sample_sentences,
     sample_sources,
 )
-from dragoman_export.train_command import CorpusFile
+from dragoman_export.train.corpus import CorpusFile
 from dragoman_server.bundle.bundle import Bundle
 from dragoman_server.bundle.manifest import Golden, Precision
 

@@ -13,7 +13,7 @@ import torch
 from dragoman_export.bundle_writer import export
 from dragoman_export.marian import Languages, read_marian
 from dragoman_export.sources import read_sources
-from dragoman_export.tokenizer import train_tokenizer
+from dragoman_export.train.tokenizer import train_tokenizer
 from dragoman_server.bundle.bundle import Bundle, embedded_bundle
 from dragoman_server.errors import BundleError
 from support.bundles import edit_manifest, put, replace_file

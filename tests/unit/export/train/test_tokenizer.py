@@ -5,7 +5,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from dragoman_export.tokenizer import BOS_ID, EOS_ID, PAD_ID, UNK_ID, language_tag, train_tokenizer
+from dragoman_export.train.tokenizer import BOS_ID, EOS_ID, PAD_ID, UNK_ID, language_tag, train_tokenizer
 from support.tiny_model import LANGUAGES, WORDS, tokenizer, tokenizer_model
 
 TAGS = [language_tag(code) for code in LANGUAGES]

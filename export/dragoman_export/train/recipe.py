@@ -1,0 +1,102 @@
+"""From prepared text to a `Trainer`: configuration, directions, development sets."""
+
+import dataclasses
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+import sentencepiece as spm
+
+from dragoman_export.checkpoint import Config
+from dragoman_export.model import Dimensions
+from dragoman_export.train.batches import directions_of
+from dragoman_export.train.corpus import TextPair
+from dragoman_export.train.prepared import Prepared, TokenRows
+from dragoman_export.train.run_folder import RunFolder
+from dragoman_export.train.tokenizer import BOS_ID, EOS_ID, PAD_ID, language_tag
+from dragoman_export.train.training import DevelopmentSet, Report, Trainer, TrainingOptions
+
+MAX_DEVELOPMENT_PAIRS = 200  # of a set, so that validation stays short
+
+
+@dataclasses.dataclass(frozen=True)
+class DirectionOptions:
+    """Which directions of the texts are trained on, and how often their pairs are shown."""
+
+    both: bool = True
+    weights: Mapping[tuple[str, str], float] = dataclasses.field(default_factory=dict)
+
+
+def make_trainer(
+    name: str,
+    folder: RunFolder,
+    prepared: Prepared,
+    directions: DirectionOptions,
+    dimensions: Dimensions,
+    options: TrainingOptions,
+    device: str = "cpu",
+    report: Report = lambda _: None,
+) -> Trainer:
+    """A trainer for all texts.
+
+    The vocabulary sizes in `dimensions` are replaced by what the tokenizer has.
+
+    Raises:
+        ValueError: the tokenizer has no tag for a language, a weight is for a direction that there is not, or the
+            trainer refuses its options.
+    """
+    processor = spm.SentencePieceProcessor(model_proto=prepared.tokenizer)
+    prefix_ids = {language: _prefix(processor, language) for language in prepared.languages}
+    parts = directions_of(prepared.texts, prefix_ids, directions.both, directions.weights)
+    pairs_of_languages = dict.fromkeys((part.source_language, part.target_language) for part in parts)
+    unknown = directions.weights.keys() - pairs_of_languages.keys()
+    if unknown:
+        raise ValueError(f"a weight is given for {'-'.join(min(unknown))}, which is not trained on")
+    size = processor.get_piece_size()
+    config = Config(
+        name=name,
+        dimensions=dataclasses.replace(dimensions, source_vocabulary_size=size, target_vocabulary_size=size),
+        pad_token_id=PAD_ID,
+        bos_token_id=BOS_ID,
+        eos_token_id=EOS_ID,
+        directions=tuple(pairs_of_languages),
+        source_prefix_ids={target: prefix_ids[target] for _, target in pairs_of_languages},
+        training={"pairs": dict(zip(_labels(prepared), map(len, prepared.texts), strict=True))},
+    )
+    development = _development(prepared, processor, prefix_ids, directions.both)
+    return Trainer(folder, config, prepared.tokenizer, parts, development, options, device, report)
+
+
+def _prefix(processor: spm.SentencePieceProcessor, language: str) -> tuple[int, ...]:
+    tag = language_tag(language)
+    token_id = processor.piece_to_id(tag)
+    if not processor.is_control(token_id):
+        raise ValueError(f"the tokenizer has no {tag}, so that no {language} can be asked for")
+    return (token_id,)
+
+
+def _labels(prepared: Prepared) -> list[str]:
+    """`en-fr`, followed by the name of the text where several have these languages."""
+    languages = ["-".join(text.languages) for text in prepared.texts]
+    counts = Counter(languages)
+    return [
+        label if counts[label] == 1 else f"{label} {text.name}"
+        for label, text in zip(languages, prepared.texts, strict=True)
+    ]
+
+
+def _development(
+    prepared: Prepared, processor: spm.SentencePieceProcessor, prefix_ids: Mapping[str, tuple[int, ...]], both: bool
+) -> list[DevelopmentSet]:
+    sets = []
+    for label, text in zip(_labels(prepared), prepared.texts, strict=True):
+        pairs = text.development[:MAX_DEVELOPMENT_PAIRS]
+        if not pairs:
+            continue
+        sides: Sequence[TokenRows] = [TokenRows.of(processor.encode([pair[side] for pair in pairs])) for side in (0, 1)]
+        small = dataclasses.replace(text, weight=1.0, sides=(sides[0], sides[1]), links=None)
+        turned: list[TextPair] = [(second, first) for first, second in pairs]
+        first, second = text.languages
+        for direction, of_direction in zip(directions_of([small], prefix_ids, both, {}), (pairs, turned), strict=False):
+            name = label.replace(f"{first}-{second}", f"{direction.source_language}-{direction.target_language}", 1)
+            sets.append(DevelopmentSet(name, of_direction, direction))
+    return sets

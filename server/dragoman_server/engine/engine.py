@@ -91,7 +91,6 @@ class Engine:
             for schedule, runner in zip(self._scheduler.lanes, runners, strict=True)
         ]
         self._pending: set[SequenceGroup] = set()  # submitted and not yet answered
-        self._num_unlimited = 0  # of them
         self._departures = Departures(self._pending.__contains__)
         self._num_cached_tokens = [0] * len(runners)  # by lane
         self._last_progress = [0.0] * len(runners)  # by lane; where it has work, since when it has or its latest step
@@ -156,8 +155,7 @@ class Engine:
         with self._lock:
             if self._refusal:
                 raise EngineDeadError(self._refusal)
-            # Some of those that run may be unlimited, which makes this number too small, by all rows at most.
-            num_waiting = len(self._pending) - self._num_unlimited - self._scheduler.num_running
+            num_waiting = self._scheduler.num_waiting_limited
             if not is_unlimited and num_waiting + len(groups) > self._options.max_waiting:
                 raise QueueFullError(
                     f"{num_waiting} segments are waiting and {len(groups)} more would exceed the limit of "
@@ -165,7 +163,6 @@ class Engine:
                     retry_after_seconds=1.0,
                 )
             self._pending.update(groups)
-            self._num_unlimited += len(groups) if is_unlimited else 0
             self._departures.expect(groups)
             self._scheduler.add(groups)
             dealt = self._deal()
@@ -271,7 +268,6 @@ class Engine:
             if group not in self._pending:
                 return  # the engine has died meanwhile, in another lane
             self._pending.remove(group)
-            self._num_unlimited -= group.is_unlimited
         if not group.future.set_running_or_notify_cancel():
             return  # cancelled: nobody listens
         if isinstance(answer, Completion):

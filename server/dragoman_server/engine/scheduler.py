@@ -140,6 +140,11 @@ class Scheduler:
         return len(self._waiting)
 
     @property
+    def num_waiting_limited(self) -> int:
+        """Those of the waiting that take room from others in the queue."""
+        return self._waiting.num_limited
+
+    @property
     def num_running(self) -> int:
         return sum(len(lane.running) + len(lane.arrivals) for lane in self.lanes)
 
@@ -192,7 +197,8 @@ class Scheduler:
         everyone = [*self._waiting, *(group for lane in self.lanes for group in (*lane.arrivals, *lane.running))]
         if len(everyone) != len(set(everyone)):
             raise RuntimeError("a group is in two places, or twice in one")
-        if len(self._waiting) != len(list(self._waiting)):
+        num_limited = sum(not group.is_unlimited for group in self._waiting)
+        if (len(self._waiting), self._waiting.num_limited) != (len(list(self._waiting)), num_limited):
             raise RuntimeError("the number of those waiting is wrong")
 
 

@@ -62,6 +62,7 @@ class WaitingQueue:
         self._clocks = dict.fromkeys(Priority, 0.0)
         self._now = 0.0  # of the priority that was served last
         self._num_waiting = 0
+        self._num_limited = 0
 
     def __len__(self) -> int:
         return self._num_waiting
@@ -70,12 +71,18 @@ class WaitingQueue:
         for turns in self._turns.values():
             yield from turns
 
+    @property
+    def num_limited(self) -> int:
+        """Those that take room from others in the queue."""
+        return self._num_limited
+
     def add(self, group: SequenceGroup) -> None:
         priority = group.request.priority
         if not self._turns[priority]:
             self._clocks[priority] = max(self._clocks[priority], self._now)
         self._turns[priority].add(group)
         self._num_waiting += 1
+        self._num_limited += not group.is_unlimited
 
     @property
     def _next_priority(self) -> Priority:
@@ -93,6 +100,7 @@ class WaitingQueue:
         self._now = self._clocks[priority]
         self._clocks[priority] += group.request.options.num_rows / SHARES[priority]
         self._num_waiting -= 1
+        self._num_limited -= not group.is_unlimited
         return group
 
     def remove(self, groups: Collection[SequenceGroup]) -> None:
@@ -100,3 +108,4 @@ class WaitingQueue:
         for turns in self._turns.values():
             turns.remove(groups)
         self._num_waiting = sum(map(len, self._turns.values()))
+        self._num_limited = sum(not group.is_unlimited for group in self)

@@ -231,7 +231,7 @@ def test_a_language_that_the_tokenizer_has_no_tag_for_is_refused(
 
 @pytest.mark.parametrize("text", ["en-fr", "enfr=2", "en-fr=-1", "en-fr=inf", "en-fr=nan", "en-fr=", "=2"])
 def test_a_weight_of_another_form_is_refused(text: str) -> None:
-    with pytest.raises(ValueError, match=re.escape(repr(text))):
+    with pytest.raises(ValueError, match=re.escape(repr(text.partition("=")[0])[:-1])):
         parse_weight(text)
 
 

@@ -207,7 +207,7 @@ def error_from_status(status: status_pb2.Status, indices: Sequence[int], index: 
 
 
 def _build(code: grpc.StatusCode, message: str, status: status_pb2.Status, indices: Sequence[int]) -> DragomanError:
-    error = _CLASS_BY_CODE[code](message or code.name, code=code)
+    error = _CLASS_BY_CODE[code](_in_list(message, indices) or code.name, code=code)
     for detail in status.details:
         # Unpack tells whether the detail is of this type, and raises on damaged bytes.
         try:
@@ -230,7 +230,7 @@ def _build(code: grpc.StatusCode, message: str, status: status_pb2.Status, indic
 
 
 def _in_list(field: str, indices: Sequence[int]) -> str:
-    """The path in the caller's list, which may have gone out in several calls."""
+    """A text that begins with a path, with that in the caller's list, which may have gone out in several calls."""
 
     def index(match: re.Match[str]) -> str:
         number = int(match[0])

@@ -123,7 +123,7 @@ def _manifest(checkpoint: Checkpoint, precision: Precision, files: dict[FileName
         decoder_start_token_id=config.bos_token_id,
         eos_token_id=config.eos_token_id,
         pad_token_id=config.pad_token_id,
-        limits=Limits(dims.max_positions, dims.max_positions, config.segment_tokens),
+        limits=Limits(dims.max_positions, dims.max_positions, min(config.segment_tokens, dims.max_positions)),
         state=StateTensors(graphs.self_kv_names(model), graphs.cross_kv_names(model)),
         parity=_with_pieces(parity, checkpoint.open_tokenizer()),
         files=files,

@@ -3,9 +3,10 @@
 import asyncio
 import logging
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from dragoman import __version__
 from dragoman_server.app import serve
@@ -33,7 +34,18 @@ def _lanes(text: str) -> int | None:
         raise typer.BadParameter(f"must be auto or a number and is {text!r}.") from None
 
 
-@app.command()
+class _OnceCommand(TyperCommand):
+    """Refuses an option that is given twice, of which the first would not count."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        names = [arg.partition("=")[0] for arg in args if arg.startswith("--")]
+        for name in dict.fromkeys(names):
+            if names.count(name) > 1:
+                ctx.fail(f"The option {name} is given twice.")
+        return super().parse_args(ctx, args)
+
+
+@app.command(cls=_OnceCommand)
 def run(
     model: Annotated[
         Path | None,

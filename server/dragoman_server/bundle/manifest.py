@@ -236,6 +236,11 @@ _RULES: tuple[Rule[Manifest], ...] = (
         lambda ids, m: len(ids) + 2 <= m.limits.max_source_tokens,
         "leave room for text, with limits.max_source_tokens {0.limits.max_source_tokens}",
     ),
+    Rule(
+        "limits.segment_tokens",
+        lambda limit, m: limit <= m.limits.max_source_tokens,
+        "be at most limits.max_source_tokens, {0.limits.max_source_tokens}",
+    ),
     Rule("limits.max_target_tokens", lambda limit, _: limit >= 2, "be at least 2: a token and end-of-sentence"),
     *(
         Rule(

@@ -35,10 +35,10 @@ ABBREVIATIONS: Mapping[str, frozenset[str]] = {
         "rs rt sen sens sgt sr st ste supt surg univ viz vol vols vs",
     ),
     "es": _words(
-        "admón almte apdo aprox arz av avda bco bibl c cnel col comte coord cía d dpto dr dra dras dres dña ed ee ej",
+        "a admón almte apdo aprox arz av avda bco bibl c cnel col comte coord cía d dpto dr dra dras dres dña ed ee ej",
         "exc excma excmo fdo fig fr gob gral grs hnos ibíd ing izq j jr lcda lcdo lda ldo lic ltda mons mtra mtro máx",
-        "mín n.º ntra ntro núm p pdte pj pp prof profa prov ptas pza pág págs rdo rte sr sra sras sres srta srtas ss",
-        "st sta sto tel tte ud uds uu vd vda vds vgr vs",
+        "ff jj ll mín n.º ntra ntro núm oo p pdte pj pp prof profa prov ptas pza pág págs rdo rte sr sra sras sres",
+        "srta srtas ss st sta sto tel tte ud uds uu vd vda vds vgr vs",
     ),
     "fi": _words("ent esim huom k ko ks m mr mrs n nk nro ns os p pj prof puh s t toim v"),
     "fr": _words(

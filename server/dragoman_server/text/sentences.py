@@ -105,6 +105,8 @@ def _is_abbreviation(word: str, following: str, language: str, is_first: bool) -
     folded = word.casefold()
     if _DOTTED_LETTERS.fullmatch(word):
         return folded not in _TIMES_OF_DAY  # U.S., z.B., J.-C.
+    if language == "de" and folded.endswith("str") and following.isdecimal():
+        return True  # Hauptstr. 5
     language = RELATED.get(language, language)
     return folded in ABBREVIATIONS.get(language, ABBREVIATIONS["en"]) or (
         following.isdecimal() and folded in COUNTED.get(language, COUNTED["en"])

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 # All that repeats is bounded, or begins only where a run of its characters does: time is linear in the text.
 _VERBATIM = re.compile(
     r"""
-    (?:https?|ftp)://[^\s<>"“”«»]+ | (?<![\w.])www\.[^\s<>"“”«»]+
+    (?:(?:https?|ftp)://|mailto:)[^\s<>"“”«»]+ | (?<![\w.])www\.[^\s<>"“”«»]+
     | (?<![\w.+-])[\w.+-]+@[\w-]+(?:\.[\w-]+)+  # an e-mail address
     | `[^`\n]{1,200}`  # code
     | \$?\{\{[^{}\n]{1,64}\}\} | \$?\{[^{}\s]{0,64}\}

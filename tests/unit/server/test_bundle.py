@@ -108,7 +108,14 @@ LONG = "x" * 1_000_000
         (put("limits", "max_source_tokens", 1e12), "limits.max_source_tokens is 10{12}.0: Expected int, got float"),
         (put("limits", "max_source_tokens", 1), r"source_prefix_ids\[\w+\] is \(\d+,\), must leave room for text"),
         (put("limits", "max_target_tokens", 1), "limits.max_target_tokens is 1, must be at least 2"),
-        (put("limits", "max_source_tokens", 3), r"golden\[0\].source_ids is .* must be no longer than limits"),
+        (
+            put("limits", "segment_tokens", 1000),
+            "limits.segment_tokens is 1000, must be at most limits.max_source_tokens",
+        ),
+        (
+            put("limits", {"max_source_tokens": 3, "max_target_tokens": 160, "segment_tokens": 3}),
+            r"golden\[0\].source_ids is .* must be no longer than limits",
+        ),
         (put("limits", "max_target_tokens", 2), r"golden\[0\].token_ids is .* must be no longer than limits"),
         # token ids
         (put("eos_token_id", -1), "eos_token_id is -1: Expected int >= 0"),

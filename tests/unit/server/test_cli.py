@@ -82,6 +82,7 @@ def test_an_option_reaches_the_config(
     [
         (["--listen", "nowhere"], "listen must be HOST:PORT"),
         (["--max-running", "0"], "max_running must be from 1"),
+        (["--lanes", "0"], "lanes must be from 1"),
         (["--model", "/no/such/folder", "--listen", "127.0.0.1:0", "--metrics-listen", "127.0.0.1:0"], "/no/such"),
     ],
 )
@@ -99,14 +100,30 @@ def test_what_keeps_the_server_from_starting_is_one_line(
     assert named in output.err
 
 
-def test_a_value_of_the_wrong_type_is_named(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(sys, "argv", ["dragoman-server", "--max-running", "many"])
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["--max-running", "many"], "--max-running"),
+        (["--lanes", "all"], "must be auto or a number and is 'all'"),
+        (["--model", "a", "--model=b"], "The option --model is given twice."),
+    ],
+)
+def test_what_is_no_command_line_is_named(
+    arguments: list[str], named: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["dragoman-server", *arguments])
+    monkeypatch.setenv("COLUMNS", "200")
     with pytest.raises(SystemExit) as caught:
         __main__.main()
     assert caught.value.code == 2
     error = capfd.readouterr().err
-    assert "--max-running" in error
+    assert named in error
     assert "Traceback" not in error
+
+
+def test_lanes_are_chosen_where_they_are_auto(run: Callable[..., Config]) -> None:
+    assert run("--lanes", "auto").engine.lanes is None
+    assert run("--lanes", "3").engine.lanes == 3
 
 
 def test_the_version_is_that_of_the_distribution(

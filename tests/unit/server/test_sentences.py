@@ -41,6 +41,8 @@ def sentences(line: str, language: str = "en") -> list[str]:
         ("en", "!"),
         ("es", "¡Hola!|¿Qué tal?|Bien."),
         ("es", "No sé.|¿qué dices?"),
+        ("es", "Nació en 50 a. C. en Roma.|Vive.|Los JJ. OO. de Londres."),
+        ("de", "Die Hauptstr. 5 ist lang.|Gut."),
         ("es", "Los EE. UU. Ganaron, p. ej. Italia no.|Fin."),
         ("es", "Muy bien.|Se fue al mar.|Dijo que no.|Vale."),
         ("es", "La Sra. García y D. Juan viven en la Av. Juárez.|Bien."),

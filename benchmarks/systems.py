@@ -1,11 +1,11 @@
 """Dragoman's engine and its peers behind one method: token ids in, token ids out."""
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import ctranslate2
 import torch
@@ -87,13 +87,22 @@ def dragoman(model: Model, num_rows: int, threads: int) -> Iterator[DragomanSyst
             engine.stop()
 
 
-@dataclass(frozen=True)
+class Setting(NamedTuple):
+    """How CTranslate2 shares a batch among the processors."""
+
+    num_workers: int
+    num_threads: int  # within an operator of one worker
+    max_batch: int  # sentences that a worker takes at a time
+
+
+@dataclass(frozen=True, eq=False)
 class CTranslate2System:
-    """CTranslate2 with its defaults, the batch in one piece."""
+    """CTranslate2 with its defaults but for the setting; `at` gives it another."""
 
     subject: Subject
-    translator: ctranslate2.Translator
+    translators: Mapping[tuple[int, int], ctranslate2.Translator]  # by workers and threads of each
     eos_token_id: int
+    setting: Setting
 
     @classmethod
     def load(cls, folder: Path, model: Model, precision: str, threads: int) -> "CTranslate2System":
@@ -103,22 +112,38 @@ class CTranslate2System:
             UnequalWeightsError: fp32, which can be held against the bundle, does something else.
         """
         manifest = model.bundle.manifest
-        translator = ctranslate2.Translator(
-            str(folder),
-            device="cpu",
-            compute_type=COMPUTE_TYPES[precision],
-            inter_threads=1,
-            intra_threads=threads,
-        )
+        translators = {
+            (num_workers, num_threads): ctranslate2.Translator(
+                str(folder),
+                device="cpu",
+                compute_type=COMPUTE_TYPES[precision],
+                inter_threads=num_workers,
+                intra_threads=num_threads,
+            )
+            for num_workers, num_threads in {(1, 1), (1, threads), (threads, 1)}
+        }
         if precision == "fp32":
-            check_ctranslate2(translator, manifest)
+            check_ctranslate2(translators[1, 1], manifest)
         subject = Subject.of("CTranslate2", "ctranslate2", precision, threads, model.name)
-        return cls(subject, translator, manifest.eos_token_id)
+        return cls(subject, translators, manifest.eos_token_id, Setting(1, 1, 1))
+
+    def settings(self, num_sentences: int) -> list[Setting]:
+        """Those that may be the best for so many sentences: one worker or all, the batch in one piece or in several."""
+        return [
+            Setting(num_workers, num_threads, size)
+            for num_workers, num_threads in sorted(self.translators)
+            for size in sorted({max(1, num_sentences // num_workers), min(16, num_sentences), min(32, num_sentences)})
+        ]
+
+    def at(self, setting: Setting) -> "CTranslate2System":
+        """The same weights at a setting, which its name in the table tells."""
+        name = f"CTranslate2 {setting.num_workers}x{setting.num_threads}, {setting.max_batch} at a time"
+        return replace(self, setting=setting, subject=replace(self.subject, system=name))
 
     def translate(self, batch: Sequence[Source], decoding: Decoding) -> list[Sequence[int]]:
-        results = self.translator.translate_batch(
+        results = self.translators[self.setting[:2]].translate_batch(
             [list(map(str, source)) for source in batch],
-            max_batch_size=len(batch),
+            max_batch_size=self.setting.max_batch,
             beam_size=decoding.beam_size,
             min_decoding_length=decoding.min_target_tokens,
             max_decoding_length=decoding.max_target_tokens,

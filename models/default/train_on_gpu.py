@@ -4,8 +4,8 @@
                                                        PYTHONPATH=client:server:export
     python train_on_gpu.py collect OUT PREPARED MODEL  at home: a checkpoint out of the files of OUT
 
-PREPARED is what `prepare.sh` has made. OUT gets the weights in half precision, in parts: every minute as they are then,
-so that nothing is lost if the machine is taken away, and at the end the mean of the last snapshots. RUN keeps the state:
+PREPARED is what `prepare.sh` has made. OUT gets the weights in half precision, in parts: every minute those of then,
+so that nothing is lost if the machine is taken away, and at the end the mean of the last snapshots. RUN has the state:
 as long as the machine is kept, the same command goes on where the last one paused.
 """
 

@@ -18,7 +18,7 @@ from dragoman_server.engine.search import Search
 from dragoman_server.engine.search_options import EarlyStopping, SearchOptions
 from dragoman_server.engine.sequence import Completion, Hypothesis, Request
 from dragoman_server.engine.slots import Move
-from dragoman_server.runtime.runner import Graphs, OnnxRunner
+from dragoman_server.runtime.runner import Graphs, OnnxRunner, Sessions
 from support.fake_runner import running_engine
 from support.tiny_model import random_source, random_sources
 
@@ -199,6 +199,15 @@ def frequent_switches() -> Iterator[None]:
         sys.setswitchinterval(interval)
 
 
+@pytest.mark.parametrize("num_threads", [2, 3])
+def test_the_number_of_threads_changes_no_bit(
+    precision: Precision, tiny_bundles: dict[Precision, Bundle], neighbours: list[Source], num_threads: int
+) -> None:
+    one, several = (OnnxRunner.open(tiny_bundles[precision], 64, n) for n in (1, num_threads))
+    for count in (1, 2, 5, 64):
+        assert decode(one, neighbours[:count]) == decode(several, neighbours[:count])
+
+
 def test_the_kernels_critical_lengths_make_no_difference(
     precision: Precision,
     tiny_bundles: dict[Precision, Bundle],
@@ -244,7 +253,8 @@ def test_scoring_a_translation_gives_the_score_that_it_was_found_with(
 
 @contextmanager
 def onnx_engine(bundle: Bundle, max_running: int, num_lanes: int = 1, **options: int) -> Iterator[Engine]:
-    graphs = Graphs.open(bundle, num_threads=2 if num_lanes == 1 else 1)
+    shared, alone = Sessions.open(bundle, 1), Sessions.open(bundle, 2)
+    graphs = Graphs(bundle.manifest, shared, alone)
     runners = [OnnxRunner(graphs, max_running) for _ in range(num_lanes)]
     with running_engine(runners, Search.of(bundle.manifest), max_running=max_running, **options) as engine:
         yield engine

@@ -62,6 +62,7 @@ class FakeRunner:
     """
 
     kv_bytes_per_token = 1
+    is_alone = False
 
     def __init__(
         self,

@@ -193,7 +193,8 @@ class Engine:
         """One step of a lane. Never raises: an error here is the end of the engine."""
         try:
             num_cancelled, num_expired = self._drop_abandoned()
-            step = self._lanes[lane].step()
+            is_alone = not any(other.has_work for i, other in enumerate(self._lanes) if i != lane)
+            step = self._lanes[lane].step(is_alone)
             with self._lock:
                 self._last_progress[lane] = time.monotonic()
                 self._num_cached_tokens[lane] = step.num_cached_tokens

@@ -67,8 +67,13 @@ class Lane:
     def has_work(self) -> bool:
         return self._schedule.has_work
 
-    def step(self) -> LaneStep:
-        """Drops who has left, encodes who arrives, and decodes one token more for every row."""
+    def step(self, is_alone: bool = False) -> LaneStep:
+        """Drops who has left, encodes who arrives, and decodes one token more for every row.
+
+        Args:
+            is_alone: whether no other lane has work.
+        """
+        self._runner.is_alone = is_alone
         with self._lock:
             departed, self.departed = self.departed, []
         if departed:

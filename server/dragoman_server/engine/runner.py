@@ -8,7 +8,13 @@ from dragoman_server.engine.slots import Move
 
 
 class Runner(Protocol):
-    """What the engine needs of a model. Rows are rows of the KV pool; live rows are 0..n-1."""
+    """What the engine needs of a model. Rows are rows of the KV pool; live rows are 0..n-1.
+
+    Attributes:
+        is_alone: whether no other lane computes; set before every step.
+    """
+
+    is_alone: bool
 
     @property
     def kv_bytes_per_token(self) -> int:

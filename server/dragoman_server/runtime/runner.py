@@ -3,7 +3,7 @@
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnxruntime as ort
@@ -19,28 +19,38 @@ from dragoman_server.runtime.kv_pool import KvPool
 from dragoman_server.runtime.session import open_session
 
 
-@dataclass(frozen=True)
-class Graphs:
-    """The encoder and the decoder of a model, loaded once for all lanes, which may run them at the same time."""
+class Sessions(NamedTuple):
+    """The encoder and the decoder of a model."""
 
-    manifest: Manifest
     encoder: ort.InferenceSession
     decoder: ort.InferenceSession
 
     @classmethod
-    def open(cls, bundle: Bundle, num_threads: int) -> "Graphs":
+    def open(cls, bundle: Bundle, num_threads: int) -> "Sessions":
         """Loads both; each run of either takes `num_threads` threads.
 
         Raises:
             BundleError: ONNX Runtime cannot load the graphs.
         """
-        encoder, decoder = (open_session(bundle.folder / f, num_threads) for f in (ENCODER_FILE, DECODER_STEP_FILE))
-        return cls(bundle.manifest, encoder, decoder)
+        return cls(*(open_session(bundle.folder / file, num_threads) for file in (ENCODER_FILE, DECODER_STEP_FILE)))
+
+
+@dataclass(frozen=True)
+class Graphs:
+    """A model, loaded once for all lanes, which may run it at the same time.
+
+    Two pairs of sessions, as the number of threads is that of a session: `shared` for lanes that compute beside others,
+    `alone` for one that has all processors to itself. They give the same bits.
+    """
+
+    manifest: Manifest
+    shared: Sessions
+    alone: Sessions
 
     @property
     def kv_dtype(self) -> type[np.generic]:
         """Of keys and values: a calibrated int8 graph keeps them in int8."""
-        types = {argument.name: argument.type for argument in self.decoder.get_inputs()}
+        types = {argument.name: argument.type for argument in self.shared.decoder.get_inputs()}
         return np.int8 if types[self.manifest.state.self_kv[0]] == "tensor(int8)" else np.float32
 
 
@@ -53,12 +63,16 @@ class OnnxRunner:
     Args:
         graphs: shared with the runners of other lanes.
         max_rows: rows of the KV pool; an attribute, too.
+
+    Attributes:
+        is_alone: whether no other lane computes, so that steps may take all processors.
     """
 
     def __init__(self, graphs: Graphs, max_rows: int) -> None:
         self._graphs, self._manifest, self.max_rows = graphs, graphs.manifest, max_rows
         self._pool = KvPool(graphs.manifest, max_rows, graphs.kv_dtype)
-        self._bindings: dict[tuple[int, int], ort.IOBinding] = {}  # by rows and k
+        self.is_alone = False
+        self._bindings: dict[tuple[bool, int, int], ort.IOBinding] = {}  # by whether it is alone, rows and k
         self._bound_generation = self._pool.generation
         self._inputs: dict[str, NDArray[Any]] = {
             "input_ids": np.zeros(max_rows, np.int64),
@@ -76,9 +90,14 @@ class OnnxRunner:
         """A runner with graphs of its own.
 
         Raises:
-            BundleError: as `Graphs.open`.
+            BundleError: as `Sessions.open`.
         """
-        return cls(Graphs.open(bundle, num_threads), max_rows)
+        sessions = Sessions.open(bundle, num_threads)
+        return cls(Graphs(bundle.manifest, sessions, sessions), max_rows)
+
+    @property
+    def _sessions(self) -> Sessions:
+        return self._graphs.alone if self.is_alone else self._graphs.shared
 
     @property
     def max_kv_bytes(self) -> int:
@@ -92,7 +111,7 @@ class OnnxRunner:
 
     def encode(self, sources: Sequence[Sequence[int]], first_row: int) -> None:
         feeds = encoder_feeds(sources)
-        (cross_kv,) = self._graphs.encoder.run(["cross_kv"], feeds)
+        (cross_kv,) = self._sessions.encoder.run(["cross_kv"], feeds)
         self._pool.fill(first_row, cross_kv, [len(source) for source in sources])
 
     def decode_step(
@@ -120,10 +139,11 @@ class OnnxRunner:
             all_logits, all_logprobs = (np.empty((len(rows), self._nothing.shape[1]), np.float32) for _ in range(2))
             binding = self._bind(num_rows, top_k, rows, all_logits, all_logprobs)
         else:
-            if (num_rows, top_k) not in self._bindings:
-                self._bindings[num_rows, top_k] = self._bind(num_rows, top_k, self._no_rows, all_logits, all_logprobs)
-            binding = self._bindings[num_rows, top_k]
-        self._graphs.decoder.run_with_iobinding(binding)
+            key = (self.is_alone, num_rows, top_k)
+            if key not in self._bindings:
+                self._bindings[key] = self._bind(num_rows, top_k, self._no_rows, all_logits, all_logprobs)
+            binding = self._bindings[key]
+        self._sessions.decoder.run_with_iobinding(binding)
         score_logprobs = self._score_logprobs[:num_rows, 0]
         return StepOutput(ids[:num_rows], logprobs[:num_rows], score_logprobs, all_logits, all_logprobs)
 
@@ -144,7 +164,7 @@ class OnnxRunner:
         all_logits: NDArray[np.float32],
         all_logprobs: NDArray[np.float32],
     ) -> ort.IOBinding:
-        binding = self._graphs.decoder.io_binding()
+        binding = self._sessions.decoder.io_binding()
         ids, logprobs = self._top_arrays(top_k)
         pool = self._pool.arrays
         outputs: dict[str, NDArray[Any]] = {
@@ -170,10 +190,13 @@ def open_runners(bundle: Bundle, options: EngineOptions) -> list[OnnxRunner]:
     """A runner for each lane of an engine with these options, on the CPUs that this process may use.
 
     Raises:
-        BundleError: as `Graphs.open`.
+        BundleError: as `Sessions.open`.
     """
-    num_lanes, num_threads = options.shape(available_cpus())
-    graphs = Graphs.open(bundle, num_threads)
+    num_cpus = available_cpus()
+    num_lanes, num_threads = options.shape(num_cpus)
+    shared = Sessions.open(bundle, num_threads)
+    alone = shared if num_threads >= num_cpus else Sessions.open(bundle, num_cpus)
+    graphs = Graphs(bundle.manifest, shared, alone)
     return [OnnxRunner(graphs, options.max_running) for _ in range(num_lanes)]
 
 

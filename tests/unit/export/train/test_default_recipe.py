@@ -16,7 +16,8 @@ from safetensors.torch import load_file
 from dragoman_export.checkpoint import Checkpoint
 from dragoman_export.train.corpus import CorpusFile
 from dragoman_export.train.prepare import CorpusOptions, prepare
-from support.tiny_model import WORDS, tokenizer_model
+from dragoman_export.train.prepared import Prepared
+from support.tiny_model import WORDS
 
 RECIPE = Path(__file__).parents[4] / "models" / "default"
 TINY = (
@@ -41,7 +42,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pairs = folder / "pairs.tsv"
     pairs.write_text("".join(f"{a} {b}\t{b} {a}\n" for a in WORDS for b in WORDS), encoding="utf-8")
     options = CorpusOptions((CorpusFile(("en", "fr"), pairs),), development_share=0.05)
-    prepare(options, tokenizer_model()).save(folder / "text")
+    prepare(options, 320).save(folder / "text")
     return folder / "text"
 
 
@@ -68,7 +69,7 @@ def test_a_training_on_a_gpu_pauses_goes_on_and_is_brought_home_in_parts(
     assert {path.name for path in out.iterdir()} == {"config.json", script.LOG_FILE, *(path.name for path in parts)}
     call("collect", out, prepared, model)
     checkpoint = Checkpoint.load(model)
-    assert checkpoint.tokenizer == tokenizer_model()
+    assert checkpoint.tokenizer == Prepared.load(prepared).tokenizer
     assert checkpoint.config.training["development"]["en-fr"]["bleu"] >= 0
     weights = {name: tensor for path in parts for name, tensor in load_file(path).items()}
     for name, parameter in checkpoint.model.named_parameters():

@@ -4,9 +4,9 @@
                                                        PYTHONPATH=client:server:export
     python train_on_gpu.py collect OUT PREPARED MODEL  at home: a checkpoint out of the files of OUT
 
-PREPARED is what `prepare.sh` has made. OUT gets the weights in half precision, in parts: every minute those of then,
-so that nothing is lost if the machine is taken away, and at the end the mean of the last snapshots. RUN has the state:
-as long as the machine is kept, the same command goes on where the last one paused.
+PREPARED is what `prepare.sh` has made. OUT gets the weights in half precision, in parts: every minute as they are then,
+so that nothing is lost if the machine is taken away, and at the end the mean of the last snapshots. RUN keeps the
+state: as long as the machine is kept, the same command goes on where the last one paused.
 """
 
 import argparse
@@ -76,12 +76,12 @@ def train_model(arguments: argparse.Namespace) -> None:
     """Trains until the minutes are over or this call's are, and leaves weights, configuration and a log in OUT."""
     started = time.monotonic()
     arguments.out.mkdir(parents=True, exist_ok=True)
-    log = (arguments.out / LOG_FILE).open("w", encoding="utf-8", buffering=1)
 
     def say(text: str) -> None:
         line = f"{time.monotonic() - started:6.1f} s  {text}"
         print(line, flush=True)
-        log.write(line + "\n")
+        with (arguments.out / LOG_FILE).open("a", encoding="utf-8") as log:
+            log.write(line + "\n")
 
     prepared = Prepared.load(arguments.prepared)
     say(f"{sum(map(len, prepared.texts)):,} pairs; {device_name(arguments.device)}, torch {torch.__version__}")

@@ -39,13 +39,11 @@ def directions_of(
     directions = []
     for text in texts:
         (first, second), links = text.languages, text.links
-        forward = Direction(first, second, prefix_ids[second], *text.sides, text.weight, links)
-        turned = None if links is None else Links(links.second, links.first, links.offsets)
-        backward = Direction(second, first, prefix_ids[first], *text.sides[::-1], text.weight, turned)
-        for direction in (forward, backward) if both else (forward,):
-            weight = direction.weight * weights.get((direction.source_language, direction.target_language), 1.0)
-            directions.append(replace(direction, weight=weight))
-    return directions
+        directions.append(Direction(first, second, prefix_ids[second], *text.sides, text.weight, links))
+        if both:
+            turned = None if links is None else Links(links.second, links.first, links.offsets)
+            directions.append(Direction(second, first, prefix_ids[first], *text.sides[::-1], text.weight, turned))
+    return [replace(d, weight=d.weight * weights.get((d.source_language, d.target_language), 1.0)) for d in directions]
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ from dragoman_export.train.run_folder import RunFolder, Setting
 from dragoman_export.train.training import Progress, Report, TrainingOptions, Validation
 
 STEPS_PER_LINE = 100  # of a log file
+DEVELOPMENT_SHARE, VOCABULARY_SIZE = 0.002, 8000
 
 Pairs = Annotated[
     list[str] | None,
@@ -96,10 +97,10 @@ def add_commands(app: typer.Typer, console: Console) -> None:
         pair: Pairs = None,
         file_weight: FileWeights = None,
         held_out: HeldOut = None,
-        development_share: DevelopmentShare = 0.002,
+        development_share: DevelopmentShare = DEVELOPMENT_SHARE,
         changed_share: ChangedShare = 0.0,
         align: Annotated[bool, typer.Option(help="Align the words with eflomal: pip install eflomal.")] = False,
-        vocabulary_size: VocabularySize = 8000,
+        vocabulary_size: VocabularySize = VOCABULARY_SIZE,
         tokenizer_from: Annotated[
             Path | None, typer.Option(help="Checkpoint whose tokenizer is taken in place of a new one.")
         ] = None,
@@ -111,6 +112,8 @@ def add_commands(app: typer.Typer, console: Console) -> None:
         """
         if folder.exists():
             raise ValueError(f"{folder} exists already; prepared text is never overwritten")
+        if not pair:
+            raise ValueError("give at least one --pair")
         options = _corpus_options(pair, file_weight, held_out, development_share, changed_share, seed, align)
         tokenizer = Checkpoint.load(tokenizer_from).tokenizer if tokenizer_from else vocabulary_size
         prepared = prepare(options, tokenizer, console.print)
@@ -128,7 +131,7 @@ def add_commands(app: typer.Typer, console: Console) -> None:
         ] = None,
         file_weight: FileWeights = None,
         held_out: HeldOut = None,
-        development_share: DevelopmentShare = 0.002,
+        development_share: DevelopmentShare = DEVELOPMENT_SHARE,
         changed_share: ChangedShare = 0.0,
         name: Annotated[str, typer.Option(help="Name of the model.")] = "model",
         both_directions: Annotated[bool, typer.Option(help="Train the second language to the first as well.")] = True,
@@ -144,7 +147,7 @@ def add_commands(app: typer.Typer, console: Console) -> None:
             Path | None,
             typer.Option(help="Checkpoint to go on from: its tokenizer, dimensions and weights are taken over."),
         ] = None,
-        vocabulary_size: VocabularySize = 8000,
+        vocabulary_size: VocabularySize = VOCABULARY_SIZE,
         d_model: Annotated[int, typer.Option(help="Width of the model.")] = 256,
         num_heads: Annotated[int, typer.Option(help="Attention heads; d_model / num_heads is a multiple of 8.")] = 8,
         d_feed_forward: Annotated[int, typer.Option(help="Inner width of the feed-forward layers.")] = 1024,
@@ -188,6 +191,14 @@ def add_commands(app: typer.Typer, console: Console) -> None:
         _check_device(device)
         if (prepared is None) == (not pair):
             raise ValueError("give either --pair or --prepared")
+        if prepared is not None:
+            _refuse_beside_prepared(
+                file_weight=bool(file_weight),
+                held_out=bool(held_out),
+                development_share=development_share != DEVELOPMENT_SHARE,
+                changed_share=changed_share > 0,
+                vocabulary_size=vocabulary_size != VOCABULARY_SIZE,
+            )
         corpus = _corpus_options(pair, file_weight, held_out, development_share, changed_share, seed)
         directions = DirectionOptions(both_directions, dict(parse_weight(text) for text in weight or ()))
         dimensions = Dimensions(
@@ -314,6 +325,12 @@ def _corpus_options(
         seed=seed,
         align=align,
     )
+
+
+def _refuse_beside_prepared(**is_given: bool) -> None:
+    for name, given in is_given.items():
+        if given:
+            raise ValueError(f"--{name.replace('_', '-')} has no effect on prepared text: give it to `prepare`")
 
 
 def _optimizer(name: str) -> OptimizerName:

@@ -4,11 +4,9 @@ from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from dragoman_export.train.batches import BatchArrays, BatchMaker, BatchOptions, Direction, EpochPlan, plan_epoch
@@ -31,6 +29,16 @@ class Batch:
     num_pairs: int
     num_tokens: int
     num_padded_tokens: int
+
+    @classmethod
+    def of(cls, arrays: BatchArrays, pinned: bool = False) -> "Batch":
+        """In page-locked memory if `pinned`, from which a GPU copies while others go on."""
+        tensors = {
+            name: torch.from_numpy(value) for name, value in vars(arrays).items() if isinstance(value, np.ndarray)
+        }
+        if pinned:
+            tensors = {name: tensor.pin_memory() for name, tensor in tensors.items()}
+        return cls(**{**vars(arrays), **tensors}, num_padded_tokens=arrays.num_padded_tokens)
 
     def to(self, device: torch.device) -> "Batch":
         """Does not wait for the copies, which read page-locked memory."""
@@ -67,7 +75,7 @@ class BatchLoader:
         self._pinned = device.type == "cuda"
 
     def batches(self, epoch: int, index: int) -> Generator[PlacedBatch]:
-        """All batches from the given place on, without end."""
+        """All batches from the given place on, without end; raises ValueError for an epoch that has none."""
         with ThreadPoolExecutor(1) as planner, ThreadPoolExecutor(1) as assembler:
             ahead: deque[Future[PlacedBatch]] = deque()
             for place in self._places(planner, epoch, index):
@@ -84,15 +92,12 @@ class BatchLoader:
             plan, epoch, index = following.result(), epoch + 1, 0
 
     def _plan(self, epoch: int) -> EpochPlan:
-        return plan_epoch(self._directions, self._options, self._seed, epoch)
+        plan = plan_epoch(self._directions, self._options, self._seed, epoch)
+        if not len(plan):
+            raise ValueError(
+                f"an epoch has no pair: none has at most {self._options.max_tokens} tokens and some weight"
+            )
+        return plan
 
     def _make(self, plan: EpochPlan, epoch: int, index: int) -> PlacedBatch:
-        return PlacedBatch(self._tensors(self._maker.assemble(plan, index)), epoch, index, len(plan))
-
-    def _tensors(self, arrays: BatchArrays) -> Batch:
-        tensors = {name: self._tensor(value) for name, value in vars(arrays).items() if isinstance(value, np.ndarray)}
-        return Batch(**{**vars(arrays), **tensors}, num_padded_tokens=arrays.num_padded_tokens)
-
-    def _tensor(self, array: NDArray[Any]) -> Tensor:
-        tensor = torch.from_numpy(array)
-        return tensor.pin_memory() if self._pinned else tensor
+        return PlacedBatch(Batch.of(self._maker.assemble(plan, index), self._pinned), epoch, index, len(plan))

@@ -23,13 +23,14 @@ class SmoothedCrossEntropy(torch.autograd.Function):
         """logits [rows, V] of any float dtype, labels int64 [rows] -> scalar float32."""
         num_rows, vocabulary_size = logits.shape
         values = logits.float() if logits.dtype != torch.float32 else logits.clone()
-        log_normaliser = values.logsumexp(dim=1)
-        chosen = values.gather(1, labels.unsqueeze(1)).squeeze(1)
-        expected = (1 - smoothing) * chosen + smoothing * values.mean(dim=1)
-        values.sub_(log_normaliser.unsqueeze(1)).exp_().sub_(smoothing / vocabulary_size)
+        chosen = values.gather(1, labels.unsqueeze(1))
+        expected = (1 - smoothing) * chosen + smoothing * values.mean(dim=1, keepdim=True)
+        peaks = values.amax(dim=1, keepdim=True)
+        normaliser = values.sub_(peaks).exp_().sum(dim=1, keepdim=True)
+        values.div_(normaliser).sub_(smoothing / vocabulary_size)
         values.scatter_add_(1, labels.unsqueeze(1), values.new_full((num_rows, 1), smoothing - 1))
         ctx.save_for_backward(values.div_(num_rows).to(logits.dtype))
-        return (log_normaliser - expected).mean()
+        return (normaliser.log() + peaks - expected).mean()
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:

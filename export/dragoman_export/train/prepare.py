@@ -37,6 +37,9 @@ class CorpusOptions:
     align: bool = False
 
     def __post_init__(self) -> None:
+        for name, limit in (("development_share", 0.5), ("changed_share", 10.0)):
+            if not 0 <= getattr(self, name) <= limit:
+                raise ValueError(f"{name} is {getattr(self, name)}, must be between 0 and {limit:g}")
         unknown = self.weights.keys() - {file.path for file in self.files}
         if unknown:
             raise ValueError(f"a weight is given for {min(unknown)}, which is none of the files of pairs")

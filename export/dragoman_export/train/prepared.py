@@ -82,10 +82,6 @@ class Prepared:
     texts: tuple[PreparedText, ...]
 
     @property
-    def languages(self) -> list[str]:
-        return sorted({code for text in self.texts for code in text.languages})
-
-    @property
     def fingerprint(self) -> str:
         """Tells one corpus, or one tokenizer, from another."""
         digest = hashlib.sha256(self.tokenizer)

@@ -45,7 +45,10 @@ def make_trainer(
             trainer refuses its options.
     """
     processor = spm.SentencePieceProcessor(model_proto=prepared.tokenizer)
-    prefix_ids = {language: _prefix(processor, language) for language in prepared.languages}
+    targets = {
+        target for text in prepared.texts for target in (text.languages if directions.both else text.languages[1:])
+    }
+    prefix_ids = {language: _prefix(processor, language) for language in sorted(targets)}
     parts = directions_of(prepared.texts, prefix_ids, directions.both, directions.weights)
     pairs_of_languages = dict.fromkeys((part.source_language, part.target_language) for part in parts)
     unknown = directions.weights.keys() - pairs_of_languages.keys()

@@ -18,7 +18,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from dragoman_export.checkpoint import Checkpoint, Config, load_tensors, unique_tensors
 from dragoman_export.greedy import CorpusScores, corpus_scores, translate_texts
 from dragoman_export.model import Transformer
-from dragoman_export.train.batches import BatchMaker, BatchOptions, Direction
+from dragoman_export.train.batches import BatchMaker, BatchOptions, Direction, plan_epoch
 from dragoman_export.train.corpus import TextPair
 from dragoman_export.train.loader import Batch, BatchLoader
 from dragoman_export.train.loss import GuidedHead, smoothed_cross_entropy
@@ -322,16 +322,13 @@ class Trainer:
     @torch.no_grad()
     def _development_loss(self, direction: Direction) -> float:
         maker = self._maker([direction])
-        options = dataclasses.replace(self.options.batch, join_share=0.0)
-        loader = BatchLoader([direction], maker, options, self.options.seed, self.device)
+        plan = plan_epoch([direction], dataclasses.replace(self.options.batch, join_share=0.0), seed=0, epoch=0)
         total, num_labels = 0.0, 0
-        for placed in loader.batches(0, 0):
-            if placed.epoch:
-                break
-            batch = placed.batch.to(self.device)
+        for index in range(len(plan)):
+            batch = Batch.of(maker.assemble(plan, index)).to(self.device)
             total += self._losses_of(batch)[0].item() * len(batch.labels)
             num_labels += len(batch.labels)
-        return total / max(1, num_labels)
+        return total / num_labels if num_labels else math.nan
 
     def _maker(self, directions: Sequence[Direction] | None = None) -> BatchMaker:
         config = self.config

@@ -18,10 +18,11 @@ from dragoman_export.train.run_folder import SETTINGS_FILE, STATE_FILE
 from dragoman_export.train.training import Progress
 from support.tiny_model import WORDS
 
-SMALL = (
-    *("--vocabulary-size", 320, "--d-model", 32, "--num-heads", 4, "--d-feed-forward", 64),
+SHAPE = (
+    *("--d-model", 32, "--num-heads", 4, "--d-feed-forward", 64),
     *("--num-encoder-layers", 1, "--num-decoder-layers", 1),
 )
+SMALL = ("--vocabulary-size", 320, *SHAPE)
 SHORT = (*SMALL, "--epochs", 0.5)
 
 
@@ -80,7 +81,7 @@ def test_prepared_text_is_trained_on_as_the_files_are(run: Run, pairs: str, tmp_
     corpus = ("--pair", pairs, "--development-share", 0.02)
     assert run("prepare", tmp_path / "text", *corpus, "--vocabulary-size", 320) == 0
     assert re.search(r"Wrote \d+ pairs of [\d,]+ tokens to ", run.out)
-    assert run("train", tmp_path / "a", "--prepared", tmp_path / "text", *SHORT) == 0
+    assert run("train", tmp_path / "a", "--prepared", tmp_path / "text", *SHAPE, "--epochs", 0.5) == 0
     assert run("train", tmp_path / "b", *corpus, *SHORT) == 0
     a, b = (Checkpoint.load(tmp_path / name) for name in "ab")
     for (name, parameter), other in zip(a.model.named_parameters(), b.model.parameters(), strict=True):
@@ -107,6 +108,27 @@ def test_the_tokenizer_of_a_checkpoint_can_be_taken(run: Run, pairs: str, begun:
     assert run("train", tmp_path / "more", "--prepared", tmp_path / "same", *more) == 0
     error = run.refused("train", tmp_path / "others", "--prepared", tmp_path / "new", *more)
     assert "the prepared text has another tokenizer than the checkpoint to start from" in error
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        ("--held-out", "test.en"),
+        ("--file-weight", "a.tsv=2"),
+        ("--development-share", 0.1),
+        ("--changed-share", 0.1),
+        ("--vocabulary-size", 400),
+    ],
+)
+def test_what_is_prepared_is_not_changed_by_options_of_the_training(
+    run: Run, tmp_path: Path, option: tuple[str, object]
+) -> None:
+    error = run.refused("train", tmp_path / "model", "--prepared", tmp_path, *option)
+    assert f"{option[0]} has no effect on prepared text" in error
+
+
+def test_nothing_is_prepared_of_nothing(run: Run, tmp_path: Path) -> None:
+    assert "give at least one --pair" in run.refused("prepare", tmp_path / "text")
 
 
 def test_prepared_text_is_never_overwritten(run: Run, pairs: str, tmp_path: Path) -> None:
@@ -207,6 +229,7 @@ def test_a_model_that_was_not_trained_in_the_folder_is_not_trained_over(
         (("--alignment-weight", 0.1), "a head can only learn word alignment from pairs that were aligned"),
         (("--num-heads", 5), "d_model 32 is not a multiple of num_heads 5"),
         (("--prepared", "text"), "give either --pair or --prepared"),
+        (("--changed-share", "inf"), "changed_share is inf, must be between 0 and 10"),
     ],
 )
 def test_a_mistake_is_one_line(run: Run, pairs: str, tmp_path: Path, options: tuple[object, ...], fault: str) -> None:

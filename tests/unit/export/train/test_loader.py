@@ -53,6 +53,13 @@ def test_what_goes_wrong_on_the_other_thread_is_raised_on_this_one(monkeypatch: 
         next(make_loader().batches(0, 0))
 
 
+def test_an_epoch_without_a_pair_is_an_error_and_no_endless_search() -> None:
+    options = BatchOptions(max_tokens=2)
+    loader = BatchLoader(DIRECTIONS, BatchMaker(DIRECTIONS, 0, 2, 3), options, 1, CPU)
+    with pytest.raises(ValueError, match="an epoch has no pair: none has at most 2 tokens and some weight"):
+        next(loader.batches(0, 0))
+
+
 def test_a_cpu_is_busy_while_it_does_not_wait_for_batches() -> None:
     (placed,) = take(0, 0, 1)
 

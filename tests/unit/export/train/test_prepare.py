@@ -1,4 +1,5 @@
 import dataclasses
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -58,6 +59,13 @@ def test_a_file_of_more_weight_is_never_set_aside_and_keeps_its_sentences_in_tra
 def test_a_weight_for_no_file_is_refused(files: tuple[CorpusFile, ...]) -> None:
     with pytest.raises(ValueError, match=r"a weight is given for other\.tsv, which is none of the files of pairs"):
         CorpusOptions(files, weights={Path("other.tsv"): 2.0})
+
+
+@pytest.mark.parametrize("name", ["development_share", "changed_share"])
+@pytest.mark.parametrize("value", [-0.1, 11, math.inf, math.nan])
+def test_a_share_without_sense_is_refused(files: tuple[CorpusFile, ...], name: str, value: float) -> None:
+    with pytest.raises(ValueError, match=rf"{name} is {value}, must be between 0 and"):
+        CorpusOptions(files, **{name: value})  # type: ignore[arg-type]
 
 
 def test_pairs_are_changed_before_they_are_tokenized(files: tuple[CorpusFile, ...]) -> None:

@@ -174,7 +174,7 @@ def collect_model(arguments: argparse.Namespace) -> None:
     tensors: dict[str, Tensor] = {}
     for path in sorted(arguments.out.glob("weights-*.safetensors")):
         tensors |= load_file(path)
-    config = Config.from_json((arguments.out / CONFIG_FILE).read_text(encoding="utf-8"))
+    config = Config.read(arguments.out / CONFIG_FILE)
     model = Transformer(config.dimensions)
     load_tensors(model, tensors)
     checkpoint = Checkpoint(

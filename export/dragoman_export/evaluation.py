@@ -7,14 +7,11 @@ from pathlib import Path
 
 from dragoman_export.greedy import corpus_scores
 from dragoman_export.languages import Pair, parse_pair
-from dragoman_server.bundle.bundle import Bundle
+from dragoman_server.bundle.manifest import Manifest
 from dragoman_server.config import EngineOptions
-from dragoman_server.engine.engine import Engine
-from dragoman_server.engine.search import Search
 from dragoman_server.engine.sequence import Request
+from dragoman_server.registry.model import Model
 from dragoman_server.runtime.device import Device
-from dragoman_server.runtime.runner import open_runners
-from dragoman_server.text.tokenizer import TextCodec, load_tokenizer
 
 
 @dataclass(frozen=True)
@@ -63,7 +60,7 @@ class DirectionScores:
 class Evaluation:
     """Results of `evaluate`, for the model card."""
 
-    load_seconds: float  # opening the bundle and creating the sessions
+    load_seconds: float  # opening the bundle, creating the sessions and replaying the parity certificate
     directions: tuple[DirectionScores, ...]
 
 
@@ -83,31 +80,22 @@ def evaluate(folder: Path, test_sets: Iterable[TestSet], options: EngineOptions)
         ValueError: the model does not translate the direction of a test set.
     """
     started = time.monotonic()
-    bundle = Bundle.open(folder)
-    runners = open_runners(bundle, options)
-    load_seconds = time.monotonic() - started
-    manifest = bundle.manifest
-    tokenizer = load_tokenizer(manifest.tokenizer, folder)
     directions = []
-    with Device(len(runners)) as device:
-        engine = Engine(runners, Search.of(manifest), options, device)
-        engine.start()
-        try:
-            for test in test_sets:
-                if (test.source_language, test.target_language) not in manifest.directions:
-                    raise ValueError(f"the model does not translate {test.source_language} to {test.target_language}")
-                directions.append(_evaluate_direction(engine, bundle, tokenizer, test))
-        finally:
-            engine.stop()
+    with Device.of(options) as device, Model.open(folder, options, device) as model:
+        load_seconds = time.monotonic() - started
+        for test in test_sets:
+            if (test.source_language, test.target_language) not in model.manifest.directions:
+                raise ValueError(f"the model does not translate {test.source_language} to {test.target_language}")
+            directions.append(_evaluate_direction(model, test))
     return Evaluation(load_seconds, tuple(directions))
 
 
-def _evaluate_direction(engine: Engine, bundle: Bundle, tokenizer: TextCodec, test: TestSet) -> DirectionScores:
-    manifest = bundle.manifest
+def _evaluate_direction(model: Model, test: TestSet) -> DirectionScores:
+    manifest, tokenizer = model.manifest, model.tokenizer
     prefix = manifest.source_prefix_ids[test.target_language]
     sources = [(*prefix, *tokenizer.encode(text), manifest.eos_token_id) for text in test.sources]
     started = time.monotonic()
-    futures = engine.submit([Request(source, _target_limit(source, bundle)) for source in sources])
+    futures = model.engine.submit([Request(source, _target_limit(source, manifest)) for source in sources])
     targets = [future.result().hypotheses[0].token_ids for future in futures]
     seconds = time.monotonic() - started
     translations = [tokenizer.decode(ids) for ids in targets]
@@ -123,5 +111,5 @@ def _evaluate_direction(engine: Engine, bundle: Bundle, tokenizer: TextCodec, te
     )
 
 
-def _target_limit(source_ids: Sequence[int], bundle: Bundle) -> int:
-    return min(2 * len(source_ids) + 16, bundle.manifest.limits.max_target_tokens)
+def _target_limit(source_ids: Sequence[int], manifest: Manifest) -> int:
+    return min(2 * len(source_ids) + 16, manifest.limits.max_target_tokens)

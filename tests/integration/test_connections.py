@@ -9,10 +9,10 @@ import grpc
 import pytest
 
 from dragoman.v1 import translation_pb2 as pb
-from dragoman_server import app
 from dragoman_server.bundle.bundle import Bundle
 from dragoman_server.config import Config
 from dragoman_server.errors import QueueFullError
+from dragoman_server.wire import server as server_module
 from support.caller import TRANSLATE, Caller, count, counted, refusal, unary
 from support.server_parts import RunningServer, running_server, tiny_bundle
 
@@ -107,8 +107,8 @@ class Network:
 async def test_calls_of_a_caller_whose_network_is_gone_are_withdrawn(
     bundle: Bundle, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(app, "_KEEPALIVE_TIME_MS", 200)
-    monkeypatch.setattr(app, "_KEEPALIVE_TIMEOUT_MS", 200)
+    monkeypatch.setattr(server_module, "_KEEPALIVE_TIME_MS", 200)
+    monkeypatch.setattr(server_module, "_KEEPALIVE_TIMEOUT_MS", 200)
     async with running_server(bundle, monkeypatch, capsys, CONFIG) as server:
         network = Network(server.address)
         async with network.open() as address, grpc.aio.insecure_channel(address) as channel:

@@ -14,7 +14,7 @@ from dragoman_server.bundle.bundle import Bundle
 from dragoman_server.config import Config, InputLimits
 from dragoman_server.engine.sequence import Priority
 from dragoman_server.errors import EngineDeadError, InferenceError
-from dragoman_server.text.tokenizer import Tokenizer
+from dragoman_server.text.tokenizer import TextCodec
 from support.caller import SERVICE, Caller, Refusal, count, counted, refusal
 from support.server_parts import RunningServer, running_server, tiny_bundle
 
@@ -39,8 +39,8 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 
 
 @pytest.fixture(scope="module")
-def tokenizer(bundle: Bundle) -> Tokenizer:
-    return Tokenizer(bundle.tokenizer_path)
+def tokenizer(bundle: Bundle) -> TextCodec:
+    return bundle.tokenizer
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from dragoman_server.bundle.bundle import Bundle
 from dragoman_server.config import Config, InputLimits
 from dragoman_server.engine.sequence import Priority
 from dragoman_server.errors import InferenceError
-from dragoman_server.text.tokenizer import Tokenizer
+from dragoman_server.text.tokenizer import TextCodec
 from support.caller import SERVICE, Caller, Refusal, count, counted, refusal
 from support.server_parts import EOS_ID, RunningServer, running_server, tiny_bundle
 
@@ -37,8 +37,8 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 
 
 @pytest.fixture(scope="module")
-def tokenizer(bundle: Bundle) -> Tokenizer:
-    return Tokenizer(bundle.tokenizer_path)
+def tokenizer(bundle: Bundle) -> TextCodec:
+    return bundle.tokenizer
 
 
 @pytest.fixture
@@ -78,7 +78,7 @@ async def read(call: StreamCall) -> pb.StreamTranslationResponse:
 
 
 async def test_deltas_come_while_it_is_decoded_and_the_whole_at_the_end(
-    server: RunningServer, caller: Caller, tokenizer: Tokenizer
+    server: RunningServer, caller: Caller, tokenizer: TextCodec
 ) -> None:
     server.engine.is_holding = True
     call = stream(caller, stream_request(" The cat.\nHow are you?", priority=pb.PRIORITY_INTERACTIVE))
@@ -118,7 +118,7 @@ async def test_blank_text_streams_itself(caller: Caller, text: str) -> None:
 
 
 async def test_a_slow_reader_gets_fewer_and_longer_deltas(
-    server: RunningServer, caller: Caller, tokenizer: Tokenizer
+    server: RunningServer, caller: Caller, tokenizer: TextCodec
 ) -> None:
     server.engine.is_holding = True
     text = "The old cat is sleeping on my chair."
@@ -179,7 +179,7 @@ def score_request(*pairs: tuple[str, str | list[int] | None], **fields: object) 
     return message
 
 
-async def test_targets_are_forced_and_scored(server: RunningServer, caller: Caller, tokenizer: Tokenizer) -> None:
+async def test_targets_are_forced_and_scored(server: RunningServer, caller: Caller, tokenizer: TextCodec) -> None:
     target_ids = tokenizer.encode("Le chat.")
     message = score_request(
         ("The cat.", "Le chat."), (" The cat.\n", target_ids), length_penalty=0.0, priority=pb.PRIORITY_BULK

@@ -13,8 +13,12 @@ from typing import Annotated, Any, Final, Literal, TypedDict, TypeVar
 import msgspec
 from msgspec import Meta
 
-from dragoman_server.bundle import strict_json
+from dragoman.types import AttentionKind
 from dragoman_server.bundle.rules import Rule, are_distinct, check
+from dragoman_server.text import strict_json
+from dragoman_server.text.tokenizer_files import TOKENIZER_FILES as TOKENIZER_FILES
+from dragoman_server.text.tokenizer_files import TokenizerFile
+from dragoman_server.text.tokenizer_files import TokenizerKind as TokenizerKind
 
 _T = TypeVar("_T")
 
@@ -26,10 +30,7 @@ FileName = Literal[
     "decoder_step.onnx",
     "attention.onnx",
     "weights.bin",
-    "tokenizer.model",
-    "source.spm",
-    "target.spm",
-    "vocab.json",
+    TokenizerFile,
 ]
 ENCODER_FILE: Final = "encoder.onnx"
 DECODER_STEP_FILE: Final = "decoder_step.onnx"
@@ -37,11 +38,6 @@ ATTENTION_FILE: Final = "attention.onnx"
 WEIGHTS_FILE: Final = "weights.bin"
 
 Precision = Literal["fp32", "int8"]
-TokenizerKind = Literal["sentencepiece", "marian"]  # one joint model; or Marian's two models and a vocabulary
-TOKENIZER_FILES: dict[TokenizerKind, tuple[FileName, ...]] = {
-    "sentencepiece": ("tokenizer.model",),
-    "marian": ("source.spm", "target.spm", "vocab.json"),
-}
 # From which row of cross-attention a target token is aligned: that of the step which emits it, or of the step which
 # reads it, one later (Shift-Att, Chen et al. 2020).
 AlignmentMethod = Literal["output_row", "shifted"]
@@ -74,6 +70,15 @@ class Architecture:
     num_heads: Annotated[int, Meta(ge=1, le=1024)]
     d_head: Annotated[int, Meta(ge=1, le=1024)]
     vocabulary_size: Count  # of the target
+
+    @property
+    def num_layers(self) -> dict[AttentionKind, int]:
+        """The layers that have attention of a kind."""
+        return {
+            "encoder": self.num_encoder_layers,
+            "decoder": self.num_decoder_layers,
+            "cross": self.num_decoder_layers,
+        }
 
 
 @dataclass(frozen=True)
@@ -221,6 +226,11 @@ def state_tensors(num_decoder_layers: int) -> StateTensors:
         for side in ("decoder", "encoder")
     )
     return StateTensors(self_kv, cross_kv)
+
+
+def present(name: str) -> str:
+    """The output of the step graph that continues a state input, in the same manner."""
+    return name.replace("past_key_values.", "present.")
 
 
 def _opens_with_a_prefix(source_ids: tuple[int, ...], manifest: Manifest) -> bool:

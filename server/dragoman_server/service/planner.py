@@ -12,13 +12,7 @@ from dragoman_server.bundle.languages import Direction
 from dragoman_server.config import InputLimits
 from dragoman_server.engine.search_options import SearchOptions
 from dragoman_server.engine.sequence import Priority, Request
-from dragoman_server.errors import (
-    DeadlineError,
-    FieldViolation,
-    InvalidInputError,
-    UnknownValue,
-    UnsupportedLanguageError,
-)
+from dragoman_server.errors import DeadlineError, FieldViolation, InvalidInputError, UnknownValue
 from dragoman_server.registry.model import Model
 from dragoman_server.registry.registry import Lease
 from dragoman_server.service.calls import CallContext, Pair, TextInput, TranslateConfig
@@ -109,6 +103,7 @@ class Planner:
 
         Raises:
             InvalidInputError: has all violations.
+            ModelNotFoundError: there is no model of the name that is asked for.
             UnsupportedLanguageError: the model does not translate this pair of languages.
             DeadlineError: the deadline has passed.
         """
@@ -123,8 +118,8 @@ class Planner:
         # Where one of the two is unknown, there is a violation.
         if violations or isinstance(segmentation, UnknownValue) or isinstance(priority, UnknownValue):
             raise InvalidInputError(*violations)
-        if lease.direction is None:
-            raise _unsupported(config.source_language_code, config.target_language_code, model)
+        if not isinstance(lease.direction, Direction):
+            raise lease.direction
         check_deadline(context.deadline)
         return Plan(
             model,
@@ -302,14 +297,6 @@ def _config_violations(config: TranslateConfig, model: Model) -> Iterator[FieldV
     for field in ("segmentation", "priority"):
         if isinstance(value := getattr(config, field), UnknownValue):
             yield value.violation(field)
-
-
-def _unsupported(source: str, target: str, model: Model) -> UnsupportedLanguageError:
-    return UnsupportedLanguageError(
-        f"{source}-{target}",
-        f"model {model.manifest.name!r} does not translate {source}-{target}; "
-        f"it translates {model.languages.described(source)}",
-    )
 
 
 def check_deadline(deadline: float) -> None:

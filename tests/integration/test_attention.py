@@ -167,7 +167,7 @@ def test_a_given_target_comes_with_its_weights_tokens_and_logprobs(
     assert target.text == TARGET
     assert target.finish_reason == translation_pb2.FINISH_REASON_UNSPECIFIED
     logprobs = attention_pass.logprobs(source_ids, target_ids)
-    assert [token.logprob for token in target.tokens] == pytest.approx(logprobs.tolist(), abs=1e-9)
+    assert [token.logprob for token in target.tokens] == pytest.approx(logprobs.tolist(), abs=1e-4)
     assert target.sum_logprob == pytest.approx(float(logprobs.sum()), abs=1e-4)
     assert target.score == pytest.approx(target.sum_logprob / len(target_ids))
 
@@ -234,15 +234,27 @@ def test_every_hypothesis_is_what_forcing_that_target_gives(
     hypotheses = result.translation.segments[0].hypotheses
     assert len(hypotheses) == len(decoded.header.targets) == options.get("num_hypotheses", 1)
     for index, (target, hypothesis) in enumerate(zip(decoded.header.targets, hypotheses, strict=True)):
-        assert [token.id for token in target.tokens] == [token.id for token in hypothesis.tokens]
+        assert target.tokens == hypothesis.tokens
         assert target.finish_reason == hypothesis.finish_reason
-        assert target.score == hypothesis.score
-        for forced, own in zip(target.tokens, hypothesis.tokens, strict=True):
-            assert forced.logprob == pytest.approx(own.logprob, abs=1e-4)
+        assert (target.sum_logprob, target.score) == (hypothesis.sum_logprob, hypothesis.score)
         ids = translation_pb2.TokenIds(ids=[token.id for token in target.tokens])
         forced_answer = Answer(stub, attention(target_token_ids=ids, selection=both))
+        (forced,) = forced_answer.header.targets
+        assert (forced.tokens, forced.sum_logprob, forced.score) == (target.tokens, target.sum_logprob, target.score)
         for kind in range(2):
             np.testing.assert_array_equal(decoded.weights[2 * index + kind], forced_answer.weights[kind])
+
+
+def test_logprobs_of_a_given_target_are_those_of_its_score(
+    stub: attention_pb2_grpc.AttentionServiceStub, translation: translation_pb2_grpc.TranslationServiceStub
+) -> None:
+    request = translation_pb2.ScoreRequest(**EN_FR)  # type: ignore[arg-type]
+    request.inputs.add(text=TEXT, target_text=TARGET)
+    scored = translation.Score(request, timeout=20).results[0].scored
+    (target,) = Answer(stub, attention(target_text=TARGET)).header.targets
+    assert (target.tokens, target.sum_logprob, target.score) == (scored.tokens, scored.sum_logprob, scored.score)
+    aligned = stub.Align(align((TEXT, TARGET)), timeout=20).results[0].alignment
+    assert list(aligned.target_tokens) == list(scored.tokens)[:-1]  # without end-of-sentence
 
 
 def test_a_source_alone_has_the_encoders_weights(

@@ -9,10 +9,10 @@ import torch
 from sentencepiece import sentencepiece_model_pb2
 
 from benchmarks.settings import TARGET_LANGUAGE, Settings
-from dragoman_export.bundle_writer import export
+from dragoman_export.bundle.sources import read_sources
+from dragoman_export.bundle.writer import export
 from dragoman_export.checkpoint import Checkpoint, Config
 from dragoman_export.model import Dimensions, Transformer
-from dragoman_export.sources import read_sources
 from dragoman_server.bundle.bundle import Bundle, embedded_bundle
 from dragoman_server.text.tokenizer import load_tokenizer
 

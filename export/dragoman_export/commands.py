@@ -9,19 +9,20 @@ from rich.console import Console
 from rich.table import Table
 
 from dragoman import __version__
-from dragoman_export.align_tune import Tuning, tune, write_alignment
-from dragoman_export.bundle_writer import export as write_bundle
+from dragoman_export.bundle.align_tune import Tuning, tune, write_alignment
+from dragoman_export.bundle.evaluation import TestSet
+from dragoman_export.bundle.evaluation import evaluate as evaluate_bundle
+from dragoman_export.bundle.gold_alignment import GoldAlignments
+from dragoman_export.bundle.parity import Comparison, ParityError, compare, require_same_dimensions
+from dragoman_export.bundle.sources import languages_without_samples, measured_sources, read_sources, sample_sources
+from dragoman_export.bundle.writer import export as write_bundle
 from dragoman_export.checkpoint import Checkpoint
-from dragoman_export.evaluation import TestSet
-from dragoman_export.evaluation import evaluate as evaluate_bundle
-from dragoman_export.gold_alignment import GoldAlignments
+from dragoman_export.families.table import read_model
 from dragoman_export.greedy import one_thread, translate
-from dragoman_export.marian import Languages, read_marian
+from dragoman_export.languages import Languages
 from dragoman_export.new_folder import require_absent
-from dragoman_export.parity import Comparison, ParityError, compare, require_same_dimensions
-from dragoman_export.sources import languages_without_samples, measured_sources, read_sources, sample_sources
+from dragoman_export.text_files import CorpusFile
 from dragoman_export.train.command import add_commands as add_training_commands
-from dragoman_export.train.corpus import CorpusFile
 from dragoman_server.bundle.bundle import Bundle
 from dragoman_server.bundle.manifest import MANIFEST_FILE, Precision
 from dragoman_server.config import EngineOptions
@@ -123,7 +124,7 @@ def import_model(
     pt-BR for >>pt_BR<<. At fp32 the import fails unless ONNX Runtime reproduces PyTorch.
     """
     require_absent(bundle)
-    checkpoint = read_marian(source, name or source.resolve().name, Languages(pair, source_language))
+    checkpoint = read_model(source, name or source.resolve().name, Languages(pair, source_language))
     _write(checkpoint, bundle, precision, sources, num_sources, details)
 
 

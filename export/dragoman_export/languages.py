@@ -1,12 +1,21 @@
 """Language codes: what models and users write, and the BCP 47 tags that bundles have."""
 
 from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass
 from itertools import chain, count
 
 from langcodes import Language, standardize_tag, tag_is_valid
 from langcodes.tag_parser import LanguageTagError
 
 Pair = tuple[str, str]
+
+
+@dataclass(frozen=True)
+class Languages:
+    """What a model translates, as far as whoever imports it must say so."""
+
+    pair: str | None = None  # "en-fr", of a model for one pair; see `parse_pair`
+    source: str | None = None  # "en", of a model whose target language is chosen by a token such as `>>fra<<`
 
 
 def standard_tag(code: str) -> str:
@@ -89,6 +98,18 @@ def parse_pair(text: str, directions: Collection[Pair] = ()) -> Pair:
         choices = " or ".join(":".join(pair) for pair in sorted(readings))
         raise ValueError(f"{text!r} can be read in several ways; write {choices}")
     return readings.pop()
+
+
+def parse_pair_and_value(text: str, value_name: str, directions: Collection[Pair] = ()) -> tuple[Pair, str]:
+    """What a user wrote as `en-fr=VALUE`: the pair, as `parse_pair` reads it, and the value.
+
+    Raises:
+        ValueError: the text has another form; `value_name` says there what the value is.
+    """
+    pair, _, value = text.partition("=")
+    if not value:
+        raise ValueError(f"{text!r} is not of the form SOURCE-TARGET={value_name}")
+    return parse_pair(pair, directions), value
 
 
 def _splits(text: str, separator: str) -> Iterator[Pair]:

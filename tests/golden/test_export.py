@@ -12,10 +12,10 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from dragoman_export.bundle_writer import export
+from dragoman_export.bundle.parity import Comparison, ParityError, compare
+from dragoman_export.bundle.writer import export
 from dragoman_export.checkpoint import Checkpoint
 from dragoman_export.greedy import greedy_decode, translate
-from dragoman_export.parity import Comparison, ParityError, compare
 from dragoman_server.attention import attention_pass
 from dragoman_server.bundle.bundle import Bundle
 from dragoman_server.bundle.manifest import ENCODER_FILE, MANIFEST_FILE, Precision

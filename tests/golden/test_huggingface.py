@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, MarianMTModel
 
-from dragoman_export.bundle_writer import export
-from dragoman_export.marian import Languages, read_marian
+from dragoman_export.bundle.writer import export
+from dragoman_export.families.marian import read_marian
+from dragoman_export.languages import Languages
 from dragoman_server.bundle.bundle import Bundle
 from dragoman_server.engine.search import Search
 from dragoman_server.engine.search_options import EarlyStopping, SearchOptions

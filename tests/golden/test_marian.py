@@ -12,11 +12,12 @@ from numpy.typing import NDArray
 from transformers import MarianMTModel, MarianTokenizer
 
 from dragoman import Client
-from dragoman_export.bundle_writer import export
+from dragoman_export.bundle.parity import Comparison
+from dragoman_export.bundle.sources import read_sources
+from dragoman_export.bundle.writer import export
 from dragoman_export.checkpoint import Checkpoint
-from dragoman_export.marian import Languages, read_marian
-from dragoman_export.parity import Comparison
-from dragoman_export.sources import read_sources
+from dragoman_export.families.marian import read_marian
+from dragoman_export.languages import Languages
 from dragoman_server.bundle.bundle import Bundle
 from dragoman_server.bundle.manifest import Generation
 from dragoman_server.runtime.runner import OnnxRunner

@@ -8,31 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from dragoman_export.languages import Pair, parse_pair
+from dragoman_export.text_files import CorpusFile
 
 TextPair = tuple[str, str]
-
-
-@dataclass(frozen=True)
-class CorpusFile:
-    """`en-fr=pairs.tsv`: the languages of the two sides, and where they are."""
-
-    languages: tuple[str, str]
-    path: Path
-
-    @classmethod
-    def parse(cls, text: str, directions: Collection[Pair] = ()) -> "CorpusFile":
-        """Reads the languages as `parse_pair` does.
-
-        Raises:
-            ValueError: the text is not LANGUAGE-LANGUAGE=PATH, or there is no such file.
-        """
-        pair, _, path = text.partition("=")
-        if not path:
-            raise ValueError(f"{text!r} is not of the form LANGUAGE-LANGUAGE=PATH, such as en-fr=pairs.tsv")
-        if not Path(path).is_file():
-            raise ValueError(f"{path} does not exist or is not a file")
-        return cls(parse_pair(pair, directions), Path(path))
 
 
 def read_pairs(file: CorpusFile) -> Iterator[TextPair]:

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import sentencepiece as spm
 
+from dragoman_export.text_files import CorpusFile
 from dragoman_export.train.alignment import align_pairs
 from dragoman_export.train.augment import augment
 from dragoman_export.train.corpus import (
-    CorpusFile,
     ParallelText,
     TextPair,
     comparison_key,

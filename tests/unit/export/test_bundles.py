@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from dragoman_export import __main__
-from dragoman_export.bundle_writer import export
+from dragoman_export.bundle.writer import export
 from dragoman_export.checkpoint import Checkpoint
 from dragoman_server.bundle.bundle import Bundle
 from dragoman_server.bundle.manifest import Precision

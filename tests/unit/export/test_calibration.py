@@ -9,12 +9,12 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from onnx import TensorProto
 
-from dragoman_export.calibration import with_int8_key_values
+from dragoman_export.bundle.calibration import with_int8_key_values
 from dragoman_export.checkpoint import Checkpoint
+from dragoman_export.graph.builder import GraphBuilder, WeightFile
+from dragoman_export.graph.layers import LayerWriter
 from dragoman_export.greedy import translate
-from dragoman_export.layer_writer import LayerWriter
 from dragoman_export.model import Dimensions, Transformer
-from dragoman_export.onnx_builder import GraphBuilder, WeightFile
 from support.tiny_model import random_source
 
 

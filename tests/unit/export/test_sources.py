@@ -4,16 +4,16 @@ from pathlib import Path
 
 import pytest
 
-from dragoman_export.checkpoint import Checkpoint
-from dragoman_export.languages import standard_tag
-from dragoman_export.sources import (
+from dragoman_export.bundle.sources import (
     languages_without_samples,
     measured_sources,
     read_sources,
     sample_sentences,
     sample_sources,
 )
-from dragoman_export.train.corpus import CorpusFile
+from dragoman_export.checkpoint import Checkpoint
+from dragoman_export.languages import standard_tag
+from dragoman_export.text_files import CorpusFile
 from dragoman_server.bundle.bundle import Bundle
 from dragoman_server.bundle.manifest import Golden, Precision
 

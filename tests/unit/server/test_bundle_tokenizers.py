@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 import torch
 
-from dragoman_export.bundle_writer import export
-from dragoman_export.marian import Languages, read_marian
-from dragoman_export.sources import read_sources
+from dragoman_export.bundle.sources import read_sources
+from dragoman_export.bundle.writer import export
+from dragoman_export.families.marian import read_marian
+from dragoman_export.languages import Languages
 from dragoman_export.train.tokenizer import train_tokenizer
 from dragoman_server.bundle.bundle import Bundle, embedded_bundle
 from dragoman_server.errors import BundleError

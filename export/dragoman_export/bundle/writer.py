@@ -6,13 +6,14 @@ from pathlib import Path
 
 from rich.console import Console
 
-import dragoman_export.graphs as graphs
-from dragoman_export.calibration import Ranges, calibrate, with_int8_key_values
+from dragoman_export.bundle.calibration import calibrate, with_int8_key_values
+from dragoman_export.bundle.parity import Comparison, compare
 from dragoman_export.checkpoint import Checkpoint
+from dragoman_export.graph import graphs
+from dragoman_export.graph.builder import WeightFile
+from dragoman_export.graph.quantization import Ranges
 from dragoman_export.greedy import TokenPair, one_thread, translate
 from dragoman_export.new_folder import new_folder
-from dragoman_export.onnx_builder import WeightFile
-from dragoman_export.parity import Comparison, compare
 from dragoman_export.progress import QUIET
 from dragoman_server.bundle.bundle import Bundle, file_sha256
 from dragoman_server.bundle.manifest import (

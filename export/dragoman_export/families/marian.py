@@ -8,14 +8,13 @@ Source: `transformers.models.marian.modeling_marian` and `tokenization_marian`.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from torch import Tensor
 
 from dragoman_export.checkpoint import Checkpoint, Config, blank_model, load_tensors, unique_tensors
-from dragoman_export.huggingface import (
+from dragoman_export.families.huggingface import (
     CONFIG_FILE,
     TOKENIZER_CONFIG_FILE,
     read_generation,
@@ -23,7 +22,7 @@ from dragoman_export.huggingface import (
     read_tensors,
     rename_tensors,
 )
-from dragoman_export.languages import parse_pair, standard_tag, standard_tags
+from dragoman_export.languages import Languages, parse_pair, standard_tag, standard_tags
 from dragoman_export.model import Dimensions, Transformer, sinusoids
 from dragoman_export.reading import listed, read_bytes, read_json, require_sizes
 from dragoman_server.bundle.manifest import TOKENIZER_FILES
@@ -78,14 +77,6 @@ _POSITIONS = ("max_position_embeddings",)
 _SPECIAL_IDS = ("pad_token_id", "eos_token_id", "decoder_start_token_id")
 
 
-@dataclass(frozen=True)
-class Languages:
-    """What the model translates, as far as whoever imports it must say so."""
-
-    pair: str | None = None  # "en-fr", of a model for one pair; see `parse_pair`
-    source: str | None = None  # "en", of a model whose target language is chosen by a token such as `>>fra<<`
-
-
 def read_marian(folder: Path, name: str, languages: Languages) -> Checkpoint:
     """Reads a model with all that is needed to translate with it.
 
@@ -99,8 +90,6 @@ def read_marian(folder: Path, name: str, languages: Languages) -> Checkpoint:
         BundleError: a tokenizer file is damaged.
     """
     config = read_json(folder / CONFIG_FILE)
-    if config.get("model_type") != "marian":
-        raise ValueError(f"{folder} has model_type {config.get('model_type')!r:.80}; only marian can be imported")
     integers = read_integers(config, (*_SIZES, *_LAYERS, *_HEADS, *_POSITIONS, *_SPECIAL_IDS))
     tensors = read_tensors(folder)
     sizes, num_layers, num_positions = (

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import track
 
 from dragoman.attention.alignment import Span, align, rows, word_links
-from dragoman_export.gold_alignment import GoldAlignments, GoldPair, WordLinks, alignment_error_rate
+from dragoman_export.bundle.gold_alignment import GoldAlignments, GoldPair, WordLinks, alignment_error_rate
 from dragoman_server.attention.attention_pass import AttentionPass
 from dragoman_server.bundle.bundle import Bundle
 from dragoman_server.bundle.manifest import MANIFEST_FILE, Alignment, AlignmentMethod

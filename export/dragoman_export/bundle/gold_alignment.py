@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dragoman_export.evaluation import read_lines
+from dragoman_export.text_files import read_lines
 
 WordLinks = frozenset[tuple[int, int]]  # (index of a source word, index of a target word)
 

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from onnx import TensorProto
 from torch import Tensor, nn
 
-from dragoman_export.calibration import Range, Ranges
+from dragoman_export.graph.builder import MICROSOFT, GraphBuilder
+from dragoman_export.graph.quantization import Range, Ranges, quantize_columns
 from dragoman_export.model import (
     DecoderLayer,
     Embedding,
@@ -21,7 +22,6 @@ from dragoman_export.model import (
     Residual,
     Transformer,
 )
-from dragoman_export.onnx_builder import MICROSOFT, GraphBuilder
 from dragoman_server.bundle.manifest import Precision
 
 # Columns of logits whose maximum is taken before the best are looked for.
@@ -30,12 +30,6 @@ _BLOCK = 64
 
 def _array(tensor: Tensor) -> NDArray[np.float32]:
     return tensor.detach().float().cpu().numpy()
-
-
-def quantize_columns(matrix: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-    """Symmetric int8 with one scale per column: matrix[k, n] is about quantized[k, n] * scales[n]."""
-    scales = np.maximum(np.abs(matrix).max(axis=0), 1e-12).astype(np.float32) / np.float32(127)
-    return np.rint(matrix / scales).clip(-127, 127).astype(np.int8), scales
 
 
 class LayerWriter:

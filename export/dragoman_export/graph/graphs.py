@@ -16,10 +16,10 @@ from collections.abc import Sequence
 import numpy as np
 from onnx import TensorProto
 
-from dragoman_export.calibration import Ranges
-from dragoman_export.layer_writer import LayerWriter
+from dragoman_export.graph.builder import GraphBuilder, WeightFile
+from dragoman_export.graph.layers import LayerWriter
+from dragoman_export.graph.quantization import Ranges
 from dragoman_export.model import Transformer
-from dragoman_export.onnx_builder import GraphBuilder, WeightFile
 from dragoman_server.bundle.manifest import Precision
 
 FLOAT, INT32, INT64 = TensorProto.FLOAT, TensorProto.INT32, TensorProto.INT64

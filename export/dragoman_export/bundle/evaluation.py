@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dragoman_export.greedy import corpus_scores
-from dragoman_export.languages import Pair, parse_pair
+from dragoman_export.languages import Pair, parse_pair_and_value
+from dragoman_export.text_files import read_lines
 from dragoman_server.bundle.bundle import Bundle
 from dragoman_server.config import EngineOptions
 from dragoman_server.engine.engine import Engine
@@ -35,11 +36,11 @@ class TestSet:
         Raises:
             ValueError: the text has another form, or the files differ in length.
         """
-        pair, _, paths = text.partition("=")
+        form = "SOURCE_FILE,REFERENCE_FILE"
+        (source_language, target_language), paths = parse_pair_and_value(text, form, directions)
         source_path, _, reference_path = paths.partition(",")
         if not (source_path and reference_path):
-            raise ValueError(f"{text!r} is not of the form LANGUAGE-LANGUAGE=SOURCE_FILE,REFERENCE_FILE")
-        source_language, target_language = parse_pair(pair, directions)
+            raise ValueError(f"{text!r} is not of the form SOURCE-TARGET={form}")
         sources, references = (read_lines(Path(path)) for path in (source_path, reference_path))
         if len(sources) != len(references):
             raise ValueError(f"{source_path} has {len(sources)} lines and {reference_path} has {len(references)}")
@@ -65,14 +66,6 @@ class Evaluation:
 
     load_seconds: float  # opening the bundle and creating the sessions
     directions: tuple[DirectionScores, ...]
-
-
-def read_lines(path: Path) -> tuple[str, ...]:
-    """The lines of a UTF-8 file without their line breaks; raises ValueError where it is not UTF-8."""
-    try:
-        return tuple(path.read_text(encoding="utf-8").removesuffix("\n").split("\n"))
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 text: {error.reason} at byte {error.start}") from error
 
 
 def evaluate(folder: Path, test_sets: Iterable[TestSet], options: EngineOptions) -> Evaluation:

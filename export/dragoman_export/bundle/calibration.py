@@ -1,9 +1,9 @@
 """The ranges of activations, for int8 graphs whose scales are fixed when the model is exported."""
 
 import copy
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -11,23 +11,10 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from dragoman_export.checkpoint import Config
+from dragoman_export.graph.quantization import Range, Ranges
 from dragoman_export.greedy import TokenPair
 from dragoman_export.model import Transformer
 from dragoman_export.progress import QUIET, phase
-
-
-class Range(NamedTuple):
-    """The smallest and the largest value seen, zero among them."""
-
-    low: float
-    high: float
-
-    def including(self, values: Tensor) -> "Range":
-        return Range(min(self.low, values.min().item()), max(self.high, values.max().item()))
-
-
-# What goes into each linear map, and, under the model itself, into the output projection.
-Ranges = Mapping[nn.Module, Range]
 
 
 @torch.inference_mode()

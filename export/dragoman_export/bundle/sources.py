@@ -9,8 +9,7 @@ from importlib import resources
 from langcodes import Language, tag_is_valid
 
 from dragoman_export.checkpoint import Checkpoint, Config
-from dragoman_export.evaluation import read_lines
-from dragoman_export.train.corpus import CorpusFile
+from dragoman_export.text_files import CorpusFile, read_lines
 from dragoman_server.bundle.bundle import Bundle
 
 # Between the samples that two directions begin with; no number of samples is a multiple of it.

@@ -1,0 +1,1 @@
+"""From a checkpoint to a bundle, and all that is measured of a bundle."""

@@ -19,17 +19,17 @@ from rich.table import Table
 
 from benchmarks.settings import read_sentences
 from dragoman_server.bundle.bundle import Bundle, embedded_bundle
-from dragoman_server.calls import CallContext, TextInput, TranslateCall, TranslateConfig
 from dragoman_server.config import EngineOptions, InputLimits
 from dragoman_server.engine.engine import Engine
 from dragoman_server.engine.search import Search
-from dragoman_server.results import TranslatedText
 from dragoman_server.runtime.device import Device
 from dragoman_server.runtime.runner import open_runners
+from dragoman_server.service.calls import CallContext, TextInput, TranslateCall, TranslateConfig
+from dragoman_server.service.results import TranslatedText
+from dragoman_server.service.translate import Translator
 from dragoman_server.text.segmentation import Segmentation
 from dragoman_server.text.sentences import sentence_spans
 from dragoman_server.text.tokenizer import load_tokenizer
-from dragoman_server.translator import Translator
 
 _FEWEST, _MOST = 3, 6  # sentences of a paragraph
 _TEXTS_PER_CALL = 32

@@ -26,8 +26,8 @@ from dragoman_export.train.command import add_commands as add_training_commands
 from dragoman_server.bundle.bundle import Bundle
 from dragoman_server.bundle.manifest import MANIFEST_FILE, Precision
 from dragoman_server.config import EngineOptions
-from dragoman_server.cpus import available_cpus
 from dragoman_server.errors import DragomanError
+from dragoman_server.runtime.cpus import available_cpus
 
 EXPECTED_ERRORS = (ValueError, OSError, ParityError, DragomanError, FloatingPointError)
 

@@ -13,31 +13,31 @@ from grpc_health.v1 import health_pb2_grpc
 
 from dragoman import _channel
 from dragoman.v1 import attention_pb2_grpc, translation_pb2_grpc
-from dragoman_server.addresses import check_free, parse_address
-from dragoman_server.attention.attender import Attender
-from dragoman_server.attention.attention_pass import AttentionPass
-from dragoman_server.attention.background import Background
 from dragoman_server.attention.observer import Observer
 from dragoman_server.attention.worker import AttentionWorker
 from dragoman_server.bundle.bundle import Bundle, embedded_bundle
 from dragoman_server.bundle.manifest import WEIGHTS_FILE
-from dragoman_server.bundle.parity import replay, replay_attention
-from dragoman_server.config import Config, EngineOptions, validate
-from dragoman_server.cpus import available_cpus
+from dragoman_server.config import Config, EngineOptions, parse_address, validate
 from dragoman_server.ending import LastResort
 from dragoman_server.engine.engine import Engine
 from dragoman_server.engine.search import Search
 from dragoman_server.errors import StartError
-from dragoman_server.loading import StoppedError, load
 from dragoman_server.metrics import Metrics
-from dragoman_server.metrics_page import MetricsPage
+from dragoman_server.registry.loading import StoppedError, load
+from dragoman_server.registry.parity import replay, replay_attention
+from dragoman_server.runtime.attention_pass import AttentionPass
+from dragoman_server.runtime.background import Background
+from dragoman_server.runtime.cpus import available_cpus
 from dragoman_server.runtime.device import Device
 from dragoman_server.runtime.runner import OnnxRunner, open_runners
-from dragoman_server.translator import Translator
+from dragoman_server.service.attention import Attender
+from dragoman_server.service.translate import Translator
 from dragoman_server.wire import attention, translation
+from dragoman_server.wire.addresses import check_free
 from dragoman_server.wire.attention import AttentionServicer
 from dragoman_server.wire.guard import Guard
 from dragoman_server.wire.health import HealthServicer
+from dragoman_server.wire.metrics_page import MetricsPage
 from dragoman_server.wire.translation import TranslationServicer
 
 logger = logging.getLogger(__name__)

@@ -70,7 +70,7 @@ HANGS = """
 import threading
 from dragoman_server import app
 from dragoman_server.__main__ import main
-from dragoman_server.loading import THREAD_NAME
+from dragoman_server.registry.loading import THREAD_NAME
 
 def hang(*arguments, decode_step=app.OnnxRunner.decode_step, **keywords):
     if threading.current_thread().name != THREAD_NAME:

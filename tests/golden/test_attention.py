@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 from dragoman.types import AttentionKind
 from dragoman_export.checkpoint import Checkpoint
 from dragoman_export.greedy import greedy_decode, pad
-from dragoman_server.attention import background as background_module
-from dragoman_server.attention.attention_pass import AttentionPass
-from dragoman_server.attention.background import Background
 from dragoman_server.bundle.bundle import Bundle
 from dragoman_server.bundle.manifest import ATTENTION_FILE, Precision
+from dragoman_server.runtime import background as background_module
+from dragoman_server.runtime.attention_pass import AttentionPass
+from dragoman_server.runtime.background import Background
 from dragoman_server.runtime.runner import OnnxRunner
 from dragoman_server.runtime.session import open_session
 from support.tiny_model import random_source, random_sources
@@ -77,7 +77,7 @@ def test_logprobs_that_are_computed_in_parts_are_those_of_the_whole(
 ) -> None:
     attention_pass = AttentionPass(tiny_bundles["fp32"], num_threads=1)
     whole = [attention_pass.logprobs(*pair) for pair in pairs]
-    monkeypatch.setattr("dragoman_server.attention.attention_pass._MAX_TABLE_BYTES", 4 * 400 * 3)  # three rows
+    monkeypatch.setattr("dragoman_server.runtime.attention_pass._MAX_TABLE_BYTES", 4 * 400 * 3)  # three rows
     for pair, expected in zip(pairs, whole, strict=True):
         np.testing.assert_allclose(attention_pass.logprobs(*pair), expected, atol=1e-6)
 

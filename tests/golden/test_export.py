@@ -16,10 +16,9 @@ from dragoman_export.bundle.parity import Comparison, ParityError, compare
 from dragoman_export.bundle.writer import export
 from dragoman_export.checkpoint import Checkpoint
 from dragoman_export.greedy import greedy_decode, translate
-from dragoman_server.attention import attention_pass
 from dragoman_server.bundle.bundle import Bundle
 from dragoman_server.bundle.manifest import ENCODER_FILE, MANIFEST_FILE, Precision
-from dragoman_server.runtime import runner
+from dragoman_server.runtime import attention_pass, runner
 from dragoman_server.runtime.runner import encoder_feeds
 from dragoman_server.runtime.session import open_session
 from support.tiny_model import random_checkpoint, random_source, random_sources

@@ -23,9 +23,9 @@ from dragoman.attention.weights import cross_rollout, from_wire, reduce, self_ro
 from dragoman.types import AttentionKind, WeightType
 from dragoman.v1 import attention_pb2 as pb
 from dragoman.v1 import attention_pb2_grpc, translation_pb2, translation_pb2_grpc
-from dragoman_server.attention.attention_pass import AttentionPass
 from dragoman_server.bundle.bundle import Bundle
 from dragoman_server.bundle.manifest import ATTENTION_FILE, MANIFEST_FILE, Precision
+from dragoman_server.runtime.attention_pass import AttentionPass
 from dragoman_server.text.tokenizer import Tokenizer
 from support.process import ServerProcess, server_process
 

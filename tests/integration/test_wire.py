@@ -19,11 +19,11 @@ from dragoman.v1 import translation_pb2 as pb
 from dragoman_server import app
 from dragoman_server.bundle.bundle import Bundle
 from dragoman_server.bundle.manifest import Generation
-from dragoman_server.calls import DecodingFields
 from dragoman_server.config import Config, EngineOptions, InputLimits
 from dragoman_server.engine.search_options import EarlyStopping, SearchOptions
 from dragoman_server.engine.sequence import Priority
 from dragoman_server.errors import DeadlineError, EngineDeadError, InferenceError, QueueFullError, StartError
+from dragoman_server.service.calls import DecodingFields
 from support.caller import CHECK, TRANSLATE, WATCH, Caller, Refusal, count, counted, refusal, samples, unary
 from support.server_parts import LIMITS, RunningServer, running_server, tiny_bundle
 

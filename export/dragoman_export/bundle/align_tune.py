@@ -13,9 +13,9 @@ from rich.progress import track
 
 from dragoman.attention.alignment import Span, align, rows, word_links
 from dragoman_export.bundle.gold_alignment import GoldAlignments, GoldPair, WordLinks, alignment_error_rate
-from dragoman_server.attention.attention_pass import AttentionPass
 from dragoman_server.bundle.bundle import Bundle
 from dragoman_server.bundle.manifest import MANIFEST_FILE, Alignment, AlignmentMethod
+from dragoman_server.runtime.attention_pass import AttentionPass
 from dragoman_server.text.tokenizer import load_tokenizer
 
 

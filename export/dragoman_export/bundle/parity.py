@@ -11,8 +11,8 @@ from rich.console import Console
 from dragoman_export.checkpoint import Checkpoint
 from dragoman_export.greedy import TokenPair
 from dragoman_export.progress import QUIET, phase
-from dragoman_server.attention.attention_pass import AttentionPass
 from dragoman_server.bundle.bundle import Bundle
+from dragoman_server.runtime.attention_pass import AttentionPass
 from dragoman_server.runtime.runner import OnnxRunner
 
 # Two tokens closer than this (nats) are a tie that rounding may break either way.

@@ -3,12 +3,12 @@
 import numpy as np
 
 from dragoman.attention.alignment import align, rows, word_links, words
-from dragoman_server.attention.attention_pass import AttentionPass
 from dragoman_server.attention.results import AlignedPair
 from dragoman_server.attention.tokens import source_tokens, target_text_and_spans, target_tokens
 from dragoman_server.bundle.manifest import Alignment, Manifest
 from dragoman_server.engine.sequence import Completion
-from dragoman_server.planner import PlannedText
+from dragoman_server.runtime.attention_pass import AttentionPass
+from dragoman_server.service.planner import PlannedText
 from dragoman_server.text.tokenizer import TextCodec
 
 

@@ -4,13 +4,13 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 
-from dragoman_server.attention.attention_pass import AttentionPass
+from dragoman_server.attention.signals import Signals, signals
 from dragoman_server.attention.tokens import source_spans, unspelt_share
 from dragoman_server.attention.worker import AttentionWorker
 from dragoman_server.bundle.manifest import Manifest
 from dragoman_server.engine.sequence import Completion, FinishReason, Request
-from dragoman_server.planner import PlannedText
-from dragoman_server.signals import Signals, signals
+from dragoman_server.runtime.attention_pass import AttentionPass
+from dragoman_server.service.planner import PlannedText
 from dragoman_server.text.segmentation import SourceSegment
 from dragoman_server.text.tokenizer import TextCodec
 from dragoman_server.text.verbatim import is_copied

@@ -9,10 +9,10 @@ from numpy.typing import NDArray
 from dragoman.attention.alignment import Link
 from dragoman_server.attention.chunks import TensorPlan
 from dragoman_server.attention.selection import Selection
+from dragoman_server.bundle.languages import Direction
 from dragoman_server.bundle.manifest import Alignment
 from dragoman_server.engine.sequence import FinishReason
 from dragoman_server.errors import InvalidInputError
-from dragoman_server.languages import Direction
 from dragoman_server.text.tokenizer import Span
 
 

@@ -7,9 +7,9 @@ from typing import Literal
 from dragoman.attention.sizes import attention_bytes
 from dragoman.types import AttentionKind, WeightType
 from dragoman_server.bundle.manifest import Alignment, AlignmentMethod, Architecture, Manifest
-from dragoman_server.calls import AlignCall, SelectionFields
-from dragoman_server.decoding_options import unknown_enum_value
 from dragoman_server.errors import FieldViolation, InvalidInputError
+from dragoman_server.service.calls import AlignCall, SelectionFields
+from dragoman_server.service.options import unknown_enum_value
 
 HeadReduction = Literal["mean", "max"]
 LayerReduction = Literal["mean"]

@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
-from dragoman_server.attention.attention_pass import AttentionPass
 from dragoman_server.errors import DeadlineError, InferenceError, QueueFullError
+from dragoman_server.runtime.attention_pass import AttentionPass
 
 logger = logging.getLogger(__name__)
 

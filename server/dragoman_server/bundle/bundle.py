@@ -36,7 +36,7 @@ MAX_TOKENIZER_BYTES = 32 << 20
 
 def embedded_bundle() -> Path:
     """The default model that is shipped inside this package."""
-    return Path(str(resources.files("dragoman_server"))) / "models" / "default"
+    return Path(str(resources.files("dragoman_server"))) / "embedded"
 
 
 def file_sha256(path: Path) -> str:

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from dragoman_server.bundle.bundle import Bundle
 from dragoman_server.bundle.manifest import DECODER_STEP_FILE, ENCODER_FILE, Manifest
 from dragoman_server.config import EngineOptions
-from dragoman_server.cpus import available_cpus
 from dragoman_server.engine.search import StepOutput
 from dragoman_server.engine.slots import Move
+from dragoman_server.runtime.cpus import available_cpus
 from dragoman_server.runtime.kv_pool import KvPool
 from dragoman_server.runtime.session import open_session
 

@@ -2,9 +2,9 @@
 
 from dragoman.v1 import attention_pb2 as pb
 from dragoman.v1 import attention_pb2_grpc
-from dragoman_server.attention.attender import Attender
 from dragoman_server.attention.chunks import Chunk
 from dragoman_server.attention.results import AttentionHeader
+from dragoman_server.service.attention import Attender
 from dragoman_server.wire.attention_messages import align_response, attention_response, read_align, read_attention
 from dragoman_server.wire.translation import Context, call_context
 

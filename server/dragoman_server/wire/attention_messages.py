@@ -16,8 +16,8 @@ from dragoman_server.attention.results import (
     TargetToken,
 )
 from dragoman_server.bundle.manifest import Alignment, AlignmentMethod
-from dragoman_server.calls import AlignCall, AttentionCall, DecodingFields, SelectionFields, TranslateConfig
 from dragoman_server.errors import DragomanError
+from dragoman_server.service.calls import AlignCall, AttentionCall, DecodingFields, SelectionFields, TranslateConfig
 from dragoman_server.text.tokenizer import Span
 from dragoman_server.wire.messages import FINISH_REASONS, read_options, read_pair
 from dragoman_server.wire.status import status_of

@@ -17,7 +17,7 @@ import grpc
 from google.protobuf.message import DecodeError
 from google.rpc.status_pb2 import Status
 
-from dragoman_server.deadlines import has_passed
+from dragoman_server.engine.deadlines import has_passed
 from dragoman_server.errors import DragomanError, DrainingError, MalformedMessageError
 from dragoman_server.metrics import Metrics
 from dragoman_server.wire.status import CODES, internal_status, reason_of, status_of

@@ -4,10 +4,11 @@ from collections.abc import Iterator, Sequence
 
 from dragoman.v1 import attention_pb2
 from dragoman.v1 import translation_pb2 as pb
-from dragoman_server.calls import DecodingFields, ExchangeInput, Pair, TextInput, TranslateConfig
+from dragoman_server.attention.signals import Signals, Suspicion
 from dragoman_server.engine.sequence import FinishReason, Hypothesis
 from dragoman_server.errors import DragomanError
-from dragoman_server.results import (
+from dragoman_server.service.calls import DecodingFields, ExchangeInput, Pair, TextInput, TranslateConfig
+from dragoman_server.service.results import (
     Candidate,
     ExchangeOutcome,
     ScoreOutcome,
@@ -15,7 +16,6 @@ from dragoman_server.results import (
     TranslatedText,
     TranslateOutcome,
 )
-from dragoman_server.signals import Signals, Suspicion
 from dragoman_server.wire.status import status_of
 
 _TranslationConfig = pb.TranslateRequest | pb.StreamTranslationRequest | pb.ExchangeConfig

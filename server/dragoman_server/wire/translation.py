@@ -9,9 +9,16 @@ import grpc
 
 from dragoman.v1 import translation_pb2 as pb
 from dragoman.v1 import translation_pb2_grpc
-from dragoman_server.calls import CallContext, ExchangeInput, ScoreCall, StreamCall, TranslateCall, TranslateConfig
-from dragoman_server.results import ExchangeOutcome
-from dragoman_server.translator import Translator
+from dragoman_server.service.calls import (
+    CallContext,
+    ExchangeInput,
+    ScoreCall,
+    StreamCall,
+    TranslateCall,
+    TranslateConfig,
+)
+from dragoman_server.service.results import ExchangeOutcome
+from dragoman_server.service.translate import Translator
 from dragoman_server.wire.messages import (
     exchange_response,
     read_config,

@@ -6,8 +6,8 @@ import pytest
 
 from dragoman_server.bundle.bundle import Bundle
 from dragoman_server.bundle.manifest import Precision
+from dragoman_server.service.translate import Translator
 from dragoman_server.text.tokenizer import Tokenizer
-from dragoman_server.translator import Translator
 from support.calls import INPUT_LIMITS, MAX_ROWS, MAX_SEGMENTS
 from support.server_parts import FakeEngine, tiny_bundle
 

@@ -5,16 +5,16 @@ from collections.abc import Iterator
 
 import pytest
 
-from dragoman_server.attention import attender as attender_module
-from dragoman_server.attention.attender import Attender
-from dragoman_server.attention.attention_pass import AttentionPass
 from dragoman_server.attention.chunks import Chunk
 from dragoman_server.attention.results import AttentionHeader
 from dragoman_server.attention.worker import AttentionWorker
 from dragoman_server.bundle.bundle import Bundle
 from dragoman_server.bundle.manifest import Precision
-from dragoman_server.calls import AttentionCall, Pair, SelectionFields
 from dragoman_server.errors import DeadlineError
+from dragoman_server.runtime.attention_pass import AttentionPass
+from dragoman_server.service import attention as attention_service
+from dragoman_server.service.attention import Attender
+from dragoman_server.service.calls import AttentionCall, Pair, SelectionFields
 from dragoman_server.text.tokenizer import Tokenizer
 from support.calls import INPUT_LIMITS, MAX_ROWS, MAX_SEGMENTS, NOW, config
 from support.server_parts import FakeEngine
@@ -63,7 +63,7 @@ async def test_nothing_is_computed_ahead_of_the_reader(attender: Attender, monke
 
 
 async def test_who_reads_nothing_is_let_go(attender: Attender, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attender_module, "_MAX_STALL_SECONDS", 0.01)
+    monkeypatch.setattr(attention_service, "_MAX_STALL_SECONDS", 0.01)
 
     async def send(part: AttentionHeader | Chunk) -> None:
         if isinstance(part, Chunk):

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from dragoman_server.config import Config, EngineOptions, InputLimits, validate
-from dragoman_server.cpus import available_cpus
 from dragoman_server.errors import StartError
+from dragoman_server.runtime.cpus import available_cpus
 
 
 def test_the_defaults_are_valid() -> None:

@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 
 from dragoman_server.bundle.manifest import Generation, Manifest
-from dragoman_server.calls import DecodingFields
-from dragoman_server.decoding_options import Decoding, resolve
 from dragoman_server.engine.search_options import EarlyStopping, SearchOptions
+from dragoman_server.service.calls import DecodingFields
+from dragoman_server.service.options import Decoding, resolve
 from dragoman_server.text.tokenizer import MarianTokenizer, Tokenizer
 from support.marian_tokenizer import write_tokenizer
 from support.server_parts import LIMITS, tiny_manifest

@@ -3,7 +3,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from dragoman_server.exchange import Begun, exchange
+from dragoman_server.service.exchange import Begun, exchange
 
 
 async def numbers(count: int) -> AsyncIterator[int]:

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dragoman_server.languages import Languages
+from dragoman_server.bundle.languages import Languages
 
 MANY = Languages((f"a{number}", "en") for number in range(100))
 

@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 from prometheus_client import Gauge
 
-from dragoman_server import metrics_page
 from dragoman_server.metrics import Metrics
-from dragoman_server.metrics_page import MetricsPage
+from dragoman_server.wire import metrics_page
+from dragoman_server.wire.metrics_page import MetricsPage
 
 
 @pytest.fixture

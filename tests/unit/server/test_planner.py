@@ -8,15 +8,15 @@ import pytest
 
 from dragoman_server.bundle.bundle import Bundle
 from dragoman_server.bundle.manifest import DefaultSegmentation
-from dragoman_server.calls import CallContext, Pair, TextInput
 from dragoman_server.engine.search_options import SearchOptions
 from dragoman_server.engine.sequence import Priority
 from dragoman_server.errors import DeadlineError, InvalidInputError
-from dragoman_server.planner import PlannedText, Planner
-from dragoman_server.results import ScoredTarget
+from dragoman_server.service.calls import CallContext, Pair, TextInput
+from dragoman_server.service.planner import PlannedText, Planner
+from dragoman_server.service.results import ScoredTarget
+from dragoman_server.service.translate import Translator
 from dragoman_server.text.segmentation import Segmentation
 from dragoman_server.text.tokenizer import MarianTokenizer, Tokenizer
-from dragoman_server.translator import Translator
 from support.calls import (
     INPUT_LIMITS,
     LONG_LINE,

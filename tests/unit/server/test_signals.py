@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from dragoman_server.signals import Signals, Suspicion
-from dragoman_server.signals import signals as all_signals
+from dragoman_server.attention.signals import Signals, Suspicion
+from dragoman_server.attention.signals import signals as all_signals
 from dragoman_server.text.tokenizer import Span
 
 SPANS = [(0, 3), (4, 7), (7, 9), (10, 10), (10, 14)]

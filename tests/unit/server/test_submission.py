@@ -9,7 +9,7 @@ from contextlib import ExitStack
 import pytest
 
 from dragoman_server.engine.sequence import Request
-from dragoman_server.submission import StreamBacklog, TextThreads
+from dragoman_server.service.submission import StreamBacklog, TextThreads
 from support.fake_runner import Gate
 from support.server_parts import FakeEngine
 

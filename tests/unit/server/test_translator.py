@@ -8,11 +8,6 @@ from collections.abc import Sequence
 import pytest
 
 from dragoman_server.bundle.bundle import Bundle
-from dragoman_server.calls import (
-    CallContext,
-    StreamCall,
-    TextInput,
-)
 from dragoman_server.config import InputLimits
 from dragoman_server.engine.sequence import FinishReason
 from dragoman_server.errors import (
@@ -25,9 +20,14 @@ from dragoman_server.errors import (
     QueueFullError,
     UnsupportedLanguageError,
 )
+from dragoman_server.service.calls import (
+    CallContext,
+    StreamCall,
+    TextInput,
+)
+from dragoman_server.service.translate import Translator
 from dragoman_server.text.segmentation import Segmentation
 from dragoman_server.text.tokenizer import Tokenizer
-from dragoman_server.translator import Translator
 from support.calls import LONG_LINE, MAX_ROWS, MAX_SEGMENTS, NOW, call, config, refused, translated
 from support.fake_runner import Gate
 from support.server_parts import EOS_ID, LIMITS, FakeEngine

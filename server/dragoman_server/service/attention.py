@@ -9,19 +9,19 @@ from functools import partial
 from typing import TypeVar
 
 from dragoman_server.attention.aligner import align_pair
-from dragoman_server.attention.attention_pass import AttentionPass
 from dragoman_server.attention.chunks import Chunk, chunks, plan_tensors
 from dragoman_server.attention.results import AlignedPair, AlignOutcome, AttentionHeader
 from dragoman_server.attention.selection import Selection, check_size, resolve_alignment, resolve_selection
 from dragoman_server.attention.tokens import ForcedTarget, attention_target, source_tokens
 from dragoman_server.attention.worker import AttentionWorker
 from dragoman_server.bundle.manifest import Manifest
-from dragoman_server.calls import AlignCall, AttentionCall, CallContext, Pair, TranslateConfig
 from dragoman_server.config import InputLimits
 from dragoman_server.engine.sequence import Completion, FinishReason, Hypothesis, Request
 from dragoman_server.errors import DeadlineError, InvalidInputError, NoAttentionError
-from dragoman_server.planner import Plan, PlannedText, Planner, check_deadline
-from dragoman_server.submission import SegmentEngine, TextThreads, submitted
+from dragoman_server.runtime.attention_pass import AttentionPass
+from dragoman_server.service.calls import AlignCall, AttentionCall, CallContext, Pair, TranslateConfig
+from dragoman_server.service.planner import Plan, PlannedText, Planner, check_deadline
+from dragoman_server.service.submission import SegmentEngine, TextThreads, submitted
 from dragoman_server.text.tokenizer import TextCodec
 
 _T = TypeVar("_T")

@@ -11,12 +11,12 @@ from typing import get_args
 import numpy as np
 
 from dragoman.types import AttentionKind
-from dragoman_server.attention.attention_pass import AttentionPass
 from dragoman_server.bundle.bundle import Bundle
 from dragoman_server.bundle.manifest import ATTENTION_FILE, Golden
 from dragoman_server.engine.runner import Runner
 from dragoman_server.engine.search import StepOutput
 from dragoman_server.errors import BundleError
+from dragoman_server.runtime.attention_pass import AttentionPass
 from dragoman_server.runtime.runner import OnnxRunner
 
 # Golden sentences, which may be as long as the model allows.

@@ -5,9 +5,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from dragoman_server.bundle.manifest import Manifest
-from dragoman_server.calls import DecodingFields
 from dragoman_server.engine.search_options import EarlyStopping, SearchOptions
 from dragoman_server.errors import FieldViolation
+from dragoman_server.service.calls import DecodingFields
 from dragoman_server.text.tokenizer import TextCodec
 
 MAX_LENGTH_RATIO = 1000.0

@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dragoman.types import AttentionKind
-from dragoman_server.attention.background import Background, run_options
 from dragoman_server.bundle.bundle import Bundle
 from dragoman_server.bundle.manifest import ATTENTION_FILE
+from dragoman_server.runtime.background import Background, run_options
 from dragoman_server.runtime.session import open_session
 
 # Of the table of log-probs, rows by vocabulary, that is computed at a time. There are two of these.

@@ -7,10 +7,9 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+from dragoman_server.bundle.languages import Direction, Languages
 from dragoman_server.bundle.manifest import Manifest
-from dragoman_server.calls import CallContext, Pair, TextInput, TranslateConfig
 from dragoman_server.config import InputLimits
-from dragoman_server.decoding_options import Decoding, resolve, unknown_enum_value, unknown_piece
 from dragoman_server.engine.sequence import Priority, Request
 from dragoman_server.errors import (
     DeadlineError,
@@ -19,7 +18,8 @@ from dragoman_server.errors import (
     ModelNotFoundError,
     UnsupportedLanguageError,
 )
-from dragoman_server.languages import Direction, Languages
+from dragoman_server.service.calls import CallContext, Pair, TextInput, TranslateConfig
+from dragoman_server.service.options import Decoding, resolve, unknown_enum_value, unknown_piece
 from dragoman_server.text.segmentation import (
     Segmentation,
     SegmentedText,

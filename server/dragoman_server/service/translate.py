@@ -8,17 +8,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from functools import partial
 
 from dragoman_server.attention.observer import Observer
+from dragoman_server.attention.signals import Signals
 from dragoman_server.bundle.manifest import Manifest
-from dragoman_server.calls import (
-    CallContext,
-    ExchangeInput,
-    Pair,
-    ScoreCall,
-    StreamCall,
-    TextInput,
-    TranslateCall,
-    TranslateConfig,
-)
 from dragoman_server.config import InputLimits
 from dragoman_server.engine.sequence import Completion
 from dragoman_server.errors import (
@@ -28,9 +19,19 @@ from dragoman_server.errors import (
     InvalidInputError,
     NoAttentionError,
 )
-from dragoman_server.exchange import Begun, exchange
-from dragoman_server.planner import Plan, PlannedText, Planner, check_deadline
-from dragoman_server.results import (
+from dragoman_server.service.calls import (
+    CallContext,
+    ExchangeInput,
+    Pair,
+    ScoreCall,
+    StreamCall,
+    TextInput,
+    TranslateCall,
+    TranslateConfig,
+)
+from dragoman_server.service.exchange import Begun, exchange
+from dragoman_server.service.planner import Plan, PlannedText, Planner, check_deadline
+from dragoman_server.service.results import (
     ExchangeOutcome,
     GrowingText,
     ScoreOutcome,
@@ -40,8 +41,7 @@ from dragoman_server.results import (
     scored_target,
     translated_text,
 )
-from dragoman_server.signals import Signals
-from dragoman_server.submission import SegmentEngine, StreamBacklog, TextThreads, submitted
+from dragoman_server.service.submission import SegmentEngine, StreamBacklog, TextThreads, submitted
 from dragoman_server.text.tokenizer import TextCodec
 
 # The id of an input stays in memory for as long as the input does.

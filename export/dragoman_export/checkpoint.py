@@ -7,16 +7,26 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import msgspec
 import sentencepiece as spm
 import torch
 from safetensors.torch import save_file
 
+from dragoman_export.languages import Pair
 from dragoman_export.model import Dimensions, Transformer
 from dragoman_export.reading import listed, read_bytes, read_json, read_safetensors, require_sizes
-from dragoman_server.bundle.manifest import TOKENIZER_FILES, Architecture, Generation, TokenizerKind
+from dragoman_server.bundle.framing import FRAMING_RULES, Framing, FramingTemplate
+from dragoman_server.bundle.languages import LanguageTable
+from dragoman_server.bundle.manifest import (
+    TOKENIZER_FILES,
+    Architecture,
+    DefaultSegmentation,
+    Generation,
+    TokenizerKind,
+)
+from dragoman_server.bundle.rules import about, check
 from dragoman_server.text.tokenizer import TextCodec, load_tokenizer
 
 WEIGHTS_FILE, CONFIG_FILE = "model.safetensors", "config.json"
@@ -37,8 +47,9 @@ class Config:
     pad_token_id: int
     bos_token_id: int  # the decoder's first input
     eos_token_id: int
-    directions: tuple[tuple[str, str], ...]  # (source language, target language)
-    source_prefix_ids: dict[str, tuple[int, ...]]  # by target language: control ids put before the source
+    languages: LanguageTable
+    framing: FramingTemplate
+    segmentation: DefaultSegmentation = "sentence"
     segment_tokens: int = 100  # up to which sentences stay together where lines are packed
     training: dict[str, Any] = field(default_factory=dict)  # recipe and results, for the model card
     tokenizer: TokenizerKind = "sentencepiece"
@@ -56,12 +67,16 @@ class Config:
             vocabulary_size=dims.target_vocabulary_size,
         )
 
+    def framing_of(self, direction: Pair) -> Framing:
+        """What stands around texts in one direction."""
+        return self.framing.of(direction, self.languages.token_ids, self.eos_token_id)
+
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
 
     @classmethod
     def read(cls, path: Path) -> "Config":
-        """Reads what `to_json` gives; fields that have a default may be missing.
+        """Reads what `to_json` gives, now or before there were framings; fields that have a default may be missing.
 
         Raises:
             FileNotFoundError: the file is missing.
@@ -70,10 +85,12 @@ class Config:
         values = read_json(path)
         if "model_type" in values:
             raise ValueError(f"{path} is of a model in Hugging Face's layout, which is read by dragoman-export import")
-        unknown = sorted(values.keys() - {f.name for f in dataclasses.fields(cls)})
-        if unknown:
-            raise ValueError(f"{path} has the unknown field {unknown[0]!r:.80}")
         try:
+            if "source_prefix_ids" in values:
+                values = _with_framing(values)
+            unknown = sorted(values.keys() - {f.name for f in dataclasses.fields(cls)})
+            if unknown:
+                raise ValueError(f"{path} has the unknown field {unknown[0]!r:.80}")
             config = msgspec.convert(values, cls)
         except msgspec.ValidationError as error:
             raise ValueError(f"{path}: {error}") from error
@@ -83,17 +100,12 @@ class Config:
             for token_id in token_ids
             if not 0 <= token_id < size
         ]
-        faults += [
-            f"source_prefix_ids has no entry for {target!r:.80}"
-            for _, target in config.directions
-            if target not in config.source_prefix_ids
-        ]
-        if not config.directions:
-            faults.append("directions is empty")
         if config.segment_tokens < 1:
             faults.append(f"segment_tokens is {config.segment_tokens}, must be at least 1")
         if faults:
             raise ValueError(f"{path}: {listed(faults)}")
+        with about(str(path)):
+            check(FRAMING_RULES, config, config)
         return config
 
     def _token_ids(self) -> Iterator[tuple[str, int, Iterable[int]]]:
@@ -102,8 +114,33 @@ class Config:
         for name in ("pad_token_id", "eos_token_id"):
             yield name, min(source_size, target_size), (getattr(self, name),)
         yield "bos_token_id", target_size, (self.bos_token_id,)
-        yield "source_prefix_ids", source_size, chain.from_iterable(self.source_prefix_ids.values())
+        yield "languages.token_ids", source_size, chain.from_iterable(self.languages.token_ids.values())
+        framing = self.framing
+        for name, size, parts in (
+            ("framing.source_prefix", source_size, framing.source_prefix),
+            ("framing.source_suffix", source_size, framing.source_suffix),
+            ("framing.target_prefix", target_size, framing.target_prefix),
+        ):
+            yield name, size, (part for part in parts if isinstance(part, int))
         yield "generation.suppressed_token_ids", target_size, self.generation.suppressed_token_ids
+
+
+class _Prefixes(TypedDict):
+    """What stood in a configuration before there were framings."""
+
+    directions: tuple[Pair, ...]
+    source_prefix_ids: dict[str, tuple[int, ...]]  # by target language
+    eos_token_id: int
+
+
+def _with_framing(values: dict[str, Any]) -> dict[str, Any]:
+    """A configuration as it is now, of one from before there were framings: trained models stay of use."""
+    prefixes = msgspec.convert(values, _Prefixes)
+    token_ids = {code: ids for code, ids in prefixes["source_prefix_ids"].items() if ids}
+    languages = LanguageTable.of(prefixes["directions"], token_ids)
+    framing = FramingTemplate(("target",) if token_ids else (), (prefixes["eos_token_id"],), ())
+    others = {name: value for name, value in values.items() if name not in ("directions", "source_prefix_ids")}
+    return others | {"languages": dataclasses.asdict(languages), "framing": dataclasses.asdict(framing)}
 
 
 @dataclass(frozen=True)

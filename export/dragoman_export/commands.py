@@ -18,7 +18,7 @@ from dragoman_export.bundle.sources import languages_without_samples, measured_s
 from dragoman_export.bundle.writer import export as write_bundle
 from dragoman_export.checkpoint import Checkpoint
 from dragoman_export.families.table import read_model
-from dragoman_export.greedy import one_thread, translate
+from dragoman_export.greedy import Source, one_thread, translate
 from dragoman_export.languages import Languages
 from dragoman_export.new_folder import require_absent
 from dragoman_export.text_files import CorpusFile
@@ -145,7 +145,7 @@ def _write(
 ) -> None:
     files = _read_files(sources, checkpoint)
     sentences = read_sources(checkpoint, files, num_sources)
-    calibration: list[tuple[int, ...]] = []
+    calibration: list[Source] = []
     if precision == "int8":
         # Random tokens, which may stand in for sentences, would calibrate for nothing that is ever translated.
         calibration = sentences if files else sample_sources(checkpoint, num_sources)
@@ -159,7 +159,7 @@ def _write(
 
 
 def _read_files(sources: list[str] | None, checkpoint: Checkpoint) -> list[CorpusFile]:
-    return [CorpusFile.parse(text, checkpoint.config.directions) for text in sources or ()]
+    return [CorpusFile.parse(text, checkpoint.config.languages) for text in sources or ()]
 
 
 def _explain_missing_samples(languages: list[str], *, is_calibrated: bool) -> None:
@@ -231,8 +231,8 @@ def evaluate(
 ) -> None:
     """BLEU and chrF of a bundle, with load time, speed and memory."""
     options = EngineOptions(num_threads=num_threads, max_waiting=1_000_000)
-    directions = Bundle.open(bundle).manifest.directions
-    results = evaluate_bundle(bundle, [TestSet.parse(text, directions) for text in test], options)
+    languages = Bundle.open(bundle).manifest.languages
+    results = evaluate_bundle(bundle, [TestSet.parse(text, languages) for text in test], options)
     table = Table("direction", "sentences", "BLEU", "chrF", "tokens/s")
     for scores in results.directions:
         figures = (f"{scores.bleu:.1f}", f"{scores.chrf:.1f}", f"{scores.tokens_per_second:.0f}")
@@ -263,7 +263,7 @@ def align_tune(
     half, in percent.
     """
     opened = Bundle.open(bundle)
-    files = [CorpusFile.parse(text, opened.manifest.directions) for text in pairs]
+    files = [CorpusFile.parse(text, opened.manifest.languages) for text in pairs]
     golds = [GoldAlignments.read(file.languages, file.path) for file in files]
     tuning = tune(opened, golds, available_cpus(), console)
     _print_tuning(tuning)

@@ -1,11 +1,13 @@
 """Language codes: what models and users write, and the BCP 47 tags that bundles have."""
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain, count
 
 from langcodes import Language, standardize_tag, tag_is_valid
 from langcodes.tag_parser import LanguageTagError
+
+from dragoman_server.bundle.languages import LanguageTable, folded
 
 Pair = tuple[str, str]
 
@@ -45,6 +47,22 @@ def standard_tags(codes: Iterable[str]) -> dict[str, str]:
     return tags
 
 
+def aliases(tags: Mapping[str, str], others: Iterable[str] = ()) -> dict[str, str]:
+    """What callers may write for a model's languages beside their tags: its own codes, where they say which is meant.
+
+    Args:
+        tags: by the model's own codes, as `standard_tags` gives them.
+        others: tags of the model that these codes must not be taken for.
+    """
+    taken = {folded(tag) for tag in (*tags.values(), *others)}
+    found = {}
+    for code, tag in tags.items():
+        if folded(code) not in taken:
+            taken.add(folded(code))
+            found[code] = tag
+    return found
+
+
 def _tag_or_code(code: str) -> str:
     try:
         return standardize_tag(code, macro=True)
@@ -60,7 +78,7 @@ def _distance(code: str) -> tuple[bool, bool, str]:
         return False, False, code
 
 
-def parse_pair(text: str, directions: Collection[Pair] = ()) -> Pair:
+def parse_pair(text: str, table: LanguageTable | None = None) -> Pair:
     """The source and the target of `en-fr`, `pt-BR-en` or `pt-BR:en`.
 
     Codes are separated by a colon, or by a hyphen. Of several hyphens it is the one with a language on both sides. If
@@ -69,7 +87,7 @@ def parse_pair(text: str, directions: Collection[Pair] = ()) -> Pair:
 
     Args:
         text: what a user wrote.
-        directions: of the model, if it is known.
+        table: of the model, if it is known.
 
     Returns:
         The direction as the model has it, or two BCP 47 tags.
@@ -79,7 +97,7 @@ def parse_pair(text: str, directions: Collection[Pair] = ()) -> Pair:
     """
     splits = list(_splits(text, ":" if ":" in text else "-"))
     for split in splits:
-        if split in directions:
+        if table is not None and split in table:
             return split
     pairs = {
         split: (standard_tag(split[0]), standard_tag(split[1])) for split in splits if all(map(tag_is_valid, split))
@@ -88,9 +106,8 @@ def parse_pair(text: str, directions: Collection[Pair] = ()) -> Pair:
         raise ValueError(
             f"{text!r:.80} is not of the form SOURCE-TARGET, two BCP 47 language tags such as en-fr or pt-BR-en"
         )
-    own = {(_tag_or_code(source), _tag_or_code(target)): (source, target) for source, target in directions}
     readings = (
-        {own[pair] for pair in pairs.values() if pair in own}
+        _own_pairs(pairs.values(), table)
         or {pair for split, pair in pairs.items() if all(map(_is_cased, split))}
         or set(pairs.values())
     )
@@ -100,7 +117,16 @@ def parse_pair(text: str, directions: Collection[Pair] = ()) -> Pair:
     return readings.pop()
 
 
-def parse_pair_and_value(text: str, value_name: str, directions: Collection[Pair] = ()) -> tuple[Pair, str]:
+def _own_pairs(pairs: Iterable[Pair], table: LanguageTable | None) -> set[Pair]:
+    """Those of the pairs, given as tags, that are directions of a model, in its own codes."""
+    if table is None:
+        return set()
+    own = {_tag_or_code(code): code for code in table.sources | table.targets}
+    in_codes = [(own.get(source, source), own.get(target, target)) for source, target in pairs]
+    return {pair for pair in in_codes if pair in table}
+
+
+def parse_pair_and_value(text: str, value_name: str, table: LanguageTable | None = None) -> tuple[Pair, str]:
     """What a user wrote as `en-fr=VALUE`: the pair, as `parse_pair` reads it, and the value.
 
     Raises:
@@ -109,7 +135,7 @@ def parse_pair_and_value(text: str, value_name: str, directions: Collection[Pair
     pair, _, value = text.partition("=")
     if not value:
         raise ValueError(f"{text!r} is not of the form SOURCE-TARGET={value_name}")
-    return parse_pair(pair, directions), value
+    return parse_pair(pair, table), value
 
 
 def _splits(text: str, separator: str) -> Iterator[Pair]:

@@ -1,10 +1,10 @@
 """Text files that a user names with their languages."""
 
-from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
 from dragoman_export.languages import Pair, parse_pair_and_value
+from dragoman_server.bundle.languages import LanguageTable
 
 
 @dataclass(frozen=True)
@@ -15,13 +15,13 @@ class CorpusFile:
     path: Path
 
     @classmethod
-    def parse(cls, text: str, directions: Collection[Pair] = ()) -> "CorpusFile":
+    def parse(cls, text: str, table: LanguageTable | None = None) -> "CorpusFile":
         """Reads the languages as `parse_pair` does.
 
         Raises:
             ValueError: the text is not SOURCE-TARGET=FILE, or there is no such file.
         """
-        languages, path = parse_pair_and_value(text, "FILE", directions)
+        languages, path = parse_pair_and_value(text, "FILE", table)
         if not Path(path).is_file():
             raise ValueError(f"{path} does not exist or is not a file")
         return cls(languages, Path(path))

@@ -16,6 +16,7 @@ from dragoman.v1 import attention_pb2_grpc, translation_pb2_grpc
 from dragoman_server.attention.observer import Observer
 from dragoman_server.attention.worker import AttentionWorker
 from dragoman_server.bundle.bundle import Bundle, embedded_bundle
+from dragoman_server.bundle.languages import Languages
 from dragoman_server.bundle.manifest import WEIGHTS_FILE
 from dragoman_server.config import Config, EngineOptions, parse_address, validate
 from dragoman_server.ending import LastResort
@@ -172,7 +173,7 @@ async def serve(config: Config) -> int:
         stack.callback(engine.stop)
         await server.start()
         await health.serve()
-        directions = ", ".join(f"{source}-{target}" for source, target in manifest.directions)
+        directions = Languages(manifest.languages).described()
         print(
             f"serving {bundle.resource_name} ({directions}) on "
             f"{_with_port(config.listen, port)}, metrics on "

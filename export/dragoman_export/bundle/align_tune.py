@@ -149,13 +149,13 @@ class _ForcedModel:
 
     def force(self, gold: GoldAlignments, index: int) -> ForcedPair:
         """Words are tokenized one by one. That gives the pieces of the whole text, as no piece spans a space."""
-        if gold.languages not in self._manifest.directions:
+        if gold.languages not in self._manifest.languages:
             raise ValueError(f"the model does not translate {gold.direction}")
         pair = gold.pairs[index]
         source_pieces = [self._tokenizer.encode(word) for word in pair.source_words]
         target_pieces = [self._tokenizer.encode_target(word) for word in pair.target_words]
-        prefix, end = self._manifest.source_prefix_ids[gold.languages[1]], self._manifest.eos_token_id
-        source_ids, target_ids = [*prefix, *chain(*source_pieces), end], [*chain(*target_pieces), end]
+        framing = self._manifest.framing_of(gold.languages)
+        source_ids, target_ids = framing.frame([*chain(*source_pieces)]), framing.frame_target([*chain(*target_pieces)])
         limits = self._manifest.limits
         for side, ids, limit in (
             ("source", source_ids, limits.max_source_tokens),
@@ -174,8 +174,8 @@ class _ForcedModel:
         return ForcedPair(
             pair,
             self._weights.cross(source_ids, target_ids),
-            (*(False for _ in prefix), *(True for _ in source_spans), False),
-            (*(True for _ in target_spans), False),
+            tuple(index in framing.text_range(source_ids) for index in range(len(source_ids))),
+            tuple(index in framing.target_text_range(target_ids) for index in range(len(target_ids))),
             source_spans,
             target_spans,
         )

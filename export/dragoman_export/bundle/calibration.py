@@ -15,6 +15,7 @@ from dragoman_export.graph.quantization import Range, Ranges
 from dragoman_export.greedy import TokenPair
 from dragoman_export.model import Transformer
 from dragoman_export.progress import QUIET, phase
+from dragoman_server.bundle.framing import decoder_inputs
 
 
 @torch.inference_mode()
@@ -76,10 +77,10 @@ def _force(name: str, model: Transformer, config: Config, pairs: Sequence[TokenP
     """Runs encoder and decoder over each pair by itself, all positions at once: no padding is ever observed."""
     with phase(f"Calibrating {name}", len(pairs), console) as advance:
         for pair in pairs:
-            source = torch.tensor([pair.source_ids])
+            source = torch.tensor([pair.source.ids])
             mask = torch.ones_like(source, dtype=torch.bool)
             states, _ = model.encode(source, mask)
-            model.decode(torch.tensor([[config.bos_token_id, *pair.target_ids[:-1]]]), states, mask)
+            model.decode(torch.tensor([decoder_inputs(config.bos_token_id, pair.target_ids)]), states, mask)
             advance(1)
 
 

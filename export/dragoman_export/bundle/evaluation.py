@@ -1,14 +1,15 @@
 """BLEU and chrF of a bundle, translated by the engine that serves it."""
 
 import time
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from dragoman_export.greedy import corpus_scores
-from dragoman_export.languages import Pair, parse_pair_and_value
+from dragoman_export.languages import parse_pair_and_value
 from dragoman_export.text_files import read_lines
 from dragoman_server.bundle.bundle import Bundle
+from dragoman_server.bundle.languages import LanguageTable
 from dragoman_server.config import EngineOptions
 from dragoman_server.engine.engine import Engine
 from dragoman_server.engine.search import Search
@@ -30,14 +31,14 @@ class TestSet:
     references: tuple[str, ...]
 
     @classmethod
-    def parse(cls, text: str, directions: Collection[Pair] = ()) -> "TestSet":
+    def parse(cls, text: str, table: LanguageTable | None = None) -> "TestSet":
         """Reads the languages as `parse_pair` does.
 
         Raises:
             ValueError: the text has another form, or the files differ in length.
         """
         form = "SOURCE_FILE,REFERENCE_FILE"
-        (source_language, target_language), paths = parse_pair_and_value(text, form, directions)
+        (source_language, target_language), paths = parse_pair_and_value(text, form, table)
         source_path, _, reference_path = paths.partition(",")
         if not (source_path and reference_path):
             raise ValueError(f"{text!r} is not of the form SOURCE-TARGET={form}")
@@ -87,7 +88,7 @@ def evaluate(folder: Path, test_sets: Iterable[TestSet], options: EngineOptions)
         engine.start()
         try:
             for test in test_sets:
-                if (test.source_language, test.target_language) not in manifest.directions:
+                if (test.source_language, test.target_language) not in manifest.languages:
                     raise ValueError(f"the model does not translate {test.source_language} to {test.target_language}")
                 directions.append(_evaluate_direction(engine, bundle, tokenizer, test))
         finally:
@@ -96,11 +97,11 @@ def evaluate(folder: Path, test_sets: Iterable[TestSet], options: EngineOptions)
 
 
 def _evaluate_direction(engine: Engine, bundle: Bundle, tokenizer: TextCodec, test: TestSet) -> DirectionScores:
-    manifest = bundle.manifest
-    prefix = manifest.source_prefix_ids[test.target_language]
-    sources = [(*prefix, *tokenizer.encode(text), manifest.eos_token_id) for text in test.sources]
+    framing = bundle.manifest.framing_of((test.source_language, test.target_language))
+    sources = [framing.frame(tokenizer.encode(text)) for text in test.sources]
     started = time.monotonic()
-    futures = engine.submit([Request(source, _target_limit(source, bundle)) for source in sources])
+    forced = framing.target_prefix
+    futures = engine.submit([Request(s, _target_limit(s, bundle), prefix_ids=forced) for s in sources])
     targets = [future.result().hypotheses[0].token_ids for future in futures]
     seconds = time.monotonic() - started
     translations = [tokenizer.decode(ids) for ids in targets]

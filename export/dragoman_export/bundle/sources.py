@@ -9,16 +9,19 @@ from importlib import resources
 from langcodes import Language, tag_is_valid
 
 from dragoman_export.checkpoint import Checkpoint, Config
+from dragoman_export.greedy import Source
 from dragoman_export.text_files import CorpusFile, read_lines
 from dragoman_server.bundle.bundle import Bundle
+from dragoman_server.bundle.languages import Direction
 
 # Between the samples that two directions begin with; no number of samples is a multiple of it.
 _STRIDE = 7
 _MAX_RANDOM_TOKENS = 24
+_MAX_RANDOM_DIRECTIONS = 1000
 
 
-def read_sources(checkpoint: Checkpoint, files: Sequence[CorpusFile], count: int) -> list[tuple[int, ...]]:
-    """Encoder inputs from files of sentences, one a line, taking turns between the files.
+def read_sources(checkpoint: Checkpoint, files: Sequence[CorpusFile], count: int) -> list[Source]:
+    """Sources from files of sentences, one a line, taking turns between the files.
 
     A file for `en-fr` holds English sentences to be translated to French. Without files they are those of
     `sample_sources`; where it has none either, random tokens, which exercise the arithmetic as well as sentences do, if
@@ -34,18 +37,18 @@ def read_sources(checkpoint: Checkpoint, files: Sequence[CorpusFile], count: int
     limit = config.dimensions.max_positions
     columns = []
     for file in files:
-        if file.languages not in config.directions:
+        if file.languages not in config.languages:
             raise ValueError(
                 f"the model does not translate {' to '.join(file.languages)}, the direction of {file.path}"
             )
-        prefix = config.source_prefix_ids[file.languages[1]]
+        direction, framing = Direction(*file.languages), config.framing_of(file.languages)
         column = []
         for number, line in enumerate(read_lines(file.path), start=1):
             if line.strip():
-                source = (*prefix, *tokenizer.encode(line), config.eos_token_id)
-                if len(source) > limit:
+                source = Source(direction, framing.frame(tokenizer.encode(line)))
+                if len(source.ids) > limit:
                     raise ValueError(
-                        f"{file.path}, line {number} has {len(source)} tokens; the model reads at most {limit}"
+                        f"{file.path}, line {number} has {len(source.ids)} tokens; the model reads at most {limit}"
                     )
                 column.append(source)
         columns.append(column)
@@ -56,26 +59,28 @@ def read_sources(checkpoint: Checkpoint, files: Sequence[CorpusFile], count: int
     return sources
 
 
-def sample_sources(checkpoint: Checkpoint, count: int) -> list[tuple[int, ...]]:
-    """Encoder inputs from the sample sentences of the model's source languages, taking turns between the directions.
+def sample_sources(checkpoint: Checkpoint, count: int) -> list[Source]:
+    """Sources from the sample sentences of the model's source languages, taking turns between the directions.
 
     Fewer than `count` where there are not so many samples, none where there are none of any source language.
     """
     config, tokenizer = checkpoint.config, checkpoint.open_tokenizer()
     columns = []
-    for index, (source, target) in enumerate(config.directions):
-        sentences = sample_sentences(source)
+    for index, direction in enumerate(config.languages):
+        sentences = sample_sentences(direction.source)
         # Of many directions each gives few sentences: not all of them the same.
         start = index * _STRIDE % len(sentences) if sentences else 0
-        prefix = config.source_prefix_ids[target]
-        columns.append([(prefix, sentence) for sentence in (*sentences[start:], *sentences[:start])])
-    turns = itertools.chain.from_iterable(itertools.zip_longest(*columns))
-    encoded = ((*turn[0], *tokenizer.encode(turn[1]), config.eos_token_id) for turn in turns if turn is not None)
-    fitting = (source for source in encoded if len(source) <= config.dimensions.max_positions)
+        columns.append([(direction, sentence) for sentence in (*sentences[start:], *sentences[:start])])
+    turns = (turn for turn in itertools.chain.from_iterable(itertools.zip_longest(*columns)) if turn is not None)
+    encoded = (
+        Source(direction, config.framing_of(direction).frame(tokenizer.encode(sentence)))
+        for direction, sentence in turns
+    )
+    fitting = (source for source in encoded if len(source.ids) <= config.dimensions.max_positions)
     return list(itertools.islice(fitting, count))
 
 
-def measured_sources(checkpoint: Checkpoint, bundle: Bundle) -> list[tuple[int, ...]]:
+def measured_sources(checkpoint: Checkpoint, bundle: Bundle) -> list[Source]:
     """The sentences that a bundle was measured on when it was exported, as far as they are known.
 
     An fp32 bundle must reproduce any sentences, so these are the exporter's own. What the tolerance of another one says
@@ -83,14 +88,14 @@ def measured_sources(checkpoint: Checkpoint, bundle: Bundle) -> list[tuple[int, 
     others than the golden ones are known.
     """
     parity = bundle.manifest.parity
-    golden = [sentence.source_ids for sentence in parity.golden]
+    golden = [Source(sentence.direction, sentence.source_ids) for sentence in parity.golden]
     own = read_sources(checkpoint, (), parity.num_sentences)
     return own if bundle.manifest.precision == "fp32" or set(golden) <= set(own) else golden
 
 
 def languages_without_samples(config: Config) -> list[str]:
     """The source languages of a model that the exporter ships no sentences of."""
-    return sorted({source for source, _ in config.directions if not sample_sentences(source)})
+    return sorted(source for source in config.languages.sources if not sample_sentences(source))
 
 
 @cache
@@ -110,15 +115,20 @@ def _language_and_script(language_code: str) -> tuple[str | None, str | None]:
     return likely.language, likely.script
 
 
-def _random_sources(checkpoint: Checkpoint, count: int) -> list[tuple[int, ...]]:
+def _random_sources(checkpoint: Checkpoint, count: int) -> list[Source]:
     config = checkpoint.config
     rng = random.Random(0)
+    framing = config.framing
     specials = {config.pad_token_id, config.bos_token_id, config.eos_token_id}
-    specials.update(itertools.chain.from_iterable(config.source_prefix_ids.values()))
+    specials.update(part for part in framing.parts if isinstance(part, int))
+    specials.update(itertools.chain.from_iterable(config.languages.token_ids.values()))
     token_ids = [i for i in range(config.dimensions.source_vocabulary_size) if i not in specials]
-    prefixes = sorted(config.source_prefix_ids.values())
-    longest = min(_MAX_RANDOM_TOKENS, config.dimensions.max_positions - max(map(len, prefixes)) - 1)
-    return [
-        (*rng.choice(prefixes), *rng.choices(token_ids, k=rng.randint(1, longest)), config.eos_token_id)
-        for _ in range(count)
-    ]
+    directions = list(itertools.islice(config.languages, _MAX_RANDOM_DIRECTIONS))
+    num_specials, _ = framing.max_specials(config.languages)
+    longest = min(_MAX_RANDOM_TOKENS, config.dimensions.max_positions - num_specials)
+    sources = []
+    for _ in range(count):
+        direction = rng.choice(directions)
+        text_ids = rng.choices(token_ids, k=rng.randint(1, longest))
+        sources.append(Source(direction, config.framing_of(direction).frame(text_ids)))
+    return sources

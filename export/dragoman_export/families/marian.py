@@ -22,9 +22,11 @@ from dragoman_export.families.huggingface import (
     read_tensors,
     rename_tensors,
 )
-from dragoman_export.languages import Languages, parse_pair, standard_tag, standard_tags
+from dragoman_export.languages import Languages, aliases, parse_pair, standard_tag, standard_tags
 from dragoman_export.model import Dimensions, Transformer, sinusoids
 from dragoman_export.reading import listed, read_bytes, read_json, require_sizes
+from dragoman_server.bundle.framing import FramingTemplate
+from dragoman_server.bundle.languages import DirectionGroup, LanguageTable
 from dragoman_server.bundle.manifest import TOKENIZER_FILES
 from dragoman_server.text.tokenizer import (
     END_OF_SENTENCE,
@@ -100,7 +102,7 @@ def read_marian(folder: Path, name: str, languages: Languages) -> Checkpoint:
     tokenizer_config = _read_tokenizer_config(folder)
     source_model, *companions = (read_bytes(folder / file) for file in TOKENIZER_FILES["marian"])
     vocabulary = _read_vocabulary(folder, integers)
-    directions, source_prefix_ids = _directions(vocabulary, tokenizer_config, languages)
+    table, framing = _languages(vocabulary, tokenizer_config, languages, integers["eos_token_id"])
     return Checkpoint(
         config=Config(
             name=name,
@@ -108,8 +110,8 @@ def read_marian(folder: Path, name: str, languages: Languages) -> Checkpoint:
             pad_token_id=integers["pad_token_id"],
             bos_token_id=integers["decoder_start_token_id"],
             eos_token_id=integers["eos_token_id"],
-            directions=directions,
-            source_prefix_ids=source_prefix_ids,
+            languages=table,
+            framing=framing,
             tokenizer="marian",
             generation=read_generation(folder, config, integers["vocab_size"]),
         ),
@@ -254,10 +256,10 @@ def _read_vocabulary(folder: Path, integers: Mapping[str, int]) -> dict[str, int
     return vocabulary
 
 
-def _directions(
-    vocabulary: Mapping[str, int], tokenizer_config: Mapping[str, Any], languages: Languages
-) -> tuple[tuple[tuple[str, str], ...], dict[str, tuple[int, ...]]]:
-    """(source, target) languages as BCP 47 tags, and by target language what is put before the source."""
+def _languages(
+    vocabulary: Mapping[str, int], tokenizer_config: Mapping[str, Any], languages: Languages, eos_token_id: int
+) -> tuple[LanguageTable, FramingTemplate]:
+    """The languages as BCP 47 tags, of which the target's token, if there are such, is put before the source."""
     source, target = (_tag_of(tokenizer_config, name) for name in ("source_lang", "target_lang"))
     tokens = sorted((token_id, code) for piece, token_id in vocabulary.items() if (code := target_language(piece)))
     if tokens:
@@ -273,7 +275,10 @@ def _directions(
                 "--from"
             )
         tags = standard_tags(code for _, code in tokens)
-        return tuple((source, tags[code]) for _, code in tokens), {tags[code]: (i,) for i, code in tokens}
+        token_ids: dict[str, tuple[int, ...]] = {tags[code]: (token_id,) for token_id, code in tokens}
+        group = DirectionGroup((source,), tuple(token_ids))
+        table = LanguageTable((group,), token_ids, aliases(tags, [source]))
+        return table, FramingTemplate(("target",), (eos_token_id,), ())
     if languages.source is not None:
         raise ValueError("the model has one target language: give both languages with --pair instead of --from")
     if languages.pair is not None:
@@ -283,7 +288,7 @@ def _directions(
             f"there are no source_lang and target_lang that are languages in {TOKENIZER_CONFIG_FILE}: give them with "
             "--pair, such as en-fr"
         )
-    return ((source, target),), {target: ()}
+    return LanguageTable.of([(source, target)]), FramingTemplate((), (eos_token_id,), ())
 
 
 def _tag_of(tokenizer_config: Mapping[str, Any], field: str) -> str | None:

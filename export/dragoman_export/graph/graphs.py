@@ -20,28 +20,9 @@ from dragoman_export.graph.builder import GraphBuilder, WeightFile
 from dragoman_export.graph.layers import LayerWriter
 from dragoman_export.graph.quantization import Ranges
 from dragoman_export.model import Transformer
-from dragoman_server.bundle.manifest import Precision
+from dragoman_server.bundle.manifest import Precision, present, state_tensors
 
 FLOAT, INT32, INT64 = TensorProto.FLOAT, TensorProto.INT32, TensorProto.INT64
-
-
-def cross_kv_names(model: Transformer) -> tuple[str, ...]:
-    """Inputs of the step graph that the encoder fills, in Hugging Face optimum's naming."""
-    return tuple(
-        f"past_key_values.{i}.encoder.{kv}" for i in range(len(model.decoder_layers)) for kv in ("key", "value")
-    )
-
-
-def self_kv_names(model: Transformer) -> tuple[str, ...]:
-    """Inputs of the step graph that grow in place."""
-    return tuple(
-        f"past_key_values.{i}.decoder.{kv}" for i in range(len(model.decoder_layers)) for kv in ("key", "value")
-    )
-
-
-def present(name: str) -> str:
-    """The output that continues a state input."""
-    return name.replace("past_key_values.", "present.")
 
 
 def write_encoder(model: Transformer, precision: Precision, weights: WeightFile, ranges: Ranges) -> GraphBuilder:
@@ -108,7 +89,8 @@ def write_decoder_step(model: Transformer, precision: Precision, weights: Weight
         shape: tuple[str | int, ...] = ("batch", dims.num_heads, length, dims.d_head)
         return [graph.input(name, writer.cache_type, shape) for name in names]
 
-    self_kv, cross_kv = states_of(self_kv_names(model), "target"), states_of(cross_kv_names(model), "source")
+    names = state_tensors(dims.num_decoder_layers)
+    self_kv, cross_kv = states_of(names.self_kv, "target"), states_of(names.cross_kv, "source")
 
     one = graph.constant(1, np.int32)
     last_target = graph.op("Cast", positions, to=INT32)

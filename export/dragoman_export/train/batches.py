@@ -4,25 +4,27 @@ A pure function of the corpus and a seed, so that an interrupted training finds 
 sentences one by one: batches are made on another thread, which must not keep the one that trains from its work.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from dragoman_export.languages import Pair
 from dragoman_export.train.prepared import Links, PreparedText, TokenRows
+from dragoman_server.bundle.framing import Framing
 
 Ints = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class Direction:
-    """One translation direction: the source prefix (language tag) and the tokenized sides, without specials."""
+    """One translation direction: how its sources are framed, and the tokenized sides, without specials."""
 
     source_language: str
     target_language: str
-    prefix_ids: tuple[int, ...]
+    framing: Framing
     source: TokenRows
     target: TokenRows
     weight: float = 1.0  # how often an epoch shows each pair; 0.5 shows a random half of them
@@ -31,7 +33,7 @@ class Direction:
 
 def directions_of(
     texts: Sequence[PreparedText],
-    prefix_ids: Mapping[str, tuple[int, ...]],
+    framing_of: Callable[[Pair], Framing],
     both: bool,
     weights: Mapping[tuple[str, str], float],
 ) -> list[Direction]:
@@ -39,10 +41,12 @@ def directions_of(
     directions = []
     for text in texts:
         (first, second), links = text.languages, text.links
-        directions.append(Direction(first, second, prefix_ids[second], *text.sides, text.weight, links))
+        framing = framing_of((first, second))
+        directions.append(Direction(first, second, framing, *text.sides, text.weight, links))
         if both:
             turned = None if links is None else Links(links.second, links.first, links.offsets)
-            directions.append(Direction(second, first, prefix_ids[first], *text.sides[::-1], text.weight, turned))
+            framing = framing_of((second, first))
+            directions.append(Direction(second, first, framing, *text.sides[::-1], text.weight, turned))
     return [replace(d, weight=d.weight * weights.get((d.source_language, d.target_language), 1.0)) for d in directions]
 
 
@@ -110,8 +114,8 @@ def plan_epoch(directions: Sequence[Direction], options: BatchOptions, seed: int
 
 def _examples(direction: Direction, options: BatchOptions, rng: np.random.Generator) -> tuple[Ints, Ints, Ints, Ints]:
     """The rows of all examples of a direction, and by example the number of rows, the source and target length."""
-    # Specials: the prefix and end-of-sentence on the source, end-of-sentence on the target.
-    extra = len(direction.prefix_ids) + 1
+    # Specials: those of the framing on the source, end-of-sentence on the target.
+    extra = direction.framing.num_specials
     source_lengths, target_lengths = direction.source.lengths, direction.target.lengths
     fitting = np.flatnonzero(
         (source_lengths + extra <= options.max_tokens) & (target_lengths + 1 <= options.max_tokens)
@@ -183,10 +187,11 @@ class BatchMaker:
         self._pad_id, self._bos_id, self._eos_id = pad_id, bos_id, eos_id
         self._num_directions = len(directions)
         self._pool = _Pool([*(d.source for d in directions), *(d.target for d in directions)])
-        prefixes = {len(direction.prefix_ids) for direction in directions}
-        if len(prefixes) != 1:
-            raise ValueError("the directions' prefixes differ in length")
-        self._prefixes = np.array([direction.prefix_ids for direction in directions], dtype=np.int64)
+        framings = [direction.framing for direction in directions]
+        if len({(len(framing.source_prefix), len(framing.source_suffix)) for framing in framings}) != 1:
+            raise ValueError("what stands around the sources differs in length between directions")
+        self._prefixes = np.array([framing.source_prefix for framing in framings], dtype=np.int64)
+        self._suffixes = np.array([framing.source_suffix for framing in framings], dtype=np.int64)
         self._links = _LinkPool([direction.links for direction in directions], [len(d.source) for d in directions])
 
     def assemble(self, plan: EpochPlan, batch: int) -> BatchArrays:
@@ -202,7 +207,8 @@ class BatchMaker:
         prefix_length = self._prefixes.shape[1]
         source_ids = np.full((num_examples, width), self._pad_id, dtype=np.int64)
         source_ids[:, :prefix_length] = self._prefixes[directions]
-        source_ids[starts, source_lengths - 1] = self._eos_id
+        suffix_places = source_lengths[:, None] - np.arange(self._suffixes.shape[1], 0, -1)
+        source_ids[starts[:, None], suffix_places] = self._suffixes[directions]
         source_begins = self._pool.put(source_ids, rows_direction, rows, num_rows, prefix_length)
 
         target_ids = np.full((num_examples, height), self._pad_id, dtype=np.int64)

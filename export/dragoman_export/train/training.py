@@ -306,8 +306,8 @@ class Trainer:
         scores = {}
         for development in self.development:
             sources, references = zip(*development.pairs, strict=True)
-            target = development.direction.target_language
-            texts = translate_texts(self.model, self.config, tokenizer, sources, target)
+            languages = (development.direction.source_language, development.direction.target_language)
+            texts = translate_texts(self.model, self.config, tokenizer, sources, languages)
             scores[development.name] = corpus_scores(texts, references)
         self.model.train()
         return Validation(self.step, scores, losses)

@@ -30,25 +30,24 @@ def align_pair(
         tokenizer: of the model.
         attention_pass: of the model.
     """
-    (source,), (request,) = planned.text.segments, planned.requests
-    source_ids = request.source_ids
+    source_ids = planned.requests[0].source_ids
     if completion is None:
-        target_ids = request.prefix_ids
+        assert planned.target_ids is not None
+        target_ids = planned.target_ids
         logprobs = attention_pass.logprobs(source_ids, target_ids).tolist()
     else:
         target_ids = completion.hypotheses[0].token_ids
         logprobs = completion.hypotheses[0].token_logprobs
     read_ids = target_ids
-    if target_ids[-1:] != (manifest.eos_token_id,) and len(target_ids) < manifest.limits.max_target_tokens:
+    if not planned.framing.is_ended(target_ids) and len(target_ids) < manifest.limits.max_target_tokens:
         # A target that was cut off: one step more, so that its last token is read too.
-        read_ids = (*target_ids, manifest.eos_token_id)
+        read_ids = (*target_ids, *planned.framing.target_suffix)
     (weights,) = attention_pass.weights("cross", source_ids, read_ids, [alignment.layer], alignment.heads)
     cross = rows(weights.mean(axis=0), alignment.method)
 
-    text = planned.text.text
-    tokens = source_tokens(text, source, request, tokenizer)
+    tokens = source_tokens(planned, tokenizer)
     source_is_text = [not token.is_special for token in tokens]
-    target_text, target_spans = target_text_and_spans(target_ids, planned.target_text, tokenizer)
+    target_text, target_spans = target_text_and_spans(target_ids, planned, tokenizer)
     # As for readers of attention weights, who have no more than the spans to tell what is of the text.
     target_is_text = [begin < end for begin, end in target_spans] + [False] * (len(read_ids) - len(target_ids))
     of_text = [index for index, is_text in enumerate(target_is_text) if is_text]
@@ -56,7 +55,7 @@ def align_pair(
     emitted = target_tokens(target_ids, logprobs, tokenizer)
 
     links = align(cross, source_is_text, target_is_text)
-    source_words, target_words = words(text), words(target_text)
+    source_words, target_words = words(planned.text.text), words(target_text)
     spans = [target_spans[index] for index in of_text]
     return AlignedPair(
         target_text,

@@ -29,7 +29,7 @@ class Observer:
     def __init__(
         self, worker: AttentionWorker, manifest: Manifest, tokenizer: TextCodec, on_suspicion: Callable[[str], None]
     ) -> None:
-        self._worker, self._manifest, self._tokenizer = worker, manifest, tokenizer
+        self._worker, self._tokenizer = worker, tokenizer
         self._alignment = manifest.best_alignment
         self._on_suspicion = on_suspicion
 
@@ -52,7 +52,7 @@ class Observer:
         """
         found = []
         for source, request, completion in zip(planned.text.segments, planned.requests, completions, strict=True):
-            work = partial(self._of_segment, planned.text.text, source, request, completion)
+            work = partial(self._of_segment, planned, source, request, completion)
             found.append(await self._worker.run(work, deadline))
         for segment in found:
             for suspicion in segment.suspicions:
@@ -61,22 +61,23 @@ class Observer:
 
     def _of_segment(
         self,
-        text: str,
+        planned: PlannedText,
         source: SourceSegment,
         request: Request,
         completion: Completion,
         attention_pass: AttentionPass,
     ) -> Signals:
-        best = completion.hypotheses[0]
+        best, framing, text = completion.hypotheses[0], planned.framing, planned.text.text
         (weights,) = attention_pass.weights(
             "cross", request.source_ids, best.token_ids, [self._alignment.layer], self._alignment.heads
         )
-        is_ended = best.token_ids[-1:] == (self._manifest.eos_token_id,)
         spans = source_spans(text, source, self._tokenizer)
+        of_source, of_target = framing.text_range(request.source_ids), framing.target_text_range(best.token_ids)
         return signals(
-            weights.mean(axis=0),
+            # Without prefixes: weights on and of language tags belong to no word.
+            weights.mean(axis=0)[of_target.start :, of_source.start :],
             spans,
-            best.token_ids[:-1] if is_ended else best.token_ids,
+            best.token_ids[of_target.start : of_target.stop],
             best.finish_reason is FinishReason.LENGTH,
             is_copied(text[source.begin : source.end], self._tokenizer.decode(best.token_ids)),
             unspelt_share(text, spans, source, self._tokenizer),

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from dragoman_server.attention.results import AttentionTarget, SourceToken, TargetToken
-from dragoman_server.engine.sequence import Hypothesis, Request
+from dragoman_server.engine.sequence import Hypothesis
+from dragoman_server.service.planner import PlannedText
 from dragoman_server.text.segmentation import SourceSegment
 from dragoman_server.text.tokenizer import Span, TextCodec
 
@@ -23,26 +24,35 @@ def unspelt_share(text: str, spans: Sequence[Span], source: SourceSegment, token
     return num_unspelt / max(sum(nums_letters.values()), 1)
 
 
-def source_tokens(text: str, source: SourceSegment, request: Request, tokenizer: TextCodec) -> list[SourceToken]:
-    """What the encoder reads: language tags, the segment's tokens, end-of-sentence."""
-    spans = source_spans(text, source, tokenizer)
-    num_tags = len(request.source_ids) - len(spans) - 1
-    all_spans = [(source.begin, source.begin)] * num_tags + spans + [(source.end, source.end)]
+def source_tokens(planned: PlannedText, tokenizer: TextCodec) -> list[SourceToken]:
+    """What the encoder reads of the only segment: its tokens, and the specials around them."""
+    (source,), (request,), framing = planned.text.segments, planned.requests, planned.framing
+    spans = [
+        *((source.begin, source.begin) for _ in framing.source_prefix),
+        *source_spans(planned.text.text, source, tokenizer),
+        *((source.end, source.end) for _ in framing.source_suffix),
+    ]
+    of_text = framing.text_range(request.source_ids)
     pieces = tokenizer.pieces(request.source_ids)
     return [
-        SourceToken(token_id, piece, span, not 0 <= index - num_tags < len(spans))
-        for index, (token_id, piece, span) in enumerate(zip(request.source_ids, pieces, all_spans, strict=True))
+        SourceToken(token_id, piece, span, index not in of_text)
+        for index, (token_id, piece, span) in enumerate(zip(request.source_ids, pieces, spans, strict=True))
     ]
 
 
 def target_text_and_spans(
-    token_ids: Sequence[int], given_text: str | None, tokenizer: TextCodec
+    token_ids: Sequence[int], planned: PlannedText, tokenizer: TextCodec
 ) -> tuple[str, list[Span]]:
     """The text of a target, and what of it each token stands for: of the text that was given, if one was."""
-    if given_text is None:
+    text, framing = planned.target_text, planned.framing
+    if text is None:
         return tokenizer.decode(token_ids), tokenizer.target_spans(token_ids)
-    spans, end = tokenizer.target_text_spans(given_text), len(given_text)
-    return given_text, [*spans, (end, end)]  # and end-of-sentence
+    end = len(text)
+    return text, [
+        *((0, 0) for _ in framing.target_prefix),
+        *tokenizer.target_text_spans(text),
+        *((end, end) for _ in framing.target_suffix),
+    ]
 
 
 def target_tokens(token_ids: Sequence[int], logprobs: Sequence[float], tokenizer: TextCodec) -> list[TargetToken]:
@@ -61,11 +71,11 @@ class ForcedTarget:
 
 
 def attention_target(
-    target: ForcedTarget, given_text: str | None, decoder_start_token_id: int, tokenizer: TextCodec
+    target: ForcedTarget, planned: PlannedText, decoder_start_token_id: int, tokenizer: TextCodec
 ) -> AttentionTarget:
     """A target as the decoder sees it."""
     hypothesis = target.hypothesis
-    text, spans = target_text_and_spans(hypothesis.token_ids, given_text, tokenizer)
+    text, spans = target_text_and_spans(hypothesis.token_ids, planned, tokenizer)
     tokens = target_tokens(hypothesis.token_ids, target.logprobs, tokenizer)
     (start,) = target_tokens([decoder_start_token_id], [0.0], tokenizer)
     # What was decoded keeps its score, and with it its place: rounding may rank close ones otherwise.

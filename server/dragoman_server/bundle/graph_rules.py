@@ -134,13 +134,15 @@ _SIZE_RULES: tuple[Rule[Sizes], ...] = (
     *(
         Rule[Sizes](
             name,
-            lambda token_id, sizes: token_id < sizes.source_vocabulary_size,
+            lambda part, sizes: isinstance(part, str) or part < sizes.source_vocabulary_size,
             "be below {0.source_vocabulary_size}, as the graphs have embeddings for a source",
         )
         for name in (
             "eos_token_id",
             "pad_token_id",
-            "source_prefix_ids[*][*]",
+            "languages.token_ids[*][*]",
+            "framing.source_prefix[*]",
+            "framing.source_suffix[*]",
             "parity.golden[*].source_ids[*]",
         )
     ),

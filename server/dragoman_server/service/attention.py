@@ -100,12 +100,12 @@ class Attender:
         if isinstance(planned, InvalidInputError):
             raise planned
         (request,) = planned.requests
-        nums_target = [len(request.prefix_ids)] if request.prefix_ids else []
+        nums_target = [] if planned.target_ids is None else [len(planned.target_ids)]
         self._check_size(selection, request, nums_target)
         check_deadline(context.deadline)
         num_targets = (len(nums_target) or plan.decoding.search.num_hypotheses) * has_target
         with worker.admitted(1 + num_targets * (1 + len(selection.kinds))):
-            hypotheses = await self._targets(request, has_target)
+            hypotheses = await self._targets(planned, has_target)
             self._check_size(selection, request, [len(hypothesis.token_ids) for hypothesis in hypotheses])
             targets = [
                 ForcedTarget(hypothesis, await self._logprobs(worker, request, hypothesis), not nums_target)
@@ -116,12 +116,13 @@ class Attender:
             await send(header)
             await self._send_weights(worker, header, request, hypotheses, send)
 
-    async def _targets(self, request: Request, has_target: bool) -> Sequence[Hypothesis]:
+    async def _targets(self, planned: PlannedText, has_target: bool) -> Sequence[Hypothesis]:
         """What is given, or decoded; log-probabilities of the former are not known yet."""
         if not has_target:
             return ()
-        if request.prefix_ids:
-            ids, reason = request.prefix_ids, FinishReason.STOP
+        (request,) = planned.requests
+        if (ids := planned.target_ids) is not None:
+            reason = FinishReason.STOP
             return [Hypothesis(ids, (0.0,) * len(ids), reason, request.options.length_penalty)]
         with submitted(self._engine, [request]) as (answer,):
             return (await answer).hypotheses
@@ -136,13 +137,13 @@ class Attender:
     def _header(
         self, plan: Plan, planned: PlannedText, selection: Selection, targets: Sequence[ForcedTarget]
     ) -> AttentionHeader:
-        (source,), (request,) = planned.text.segments, planned.requests
+        (request,) = planned.requests
         start_id = self._manifest.decoder_start_token_id
         return AttentionHeader(
             self._resource_name,
             plan.direction,
-            source_tokens(planned.text.text, source, request, self._tokenizer),
-            [attention_target(target, planned.target_text, start_id, self._tokenizer) for target in targets],
+            source_tokens(planned, self._tokenizer),
+            [attention_target(target, planned, start_id, self._tokenizer) for target in targets],
             plan_tensors(selection, len(request.source_ids), [len(target.logprobs) for target in targets]),
             selection,
             self._manifest.best_alignment,
@@ -201,15 +202,15 @@ class Attender:
         pairs = await self._threads.run_all(nums_characters, self._planner.plan_alignments(call.inputs, plan))
         check_deadline(context.deadline)
         planned = [pair for pair in pairs if isinstance(pair, PlannedText)]
-        requests = [request for pair in planned for request in pair.requests]
-        with worker.admitted(len(requests)):
-            completions = iter(await self._decoded([request for request in requests if not request.prefix_ids]))
+        undecoded = [request for pair in planned if pair.target_ids is None for request in pair.requests]
+        with worker.admitted(len(planned)):
+            completions = iter(await self._decoded(undecoded))
             results: list[AlignedPair | InvalidInputError] = []
             for pair in pairs:
                 if isinstance(pair, InvalidInputError):
                     results.append(pair)
                     continue
-                completion = None if pair.requests[0].prefix_ids else next(completions)
+                completion = next(completions) if pair.target_ids is None else None
                 work = partial(align_pair, pair, completion, alignment, self._manifest, self._tokenizer)
                 results.append(await worker.run(work, context.deadline))
         return AlignOutcome(results, alignment, self._resource_name, plan.direction)

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+from dragoman_server.bundle.framing import Framing
 from dragoman_server.bundle.languages import Direction, Languages
 from dragoman_server.bundle.manifest import Manifest
 from dragoman_server.config import InputLimits
@@ -40,20 +41,15 @@ class Plan:
     """A checked config: what turns an input into requests."""
 
     direction: Direction
-    source_prefix_ids: Sequence[int]  # language tags
+    framing: Framing
     segmentation: Segmentation
     decoding: Decoding
     priority: Priority
     deadline: float  # seconds on the time.monotonic clock
 
-    @property
-    def num_specials(self) -> int:
-        """Tokens of a source beside those of its text: language tags and end-of-sentence."""
-        return len(self.source_prefix_ids) + 1
-
     def max_target_tokens(self, source: SourceSegment) -> int:
         """How many tokens the target of a segment may have, end-of-sentence included."""
-        return self.decoding.limit.of(len(source.token_ids) + self.num_specials)
+        return self.decoding.limit.of(len(source.token_ids) + self.framing.num_specials)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +57,10 @@ class PlannedText:
     """An input that can be decoded: a request for each of its segments."""
 
     text: SegmentedText
+    framing: Framing
     requests: Sequence[Request]
-    target_text: str | None = None  # that was given as a text
+    target_ids: tuple[int, ...] | None = None  # where the target was given: all of it, as the decoder emits it
+    target_text: str | None = None  # where it was given as a text
 
 
 class Planner:
@@ -94,7 +92,7 @@ class Planner:
         self._limits = limits
         self._max_segments = max_segments
         self._max_rows = max_rows
-        self._languages = Languages(manifest.directions)
+        self._languages = Languages(manifest.languages)
 
     # -- the call ------------------------------------------------------------------------------
 
@@ -134,7 +132,7 @@ class Planner:
         check_deadline(context.deadline)
         return Plan(
             direction,
-            self._manifest.source_prefix_ids[direction.target],
+            self._manifest.framing_of(direction),
             self._segmentation(config.segmentation),
             decoding,
             _PRIORITIES[config.priority],
@@ -206,28 +204,28 @@ class Planner:
             return InvalidInputError(*violations)
         segmented = self._segmented(text_input.text, plan, self._max_segments + 1)
         target_prefix = text_input.target_prefix
-        target_prefix_ids = tuple(self._tokenizer.encode_target(target_prefix)) if target_prefix else ()
+        prefix_text_ids = self._tokenizer.encode_target(target_prefix) if target_prefix else ()
         violations = [
             *self._over_segments(len(segmented.segments), path),
             *self._over_tokens(segmented, plan, f"{path}.text"),
-            *self._unknown_violations(target_prefix_ids, f"{path}.target_prefix"),
-            *_prefix_violations(segmented, target_prefix_ids, plan, path),
+            *self._unknown_violations(prefix_text_ids, f"{path}.target_prefix"),
+            *_prefix_violations(segmented, prefix_text_ids, plan, path),
             *_length_violations(segmented, plan, f"{path}.text"),
         ]
         if violations:
             return InvalidInputError(*violations)
         requests = [
             Request(
-                self._source_ids(source, plan),
+                plan.framing.frame(source.token_ids),
                 plan.max_target_tokens(source),
                 plan.deadline,
                 plan.decoding.search,
-                target_prefix_ids,
+                (*plan.framing.target_prefix, *prefix_text_ids),
                 plan.priority,
             )
             for source in segmented.segments
         ]
-        return PlannedText(segmented, requests)
+        return PlannedText(segmented, plan.framing, requests)
 
     # -- pairs of source and target ------------------------------------------------------------
 
@@ -276,9 +274,9 @@ class Planner:
             return InvalidInputError(*violations)
         segmented = lines(pair.text, self._tokenizer.encode, 2)
         violations = [*self._over_tokens(segmented, plan, f"{path}text"), *_not_one_segment(segmented, f"{path}text")]
-        target_ids: tuple[int, ...] = ()
+        target_ids: tuple[int, ...] | None = None
         if isinstance(target, str):
-            target_ids = (*self._tokenizer.encode_target(target), self._manifest.eos_token_id)
+            target_ids = plan.framing.frame_target(self._tokenizer.encode_target(target))
             violations += self._target_violations(target_ids, f"{path}target_text")
             if must_spell:
                 violations += self._unknown_violations(target_ids, f"{path}target_text")
@@ -292,10 +290,12 @@ class Planner:
             return InvalidInputError(*violations)
         (source,) = segmented.segments
         # Where all of the target is forced, nothing is left to search.
-        num_tokens = len(target_ids) or plan.max_target_tokens(source)
-        source_ids, search = self._source_ids(source, plan), plan.decoding.search
-        request = Request(source_ids, num_tokens, plan.deadline, search, target_ids, plan.priority)
-        return PlannedText(segmented, [request], target if isinstance(target, str) else None)
+        num_tokens = plan.max_target_tokens(source) if target_ids is None else len(target_ids)
+        forced_ids = plan.framing.target_prefix if target_ids is None else target_ids
+        source_ids, search = plan.framing.frame(source.token_ids), plan.decoding.search
+        request = Request(source_ids, num_tokens, plan.deadline, search, forced_ids, plan.priority)
+        text = target if isinstance(target, str) else None
+        return PlannedText(segmented, plan.framing, [request], target_ids, text)
 
     def _target_violations(self, target_ids: Sequence[int], field: str) -> Iterator[FieldViolation]:
         most = self._manifest.limits.max_target_tokens
@@ -346,11 +346,8 @@ class Planner:
             check_deadline(plan.deadline)  # a long text takes long
             return self._tokenizer.encode(part)
 
-        segment_tokens = self._manifest.limits.segment_tokens - plan.num_specials
+        segment_tokens = self._manifest.limits.segment_tokens - plan.framing.num_specials
         return segment(text, encode, plan.segmentation, segment_tokens, plan.direction, max_segments)
-
-    def _source_ids(self, source: SourceSegment, plan: Plan) -> tuple[int, ...]:
-        return (*plan.source_prefix_ids, *source.token_ids, self._manifest.eos_token_id)
 
     def _over_characters(self, text: str, field: str) -> Iterator[FieldViolation]:
         most = self._limits.max_text_characters
@@ -365,7 +362,7 @@ class Planner:
     def _over_tokens(self, text: SegmentedText, plan: Plan, field: str) -> Iterator[FieldViolation]:
         most = self._manifest.limits.max_source_tokens
         for source in text.segments:
-            num_tokens = len(source.token_ids) + plan.num_specials
+            num_tokens = len(source.token_ids) + plan.framing.num_specials
             if num_tokens > most:
                 yield FieldViolation(
                     field,
@@ -390,18 +387,18 @@ def _not_one_segment(text: SegmentedText, field: str) -> Iterator[FieldViolation
 
 
 def _prefix_violations(
-    text: SegmentedText, target_prefix_ids: Sequence[int], plan: Plan, path: str
+    text: SegmentedText, prefix_text_ids: Sequence[int], plan: Plan, path: str
 ) -> Iterator[FieldViolation]:
-    if not target_prefix_ids:
+    if not prefix_text_ids:
         return
     field = f"{path}.target_prefix"
     if len(text.segments) != 1:
         description = f"needs a text of exactly 1 segment, this one has {len(text.segments)}"
         yield FieldViolation(field, description, "NOT_ONE_SEGMENT")
         return
-    most = plan.max_target_tokens(text.segments[0]) - 1
-    if len(target_prefix_ids) > most:
-        description = f"has {len(target_prefix_ids)} tokens, may have at most {most}: the target's limit less one"
+    most = plan.max_target_tokens(text.segments[0]) - len(plan.framing.target_prefix) - 1
+    if len(prefix_text_ids) > most:
+        description = f"has {len(prefix_text_ids)} tokens, may have at most {most}: the target's limit less one"
         yield FieldViolation(field, description, "TARGET_PREFIX_TOO_LONG")
 
 

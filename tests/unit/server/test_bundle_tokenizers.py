@@ -38,6 +38,17 @@ def replace_id(old: int, new: int) -> Callable[[dict[str, Any]], None]:
     return edit
 
 
+def reframed(prefix: list[int], suffix: list[int]) -> Callable[[dict[str, Any]], None]:
+    """Puts ids before the certificate's sources and behind them, and the pieces that the tokenizer has for them."""
+
+    def edit(values: dict[str, Any]) -> None:
+        for golden in values["parity"]["golden"]:
+            golden["source_ids"] = [*prefix, *golden["source_ids"], *suffix]
+            golden["source_pieces"] = tokenizer().id_to_piece(golden["source_ids"])
+
+    return edit
+
+
 # -- one SentencePiece model -------------------------------------------------------------------------------------------
 
 
@@ -66,29 +77,39 @@ def test_a_tokenizer_of_as_many_pieces_but_of_another_model_is_refused(folder: P
     )
 
 
-def test_a_certificate_from_before_there_were_pieces_is_read(folder: Path) -> None:
-    edit_manifest(folder, lambda values: [golden.pop("source_pieces") for golden in values["parity"]["golden"]])
-    assert all(golden.source_pieces is None for golden in Bundle.open(folder).manifest.parity.golden)
-
-
 @pytest.mark.parametrize(
     ("edits", "fault"),
     [
         ([put("pad_token_id", 9)], "pad_token_id is 9, must be 0, which the tokenizer has for padding"),
         (
-            [put("eos_token_id", 2), replace_id(3, 2)],
+            [put("eos_token_id", 2), put("framing", "source_suffix", [2]), replace_id(3, 2)],
             "eos_token_id is 2, must be 3, which the tokenizer has",
         ),
         ([put("decoder_start_token_id", 9)], "decoder_start_token_id is 9, must be a control symbol"),
         ([put("decoder_start_token_id", 1)], "decoder_start_token_id is 1, must be a control symbol"),
-        ([put("source_prefix_ids", "fr", [9]), replace_id(5, 9)], r"ids\[fr\]\[0\] is 9, must be a control symbol"),
         (
-            [put("source_prefix_ids", "fr", [3]), replace_id(5, 3)],
+            [put("languages", "token_ids", "fr", [9]), replace_id(5, 9)],
+            r"ids\[fr\]\[0\] is 9, must be a control symbol",
+        ),
+        (
+            [put("languages", "token_ids", "fr", [3]), replace_id(5, 3)],
             r"ids\[fr\]\[0\] is 3, must not be end-of-sent",
         ),
         (
-            [put("source_prefix_ids", "fr", [0]), replace_id(5, 0)],
+            [put("languages", "token_ids", "fr", [0]), replace_id(5, 0)],
             r"ids\[fr\]\[0\] is 0, must not be end-of-sent",
+        ),
+        (
+            [put("framing", "source_prefix", [1, "target"]), reframed([1], [])],
+            r"source_prefix\[0\] is 1, must be a piece or",
+        ),
+        (
+            [put("framing", "source_prefix", [0, "target"]), reframed([0], [])],
+            r"source_prefix\[0\] is 0, must not be end-of",
+        ),
+        (
+            [put("framing", "source_suffix", [3, 9]), reframed([], [9])],
+            r"source_suffix\[1\] is 9, must be a control symbol",
         ),
     ],
 )

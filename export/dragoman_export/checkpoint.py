@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 
 from dragoman_export.languages import Pair
 from dragoman_export.model import Dimensions, Transformer
-from dragoman_export.reading import listed, read_bytes, read_json, read_safetensors, require_sizes
+from dragoman_export.reading import SizeFields, listed, read_bytes, read_json, read_safetensors, require_sizes
 from dragoman_server.bundle.framing import FRAMING_RULES, Framing, FramingTemplate
 from dragoman_server.bundle.languages import LanguageTable
 from dragoman_server.bundle.manifest import (
@@ -32,15 +32,17 @@ from dragoman_server.text.tokenizer import TextCodec, load_tokenizer
 WEIGHTS_FILE, CONFIG_FILE = "model.safetensors", "config.json"
 (TOKENIZER_FILE,) = TOKENIZER_FILES["sentencepiece"]
 
-# Fields of `Dimensions`, by how the weights show them.
-_SIZES = ("source_vocabulary_size", "target_vocabulary_size", "d_model", "d_feed_forward")
-_LAYERS = ("num_encoder_layers", "num_decoder_layers")
-_POSITIONS = ("max_positions", "position_offset")
+# Of `Dimensions`.
+_SIZE_FIELDS = SizeFields(
+    axes=("source_vocabulary_size", "target_vocabulary_size", "d_model", "d_feed_forward"),
+    layers=("num_encoder_layers", "num_decoder_layers"),
+    positions=("max_positions", "position_offset"),
+)
 
 
 @dataclass(frozen=True)
 class Config:
-    """What must be known besides the weights to translate with a model."""
+    """All that translating with a model takes beside its weights and its tokenizer."""
 
     name: str
     dimensions: Dimensions
@@ -57,7 +59,7 @@ class Config:
 
     @property
     def architecture(self) -> Architecture:
-        """What a bundle's manifest says of the dimensions."""
+        """The dimensions as a bundle's manifest has them."""
         dims = self.dimensions
         return Architecture(
             num_encoder_layers=dims.num_encoder_layers,
@@ -68,7 +70,7 @@ class Config:
         )
 
     def framing_of(self, direction: Pair) -> Framing:
-        """What stands around texts in one direction."""
+        """The specials around texts in one direction."""
         return self.framing.of(direction, self.languages.token_ids, self.eos_token_id)
 
     def to_json(self) -> str:
@@ -76,7 +78,7 @@ class Config:
 
     @classmethod
     def read(cls, path: Path) -> "Config":
-        """Reads what `to_json` gives, now or before there were framings; fields that have a default may be missing.
+        """Reads the output of `to_json`, of this version or from before framings; fields with a default may be missing.
 
         Raises:
             FileNotFoundError: the file is missing.
@@ -126,7 +128,7 @@ class Config:
 
 
 class _Prefixes(TypedDict):
-    """What stood in a configuration before there were framings."""
+    """Fields of a configuration from before framings."""
 
     directions: tuple[Pair, ...]
     source_prefix_ids: dict[str, tuple[int, ...]]  # by target language
@@ -134,7 +136,7 @@ class _Prefixes(TypedDict):
 
 
 def _with_framing(values: dict[str, Any]) -> dict[str, Any]:
-    """A configuration as it is now, of one from before there were framings: trained models stay of use."""
+    """Converts a configuration from before framings, so that models trained then stay usable."""
     prefixes = msgspec.convert(values, _Prefixes)
     token_ids = {code: ids for code, ids in prefixes["source_prefix_ids"].items() if ids}
     languages = LanguageTable.of(prefixes["directions"], token_ids)
@@ -162,7 +164,7 @@ class Checkpoint:
         (folder / CONFIG_FILE).write_text(self.config.to_json(), encoding="utf-8")
 
     def write_tokenizer(self, folder: Path) -> None:
-        """Writes the tokenizer's files under the names that a bundle has them under."""
+        """Writes the tokenizer's files under the names that they have in a bundle."""
         first = TOKENIZER_FILES[self.config.tokenizer][0]
         for name, contents in {first: self.tokenizer, **self.companion_files}.items():
             (folder / name).write_bytes(contents)
@@ -175,7 +177,7 @@ class Checkpoint:
 
     @classmethod
     def load(cls, folder: Path) -> "Checkpoint":
-        """Reads what `save` wrote.
+        """Reads the files that `save` writes.
 
         Raises:
             FileNotFoundError: a file is missing.
@@ -192,22 +194,15 @@ class Checkpoint:
             if num_pieces > (size := config.dimensions.source_vocabulary_size):
                 raise ValueError(f"{folder / first} has {num_pieces} pieces, but source_vocabulary_size is {size}")
         tensors = read_safetensors(folder / WEIGHTS_FILE)
-        _require_dimensions(folder / CONFIG_FILE, config.dimensions, tensors)
+        require_sizes(str(folder / CONFIG_FILE), _SIZE_FIELDS, dataclasses.asdict(config.dimensions), tensors)
         check_tensors(blank_model(config.dimensions), tensors)
         model = Transformer(config.dimensions)
         load_tensors(model, tensors)
         return cls(config, model.eval(), tokenizer, companions)
 
 
-def _require_dimensions(path: Path, dimensions: Dimensions, tensors: dict[str, torch.Tensor]) -> None:
-    sizes, num_layers, num_positions = (
-        {name: getattr(dimensions, name) for name in names} for names in (_SIZES, _LAYERS, _POSITIONS)
-    )
-    require_sizes(str(path), sizes, num_layers, num_positions, tensors)
-
-
 def blank_model(dimensions: Dimensions) -> Transformer:
-    """A model whose parameters have shapes and take up no memory."""
+    """A model whose parameters have shapes but no memory."""
     with torch.device("meta"):
         return Transformer(dimensions)
 

@@ -1,4 +1,4 @@
-"""The commands of `dragoman-export`: what each takes, does and prints."""
+"""The commands of `dragoman-export`: arguments, work, and output."""
 
 import resource
 from pathlib import Path
@@ -118,7 +118,7 @@ def import_model(
     num_sources: NumSources = 200,
     details: Details = False,
 ) -> None:
-    """Turn a Marian or OPUS-MT model, as Hugging Face has them, into a bundle.
+    """Turn a Marian or OPUS-MT model in Hugging Face's layout into a bundle.
 
     The languages need not be given where tokenizer_config.json has them. They become BCP 47 tags: fr for >>fra<<,
     pt-BR for >>pt_BR<<. At fp32 the import fails unless ONNX Runtime reproduces PyTorch.
@@ -147,7 +147,7 @@ def _write(
     sentences = read_sources(checkpoint, files, num_sources)
     calibration: list[Source] = []
     if precision == "int8":
-        # Random tokens, which may stand in for sentences, would calibrate for nothing that is ever translated.
+        # Not on random tokens, which nobody ever translates.
         calibration = sentences if files else sample_sources(checkpoint, num_sources)
         missing = [] if files else languages_without_samples(checkpoint.config)
         if missing:
@@ -181,11 +181,11 @@ def verify(
     num_sources: NumSources = 200,
     details: Details = False,
 ) -> None:
-    """Hold a bundle against the checkpoint it was made from: every step, token and attention weight.
+    """Compare a bundle with the checkpoint it was made from: every step, token and attention weight.
 
-    Fails when an fp32 bundle differs by more than rounding, or a quantized one by more than its manifest allows. That
-    is said of sentences such as it was measured on. Without --sources these are the samples if the bundle was made
-    without --sources, else the few that the bundle has kept.
+    Fails when an fp32 bundle differs by more than rounding, or a quantized one by more than its manifest allows, which
+    holds for sentences like those it was measured on. Without --sources these are the samples if the bundle was made
+    without --sources, else the golden sentences of the bundle.
     """
     loaded, opened = Checkpoint.load(checkpoint), Bundle.open(bundle)
     require_same_dimensions(loaded, opened)
@@ -259,7 +259,7 @@ def align_tune(
 ) -> None:
     """Choose the method, decoder layer and heads from which a bundle aligns words, and store them in it.
 
-    What has the lowest alignment error rate on the first half of the pairs is chosen; the table has it on the second
+    The choice has the lowest alignment error rate on the first half of the pairs. The table has the rates on the second
     half, in percent.
     """
     opened = Bundle.open(bundle)

@@ -1,4 +1,4 @@
-"""Greedy translation in PyTorch: the reference that ONNX graphs and the server are held against."""
+"""Greedy translation in PyTorch: the reference for ONNX graphs and the server."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -24,8 +24,8 @@ _MAX_ROWS = 64  # of a batch
 def one_thread() -> Iterator[None]:
     """Lets PyTorch compute with one thread.
 
-    Its threads wait for each other after every operation, and wait busily. Where a core is taken, by another process or
-    by the threads of ONNX Runtime, most of the time goes into that: two threads took ten times as long as one.
+    Its threads wait for each other after every operation, in a busy loop. Where another process or the threads of ONNX
+    Runtime take a core, most of the time goes into waiting: two threads took ten times as long as one.
     """
     num_threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -51,9 +51,9 @@ def greedy_decode(
     max_target_tokens: int,
     prefixes: Sequence[Sequence[int]] = (),
 ) -> list[list[int]]:
-    """Source ids, framed -> target ids, end-of-sentence included unless length stopped it.
+    """Framed source ids -> target ids, end-of-sentence included unless length stopped it.
 
-    `prefixes`, where there are any, are what each of the targets is forced to begin with.
+    `prefixes`, if given, has the ids that each target is forced to begin with.
     """
     device = next(model.parameters()).device
     source_ids, source_mask = pad(sources, config.pad_token_id, device)
@@ -75,14 +75,14 @@ def greedy_decode(
 
 
 class Source(NamedTuple):
-    """What the encoder is given to read in one direction, with specials."""
+    """Encoder input of one direction, with specials."""
 
     direction: Direction
     ids: tuple[int, ...]
 
 
 class TokenPair(NamedTuple):
-    """A source and what the decoder makes of it, with specials, end-of-sentence among them."""
+    """A source and its target, with specials, end-of-sentence among them."""
 
     source: Source
     target_ids: tuple[int, ...]

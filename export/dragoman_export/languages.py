@@ -1,4 +1,4 @@
-"""Language codes: what models and users write, and the BCP 47 tags that bundles have."""
+"""Language codes of models and users, and the BCP 47 tags of bundles."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ Pair = tuple[str, str]
 
 @dataclass(frozen=True)
 class Languages:
-    """What a model translates, as far as whoever imports it must say so."""
+    """The languages of a model, as far as its importer must state them."""
 
     pair: str | None = None  # "en-fr", of a model for one pair; see `parse_pair`
     source: str | None = None  # "en", of a model whose target language is chosen by a token such as `>>fra<<`
@@ -34,8 +34,8 @@ def standard_tag(code: str) -> str:
 def standard_tags(codes: Iterable[str]) -> dict[str, str]:
     """The tags of all target languages of a model, by its own codes; no two have the same tag.
 
-    Where several codes mean one language, the one that is most like the tag has it: `zho` before `cmn`, `pt_BR` before
-    `pt_br`. The others say in a private-use subtag which they are: `zh-x-cmn`, `pt-BR-x-pt-br`. A code that is not of
+    Where several codes mean one language, the code most like the tag gets it: `zho` before `cmn`, `pt_BR` before
+    `pt_br`. The others get a private-use subtag with their code: `zh-x-cmn`, `pt-BR-x-pt-br`. A code that does not have
     BCP 47's form stays as it is.
     """
     tags: dict[str, str] = {}
@@ -48,7 +48,7 @@ def standard_tags(codes: Iterable[str]) -> dict[str, str]:
 
 
 def aliases(tags: Mapping[str, str], others: Iterable[str] = ()) -> dict[str, str]:
-    """What callers may write for a model's languages beside their tags: its own codes, where they say which is meant.
+    """A model's own codes, by which callers may name its languages beside the tags, where they are unambiguous.
 
     Args:
         tags: by the model's own codes, as `standard_tags` gives them.
@@ -81,12 +81,12 @@ def _distance(code: str) -> tuple[bool, bool, str]:
 def parse_pair(text: str, table: LanguageTable | None = None) -> Pair:
     """The source and the target of `en-fr`, `pt-BR-en` or `pt-BR:en`.
 
-    Codes are separated by a colon, or by a hyphen. Of several hyphens it is the one with a language on both sides. If
-    that is true of more than one, it is the one that gives a direction of the model, or one where both codes are
+    Codes are separated by a colon, or by a hyphen. Of several hyphens, the separator is the one with a language on both
+    sides. If several have, it is the one that gives a direction of the model, or else the one where both codes are
     written in BCP 47's letter case, as `en` and `pt-BR` are in `en-pt-BR`.
 
     Args:
-        text: what a user wrote.
+        text: as a user wrote it.
         table: of the model, if it is known.
 
     Returns:
@@ -118,7 +118,7 @@ def parse_pair(text: str, table: LanguageTable | None = None) -> Pair:
 
 
 def _own_pairs(pairs: Iterable[Pair], table: LanguageTable | None) -> set[Pair]:
-    """Those of the pairs, given as tags, that are directions of a model, in its own codes."""
+    """The directions of a model among pairs of tags, in the model's own codes."""
     if table is None:
         return set()
     own = {_tag_or_code(code): code for code in table.sources | table.targets}
@@ -127,10 +127,10 @@ def _own_pairs(pairs: Iterable[Pair], table: LanguageTable | None) -> set[Pair]:
 
 
 def parse_pair_and_value(text: str, value_name: str, table: LanguageTable | None = None) -> tuple[Pair, str]:
-    """What a user wrote as `en-fr=VALUE`: the pair, as `parse_pair` reads it, and the value.
+    """The pair, as `parse_pair` reads it, and the value of `en-fr=VALUE`.
 
     Raises:
-        ValueError: the text has another form; `value_name` says there what the value is.
+        ValueError: the text has another form; the message calls the value `value_name`.
     """
     pair, _, value = text.partition("=")
     if not value:
@@ -145,7 +145,7 @@ def _splits(text: str, separator: str) -> Iterator[Pair]:
 
 
 def _is_cased(code: str) -> bool:
-    """Whether a code's letters are small and capital as BCP 47 writes them."""
+    """Whether a code is written in BCP 47's letter case."""
     return Language.get(code, normalize=False).to_tag() == _hyphens(code)
 
 

@@ -30,6 +30,7 @@ class CorpusFile:
 def read_lines(path: Path) -> tuple[str, ...]:
     """The lines of a UTF-8 file without their line breaks; raises ValueError where it is not UTF-8."""
     try:
+        # Not splitlines, which also splits at characters that may stand within a sentence.
         return tuple(path.read_text(encoding="utf-8").removesuffix("\n").split("\n"))
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8 text: {error.reason} at byte {error.start}") from error

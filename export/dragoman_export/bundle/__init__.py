@@ -1,1 +1,1 @@
-"""From a checkpoint to a bundle, and all that is measured of a bundle."""
+"""From a checkpoint to a bundle, and the measurements of a bundle."""

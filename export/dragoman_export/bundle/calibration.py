@@ -20,7 +20,7 @@ from dragoman_server.bundle.framing import decoder_inputs
 
 @torch.inference_mode()
 def calibrate(model: Transformer, config: Config, pairs: Sequence[TokenPair], console: Console = QUIET) -> Ranges:
-    """Runs the model over sources and its own translations of them, and notes what every linear map is given.
+    """Runs the model over sources and its own translations of them, and records the range of every linear map's input.
 
     Static scales from a calibration run are what makes int8 cheap in Bergamot, the translator inside Firefox, too
     (Bogoychev et al. 2020, "Edinburgh's Submissions to the 2020 Machine Translation Efficiency Task").
@@ -37,10 +37,10 @@ def with_int8_key_values(
 ) -> Transformer:
     """A model that computes the same, with decoder keys and values that fill -127..127 on the pairs, by channel.
 
-    So they need only be rounded to be kept in int8. The maps around them take up the difference: a factor of a key's
-    channel is taken from the query, one of a value's channel is given back by the output map. Nor does a constant cost
-    anything: one that is added to all keys changes no softmax, and one that is added to all values comes out of the
-    attention as it is, since its weights sum to one, and belongs to the output's bias.
+    To keep them in int8, they only need to be rounded. The linear maps around them undo the change: a key channel's
+    factor is divided out of the query, a value channel's factor is multiplied into the output map. Offsets cost nothing
+    either: a constant added to all keys changes no softmax, and a constant added to all values passes through attention
+    unchanged, since the weights sum to one, so it moves into the output's bias.
     """
     model = copy.deepcopy(model)
     attentions = [

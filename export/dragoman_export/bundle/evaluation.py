@@ -23,7 +23,7 @@ from dragoman_server.text.tokenizer import TextCodec, load_tokenizer
 class TestSet:
     """`en-fr=source.txt,reference.txt`: line i of one file translates line i of the other."""
 
-    __test__ = False  # not a test case, whatever pytest makes of the name
+    __test__ = False  # pytest takes the name for that of a test case
 
     source_language: str
     target_language: str
@@ -50,7 +50,7 @@ class TestSet:
 
 @dataclass(frozen=True)
 class DirectionScores:
-    """Scores of one direction and what it took."""
+    """Scores and speed of one direction."""
 
     direction: str
     bleu: float

@@ -1,4 +1,4 @@
-"""Word alignments made by hand, and how far others are from them."""
+"""Word alignments made by hand, and the error rate of others against them."""
 
 import json
 from collections.abc import Iterable
@@ -47,8 +47,8 @@ class GoldAlignments:
 
             {"source_words": ["the", "cat"], "target_words": ["le", "chat"], "sure": [[0, 0], [1, 1]], "possible": []}
 
-        A link is [index of the source word, index of the target word], from 0. `possible` has those that an alignment
-        may have or not (Och & Ney 2003); without it there are none.
+        A link is [index of the source word, index of the target word], from 0. `possible` has links that an alignment
+        may have or lack (Och & Ney 2003); without it there are none.
 
         Raises:
             ValueError: naming the line and what is wrong, or there are fewer than two pairs.

@@ -1,4 +1,4 @@
-"""Holds a bundle against the PyTorch model it was made from: every step, every token, every attention weight."""
+"""Compares a bundle with the PyTorch model it was made from: every step, every token, every attention weight."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -20,13 +20,13 @@ from dragoman_server.runtime.runner import OnnxRunner
 TIE_MARGIN = 1e-5
 EQUALITY_TOLERANCE = 1e-4
 
-# Sentences that ONNX Runtime decodes together, and what their tables of log-probs may take up together.
+# Sentences that ONNX Runtime decodes together, and the size of their tables of log-probs together.
 _MAX_ROWS = 8
 _MAX_TABLE_BYTES = 64 << 20
 
 
 class ParityError(Exception):
-    """The exported model does not do what its source does."""
+    """The exported model does not reproduce its source."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class SentenceParity:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What `compare` found. Differences are absolute; log-probs in nats."""
+    """The result of `compare`. Differences are absolute; log-probs are in nats."""
 
     sentences: tuple[SentenceParity, ...]
     divergences: tuple[Divergence, ...]
@@ -93,7 +93,7 @@ class Comparison:
 
 
 def require_same_dimensions(checkpoint: Checkpoint, bundle: Bundle) -> None:
-    """Raises ParityError where a bundle's dimensions are not those of the checkpoint: there is nothing to compare."""
+    """Raises ParityError where a bundle's dimensions are not those of the checkpoint."""
     found, expected = bundle.manifest.architecture, checkpoint.config.architecture
     if found != expected:
         raise ParityError(f"{bundle.folder} is of another model: {found} instead of {expected}")
@@ -101,10 +101,9 @@ def require_same_dimensions(checkpoint: Checkpoint, bundle: Bundle) -> None:
 
 @torch.inference_mode()
 def compare(checkpoint: Checkpoint, bundle: Bundle, pairs: Sequence[TokenPair], console: Console = QUIET) -> Comparison:
-    """Holds the step and attention graphs against PyTorch on sources and what PyTorch makes of them.
+    """Compares the step and attention graphs with PyTorch on sources and PyTorch's translations of them.
 
-    The graphs are run exactly as the server runs them. The whole distribution of a step is compared, log-probs being
-    the logits up to a normaliser that is compared with them.
+    The graphs are run exactly as the server runs them. The log-probs of the whole vocabulary are compared at each step.
     """
     runner = OnnxRunner.open(bundle, _MAX_ROWS, num_threads=1)
     attention = AttentionPass(bundle, num_threads=1)

@@ -23,9 +23,8 @@ _MAX_RANDOM_DIRECTIONS = 1000
 def read_sources(checkpoint: Checkpoint, files: Sequence[CorpusFile], count: int) -> list[Source]:
     """Sources from files of sentences, one a line, taking turns between the files.
 
-    A file for `en-fr` holds English sentences to be translated to French. Without files they are those of
-    `sample_sources`; where it has none either, random tokens, which exercise the arithmetic as well as sentences do, if
-    not the same paths.
+    A file for `en-fr` holds English sentences to be translated to French. Without files the sources are those of
+    `sample_sources`. Where there are no samples either, they are random tokens, which exercise the same arithmetic.
 
     Raises:
         ValueError: a file's direction is not one of the model, a sentence is longer than the model reads, or the files
@@ -62,13 +61,13 @@ def read_sources(checkpoint: Checkpoint, files: Sequence[CorpusFile], count: int
 def sample_sources(checkpoint: Checkpoint, count: int) -> list[Source]:
     """Sources from the sample sentences of the model's source languages, taking turns between the directions.
 
-    Fewer than `count` where there are not so many samples, none where there are none of any source language.
+    There are fewer than `count` where there are fewer samples, and none where no source language has samples.
     """
     config, tokenizer = checkpoint.config, checkpoint.open_tokenizer()
     columns = []
     for index, direction in enumerate(config.languages):
         sentences = sample_sentences(direction.source)
-        # Of many directions each gives few sentences: not all of them the same.
+        # Where there are many directions, each gives few sentences; they should not all be the same.
         start = index * _STRIDE % len(sentences) if sentences else 0
         columns.append([(direction, sentence) for sentence in (*sentences[start:], *sentences[:start])])
     turns = (turn for turn in itertools.chain.from_iterable(itertools.zip_longest(*columns)) if turn is not None)
@@ -83,9 +82,9 @@ def sample_sources(checkpoint: Checkpoint, count: int) -> list[Source]:
 def measured_sources(checkpoint: Checkpoint, bundle: Bundle) -> list[Source]:
     """The sentences that a bundle was measured on when it was exported, as far as they are known.
 
-    An fp32 bundle must reproduce any sentences, so these are the exporter's own. What the tolerance of another one says
-    holds of the sentences that it was measured on: the exporter's own if the golden ones are among these, else no
-    others than the golden ones are known.
+    An fp32 bundle must reproduce any sentences, so these are the exporter's samples. The tolerance of an int8 bundle
+    holds for the sentences that it was measured on: the exporter's samples if the golden sentences are among them, else
+    only the golden sentences are known.
     """
     parity = bundle.manifest.parity
     golden = [Source(sentence.direction, sentence.source_ids) for sentence in parity.golden]
@@ -94,13 +93,13 @@ def measured_sources(checkpoint: Checkpoint, bundle: Bundle) -> list[Source]:
 
 
 def languages_without_samples(config: Config) -> list[str]:
-    """The source languages of a model that the exporter ships no sentences of."""
+    """The source languages of a model for which the exporter ships no sentences."""
     return sorted(source for source in config.languages.sources if not sample_sentences(source))
 
 
 @cache
 def sample_sentences(language_code: str) -> tuple[str, ...]:
-    """The sentences that are shipped of a language, in its script; none of most languages."""
+    """The sentences that are shipped for a language, in its script; most languages have none."""
     if not tag_is_valid(language_code):
         return ()
     wanted = _language_and_script(language_code)

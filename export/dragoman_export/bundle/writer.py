@@ -33,7 +33,7 @@ from dragoman_server.bundle.manifest import (
 from dragoman_server.text.tokenizer import TextCodec
 
 NUM_GOLDEN = 8
-FP32_LOGPROB_TOLERANCE = 1e-3  # room for other processors; what this one showed is recorded beside it
+FP32_LOGPROB_TOLERANCE = 1e-3  # room for other processors; the difference on this one is recorded beside it
 
 
 def export(
@@ -97,7 +97,7 @@ def _export(
 
 def _certificate(comparison: Comparison, precision: Precision, tokenizer: TextCodec) -> Parity:
     largest = comparison.max_logprob_difference
-    # The server chooses every golden token by itself at fp32: a tie may be broken otherwise on another processor.
+    # At fp32 the server must choose every golden token itself, and another processor may break a tie differently.
     diverging = {divergence.sentence for divergence in comparison.divergences} if precision == "fp32" else set()
     sentences = [s for index, s in enumerate(comparison.sentences) if index not in diverging]
     golden = (
@@ -106,7 +106,7 @@ def _certificate(comparison: Comparison, precision: Precision, tokenizer: TextCo
     )
     return Parity(
         max_logprob_difference=largest,
-        # int8 rounds the same everywhere; twice what was seen here over many sentences is ample for the few replayed.
+        # int8 rounds the same everywhere; twice the largest difference of many sentences is ample for the few replayed.
         logprob_tolerance=FP32_LOGPROB_TOLERANCE if precision == "fp32" else 2 * largest,
         max_attention_difference=comparison.max_attention_difference,
         token_agreement=comparison.token_agreement,
@@ -116,7 +116,7 @@ def _certificate(comparison: Comparison, precision: Precision, tokenizer: TextCo
 
 
 def _manifest(checkpoint: Checkpoint, precision: Precision, files: dict[FileName, str]) -> Manifest:
-    """All but the certificate, which takes a bundle to make."""
+    """The manifest with an empty certificate: it takes a bundle to make one."""
     config = checkpoint.config
     dims = config.dimensions
     return Manifest(

@@ -1,13 +1,14 @@
 """Import of Marian and OPUS-MT models from Hugging Face's folder layout.
 
-Marian's Transformer is the paper's: post-norm, embeddings scaled, sinusoidal positions (all sines first). What differs
-is that the output has a bias of its own, that the decoder begins with the padding token, and that source and target
-have a SentencePiece model each, with one vocabulary for the pieces of both.
+Marian's Transformer is the paper's: post-norm, embeddings scaled, sinusoidal positions (all sines first). There are
+three differences: the output has a bias, the decoder begins with the padding token, and source and target have a
+SentencePiece model each, with one vocabulary for the pieces of both.
 
 Source: `transformers.models.marian.modeling_marian` and `tokenization_marian`.
 """
 
 from collections.abc import Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,7 +25,7 @@ from dragoman_export.families.huggingface import (
 )
 from dragoman_export.languages import Languages, aliases, parse_pair, standard_tag, standard_tags
 from dragoman_export.model import Dimensions, Transformer, sinusoids
-from dragoman_export.reading import listed, read_bytes, read_json, require_sizes
+from dragoman_export.reading import SizeFields, listed, read_bytes, read_json, require_sizes
 from dragoman_server.bundle.framing import FramingTemplate
 from dragoman_server.bundle.languages import DirectionGroup, LanguageTable
 from dragoman_server.bundle.manifest import TOKENIZER_FILES
@@ -61,7 +62,7 @@ _ACTIVATIONS: dict[str, Literal["relu", "gelu", "silu"]] = {
     "silu": "silu",
 }
 
-# Where a field is there, it must have this value. Those that `transformers` no longer reads are Marian's own options.
+# Values that these fields must have, if present. Fields that `transformers` no longer reads are Marian's own options.
 _REQUIRED = {
     "is_encoder_decoder": True,
     "is_decoder": False,
@@ -72,32 +73,31 @@ _REQUIRED = {
     "add_final_layer_norm": False,
     "static_position_embeddings": True,
 }
-_SIZES = ("vocab_size", "d_model", "encoder_ffn_dim", "decoder_ffn_dim")
-_LAYERS = ("encoder_layers", "decoder_layers")
-_HEADS = ("encoder_attention_heads", "decoder_attention_heads")
-_POSITIONS = ("max_position_embeddings",)
+_SIZE_FIELDS = SizeFields(
+    axes=("vocab_size", "d_model", "encoder_ffn_dim", "decoder_ffn_dim"),
+    layers=("encoder_layers", "decoder_layers"),
+    positions=("max_position_embeddings",),
+)
+_SIZES = (*chain.from_iterable(_SIZE_FIELDS), "encoder_attention_heads", "decoder_attention_heads")
 _SPECIAL_IDS = ("pad_token_id", "eos_token_id", "decoder_start_token_id")
 
 
 def read_marian(folder: Path, name: str, languages: Languages) -> Checkpoint:
-    """Reads a model with all that is needed to translate with it.
+    """Reads a model with its tokenizer, languages and generation defaults.
 
     The folder has config.json, source.spm, target.spm, vocab.json, and model.safetensors or pytorch_model.bin;
-    generation_config.json and tokenizer_config.json are read where they are there. Languages become BCP 47 tags, see
+    generation_config.json and tokenizer_config.json are read if present. Languages become BCP 47 tags, see
     `standard_tags`.
 
     Raises:
         FileNotFoundError: a file is missing.
-        ValueError: the model is of another type or has what cannot be represented; names every fault of a kind.
+        ValueError: a field has a value that cannot be represented; names all faults of a kind.
         BundleError: a tokenizer file is damaged.
     """
     config = read_json(folder / CONFIG_FILE)
-    integers = read_integers(config, (*_SIZES, *_LAYERS, *_HEADS, *_POSITIONS, *_SPECIAL_IDS))
+    integers = read_integers(config, (*_SIZES, *_SPECIAL_IDS))
     tensors = read_tensors(folder)
-    sizes, num_layers, num_positions = (
-        {name: integers[name] for name in names} for names in (_SIZES, _LAYERS, _POSITIONS)
-    )
-    require_sizes(CONFIG_FILE, sizes, num_layers, num_positions, tensors)
+    require_sizes(CONFIG_FILE, _SIZE_FIELDS, integers, tensors)
     dimensions = _dimensions(config, integers, has_output_bias=_OUTPUT_BIAS in tensors)
     tokenizer_config = _read_tokenizer_config(folder)
     source_model, *companions = (read_bytes(folder / file) for file in TOKENIZER_FILES["marian"])
@@ -130,8 +130,7 @@ def _dimensions(config: Mapping[str, Any], integers: Mapping[str, int], *, has_o
         for name, value in _REQUIRED.items()
         if config.get(name, value) != value
     ]
-    sizes = (*_SIZES, *_LAYERS, *_HEADS, *_POSITIONS)
-    faults += [f"{name} is 0, must be at least 1" for name in sizes if integers[name] == 0]
+    faults += [f"{name} is 0, must be at least 1" for name in _SIZES if integers[name] == 0]
     start_id = integers["decoder_start_token_id"]
     if start_id >= integers["vocab_size"]:
         faults.append(f"decoder_start_token_id is {start_id}, must be below vocab_size, {integers['vocab_size']}")
@@ -184,7 +183,7 @@ def _dimensions(config: Mapping[str, Any], integers: Mapping[str, int], *, has_o
 
 
 def _model(dimensions: Dimensions, tensors: Mapping[str, Tensor]) -> Transformer:
-    """The position tables are checked but not taken over: ours are computed."""
+    """The position tables are checked and then computed anew."""
     weights = {name: tensor for name, tensor in tensors.items() if name not in _POSITION_TABLES}
     if _OUTPUT_BIAS in weights:
         weights[_OUTPUT_BIAS] = weights[_OUTPUT_BIAS].flatten()  # [1, V]
@@ -259,7 +258,7 @@ def _read_vocabulary(folder: Path, integers: Mapping[str, int]) -> dict[str, int
 def _languages(
     vocabulary: Mapping[str, int], tokenizer_config: Mapping[str, Any], languages: Languages, eos_token_id: int
 ) -> tuple[LanguageTable, FramingTemplate]:
-    """The languages as BCP 47 tags, of which the target's token, if there are such, is put before the source."""
+    """The languages as BCP 47 tags, and their framing: the token of the target, if it has one, precedes the source."""
     source, target = (_tag_of(tokenizer_config, name) for name in ("source_lang", "target_lang"))
     tokens = sorted((token_id, code) for piece, token_id in vocabulary.items() if (code := target_language(piece)))
     if tokens:
@@ -292,7 +291,7 @@ def _languages(
 
 
 def _tag_of(tokenizer_config: Mapping[str, Any], field: str) -> str | None:
-    """The tag of a language of tokenizer_config.json; None where it has none, or what is none, such as ROMANCE."""
+    """The tag of a language in tokenizer_config.json; None where there is none, or no language, such as ROMANCE."""
     try:
         return standard_tag(tokenizer_config.get(field) or "")
     except ValueError:

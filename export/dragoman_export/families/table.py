@@ -1,4 +1,4 @@
-"""The table of families: which reader opens which model."""
+"""The table of families: from the type of a model to its reader."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -9,7 +9,7 @@ from dragoman_export.families.marian import read_marian
 from dragoman_export.languages import Languages
 from dragoman_export.reading import read_json
 
-# Reads a folder, gives the model a name, and takes the languages that a user stated.
+# From a folder, the name of the new model, and the languages that the user stated.
 Reader = Callable[[Path, str, Languages], Checkpoint]
 
 # By `model_type` in config.json.
@@ -19,16 +19,16 @@ READERS: Mapping[str, Reader] = {
 
 
 def read_model(folder: Path, name: str, languages: Languages) -> Checkpoint:
-    """Reads a model of any family, with all that is needed to translate with it.
+    """Reads a model of any family with its tokenizer, languages and generation defaults.
 
     Args:
         folder: of the model.
-        name: that the model gets.
-        languages: what a user stated about them.
+        name: of the new model.
+        languages: as far as the user stated them.
 
     Raises:
         FileNotFoundError: a file is missing.
-        ValueError: the model is of no known family or has what cannot be represented; names every fault of a kind.
+        ValueError: the model is of no known family, or has a value that cannot be represented.
         BundleError: a tokenizer file is damaged.
     """
     model_type = read_json(folder / CONFIG_FILE).get("model_type")

@@ -1,4 +1,4 @@
-"""What int8 graphs need beside the weights: scales by column, and calibrated ranges of activations."""
+"""The numbers of int8 graphs: weight scales by column, and calibrated ranges of activations."""
 
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -18,7 +18,7 @@ class Range(NamedTuple):
         return Range(min(self.low, values.min().item()), max(self.high, values.max().item()))
 
 
-# What goes into each linear map, and, under the model itself, into the output projection.
+# Of the input of each linear map, and, under the model itself, of the output projection.
 Ranges = Mapping[nn.Module, Range]
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from dragoman_export.text_files import CorpusFile
+from dragoman_export.text_files import CorpusFile, read_lines
 
 TextPair = tuple[str, str]
 
@@ -69,9 +69,7 @@ def comparison_key(text: str) -> str:
 
 def read_held_out(paths: Iterable[Path]) -> frozenset[str]:
     """The comparison keys of every line of the given files: sentences that may not be trained on."""
-    # Not splitlines, which also splits at characters that may stand within a sentence.
-    lines = (line for path in paths for line in path.read_text(encoding="utf-8").split("\n"))
-    return frozenset(comparison_key(line) for line in lines) - {""}
+    return frozenset(comparison_key(line) for path in paths for line in read_lines(path)) - {""}
 
 
 @dataclass(frozen=True)

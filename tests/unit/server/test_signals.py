@@ -56,7 +56,9 @@ def test_weights_add_up_over_the_target() -> None:
 
 def test_weights_on_what_was_left_out_before_the_text_do_not_count() -> None:
     weights = np.random.default_rng(0).dirichlet(np.ones(6), 4).astype(np.float32)
-    whole, halves = signals(weights, SPANS, [11, 12, 13], False), signals(weights / 2, SPANS, [11, 12, 13], False)
+    whole, halves = (
+        signals(cross, SPANS, [11, 12, 13], False) for cross in (weights, (weights / 2).astype(np.float32))
+    )
     assert whole.uncovered_spans == halves.uncovered_spans
     for name in ("source_coverage", "attention_entropy", "end_of_sentence_share"):
         assert getattr(whole, name) == pytest.approx(getattr(halves, name), abs=1e-6)
@@ -64,8 +66,8 @@ def test_weights_on_what_was_left_out_before_the_text_do_not_count() -> None:
 
 def test_what_follows_end_of_sentence_counts_with_it() -> None:
     weights = np.random.default_rng(0).dirichlet(np.ones(6), 4).astype(np.float32)
-    apart = np.concatenate([weights[:, :5], weights[:, 5:] / 4, weights[:, 5:] * 3 / 4], axis=1)
-    one, two = signals(weights, SPANS, [11, 12, 13], False), signals(apart, SPANS, [11, 12, 13], False)
+    apart = np.concatenate([weights[:, :5], weights[:, 5:] / 4, weights[:, 5:] * 3 / 4], axis=1).astype(np.float32)
+    one, two = (signals(cross, SPANS, [11, 12, 13], False) for cross in (weights, apart))
     assert one.uncovered_spans == two.uncovered_spans
     assert one.end_of_sentence_share == pytest.approx(two.end_of_sentence_share)
 

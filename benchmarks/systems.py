@@ -16,12 +16,12 @@ from benchmarks.peers import check_ctranslate2, check_marian, marian_model
 from benchmarks.report import Subject
 from dragoman_export.greedy import pad
 from dragoman_server.config import EngineOptions
-from dragoman_server.engine.engine import Engine
-from dragoman_server.engine.search import Search
 from dragoman_server.engine.search_options import SearchOptions
 from dragoman_server.engine.sequence import Completion, Request
+from dragoman_server.registry.model import Model as ServedModel
+from dragoman_server.registry.model import SegmentEngine
 from dragoman_server.runtime.device import Device
-from dragoman_server.runtime.runner import OnnxRunner, open_runners
+from dragoman_server.runtime.runner import OnnxRunner
 
 Source = tuple[int, ...]
 # By the precision in our tables, what CTranslate2 calls it.
@@ -53,7 +53,7 @@ class DragomanSystem:
     """The engine as the server runs it, without the server."""
 
     subject: Subject
-    engine: Engine
+    engine: SegmentEngine
     runners: Sequence[OnnxRunner]  # one for each lane
 
     def complete(self, batch: Sequence[Source], decoding: Decoding) -> list[Completion]:
@@ -73,18 +73,10 @@ class DragomanSystem:
 @contextlib.contextmanager
 def dragoman(model: Model, num_rows: int, threads: int) -> Iterator[DragomanSystem]:
     """An engine that decodes so many rows at a time."""
-    manifest = model.bundle.manifest
     options = EngineOptions(max_running=num_rows, lanes=threads, num_threads=1)
-    runners = open_runners(model.bundle, options)
-    with Device(len(runners)) as device:
-        engine = Engine(runners, Search.of(manifest), options, device)
-        engine.start()
-        try:
-            yield DragomanSystem(
-                Subject.of("Dragoman", "dragoman", manifest.precision, threads, model.name), engine, runners
-            )
-        finally:
-            engine.stop()
+    with Device.of(options) as device, ServedModel.open(model.bundle.folder, options, device) as served:
+        subject = Subject.of("Dragoman", "dragoman", served.manifest.precision, threads, model.name)
+        yield DragomanSystem(subject, served.engine, served.runners)
 
 
 class Setting(NamedTuple):

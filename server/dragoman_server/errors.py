@@ -35,6 +35,18 @@ class FieldViolation:
     """An UPPER_SNAKE identifier that programs can rely on."""
 
 
+@dataclass(frozen=True, slots=True)
+class UnknownValue:
+    """Stands in a call for an enum value that this server does not know, so that all faults are told together."""
+
+    number: int
+    """As the caller sent it."""
+
+    def violation(self, field: str) -> FieldViolation:
+        """What is wrong with the field."""
+        return FieldViolation(field, f"is {self.number}, which is no value this server knows", "UNKNOWN_ENUM_VALUE")
+
+
 class DragomanError(Exception):
     """Base of all errors whose text is meant for the caller."""
 

@@ -20,13 +20,13 @@ from support.process import MAIN
 
 # Says when the model is run for the first time.
 ANNOUNCES_REPLAY = """
-from dragoman_server import app
+from dragoman_server.registry import loading, model
 
-def announce(bundle, runner, replay=app.replay):
+def announce(bundle, runner, replay=model.replay):
     print("replaying", flush=True)
     return replay(bundle, runner)
 
-app.replay = announce
+model.replay = announce
 """
 
 
@@ -134,7 +134,7 @@ def test_a_signal_ends_a_server_whose_graph_hangs(folder: Path, number: signal.S
 
 def test_a_graph_that_hangs_is_not_waited_for(folder: Path) -> None:
     edit_graph(folder, ENCODER_FILE, never_ends)
-    with start(folder, ANNOUNCES_REPLAY + "app._MAX_LOAD_SECONDS = 5\n" + MAIN) as process:
+    with start(folder, ANNOUNCES_REPLAY + "loading._MAX_SECONDS = 5\n" + MAIN) as process:
         out, err = process.communicate(timeout=30)
     assert process.returncode == 2
     assert out == "replaying\n"

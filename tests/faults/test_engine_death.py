@@ -71,13 +71,14 @@ import threading
 from dragoman_server import app
 from dragoman_server.__main__ import main
 from dragoman_server.registry.loading import THREAD_NAME
+from dragoman_server.runtime.runner import OnnxRunner
 
-def hang(*arguments, decode_step=app.OnnxRunner.decode_step, **keywords):
+def hang(*arguments, decode_step=OnnxRunner.decode_step, **keywords):
     if threading.current_thread().name != THREAD_NAME:
         threading.Event().wait()
     return decode_step(*arguments, **keywords)
 
-app.OnnxRunner.decode_step = hang
+OnnxRunner.decode_step = hang
 app._LAST_RESORT_SECONDS = 0.5
 main()
 """

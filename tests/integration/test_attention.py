@@ -26,7 +26,6 @@ from dragoman.v1 import attention_pb2_grpc, translation_pb2, translation_pb2_grp
 from dragoman_server.bundle.bundle import Bundle
 from dragoman_server.bundle.manifest import ATTENTION_FILE, MANIFEST_FILE, Precision
 from dragoman_server.runtime.attention_pass import AttentionPass
-from dragoman_server.text.tokenizer import Tokenizer
 from support.process import ServerProcess, server_process
 
 TEXT = "  the old dog sees a ﬁne caf\u0301e bird 😀"
@@ -158,7 +157,7 @@ def test_a_given_target_comes_with_its_weights_tokens_and_logprobs(
 ) -> None:
     every_kind = selection(kinds=[3, 2, 1], weight_type=1)
     answer = Answer(stub, attention(target_text=TARGET, selection=every_kind))
-    tokenizer, header = Tokenizer(bundle.tokenizer_path), answer.header
+    tokenizer, header = bundle.tokenizer, answer.header
     (target,), (target_ids,), source_ids = header.targets, answer.target_ids, answer.source_ids
     assert header.model == bundle.resource_name
     assert target_ids == [*tokenizer.encode_target(TARGET), bundle.manifest.eos_token_id]

@@ -7,11 +7,8 @@ from collections.abc import AsyncIterator, Iterator
 import pytest
 
 from dragoman import AsyncClient, Client, _channel
-from dragoman_server.bundle.bundle import Bundle
-from dragoman_server.config import Config
-from support.server_parts import RunningServer, running_server, tiny_bundle
+from support.server_parts import RunningServer
 
-CONFIG = Config(listen="127.0.0.1:0", metrics_listen="127.0.0.1:0")
 # gRPC pings no more often.
 SECONDS_PER_PING = 1.0
 # A server that minds pings without data between them ends the connection at the fourth.
@@ -19,18 +16,9 @@ PAUSE_SECONDS = 6 * SECONDS_PER_PING
 TEXTS = ("One cat.", "Two cats.")
 
 
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    return tiny_bundle(tmp_path_factory.mktemp("bundle"))
-
-
-@pytest.fixture
-async def server(
-    bundle: Bundle, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> AsyncIterator[RunningServer]:
+@pytest.fixture(autouse=True)
+def frequent_pings(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_channel, "KEEPALIVE_TIME_MS", round(SECONDS_PER_PING * 1000))
-    async with running_server(bundle, monkeypatch, capsys, CONFIG) as running:
-        yield running
 
 
 def exchanged(server: RunningServer) -> list[str]:

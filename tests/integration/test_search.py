@@ -11,7 +11,6 @@ import pytest
 from dragoman import AsyncClient, Client, DragomanError, FinishReason, InvalidArgumentError, Translation
 from dragoman_server.bundle.bundle import Bundle
 from dragoman_server.bundle.manifest import Precision
-from dragoman_server.text.tokenizer import Tokenizer
 from support.process import ServerProcess, server_process
 from support.tiny_model import WORDS
 
@@ -87,7 +86,7 @@ def test_both_ways_to_end_have_been_scored(client: Client) -> None:
 
 
 def test_a_text_is_scored_with_its_end(client: Client, bundle: Bundle) -> None:
-    ids = Tokenizer(bundle.tokenizer_path).encode("old green house")
+    ids = bundle.tokenizer.encode("old green house")
     text = client.score("the dog", "old green house", **LANGUAGES)
     assert text.token_ids == (*ids, bundle.manifest.eos_token_id)
     assert text == client.score("the dog", text.token_ids, **LANGUAGES)

@@ -34,7 +34,7 @@ def server(bundle: Bundle) -> Iterator[ServerProcess]:
 
 def sentences_of(bundle: Bundle, lengths: list[int]) -> list[str]:
     """Texts that become sources of exactly these lengths in tokens, tag and end-of-sentence included."""
-    tokenizer = spm.SentencePieceProcessor(model_file=str(bundle.tokenizer_path))
+    tokenizer = spm.SentencePieceProcessor(model_file=str(bundle.folder / "tokenizer.model"))
     words = [
         piece.removeprefix("\u2581")
         for piece in map(tokenizer.id_to_piece, range(tokenizer.get_piece_size()))

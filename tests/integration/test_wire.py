@@ -7,7 +7,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from dataclasses import fields, replace
 
 import grpc
@@ -18,42 +18,25 @@ from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from dragoman.v1 import translation_pb2 as pb
 from dragoman_server import app
 from dragoman_server.bundle.bundle import Bundle
-from dragoman_server.bundle.manifest import Generation
-from dragoman_server.config import Config, EngineOptions, InputLimits
+from dragoman_server.config import Config, InputLimits
 from dragoman_server.engine.search_options import EarlyStopping, SearchOptions
 from dragoman_server.engine.sequence import Priority
 from dragoman_server.errors import DeadlineError, EngineDeadError, InferenceError, QueueFullError, StartError
 from dragoman_server.service.calls import DecodingFields
+from support import server_parts
 from support.caller import CHECK, TRANSLATE, WATCH, Caller, Refusal, count, counted, refusal, samples, unary
-from support.server_parts import LIMITS, RunningServer, running_server, tiny_bundle
+from support.server_parts import LIMITS, RunningServer, running_server
 
 SERVING, NOT_SERVING = HealthCheckResponse.SERVING, HealthCheckResponse.NOT_SERVING
-CONFIG = Config(
-    listen="127.0.0.1:0",
-    metrics_listen="127.0.0.1:0",
-    shutdown_grace_seconds=50.0,
+CONFIG = replace(
+    server_parts.CONFIG,
     limits=InputLimits(max_inputs=128, max_text_characters=1_000, max_message_bytes=100_000),
 )
 
 
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    return tiny_bundle(tmp_path_factory.mktemp("bundle"))
-
-
 @pytest.fixture
-async def server(
-    bundle: Bundle, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> AsyncIterator[RunningServer]:
-    async with running_server(bundle, monkeypatch, capsys, CONFIG) as running:
-        yield running
-
-
-@pytest.fixture
-async def caller(server: RunningServer) -> AsyncIterator[Caller]:
-    caller = Caller(server.address)
-    yield caller
-    await caller.channel.close()
+def config() -> Config:
+    return CONFIG
 
 
 def request(*texts: str, source: str = "en", target: str = "fr", **fields: object) -> pb.TranslateRequest:
@@ -346,7 +329,7 @@ async def test_a_running_server_is_serving(server: RunningServer, caller: Caller
 async def test_health_of_an_unknown_service_is_not_found(server: RunningServer, caller: Caller) -> None:
     refused = await caller.refusal(HealthCheckRequest(service="other"), CHECK)
     assert refused.code is grpc.StatusCode.NOT_FOUND
-    assert count(server, "NOT_FOUND", CHECK) == 1
+    await counted(server, "NOT_FOUND", CHECK)
 
 
 async def test_watchers_learn_of_the_end_and_hold_up_nobody(server: RunningServer, caller: Caller) -> None:
@@ -471,13 +454,3 @@ async def test_a_metrics_port_in_use_is_refused() -> None:
         address = f"127.0.0.1:{other.getsockname()[1]}"
         with pytest.raises(StartError, match=f"cannot listen on {address} for metrics: .* in use"):
             await app.serve(replace(CONFIG, metrics_listen=address))
-
-
-async def test_a_model_whose_default_beam_has_no_room_is_refused(
-    bundle: Bundle, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    wide = replace(bundle, manifest=replace(bundle.manifest, generation=Generation(beam_size=5)))
-    config = replace(CONFIG, engine=EngineOptions(max_running=4))
-    with pytest.raises(StartError, match=r"max_running is 4; the model's default beam_size of 5 needs"):
-        async with running_server(wide, monkeypatch, capsys, config):
-            pass

@@ -11,7 +11,6 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import sentencepiece
@@ -24,10 +23,12 @@ from dragoman_server.bundle.manifest import Architecture, Limits, Manifest, Pari
 from dragoman_server.config import Config
 from dragoman_server.engine.sequence import Completion, FinishReason, Hypothesis, Request
 from dragoman_server.errors import DragomanError, EngineDeadError
+from dragoman_server.registry.model import Model
 
 LANGUAGES = ("en", "fr", "de")
 EOS_ID = 3
 VERSION = "0123456789ab"
+CONFIG = Config(listen="127.0.0.1:0", metrics_listen="127.0.0.1:0", shutdown_grace_seconds=50.0)
 LIMITS = Limits(max_source_tokens=64, max_target_tokens=96, segment_tokens=24)
 SENTENCES = (
     "The old cat is sleeping on my chair.",
@@ -78,7 +79,7 @@ def tiny_manifest() -> Manifest:
 def tiny_bundle(folder: Path) -> Bundle:
     """A bundle without graphs, for servers with an engine that needs none."""
     bundle = Bundle(folder, tiny_manifest(), VERSION)
-    train_tokenizer(bundle.tokenizer_path)
+    train_tokenizer(folder / "tokenizer.model")
     return bundle
 
 
@@ -196,13 +197,13 @@ async def running_server(
     engine = FakeEngine()
     callbacks = {}
 
-    def build_engine(*_: object, **keywords: object) -> FakeEngine:
+    def open_model(*_: object, **keywords: object) -> Model:
         callbacks.update(keywords)
-        return engine
+        return Model(bundle, engine)
 
-    runner = SimpleNamespace(kv_bytes_per_token=32, max_kv_bytes=4096)
-    monkeypatch.setattr(app, "_load", lambda _: (bundle, [runner]))
-    monkeypatch.setattr(app, "Engine", build_engine)
+    monkeypatch.setattr(Model, "open", open_model)
+    monkeypatch.setattr(Model, "kv_bytes_per_token", 32)
+    monkeypatch.setattr(Model, "max_kv_bytes", 4096)
     capsys.readouterr()
     task = asyncio.create_task(app.serve(config))
     line = ""

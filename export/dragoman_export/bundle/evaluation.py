@@ -1,22 +1,19 @@
 """BLEU and chrF of a bundle, translated by the engine that serves it."""
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from dragoman_export.greedy import corpus_scores
 from dragoman_export.languages import parse_pair_and_value
 from dragoman_export.text_files import read_lines
-from dragoman_server.bundle.bundle import Bundle
 from dragoman_server.bundle.languages import LanguageTable
 from dragoman_server.config import EngineOptions
-from dragoman_server.engine.engine import Engine
-from dragoman_server.engine.search import Search
 from dragoman_server.engine.sequence import Request
+from dragoman_server.registry.model import Model
 from dragoman_server.runtime.device import Device
-from dragoman_server.runtime.runner import open_runners
-from dragoman_server.text.tokenizer import TextCodec, load_tokenizer
+from dragoman_server.service.options import TargetLimit
 
 
 @dataclass(frozen=True)
@@ -65,43 +62,36 @@ class DirectionScores:
 class Evaluation:
     """Results of `evaluate`, for the model card."""
 
-    load_seconds: float  # opening the bundle and creating the sessions
+    load_seconds: float  # opening the bundle, creating the sessions and replaying the parity certificate
     directions: tuple[DirectionScores, ...]
 
 
 def evaluate(folder: Path, test_sets: Iterable[TestSet], options: EngineOptions) -> Evaluation:
-    """Translates every test set greedily, each line as one segment.
+    """Translates every test set greedily, each line as one segment, with the target limits of a call that sets none.
 
     Raises:
         BundleError: the folder is not a bundle that can be served.
         ValueError: the model does not translate the direction of a test set.
     """
     started = time.monotonic()
-    bundle = Bundle.open(folder)
-    runners = open_runners(bundle, options)
-    load_seconds = time.monotonic() - started
-    manifest = bundle.manifest
-    tokenizer = load_tokenizer(manifest.tokenizer, folder)
     directions = []
-    with Device(len(runners)) as device:
-        engine = Engine(runners, Search.of(manifest), options, device)
-        engine.start()
-        try:
-            for test in test_sets:
-                if (test.source_language, test.target_language) not in manifest.languages:
-                    raise ValueError(f"the model does not translate {test.source_language} to {test.target_language}")
-                directions.append(_evaluate_direction(engine, bundle, tokenizer, test))
-        finally:
-            engine.stop()
+    with Device.of(options) as device, Model.open(folder, options, device) as model:
+        load_seconds = time.monotonic() - started
+        for test in test_sets:
+            if (test.source_language, test.target_language) not in model.manifest.languages:
+                raise ValueError(f"the model does not translate {test.source_language} to {test.target_language}")
+            directions.append(_evaluate_direction(model, test))
     return Evaluation(load_seconds, tuple(directions))
 
 
-def _evaluate_direction(engine: Engine, bundle: Bundle, tokenizer: TextCodec, test: TestSet) -> DirectionScores:
-    framing = bundle.manifest.framing_of((test.source_language, test.target_language))
+def _evaluate_direction(model: Model, test: TestSet) -> DirectionScores:
+    manifest, tokenizer = model.manifest, model.tokenizer
+    framing = manifest.framing_of((test.source_language, test.target_language))
+    limit = TargetLimit(manifest.limits.max_target_tokens)
     sources = [framing.frame(tokenizer.encode(text)) for text in test.sources]
+    requests = [Request(source, limit.of(len(source)), prefix_ids=framing.target_prefix) for source in sources]
     started = time.monotonic()
-    forced = framing.target_prefix
-    futures = engine.submit([Request(s, _target_limit(s, bundle), prefix_ids=forced) for s in sources])
+    futures = model.engine.submit(requests)
     targets = [future.result().hypotheses[0].token_ids for future in futures]
     seconds = time.monotonic() - started
     translations = [tokenizer.decode(ids) for ids in targets]
@@ -115,7 +105,3 @@ def _evaluate_direction(engine: Engine, bundle: Bundle, tokenizer: TextCodec, te
         num_sentences=len(sources),
         tokens_per_second=sum(map(len, targets)) / seconds,
     )
-
-
-def _target_limit(source_ids: Sequence[int], bundle: Bundle) -> int:
-    return min(2 * len(source_ids) + 16, bundle.manifest.limits.max_target_tokens)

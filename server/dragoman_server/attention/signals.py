@@ -1,6 +1,6 @@
 """What attention says of a translation: numbers for a reader, and what is unusual.
 
-The definitions are those of `Signals` in translation.proto. Pure NumPy.
+The definitions are those of `Signals` in translation.proto.
 """
 
 import enum
@@ -10,7 +10,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from dragoman_server.text.tokenizer import Span
+from dragoman_server.attention.results import Source
+from dragoman_server.bundle.manifest import Manifest
+from dragoman_server.engine.sequence import FinishReason, Hypothesis
+from dragoman_server.runtime.attention_pass import AttentionPass
+from dragoman_server.text.tokenizer import Span, TextCodec
+from dragoman_server.text.verbatim import is_copied
 
 # A source token is covered when the weights on it, summed over the target, reach this.
 COVERED_WEIGHT = 0.2
@@ -54,6 +59,34 @@ class Signals:
     repetition: float
     length_ratio: float
     suspicions: Sequence[Suspicion]
+
+
+def segment_signals(
+    source: Source, target: Hypothesis, manifest: Manifest, tokenizer: TextCodec, attention_pass: AttentionPass
+) -> Signals:
+    """The signals of one segment, from a pass over it.
+
+    Args:
+        source: as the encoder reads it.
+        target: its translation.
+        manifest: of the model.
+        tokenizer: of the model.
+        attention_pass: of the model.
+    """
+    alignment = manifest.best_alignment
+    (weights,) = attention_pass.weights("cross", source.token_ids, target.token_ids, [alignment.layer], alignment.heads)
+    of_source = source.framing.text_range(source.token_ids)
+    of_target = source.framing.target_text_range(target.token_ids)
+    spans = source.spans(tokenizer)
+    return signals(
+        # Without prefixes: weights on and of language tags belong to no word.
+        weights.mean(axis=0)[of_target.start :, of_source.start :],
+        spans,
+        target.token_ids[of_target.start : of_target.stop],
+        target.finish_reason is FinishReason.LENGTH,
+        is_copied(source.segment_text, tokenizer.decode(target.token_ids)),
+        _unspelt_share(source, spans, tokenizer),
+    )
 
 
 def signals(
@@ -111,6 +144,15 @@ def signals(
         length_ratio,
         tuple(suspicions()),
     )
+
+
+def _unspelt_share(source: Source, spans: Sequence[Span], tokenizer: TextCodec) -> float:
+    """How many of a segment's letters the vocabulary has no words for, 0 to 1; `spans` are those of its tokens."""
+    token_ids = source.segment.token_ids
+    are_unspelt = dict(zip(spans, map(tokenizer.is_unspelt, token_ids), strict=True))  # a letter's bytes once
+    nums_letters = {(begin, end): sum(map(str.isalpha, source.text[begin:end])) for begin, end in are_unspelt}
+    num_unspelt = sum(number for span, number in nums_letters.items() if are_unspelt[span])
+    return num_unspelt / max(sum(nums_letters.values()), 1)
 
 
 def _uncovered(spans: Sequence[Span], is_covered: Sequence[bool]) -> list[Span]:

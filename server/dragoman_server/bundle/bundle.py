@@ -84,11 +84,6 @@ class Bundle:
         """Whether there is an attention graph."""
         return ATTENTION_FILE in self.manifest.files
 
-    @property
-    def tokenizer_path(self) -> Path:
-        """The first of the tokenizer's files: all of it where the kind is sentencepiece."""
-        return self.folder / TOKENIZER_FILES[self.manifest.tokenizer][0]
-
     @cached_property
     def tokenizer(self) -> TextCodec:
         """The tokenizer; raises BundleError where a file is damaged."""

@@ -13,11 +13,15 @@ from typing import Annotated, Any, Final, Literal, TypedDict, TypeVar
 import msgspec
 from msgspec import Meta
 
-from dragoman_server.bundle import strict_json
+from dragoman.types import AttentionKind
 from dragoman_server.bundle.fields import Count, LogProb, Name, Sha256, TokenId, TokenIds
 from dragoman_server.bundle.framing import FRAMING_RULES, Framing, FramingTemplate
 from dragoman_server.bundle.languages import Direction, LanguageTable
 from dragoman_server.bundle.rules import Rule, are_distinct, check
+from dragoman_server.text import strict_json
+from dragoman_server.text.tokenizer_files import TOKENIZER_FILES as TOKENIZER_FILES
+from dragoman_server.text.tokenizer_files import TokenizerFile
+from dragoman_server.text.tokenizer_files import TokenizerKind as TokenizerKind
 
 _T = TypeVar("_T")
 
@@ -29,10 +33,7 @@ FileName = Literal[
     "decoder_step.onnx",
     "attention.onnx",
     "weights.bin",
-    "tokenizer.model",
-    "source.spm",
-    "target.spm",
-    "vocab.json",
+    TokenizerFile,
 ]
 ENCODER_FILE: Final = "encoder.onnx"
 DECODER_STEP_FILE: Final = "decoder_step.onnx"
@@ -40,11 +41,6 @@ ATTENTION_FILE: Final = "attention.onnx"
 WEIGHTS_FILE: Final = "weights.bin"
 
 Precision = Literal["fp32", "int8"]
-TokenizerKind = Literal["sentencepiece", "marian"]  # one joint model; or Marian's two models and a vocabulary
-TOKENIZER_FILES: dict[TokenizerKind, tuple[FileName, ...]] = {
-    "sentencepiece": ("tokenizer.model",),
-    "marian": ("source.spm", "target.spm", "vocab.json"),
-}
 # From which row of cross-attention a target token is aligned: that of the step which emits it, or of the step which
 # reads it, one later (Shift-Att, Chen et al. 2020).
 AlignmentMethod = Literal["output_row", "shifted"]
@@ -64,6 +60,15 @@ class Architecture:
     num_heads: Annotated[int, Meta(ge=1, le=1024)]
     d_head: Annotated[int, Meta(ge=1, le=1024)]
     vocabulary_size: Count  # of the target
+
+    @property
+    def num_layers(self) -> dict[AttentionKind, int]:
+        """The layers that have attention of a kind."""
+        return {
+            "encoder": self.num_encoder_layers,
+            "decoder": self.num_decoder_layers,
+            "cross": self.num_decoder_layers,
+        }
 
 
 @dataclass(frozen=True)

@@ -8,17 +8,29 @@ import asyncio
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
+from pathlib import Path
 from typing import TypeVar
 
+from dragoman_server.bundle.manifest import WEIGHTS_FILE
 from dragoman_server.errors import StartError
 
 _T = TypeVar("_T")
 
 THREAD_NAME = "dragoman-loading"
 
+# The model shipped with the server takes a second; large ones are read for longer.
+_MAX_SECONDS = 60.0
+_LEAST_BYTES_PER_SECOND = 25e6
+
 
 class StoppedError(Exception):
     """What was being loaded is not wanted any more."""
+
+
+def max_load_seconds(folder: Path) -> float:
+    """How long loading the bundle in this folder may take."""
+    weights = folder / WEIGHTS_FILE
+    return _MAX_SECONDS + (weights.stat().st_size if weights.is_file() else 0) / _LEAST_BYTES_PER_SECOND
 
 
 async def load(work: Callable[[], _T], stop: asyncio.Event, max_seconds: float) -> _T:

@@ -1,11 +1,7 @@
 """Replays the parity certificate: before a model is served, it must still do what its PyTorch source did."""
 
-import re
-import resource
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import get_args
 
 import numpy as np
@@ -17,6 +13,7 @@ from dragoman_server.engine.runner import Runner
 from dragoman_server.engine.search import StepOutput
 from dragoman_server.errors import BundleError
 from dragoman_server.runtime.attention_pass import AttentionPass
+from dragoman_server.runtime.memory import memory_limit
 from dragoman_server.runtime.runner import OnnxRunner
 
 # Golden sentences, which may be as long as the model allows.
@@ -133,27 +130,7 @@ def _difference(bundle: Bundle, subject: str, index: int, logprobs: Sequence[flo
 def _running(subject: str, index: int, num_bytes: int = 0) -> Iterator[None]:
     """Where golden sentences run, the first of them `index`, that may take `num_bytes` more than others."""
     try:
-        with _memory_limit(_MAX_BYTES + num_bytes):
+        with memory_limit(_MAX_BYTES + num_bytes):
             yield
     except Exception as error:  # ONNX Runtime's exceptions share no base class
         raise BundleError(f"{subject}: golden sentence {index} cannot be run: {error}") from error
-
-
-@contextmanager
-def _memory_limit(num_bytes: int) -> Iterator[None]:
-    """Lets no allocation succeed that makes this process larger by more than `num_bytes`.
-
-    A graph could ask for all the memory there is, and the kernel end any process for it.
-    """
-    if sys.platform != "linux":  # elsewhere this limit is another one
-        yield
-        return
-    soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
-    kilobytes = re.search(r"^VmData:\s*(\d+) kB$", Path("/proc/self/status").read_text(), re.MULTILINE)
-    assert kilobytes is not None
-    limit = 1024 * int(kilobytes[1]) + num_bytes
-    resource.setrlimit(resource.RLIMIT_DATA, (limit if soft == resource.RLIM_INFINITY else min(limit, soft), hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))

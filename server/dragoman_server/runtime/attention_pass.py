@@ -1,7 +1,5 @@
 """One pass of the attention graph over a source and a finished target."""
 
-import math
-import mmap
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -13,14 +11,12 @@ from dragoman.types import AttentionKind
 from dragoman_server.bundle.bundle import Bundle
 from dragoman_server.bundle.framing import decoder_inputs
 from dragoman_server.bundle.manifest import ATTENTION_FILE
-from dragoman_server.runtime.background import Background, run_options
+from dragoman_server.runtime.background import Background
+from dragoman_server.runtime.memory import empty, shrinking_run
 from dragoman_server.runtime.session import open_session
 
 # Of the table of log-probs, rows by vocabulary, that is computed at a time. There are two of these.
 _MAX_TABLE_BYTES = 8 << 20
-
-# Of an array, from where on it has pages of its own.
-_LARGE_BYTES = 1 << 20
 
 # What stands where the graph must be given something and nothing is needed.
 _NOTHING = (0,)
@@ -49,11 +45,7 @@ class AttentionPass:
     def __init__(self, bundle: Bundle, num_threads: int, background: Background | None = None) -> None:
         self._bundle, self.background = bundle, background
         architecture = bundle.manifest.architecture
-        self._num_layers: dict[AttentionKind, int] = {
-            "encoder": architecture.num_encoder_layers,
-            "decoder": architecture.num_decoder_layers,
-            "cross": architecture.num_decoder_layers,
-        }
+        self._num_layers = architecture.num_layers
         self.heads = range(architecture.num_heads)
         self._width = architecture.num_heads * architecture.d_head
         self._session = open_session(bundle.folder / ATTENTION_FILE, num_threads, saves_memory=True)
@@ -100,7 +92,7 @@ class AttentionPass:
         num_rows = len(source_ids if kind == "encoder" else target_ids)
         num_columns = len(target_ids if kind == "decoder" else source_ids)
         shape = (1, len(heads), num_rows, num_columns)
-        outputs = {f"{kind}_attentions.{layer}": _empty(shape) for layer in layers}
+        outputs = {f"{kind}_attentions.{layer}": empty(shape) for layer in layers}
         wanted = np.zeros(self._num_layers[kind], np.int64)
         wanted[list(layers)] = 1
         feeds: dict[str, NDArray[Any]] = {f"{kind}_layers": wanted, "heads": np.array(heads, np.int64)}
@@ -146,14 +138,6 @@ class AttentionPass:
                 bind(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
         run = partial(self._session.run_with_iobinding, binding)
         if self.background is None:
-            run(run_options())
+            run(shrinking_run())
         else:
             self.background.run(run)
-
-
-def _empty(shape: tuple[int, ...]) -> NDArray[np.float32]:
-    """Where it is large, memory that the system gets back with the array: the allocator would keep some of it."""
-    num_bytes = 4 * math.prod(shape)
-    if num_bytes < _LARGE_BYTES:
-        return np.empty(shape, np.float32)
-    return np.frombuffer(mmap.mmap(-1, num_bytes), np.float32).reshape(shape)

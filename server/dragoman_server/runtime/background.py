@@ -11,6 +11,8 @@ from collections.abc import Callable
 
 import onnxruntime as ort
 
+from dragoman_server.runtime.memory import shrinking_run
+
 logger = logging.getLogger(__name__)
 
 Run = Callable[[ort.RunOptions], None]
@@ -40,13 +42,13 @@ class Background:
             return
         before = time.thread_time()
         try:
-            run(run_options())
+            run(shrinking_run())
         finally:
             self._owed_seconds -= time.thread_time() - before
 
     def _run_idle(self, run: Run) -> bool:
         """Whether it was done; where it found no processor, it was terminated."""
-        options, begun, used = run_options(), time.monotonic(), self._idle.cpu_seconds()
+        options, begun, used = shrinking_run(), time.monotonic(), self._idle.cpu_seconds()
         self._idle.begin(run, options)
         while not self._idle.is_done(_PATIENCE_SECONDS):
             if self._idle.cpu_seconds() - used < _LEAST_SHARE * (time.monotonic() - begun):
@@ -66,13 +68,6 @@ class Background:
     def close(self) -> None:
         """Ends the thread; nothing may run."""
         self._idle.close()
-
-
-def run_options() -> ort.RunOptions:
-    """Of a run that gives its memory back."""
-    options = ort.RunOptions()
-    options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
-    return options
 
 
 class _IdleThread:

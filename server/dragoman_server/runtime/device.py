@@ -1,7 +1,13 @@
 """The lanes of a device: threads, each of which does one step of some engine at a time."""
 
+import logging
 import threading
 from typing import Protocol, Self
+
+from dragoman_server.config import EngineOptions
+from dragoman_server.runtime.cpus import available_cpus
+
+logger = logging.getLogger(__name__)
 
 
 class Stepper(Protocol):
@@ -36,6 +42,17 @@ class Device:
         ]
         for thread in self._threads:
             thread.start()
+
+    @classmethod
+    def of(cls, options: EngineOptions) -> Self:
+        """The CPUs that this process may use, with as many lanes as these options say."""
+        cpus = available_cpus()
+        num_lanes, num_threads = options.shape(cpus)
+        if num_lanes * num_threads > cpus:
+            logger.warning(
+                "%d lanes of %d threads compute on %d CPUs: they will wait for each other", num_lanes, num_threads, cpus
+            )
+        return cls(num_lanes)
 
     @property
     def num_lanes(self) -> int:

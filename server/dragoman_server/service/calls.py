@@ -1,8 +1,15 @@
-"""What callers ask for, as it came in: plain values under the names of the API, not yet checked."""
+"""What callers ask for, as it came in: plain values under the names of the API, not yet checked; None where absent."""
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+
+from dragoman_server.attention.selection import SelectionFields
+from dragoman_server.bundle.manifest import AlignmentMethod
+from dragoman_server.engine.search_options import EarlyStopping
+from dragoman_server.engine.sequence import Priority
+from dragoman_server.errors import UnknownValue
+from dragoman_server.text.segmentation import Segmentation
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +30,7 @@ class DecodingFields:
     num_hypotheses: int | None = None
     length_penalty: float | None = None
     patience: float | None = None
-    early_stopping: int = 0  # number of an EarlyStopping of the API
+    early_stopping: EarlyStopping | UnknownValue | None = None
     temperature: float | None = None
     top_k: int | None = None
     top_p: float | None = None
@@ -41,8 +48,8 @@ class TranslateConfig:
     target_language_code: str
     model: str = ""
     options: DecodingFields = field(default_factory=DecodingFields)
-    segmentation: int = 0  # number of a Segmentation of the API
-    priority: int = 0  # number of a Priority of the API
+    segmentation: Segmentation | UnknownValue | None = None
+    priority: Priority | UnknownValue = Priority.DEFAULT
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,19 +102,6 @@ class ScoreCall:
 
 
 @dataclass(frozen=True, slots=True)
-class SelectionFields:
-    """The fields of `AttentionSelection`; enums as their numbers."""
-
-    kinds: Sequence[int] = ()
-    layers: Sequence[int] = ()
-    heads: Sequence[int] = ()
-    head_reduction: int = 0
-    layer_reduction: int = 0
-    rollout: bool = False
-    weight_type: int = 0
-
-
-@dataclass(frozen=True, slots=True)
 class AttentionCall:
     """Attention weights that are asked for. A target that is not given is decoded, unless there shall be none."""
 
@@ -123,6 +117,6 @@ class AlignCall:
 
     inputs: Sequence[Pair]
     config: TranslateConfig
-    method: int = 0  # number of an AlignmentMethod of the API
+    method: AlignmentMethod | UnknownValue | None = None
     layer: int | None = None
     heads: Sequence[int] = ()

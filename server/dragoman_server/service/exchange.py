@@ -2,7 +2,7 @@
 
 import asyncio
 import math
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
 from typing import Any, TypeVar
 
 _Input = TypeVar("_Input")
@@ -15,24 +15,23 @@ Begun = Callable[[int], None]
 async def exchange(
     inputs: AsyncIterator[_Input],
     answer: Callable[[_Input, Begun], Coroutine[Any, Any, _Answer]],
-    send: Callable[[_Answer], Awaitable[None]],
     max_in_flight: int,
     may_go_on: Callable[[], bool] = lambda: True,
-) -> None:
-    """Answers every input, and returns when `inputs` has ended and all answers are sent.
+) -> AsyncGenerator[_Answer, None]:
+    """Gives the answer to every input, in the order in which they are ready.
 
-    Cancelling the task that awaits this cancels what is under way.
+    An answer takes up room until the next one is asked for. Closing the generator, or cancelling the task that awaits
+    it, cancels what is under way.
 
     Args:
         inputs: read one by one, the next when the work on one has begun and there is room for it.
         answer: its errors end the exchange.
-        send: one at a time; returns when there is room for more.
-        max_in_flight: segments of inputs that are read and whose answers are not sent yet, from which on there is no
-            room. An input without any counts as one.
+        max_in_flight: segments of inputs that are read and whose answers still take up room, from which on there is
+            none. An input without any counts as one.
         may_go_on: whether others leave room. Asked again when the work on an input has ended.
 
     Raises:
-        Exception: whatever the three above raise.
+        Exception: whatever the two above raise.
     """
     in_flight: dict[asyncio.Task[_Answer], float] = {}  # segments; infinitely many until their number is known
     changed = asyncio.Event()
@@ -68,7 +67,7 @@ async def exchange(
             if task is None:
                 reading.result()  # what is wrong with the inputs is told at once
             else:
-                await send(task.result())
+                yield task.result()
                 del in_flight[task]
                 changed.set()
         reading.result()

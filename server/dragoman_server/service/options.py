@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from dragoman_server.bundle.manifest import Manifest
 from dragoman_server.engine.search_options import EarlyStopping, SearchOptions
-from dragoman_server.errors import FieldViolation
+from dragoman_server.errors import FieldViolation, UnknownValue
 from dragoman_server.service.calls import DecodingFields
 from dragoman_server.text.tokenizer import TextCodec
 
@@ -14,8 +14,6 @@ MAX_LENGTH_RATIO = 1000.0
 MAX_SUPPRESSED_WORDS = 64
 MAX_SUPPRESSED_TOKENS = 16  # of one word
 MAX_SUPPRESSED_CHARACTERS = 256  # of one word: what is longer is not even tokenized
-
-_EARLY_STOPPING = {1: EarlyStopping.HEURISTIC, 2: EarlyStopping.FIRST, 3: EarlyStopping.NEVER}
 
 # Those that are the engine's under the same name, and that have the engine's default where absent.
 _SEARCH_FIELDS = (
@@ -37,9 +35,9 @@ class TargetLimit:
     """How many tokens the target of a segment may have, end-of-sentence included."""
 
     model_limit: int
-    max_target_tokens: int | None
-    max_length_ratio: float | None
-    min_target_tokens: int
+    max_target_tokens: int | None = None
+    max_length_ratio: float | None = None
+    min_target_tokens: int = 0
 
     def of(self, num_source_tokens: int) -> int:
         """The limit for a source of this many tokens, at least 1."""
@@ -83,12 +81,13 @@ def resolve(
     is_sampling = any(getattr(fields, name) is not None for name in _SAMPLING_FIELDS)
     default_beam_size = 1 if is_sampling else defaults.beam_size
     default_stopping = EarlyStopping.FIRST if defaults.early_stopping else EarlyStopping.HEURISTIC
+    stopping = fields.early_stopping
     search = SearchOptions(
         **given,
         is_sampling=is_sampling,
         beam_size=default_beam_size if fields.beam_size is None else fields.beam_size,
         length_penalty=defaults.length_penalty if fields.length_penalty is None else fields.length_penalty,
-        early_stopping=_EARLY_STOPPING.get(fields.early_stopping, default_stopping),
+        early_stopping=stopping if isinstance(stopping, EarlyStopping) else default_stopping,
         suppressed=suppressed,
     )
     limit = TargetLimit(
@@ -96,14 +95,9 @@ def resolve(
     )
     violations += _limit_violations(limit)
     violations += [_out_of_range(name, description) for name, description in search.faults(max_rows)]
-    if fields.early_stopping and fields.early_stopping not in _EARLY_STOPPING:
-        violations.append(unknown_enum_value("early_stopping", fields.early_stopping))
+    if isinstance(stopping, UnknownValue):
+        violations.append(stopping.violation("early_stopping"))
     return Decoding(search, limit), violations
-
-
-def unknown_enum_value(field: str, value: int) -> FieldViolation:
-    """The violation of an enum field whose value is none of those the server knows."""
-    return FieldViolation(field, f"is {value}, which is no value this server knows", "UNKNOWN_ENUM_VALUE")
 
 
 def unknown_piece(field: str) -> FieldViolation:

@@ -7,20 +7,17 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+from dragoman_server.attention.results import Source
 from dragoman_server.bundle.framing import Framing
-from dragoman_server.bundle.languages import Direction, Languages
-from dragoman_server.bundle.manifest import Manifest
+from dragoman_server.bundle.languages import Direction
 from dragoman_server.config import InputLimits
+from dragoman_server.engine.search_options import SearchOptions
 from dragoman_server.engine.sequence import Priority, Request
-from dragoman_server.errors import (
-    DeadlineError,
-    FieldViolation,
-    InvalidInputError,
-    ModelNotFoundError,
-    UnsupportedLanguageError,
-)
+from dragoman_server.errors import DeadlineError, FieldViolation, InvalidInputError, UnknownValue
+from dragoman_server.registry.model import Model
+from dragoman_server.registry.registry import Lease
 from dragoman_server.service.calls import CallContext, Pair, TextInput, TranslateConfig
-from dragoman_server.service.options import Decoding, resolve, unknown_enum_value, unknown_piece
+from dragoman_server.service.options import Decoding, resolve, unknown_piece
 from dragoman_server.text.segmentation import (
     Segmentation,
     SegmentedText,
@@ -29,17 +26,13 @@ from dragoman_server.text.segmentation import (
     num_lines_with_words,
     segment,
 )
-from dragoman_server.text.tokenizer import TextCodec
-
-_MODEL_DEFAULT = 0
-_SEGMENTATIONS = frozenset((_MODEL_DEFAULT, *Segmentation))
-_PRIORITIES = {0: Priority.DEFAULT, 1: Priority.INTERACTIVE, 2: Priority.DEFAULT, 3: Priority.BULK}
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """A checked config: what turns an input into requests."""
+    """A checked config: what turns an input into requests of a model."""
 
+    model: Model
     direction: Direction
     framing: Framing
     segmentation: Segmentation
@@ -62,14 +55,19 @@ class PlannedText:
     target_ids: tuple[int, ...] | None = None  # where the target was given: all of it, as the decoder emits it
     target_text: str | None = None  # where it was given as a text
 
+    @property
+    def sources(self) -> list[Source]:
+        """What the encoder reads, segment by segment."""
+        return [
+            Source(self.text.text, segment, request.source_ids, self.framing)
+            for segment, request in zip(self.text.segments, self.requests, strict=True)
+        ]
+
 
 class Planner:
-    """Checks calls against the limits of one model and one server.
+    """Checks calls against the limits of the server and of the models that they were given.
 
     Args:
-        manifest: of the model.
-        resource_name: name@version of the model.
-        tokenizer: of the model.
         limits: what a call may ask for.
         max_segments: how many segments a call may have; more than the engine can queue would
             be refused for ever.
@@ -77,27 +75,14 @@ class Planner:
             be decoded.
     """
 
-    def __init__(
-        self,
-        manifest: Manifest,
-        resource_name: str,
-        tokenizer: TextCodec,
-        limits: InputLimits,
-        max_segments: int,
-        max_rows: int,
-    ) -> None:
-        self._manifest = manifest
-        self._resource_name = resource_name
-        self._tokenizer = tokenizer
-        self._limits = limits
-        self._max_segments = max_segments
-        self._max_rows = max_rows
-        self._languages = Languages(manifest.languages)
+    def __init__(self, limits: InputLimits, max_segments: int, max_rows: int) -> None:
+        self._limits, self._max_segments, self._max_rows = limits, max_segments, max_rows
 
     # -- the call ------------------------------------------------------------------------------
 
     def plan(
         self,
+        lease: Lease,
         config: TranslateConfig,
         context: CallContext,
         num_inputs: int = 1,
@@ -107,6 +92,7 @@ class Planner:
         """Checks what holds for all inputs.
 
         Args:
+            lease: what the call was given.
             config: as the caller gave it.
             context: of the call.
             num_inputs: how many inputs the call has.
@@ -115,33 +101,33 @@ class Planner:
 
         Raises:
             InvalidInputError: has all violations.
-            ModelNotFoundError: another model is asked for.
+            ModelNotFoundError: there is no model of the name that is asked for.
             UnsupportedLanguageError: the model does not translate this pair of languages.
             DeadlineError: the deadline has passed.
         """
-        decoding, faults = resolve(config.options, self._manifest, self._tokenizer, self._max_rows)
+        model = lease.model
+        decoding, faults = resolve(config.options, model.manifest, model.tokenizer, self._max_rows)
         violations = [
             *self._number_violations(num_inputs),
-            *(_below(path, violation) for violation in self._config_violations(config)),
+            *(_below(path, violation) for violation in _config_violations(config, model)),
             *(_below(path + options_path, violation) for violation in faults),
         ]
-        if violations:
+        segmentation, priority = config.segmentation, config.priority
+        # Where one of the two is unknown, there is a violation.
+        if violations or isinstance(segmentation, UnknownValue) or isinstance(priority, UnknownValue):
             raise InvalidInputError(*violations)
-        self._check_model(config.model)
-        direction = self._direction(config.source_language_code, config.target_language_code)
+        if not isinstance(lease.direction, Direction):
+            raise lease.direction
         check_deadline(context.deadline)
         return Plan(
-            direction,
-            self._manifest.framing_of(direction),
-            self._segmentation(config.segmentation),
+            model,
+            lease.direction,
+            model.manifest.framing_of(lease.direction),
+            segmentation or Segmentation(model.manifest.segmentation),
             decoding,
-            _PRIORITIES[config.priority],
+            priority,
             context.deadline,
         )
-
-    def _segmentation(self, number: int) -> Segmentation:
-        is_default = number == _MODEL_DEFAULT
-        return Segmentation[self._manifest.segmentation.upper()] if is_default else Segmentation(number)
 
     def _number_violations(self, num_inputs: int) -> Iterator[FieldViolation]:
         most = self._limits.max_inputs
@@ -149,32 +135,6 @@ class Planner:
             yield FieldViolation("inputs", "is empty, must have at least one element", "NO_INPUTS")
         if num_inputs > most:
             yield FieldViolation("inputs", f"has {num_inputs} elements, may have at most {most}", "TOO_MANY_INPUTS")
-
-    def _config_violations(self, config: TranslateConfig) -> Iterator[FieldViolation]:
-        for field in ("source_language_code", "target_language_code"):
-            code = getattr(config, field)
-            if not code:
-                yield FieldViolation(field, "is required", "REQUIRED_FIELD")
-            elif fault := self._languages.fault_of(code):
-                yield FieldViolation(field, fault, "INVALID_LANGUAGE_CODE")
-        if config.segmentation not in _SEGMENTATIONS:
-            yield unknown_enum_value("segmentation", config.segmentation)
-        if config.priority not in _PRIORITIES:
-            yield unknown_enum_value("priority", config.priority)
-
-    def _check_model(self, model: str) -> None:
-        if model not in ("", self._manifest.name, self._resource_name):
-            raise ModelNotFoundError(model, f"there is no such model; this server has {self._manifest.name!r}")
-
-    def _direction(self, source: str, target: str) -> Direction:
-        direction = self._languages.find(source, target)
-        if direction is None:
-            raise UnsupportedLanguageError(
-                f"{source}-{target}",
-                f"model {self._manifest.name!r} does not translate {source}-{target}; "
-                f"it translates {self._languages.described(source)}",
-            )
-        return direction
 
     # -- texts to translate --------------------------------------------------------------------
 
@@ -202,13 +162,13 @@ class Planner:
             violations += self._over_segments(num_lines_with_words(text_input.text), path)
         if violations:
             return InvalidInputError(*violations)
-        segmented = self._segmented(text_input.text, plan, self._max_segments + 1)
+        segmented = _segmented(text_input.text, plan, self._max_segments + 1)
         target_prefix = text_input.target_prefix
-        prefix_text_ids = self._tokenizer.encode_target(target_prefix) if target_prefix else ()
+        prefix_text_ids = plan.model.tokenizer.encode_target(target_prefix) if target_prefix else ()
         violations = [
             *self._over_segments(len(segmented.segments), path),
-            *self._over_tokens(segmented, plan, f"{path}.text"),
-            *self._unknown_violations(prefix_text_ids, f"{path}.target_prefix"),
+            *_over_tokens(segmented, plan, f"{path}.text"),
+            *_unknown_violations(prefix_text_ids, plan.model, f"{path}.target_prefix"),
             *_prefix_violations(segmented, prefix_text_ids, plan, path),
             *_length_violations(segmented, plan, f"{path}.text"),
         ]
@@ -265,61 +225,41 @@ class Planner:
             path: what stands before the names of the pair's fields in the request.
             must_spell: whether a target text is refused where the vocabulary has no word for a part of it.
         """
-        target = pair.target
+        target, model = pair.target, plan.model
         violations = [
             *self._over_characters(pair.text, f"{path}text"),
             *self._over_characters(target if isinstance(target, str) else "", f"{path}target_text"),
         ]
         if violations:
             return InvalidInputError(*violations)
-        segmented = lines(pair.text, self._tokenizer.encode, 2)
-        violations = [*self._over_tokens(segmented, plan, f"{path}text"), *_not_one_segment(segmented, f"{path}text")]
+        segmented = lines(pair.text, model.tokenizer.encode, 2)
+        violations = [*_over_tokens(segmented, plan, f"{path}text"), *_not_one_segment(segmented, f"{path}text")]
         target_ids: tuple[int, ...] | None = None
         if isinstance(target, str):
-            target_ids = plan.framing.frame_target(self._tokenizer.encode_target(target))
-            violations += self._target_violations(target_ids, f"{path}target_text")
+            target_ids = plan.framing.frame_target(model.tokenizer.encode_target(target))
+            violations += _target_violations(target_ids, model, f"{path}target_text")
             if must_spell:
-                violations += self._unknown_violations(target_ids, f"{path}target_text")
+                violations += _unknown_violations(target_ids, model, f"{path}target_text")
         elif target is not None:
             target_ids = tuple(target)
             field = f"{path}target_token_ids"
-            violations += [*self._target_violations(target_ids, field)] or self._token_id_violations(target_ids, field)
+            too_long = [*_target_violations(target_ids, model, field)]
+            violations += too_long or _token_id_violations(target_ids, model, field)
         else:
             violations += _length_violations(segmented, plan, f"{path}text")
         if violations:
             return InvalidInputError(*violations)
         (source,) = segmented.segments
-        # Where all of the target is forced, nothing is left to search.
-        num_tokens = plan.max_target_tokens(source) if target_ids is None else len(target_ids)
-        forced_ids = plan.framing.target_prefix if target_ids is None else target_ids
-        source_ids, search = plan.framing.frame(source.token_ids), plan.decoding.search
+        if target_ids is None:
+            num_tokens, search = plan.max_target_tokens(source), plan.decoding.search
+            forced_ids = plan.framing.target_prefix
+        else:  # all of the target is forced, and nothing is left to search
+            num_tokens, search = len(target_ids), SearchOptions(length_penalty=plan.decoding.search.length_penalty)
+            forced_ids = target_ids
+        source_ids = plan.framing.frame(source.token_ids)
         request = Request(source_ids, num_tokens, plan.deadline, search, forced_ids, plan.priority)
         text = target if isinstance(target, str) else None
         return PlannedText(segmented, plan.framing, [request], target_ids, text)
-
-    def _target_violations(self, target_ids: Sequence[int], field: str) -> Iterator[FieldViolation]:
-        most = self._manifest.limits.max_target_tokens
-        if len(target_ids) > most:
-            description = f"has {len(target_ids)} tokens; the model takes at most {most}"
-            yield FieldViolation(field, description, "TARGET_TOO_LONG")
-
-    def _unknown_violations(self, token_ids: Sequence[int], field: str) -> Iterator[FieldViolation]:
-        if self._tokenizer.unknown_id in token_ids:
-            yield unknown_piece(field)
-
-    def _token_id_violations(self, token_ids: Sequence[int], field: str) -> Iterator[FieldViolation]:
-        if not token_ids:
-            yield FieldViolation(field, "is empty, must have at least one id", "NO_TARGET_TOKENS")
-        size, eos = self._manifest.architecture.vocabulary_size, self._manifest.eos_token_id
-        for index, token_id in enumerate(token_ids):
-            if token_id >= size:
-                description = f"has {token_id} at index {index}, the vocabulary has ids below {size}"
-                yield FieldViolation(field, description, "UNKNOWN_TOKEN_ID")
-                return
-        if eos in token_ids[:-1]:
-            index = list(token_ids).index(eos)
-            description = f"has end-of-sentence ({eos}) at index {index}, which only the last may be"
-            yield FieldViolation(field, description, "TOKENS_AFTER_END")
 
     # -- what all need ------------------------------------------------------------------------
 
@@ -339,16 +279,6 @@ class Planner:
                 )
             yield text
 
-    def _segmented(self, text: str, plan: Plan, max_segments: int) -> SegmentedText:
-        """The text, cut as far as this number of segments: more than there may be show that there are too many."""
-
-        def encode(part: str) -> Sequence[int]:
-            check_deadline(plan.deadline)  # a long text takes long
-            return self._tokenizer.encode(part)
-
-        segment_tokens = self._manifest.limits.segment_tokens - plan.framing.num_specials
-        return segment(text, encode, plan.segmentation, segment_tokens, plan.direction, max_segments)
-
     def _over_characters(self, text: str, field: str) -> Iterator[FieldViolation]:
         most = self._limits.max_text_characters
         if len(text) > most:
@@ -359,24 +289,75 @@ class Planner:
             description = f"has more than the {self._max_segments} segments one call may have"
             yield FieldViolation(f"{path}.text", description, "TOO_MANY_SEGMENTS")
 
-    def _over_tokens(self, text: SegmentedText, plan: Plan, field: str) -> Iterator[FieldViolation]:
-        most = self._manifest.limits.max_source_tokens
-        for source in text.segments:
-            num_tokens = len(source.token_ids) + plan.framing.num_specials
-            if num_tokens > most:
-                yield FieldViolation(
-                    field,
-                    f"characters {source.begin} to {source.end} are one segment of {num_tokens} "
-                    f"tokens; the model takes at most {most}",
-                    "SEGMENT_TOO_LONG",
-                )
-                return
+
+def _config_violations(config: TranslateConfig, model: Model) -> Iterator[FieldViolation]:
+    for field in ("source_language_code", "target_language_code"):
+        code = getattr(config, field)
+        if not code:
+            yield FieldViolation(field, "is required", "REQUIRED_FIELD")
+        elif fault := model.languages.fault_of(code):
+            yield FieldViolation(field, fault, "INVALID_LANGUAGE_CODE")
+    for field in ("segmentation", "priority"):
+        if isinstance(value := getattr(config, field), UnknownValue):
+            yield value.violation(field)
 
 
 def check_deadline(deadline: float) -> None:
     """Raises DeadlineError where there is no time left; `deadline` is on the `time.monotonic` clock, in seconds."""
     if time.monotonic() >= deadline:
         raise DeadlineError("the deadline passed before the translation was started")
+
+
+def _target_violations(target_ids: Sequence[int], model: Model, field: str) -> Iterator[FieldViolation]:
+    most = model.manifest.limits.max_target_tokens
+    if len(target_ids) > most:
+        description = f"has {len(target_ids)} tokens; the model takes at most {most}"
+        yield FieldViolation(field, description, "TARGET_TOO_LONG")
+
+
+def _unknown_violations(token_ids: Sequence[int], model: Model, field: str) -> Iterator[FieldViolation]:
+    if model.tokenizer.unknown_id in token_ids:
+        yield unknown_piece(field)
+
+
+def _token_id_violations(token_ids: Sequence[int], model: Model, field: str) -> Iterator[FieldViolation]:
+    if not token_ids:
+        yield FieldViolation(field, "is empty, must have at least one id", "NO_TARGET_TOKENS")
+    size, eos = model.manifest.architecture.vocabulary_size, model.manifest.eos_token_id
+    for index, token_id in enumerate(token_ids):
+        if token_id >= size:
+            description = f"has {token_id} at index {index}, the vocabulary has ids below {size}"
+            yield FieldViolation(field, description, "UNKNOWN_TOKEN_ID")
+            return
+    if eos in token_ids[:-1]:
+        index = list(token_ids).index(eos)
+        description = f"has end-of-sentence ({eos}) at index {index}, which only the last may be"
+        yield FieldViolation(field, description, "TOKENS_AFTER_END")
+
+
+def _segmented(text: str, plan: Plan, max_segments: int) -> SegmentedText:
+    """The text, cut as far as this number of segments: more than there may be show that there are too many."""
+
+    def encode(part: str) -> Sequence[int]:
+        check_deadline(plan.deadline)  # a long text takes long
+        return plan.model.tokenizer.encode(part)
+
+    segment_tokens = plan.model.manifest.limits.segment_tokens - plan.framing.num_specials
+    return segment(text, encode, plan.segmentation, segment_tokens, plan.direction, max_segments)
+
+
+def _over_tokens(text: SegmentedText, plan: Plan, field: str) -> Iterator[FieldViolation]:
+    most = plan.model.manifest.limits.max_source_tokens
+    for source in text.segments:
+        num_tokens = len(source.token_ids) + plan.framing.num_specials
+        if num_tokens > most:
+            yield FieldViolation(
+                field,
+                f"characters {source.begin} to {source.end} are one segment of {num_tokens} "
+                f"tokens; the model takes at most {most}",
+                "SEGMENT_TOO_LONG",
+            )
+            return
 
 
 def _not_one_segment(text: SegmentedText, field: str) -> Iterator[FieldViolation]:

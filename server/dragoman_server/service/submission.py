@@ -3,11 +3,12 @@
 import asyncio
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 from dragoman_server.engine.sequence import Completion, Request
+from dragoman_server.registry.model import SegmentEngine
 
 _T = TypeVar("_T")
 
@@ -16,32 +17,6 @@ _T = TypeVar("_T")
 _MAX_CHARACTERS_ON_LOOP = 2_000
 # What is done without a pause, unless one text has more: about a millisecond.
 _PIECE_CHARACTERS = 10_000
-
-
-class SegmentEngine(Protocol):
-    """What handlers need of the engine."""
-
-    def submit(
-        self,
-        requests: Sequence[Request],
-        caller: object = None,
-        on_progress: Callable[[int, tuple[int, ...]], None] | None = None,
-        *,
-        is_unlimited: bool = False,
-    ) -> list[Future[Completion]]:
-        """Queues all requests or none, without blocking. Cancelling a future withdraws it.
-
-        Args:
-            requests: each is answered by the future at the same place.
-            caller: requests of the same caller take turns with those of others.
-            on_progress: called on another thread with the index of a request and the ids that
-                its target is now certain to begin with.
-            is_unlimited: whether there is room in any case, and none taken from others.
-
-        Raises:
-            QueueFullError: there is no room for all of them.
-            EngineDeadError: the engine has ended.
-        """
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Whether one can listen at an address."""
+"""Addresses to listen at."""
 
 import errno
 import socket
@@ -37,3 +37,8 @@ def check_free(name: str, address: str) -> None:
 
 def _cannot_listen(address: str, error: OSError) -> StartError:
     return StartError(f"cannot listen on {address}: {error.strerror or error}")
+
+
+def with_port(address: str, port: int) -> str:
+    """The address with the port that was taken, in place of 0."""
+    return f"{address.rpartition(':')[0]}:{port}"

@@ -16,7 +16,10 @@ from urllib.parse import parse_qs, urlsplit
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 
+from dragoman_server.config import parse_address
+from dragoman_server.errors import StartError
 from dragoman_server.metrics import Metrics
+from dragoman_server.wire.addresses import with_port
 
 logger = logging.getLogger(__name__)
 
@@ -32,15 +35,23 @@ _SECONDS_WITHOUT_DESCRIPTORS = 0.1
 
 
 class MetricsPage:
-    """The page, from construction to `close`."""
+    """The page, from construction to `close`.
 
-    def __init__(self, metrics: Metrics, host: str, port: int) -> None:
-        """Starts to listen; port 0 takes a free one.
+    Attributes:
+        url: of the page, with the port that was taken.
+    """
+
+    def __init__(self, metrics: Metrics, listen: str) -> None:
+        """Starts to listen at HOST:PORT; port 0 takes a free one.
 
         Raises:
-            OSError: the address cannot be listened on.
+            StartError: the address cannot be listened on.
         """
-        self._server = _Server(metrics.registry, host, port)
+        try:
+            self._server = _Server(metrics.registry, *parse_address("metrics_listen", listen))
+        except OSError as error:
+            raise StartError(f"cannot listen on {listen} for metrics: {error.strerror or error}") from error
+        self.url = f"http://{with_port(listen, self.port)}{_PATH}"
         self._thread = threading.Thread(target=self._server.serve_forever, name="dragoman-metrics", daemon=True)
         self._thread.start()
 

@@ -3,18 +3,17 @@
 import numpy as np
 
 from dragoman.attention.alignment import align, rows, word_links, words
-from dragoman_server.attention.results import AlignedPair
-from dragoman_server.attention.tokens import source_tokens, target_text_and_spans, target_tokens
+from dragoman_server.attention.results import AlignedPair, Source, target_text_and_spans, target_tokens
 from dragoman_server.bundle.manifest import Alignment, Manifest
-from dragoman_server.engine.sequence import Completion
+from dragoman_server.engine.sequence import Hypothesis
 from dragoman_server.runtime.attention_pass import AttentionPass
-from dragoman_server.service.planner import PlannedText
 from dragoman_server.text.tokenizer import TextCodec
 
 
 def align_pair(
-    planned: PlannedText,
-    completion: Completion | None,
+    source: Source,
+    target: Hypothesis,
+    given_text: str | None,
     alignment: Alignment,
     manifest: Manifest,
     tokenizer: TextCodec,
@@ -23,39 +22,32 @@ def align_pair(
     """Aligns a source with a target.
 
     Args:
-        planned: the source, and the target where it was given.
-        completion: the target where it was decoded.
+        source: as the encoder reads it.
+        target: decoded or forced.
+        given_text: the target where it was given as a text.
         alignment: from which weights.
         manifest: of the model.
         tokenizer: of the model.
         attention_pass: of the model.
     """
-    source_ids = planned.requests[0].source_ids
-    if completion is None:
-        assert planned.target_ids is not None
-        target_ids = planned.target_ids
-        logprobs = attention_pass.logprobs(source_ids, target_ids).tolist()
-    else:
-        target_ids = completion.hypotheses[0].token_ids
-        logprobs = completion.hypotheses[0].token_logprobs
-    read_ids = target_ids
-    if not planned.framing.is_ended(target_ids) and len(target_ids) < manifest.limits.max_target_tokens:
+    target_ids = read_ids = target.token_ids
+    if not source.framing.is_ended(target_ids) and len(target_ids) < manifest.limits.max_target_tokens:
         # A target that was cut off: one step more, so that its last token is read too.
-        read_ids = (*target_ids, *planned.framing.target_suffix)
-    (weights,) = attention_pass.weights("cross", source_ids, read_ids, [alignment.layer], alignment.heads)
+        read_ids = (*target_ids, *source.framing.target_suffix)
+    (weights,) = attention_pass.weights("cross", source.token_ids, read_ids, [alignment.layer], alignment.heads)
     cross = rows(weights.mean(axis=0), alignment.method)
 
-    tokens = source_tokens(planned, tokenizer)
+    tokens = source.tokens(tokenizer)
     source_is_text = [not token.is_special for token in tokens]
-    target_text, target_spans = target_text_and_spans(target_ids, planned, tokenizer)
+    target_text, target_spans = target_text_and_spans(target_ids, given_text, source.framing, tokenizer)
     # As for readers of attention weights, who have no more than the spans to tell what is of the text.
     target_is_text = [begin < end for begin, end in target_spans] + [False] * (len(read_ids) - len(target_ids))
     of_text = [index for index, is_text in enumerate(target_is_text) if is_text]
     texts = [token for token in tokens if not token.is_special]
-    emitted = target_tokens(target_ids, logprobs, tokenizer)
+    emitted = target_tokens(target_ids, target.token_logprobs, tokenizer)
 
     links = align(cross, source_is_text, target_is_text)
-    source_words, target_words = words(planned.text.text), words(target_text)
+    source_words, target_words = words(source.text), words(target_text)
     spans = [target_spans[index] for index in of_text]
     return AlignedPair(
         target_text,

@@ -1,7 +1,7 @@
-"""Which examples an epoch shows, in which batches and order, and the arrays of one batch.
+"""The examples of an epoch, their batches and order, and the arrays of one batch.
 
-A pure function of the corpus and a seed, so that an interrupted training finds its place again. Nothing here walks over
-sentences one by one: batches are made on another thread, which must not keep the one that trains from its work.
+All depends on the corpus and a seed alone, so that an interrupted training finds its place again. No code here loops
+over sentences: batches are made on another thread, which must not hold up the one that trains.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -86,8 +86,8 @@ def plan_epoch(directions: Sequence[Direction], options: BatchOptions, seed: int
     """The batches of one epoch, in order: every pair of every direction (by its weight), grouped by length, shuffled.
 
     Some pairs are joined to their (shuffled) neighbours up to a random length, so that the model also learns inputs of
-    several sentences, which a corpus of single sentences would never show it. The sources of a batch have one length,
-    as long as that fills at least half of it: attention over them needs no mask then.
+    several sentences, which a corpus of single sentences never has. The sources of a batch have one length as long as
+    that fills at least half of it, since attention over them needs no mask then.
     """
     rng = np.random.default_rng([seed, epoch])
     parts = [_examples(direction, options, rng) for direction in directions]
@@ -144,7 +144,7 @@ def _examples(direction: Direction, options: BatchOptions, rng: np.random.Genera
 
 
 def _batch_ends(source_lengths: Ints, target_lengths: Ints, batch_tokens: int) -> Ints:
-    """Cuts examples, sorted by source and then by target length, into batches; where each of them ends."""
+    """Cuts examples, sorted by source and then by target length, into batches; returns the end of each."""
     ends = []
     begin, num_examples = 0, len(source_lengths)
     while begin < num_examples:
@@ -168,7 +168,7 @@ class BatchArrays:
     source_mask: NDArray[np.bool_] | None  # [B, S], False at padding; None if there is none
     target_ids: Ints  # [B, T], the decoder's input, right-padded
     token_positions: Ints | None  # [N], of the target tokens among the B x T positions; None if there is no padding
-    labels: Ints  # [N], what follows each target token
+    labels: Ints  # [N], the token after each target token
     link_positions: Ints  # [K], among B x T x S: the row that has read the target token, and the source position
     link_weights: NDArray[np.float32]  # [K]; those of a target token sum to 1
     num_linked_tokens: int  # target tokens with links
@@ -234,7 +234,7 @@ class BatchMaker:
 
 
 class _Pool:
-    """The rows of all sides of all directions in one array; a side that two directions share is there once."""
+    """The rows of all sides of all directions in one array, which has a side that two directions share once."""
 
     def __init__(self, sides: Sequence[TokenRows]) -> None:
         distinct = {id(side): side for side in sides}

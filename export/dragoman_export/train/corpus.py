@@ -1,4 +1,4 @@
-"""Parallel text: reading it, keeping the test set out, and setting some aside for development."""
+"""Parallel text: reading, removal of the test set, split into training and development text."""
 
 import unicodedata
 import zipfile
@@ -16,7 +16,7 @@ TextPair = tuple[str, str]
 def read_pairs(file: CorpusFile) -> Iterator[TextPair]:
     """Yields the pairs of a tab-separated UTF-8 file, or of the `.txt` and `.tsv` members of a zip of them.
 
-    The first two columns are read, unless the first line is a header that names columns by both languages: then these.
+    The first two columns are read, or, if the first line is a header with both languages, the columns that it names.
     Members that start with an underscore (`_about.txt` in the manythings.org archives) are documentation, not data.
 
     Raises:
@@ -62,7 +62,7 @@ def _read_columns(contents: IO[bytes], languages: tuple[str, str], origin: str) 
 
 
 def comparison_key(text: str) -> str:
-    """What two sentences have in common when they differ in case, punctuation and spacing only."""
+    """A key that is equal for sentences that differ in case, punctuation and spacing only."""
     letters = "".join(" " if unicodedata.category(c)[0] in "PSZ" else c for c in unicodedata.normalize("NFKC", text))
     return " ".join(letters.lower().split())
 

@@ -23,7 +23,7 @@ MAX_DEVELOPMENT_PAIRS = 200  # of a set, so that validation stays short
 
 @dataclasses.dataclass(frozen=True)
 class DirectionOptions:
-    """Which directions of the texts are trained on, and how often their pairs are shown."""
+    """The directions to train on, and how often an epoch shows their pairs."""
 
     both: bool = True
     weights: Mapping[tuple[str, str], float] = dataclasses.field(default_factory=dict)
@@ -41,10 +41,10 @@ def make_trainer(
 ) -> Trainer:
     """A trainer for all texts.
 
-    The vocabulary sizes in `dimensions` are replaced by what the tokenizer has.
+    The vocabulary sizes in `dimensions` are replaced by those of the tokenizer.
 
     Raises:
-        ValueError: the tokenizer has no tag for a language, a weight is for a direction that there is not, or the
+        ValueError: the tokenizer has no tag for a language, a weight is for an unknown direction, or the
             trainer refuses its options.
     """
     processor = spm.SentencePieceProcessor(model_proto=prepared.tokenizer)

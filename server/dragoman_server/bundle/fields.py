@@ -1,4 +1,4 @@
-"""Types of the manifest's fields, with their ranges: what no model comes near, so that sums and products are safe."""
+"""Types of the manifest's fields. No model comes near their limits, which keep sums and products safe."""
 
 from typing import Annotated
 

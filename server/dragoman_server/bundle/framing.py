@@ -1,4 +1,4 @@
-"""What stands around the token ids of a text, in the source and in the target. No other code knows."""
+"""The specials around the token ids of a text, in source and target. No other code knows them."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,37 +16,37 @@ _Parts = Annotated[tuple[Part, ...], Meta(max_length=1 << 10)]
 
 @dataclass(frozen=True, slots=True)
 class Framing:
-    """What stands around the token ids of a text in one direction."""
+    """The specials around the token ids of a text in one direction."""
 
     source_prefix: tuple[int, ...]  # language tags, or a task in words
     source_suffix: tuple[int, ...]  # end-of-sentence, and language tags
-    target_prefix: tuple[int, ...]  # what every target is forced to begin with, after the decoder's start
+    target_prefix: tuple[int, ...]  # every target is forced to begin with these, after the decoder's start
     target_suffix: tuple[int, ...]  # end-of-sentence
 
     @property
     def num_specials(self) -> int:
-        """Tokens of a source beside those of its text."""
+        """Number of specials of a source."""
         return len(self.source_prefix) + len(self.source_suffix)
 
     def frame(self, text_ids: Sequence[int]) -> tuple[int, ...]:
-        """What the encoder reads, given the ids of a source text."""
+        """The ids of a source text -> the ids that the encoder reads."""
         return (*self.source_prefix, *text_ids, *self.source_suffix)
 
     def text_range(self, source_ids: Sequence[int]) -> range:
-        """The places of the text in what the encoder reads."""
+        """The places of the text among the ids that the encoder reads."""
         return range(len(self.source_prefix), len(source_ids) - len(self.source_suffix))
 
     def frame_target(self, text_ids: Sequence[int]) -> tuple[int, ...]:
-        """What the decoder emits, given the ids of a whole target text."""
+        """The ids of a whole target text -> the ids that the decoder emits."""
         return (*self.target_prefix, *text_ids, *self.target_suffix)
 
     def target_text_range(self, target_ids: Sequence[int]) -> range:
-        """The places of the text in what the decoder emitted, which may be cut off before its end."""
+        """The places of the text among the ids that the decoder emitted, which may be cut off."""
         end = len(target_ids) - len(self.target_suffix) * self.is_ended(target_ids)
         return range(min(len(self.target_prefix), end), end)
 
     def is_ended(self, target_ids: Sequence[int]) -> bool:
-        """Whether what the decoder emitted came to its end."""
+        """Whether the ids that the decoder emitted have an end, and are not cut off."""
         return tuple(target_ids[-len(self.target_suffix) :]) == self.target_suffix
 
     def frames(self, source_ids: Sequence[int], target_ids: Sequence[int]) -> bool:
@@ -60,13 +60,13 @@ class Framing:
 
 
 def decoder_inputs(start_token_id: int, target_ids: Sequence[int]) -> list[int]:
-    """What the decoder reads, step by step, when it is made to emit a target."""
+    """The ids that the decoder reads, step by step, to emit a target."""
     return [start_token_id, *target_ids[:-1]]
 
 
 @dataclass(frozen=True)
 class FramingTemplate:
-    """The framings of all directions of a model: token ids, and "source" or "target" where those of a language stand.
+    """The framings of all directions: token ids, and "source" or "target" in place of the ids of a language.
 
     | family | source_prefix | source_suffix | target_prefix |
     |---|---|---|---|
@@ -82,7 +82,7 @@ class FramingTemplate:
     target_prefix: _Parts
 
     def of(self, direction: tuple[str, str], token_ids: Mapping[str, Sequence[int]], eos_token_id: int) -> Framing:
-        """The framing of one direction; `token_ids` stand for languages."""
+        """The framing of one direction; `token_ids` has the ids of languages."""
         ids = {side: token_ids.get(code, ()) for side, code in zip(("source", "target"), direction, strict=True)}
         prefix, suffix, forced = (
             tuple(token_id for part in parts for token_id in (ids[part] if isinstance(part, str) else (part,)))
@@ -101,7 +101,7 @@ class FramingTemplate:
         return any(isinstance(part, str) for part in self.target_prefix)
 
     def max_specials(self, languages: LanguageTable) -> tuple[int, int]:
-        """How many tokens stand around a source text, and before a target text, in the direction that has the most."""
+        """The largest number of specials around a source text, and before a target text, of any direction."""
         longest = {
             "source": _longest(languages.sources, languages.token_ids),
             "target": _longest(languages.targets, languages.token_ids),
@@ -118,7 +118,7 @@ def _longest(codes: Collection[str], token_ids: Mapping[str, Sequence[int]]) -> 
 
 
 class Framed(Protocol):
-    """What has languages and says how their texts are framed: a manifest, and whatever one is made of."""
+    """A manifest, or a configuration that becomes one: languages and the framing of their texts."""
 
     @property
     def languages(self) -> LanguageTable: ...

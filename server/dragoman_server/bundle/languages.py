@@ -1,4 +1,4 @@
-"""The languages of a model, and the direction that the language codes of a call stand for."""
+"""The languages of a model, and the direction for the language codes of a call."""
 
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -14,14 +14,14 @@ from dragoman_server.bundle.fields import LanguageCode, TokenIds
 _MAX_CODE_CHARACTERS = 64
 _CODE = re.compile(r"[A-Za-z0-9]+(?:[-_][A-Za-z0-9]+)*")
 
-# More of them would hide what an error says.
+# More of them would make an error unreadable.
 _MAX_NAMED_DIRECTIONS = 20
 
 _Codes = Annotated[tuple[LanguageCode, ...], Meta(min_length=1, max_length=1 << 10)]
 
 
 class Direction(NamedTuple):
-    """What a model translates from and into: language codes, as its bundle has them."""
+    """Source and target language of a translation: language codes, as the bundle has them."""
 
     source: LanguageCode
     target: LanguageCode
@@ -31,7 +31,7 @@ class Direction(NamedTuple):
 class DirectionGroup:
     """Directions from each of `sources` to each of `targets`.
 
-    A language to itself is none of them, unless the group names nothing else.
+    A language to itself is not among them, unless the group names nothing else.
     """
 
     sources: _Codes
@@ -59,10 +59,10 @@ class DirectionGroup:
 
 @dataclass(frozen=True)
 class LanguageTable:
-    """The languages of a model by their BCP 47 tags: what it translates, and what it calls them."""
+    """The languages of a model by their BCP 47 tags: its directions, and its own names for them."""
 
     directions: Annotated[tuple[DirectionGroup, ...], Meta(min_length=1, max_length=1 << 10)]
-    token_ids: dict[LanguageCode, TokenIds] = field(default_factory=dict)  # what stands for a language in a framing
+    token_ids: dict[LanguageCode, TokenIds] = field(default_factory=dict)  # of a language in a framing
     # Other codes that callers may give, such as the model's own: "eng_Latn" for "en".
     aliases: dict[LanguageCode, LanguageCode] = field(default_factory=dict)
 
@@ -70,7 +70,7 @@ class LanguageTable:
     def of(
         cls, directions: Iterable[tuple[str, str]], token_ids: Mapping[str, tuple[int, ...]] | None = None
     ) -> "LanguageTable":
-        """The table of these directions and no others, in their order."""
+        """The table of exactly these directions, in their order."""
         groups = tuple(DirectionGroup((source,), (target,)) for source, target in directions)
         return cls(groups, {**(token_ids or {})})
 
@@ -94,28 +94,28 @@ class LanguageTable:
 
     @cached_property
     def sources(self) -> frozenset[str]:
-        """Every language that is translated from."""
+        """The languages of all sources."""
         return frozenset(chain.from_iterable(group.sources for group in self.directions))
 
     @cached_property
     def targets(self) -> frozenset[str]:
-        """Every language that is translated into."""
+        """The languages of all targets."""
         return frozenset(chain.from_iterable(group.targets for group in self.directions))
 
 
 def are_apart(groups: Sequence[DirectionGroup]) -> bool:
-    """Whether no direction is there twice."""
+    """Whether no direction is in two groups."""
     return not any(first.overlaps(second) for first, second in combinations(groups, 2))
 
 
 def are_told_apart(codes: Iterable[str]) -> bool:
-    """Whether no two codes are the same without regard to case, and with `_` as `-`."""
+    """Whether codes differ in more than letter case, and in more than `_` for `-`."""
     compared = [*map(folded, codes)]
     return len(set(compared)) == len(compared)
 
 
 class Languages:
-    """The directions of one model, found by the look-up of RFC 4647, section 3.4.
+    """Look-up of the directions of one model, by RFC 4647, section 3.4.
 
     Codes are compared without regard to case, and with `_` as `-`.
     """
@@ -127,7 +127,7 @@ class Languages:
         self._codes.update((folded(code), code) for code in own)
 
     def fault_of(self, code: str) -> str | None:
-        """What is wrong with a code that no model should have, as a phrase that follows the field's name."""
+        """The fault of a code that no model should have, as a phrase that follows the field's name."""
         if len(code) > _MAX_CODE_CHARACTERS:
             return f"has {len(code)} characters, may have at most {_MAX_CODE_CHARACTERS}"
         if not _CODE.fullmatch(code) and folded(code) not in self._codes:
@@ -149,7 +149,7 @@ class Languages:
         return None
 
     def described(self, source: str = "") -> str:
-        """The directions there are, such as "en-fr, fr-en". Of many only some, those from `source` first."""
+        """All directions, such as "en-fr, fr-en"; of many only the first, with those from `source` in front."""
         first = {*self._nearest(source)}
         ordered = chain(self._table.starting_from(first), self._table.starting_from(self._table.sources - first))
         names = ", ".join(map("-".join, islice(ordered, _MAX_NAMED_DIRECTIONS)))
@@ -164,12 +164,12 @@ class Languages:
 
 
 def folded(code: str) -> str:
-    """A code as it is compared: without regard to case, and with `_` as `-`."""
+    """The form in which codes are compared: in small letters, with `-` for `_`."""
     return code.replace("_", "-").lower()
 
 
 def _ranges(code: str) -> Iterator[str]:
-    """The code, and what it becomes when subtags are taken from its end, down to the first."""
+    """The code, and its beginnings by whole subtags, the longest first."""
     subtags: Sequence[str] = folded(code).split("-")
     while subtags:
         yield "-".join(subtags)

@@ -1,6 +1,6 @@
-"""The bundle format: the names of its files, and what stands in `manifest.json`; written by the exporter, read here.
+"""The bundle format: the names of its files, and the fields of `manifest.json`; written by the exporter, read here.
 
-Types and ranges are declared with the fields, what fields must be to each other in `_RULES`.
+Types and ranges are declared with the fields, rules between fields in `_RULES`.
 """
 
 import dataclasses
@@ -41,13 +41,13 @@ ATTENTION_FILE: Final = "attention.onnx"
 WEIGHTS_FILE: Final = "weights.bin"
 
 Precision = Literal["fp32", "int8"]
-# From which row of cross-attention a target token is aligned: that of the step which emits it, or of the step which
+# The row of cross-attention by which a target token is aligned: that of the step which emits it, or of the step which
 # reads it, one later (Shift-Att, Chen et al. 2020).
 AlignmentMethod = Literal["output_row", "shifted"]
-# How lines are cut into segments where a caller does not say. Most models were trained on single sentences.
+# The segmentation of calls that do not choose one. Most models were trained on single sentences.
 DefaultSegmentation = Literal["sentence", "line", "packed"]
 
-# Beyond this a replay shows nothing. fp32 differs by rounding alone.
+# A replay with a larger tolerance would show nothing. fp32 differs by rounding alone.
 _MAX_TOLERANCE: dict[Precision, float] = {"fp32": 0.01, "int8": 5.0}
 
 
@@ -63,7 +63,7 @@ class Architecture:
 
     @property
     def num_layers(self) -> dict[AttentionKind, int]:
-        """The layers that have attention of a kind."""
+        """Number of layers with attention of a kind."""
         return {
             "encoder": self.num_encoder_layers,
             "decoder": self.num_decoder_layers,
@@ -75,25 +75,25 @@ class Architecture:
 class Limits:
     """All in tokens."""
 
-    max_source_tokens: Count  # with language tag and end-of-sentence
-    max_target_tokens: Count  # with end-of-sentence
+    max_source_tokens: Count  # specials included
+    max_target_tokens: Count  # specials included
     segment_tokens: Count  # up to which sentences stay together where lines are "packed"
 
 
 @dataclass(frozen=True)
 class Generation:
-    """The bundle's generation defaults: how it decodes where a caller does not say. Definitions are Hugging Face's."""
+    """The bundle's defaults of decoding options. Definitions are Hugging Face's."""
 
     beam_size: Annotated[int, Meta(ge=1, le=4096)] = 1  # 1 is greedy
     # The score is sum_logprob / num_tokens ** length_penalty. The range is that of calls.
     length_penalty: Annotated[float, Meta(ge=-10.0, le=10.0)] = 1.0
     early_stopping: bool = False  # whether to stop as soon as there are beam_size hypotheses
-    suppressed_token_ids: tuple[TokenId, ...] = ()  # never generated, whatever a caller says
+    suppressed_token_ids: tuple[TokenId, ...] = ()  # never generated, whatever the options of a call
 
 
 @dataclass(frozen=True)
 class Alignment:
-    """From which cross-attention weights words are aligned where a caller does not say."""
+    """The default cross-attention weights for word alignment."""
 
     method: AlignmentMethod
     layer: Annotated[int, Meta(ge=0)]  # of the decoder, from 0
@@ -111,12 +111,12 @@ class StateTensors:
 
 @dataclass(frozen=True)
 class Golden:
-    """One sentence of the parity certificate with what PyTorch made of it."""
+    """One sentence of the parity certificate with PyTorch's translation."""
 
     direction: Direction
     source_ids: TokenIds
-    source_pieces: tuple[str, ...]  # what the tokenizer's vocabulary has under source_ids
-    token_ids: TokenIds  # greedy after what is forced, end-of-sentence included
+    source_pieces: tuple[str, ...]  # the tokenizer's vocabulary entries of source_ids
+    token_ids: TokenIds  # forced ones, then greedy ones, end-of-sentence included
     token_logprobs: tuple[LogProb, ...]
 
 
@@ -156,7 +156,7 @@ class Manifest:
 
     @property
     def best_alignment(self) -> Alignment:
-        """What was tuned, else what is best for most models."""
+        """The tuned choice, else one that is good for most models."""
         return self.alignment or default_alignment(self.architecture)
 
     @property
@@ -165,7 +165,7 @@ class Manifest:
         return required_files(self.tokenizer)
 
     def framing_of(self, direction: tuple[str, str]) -> Framing:
-        """What stands around texts in one direction."""
+        """The specials around texts in one direction."""
         return self.framing.of(direction, self.languages.token_ids, self.eos_token_id)
 
     def to_json(self) -> str:
@@ -173,7 +173,7 @@ class Manifest:
 
     @classmethod
     def from_json(cls, text: str) -> "Manifest":
-        """Raises ValueError naming the first field that is missing, unknown, or not as it must be."""
+        """Raises ValueError naming the first field that is missing, unknown, or at fault."""
         values = strict_json.loads(text)
         if not isinstance(values, dict):
             raise ValueError("the manifest is not a JSON object")
@@ -201,15 +201,15 @@ class _Names(TypedDict):
 
 
 def check_names(name: str, languages: LanguageTable) -> None:
-    """Raises ValueError where no bundle may have this name or these languages; for those who are about to make one."""
+    """Raises ValueError where no bundle may have this name or these languages; to be called before one is made."""
     _convert({"name": name, "languages": dataclasses.asdict(languages)}, _Names)
 
 
 def default_alignment(architecture: Architecture) -> Alignment:
-    """For models that nobody tuned: shifted rows of all heads of the middle layer, the third of six.
+    """For untuned models: shifted rows of all heads of the middle layer, the third of six.
 
-    It is the one of Chen et al. 2020, "Accurate Word Alignment Induction from Neural Machine Translation". Of an even
-    number of layers it is the earlier of the two in the middle.
+    This is the choice of Chen et al. 2020, "Accurate Word Alignment Induction from Neural Machine Translation". Of an
+    even number of layers it is the earlier of the two in the middle.
     """
     layer = (architecture.num_decoder_layers - 1) // 2
     return Alignment("shifted", layer, tuple(range(architecture.num_heads)))
@@ -230,7 +230,7 @@ def present(state_tensor: str) -> str:
 
 
 def _remedy(values: dict[str, Any]) -> str:
-    """How to get a bundle of this format in place of an older one, to be put behind what is wrong."""
+    """The end of a message about an older bundle: the command that makes a new one."""
     version = values.get("format_version")
     if type(version) is not int or version > FORMAT_VERSION:
         return ""
@@ -342,7 +342,7 @@ _RULES: tuple[Rule[Manifest], ...] = (
 
 
 def _other_fields(found: Any, kept: Any, path: str) -> Iterator[str]:
-    """What differs between a document and what was read of it: fields that there are not, or that are left out."""
+    """Faults of fields that a document has beyond those that were read, or lacks."""
     if isinstance(kept, dict):
         if unknown := sorted(found.keys() - kept.keys()):
             yield f"{path or 'the manifest'} has the unknown field {unknown[0]!r:.80}"
@@ -363,7 +363,9 @@ def _convert(values: dict[str, Any], kind: type[_T]) -> _T:
         # It says, for instance: Expected `int`, got `str` - at `$.limits.segment_tokens`
         text, _, place = str(error).replace("`", "").partition(" - at ")
     path = place.removeprefix("key in ").lstrip("$.")
-    if not path or "..." in path or place.startswith("key"):  # it is no more precise where an object has any keys
+    if (
+        not path or "..." in path or place.startswith("key")
+    ):  # it does not name the key where an object may have any keys
         raise ValueError(f"{path or 'the manifest'}: {text}")
     value: Any = values
     for name, index in re.findall(r"(\w+)|\[(\d+)\]", path):

@@ -1,4 +1,4 @@
-"""What the tokenizer of a bundle must be, by its manifest and its graphs."""
+"""Rules for the tokenizer of a bundle, by its manifest and its graphs."""
 
 from dataclasses import dataclass
 
@@ -7,9 +7,9 @@ from dragoman_server.bundle.manifest import Golden, Manifest, TokenizerKind
 from dragoman_server.bundle.rules import Rule, check
 from dragoman_server.text.tokenizer import TextCodec
 
-# Embeddings that no piece has the id of. An id without a piece can be chosen; Marian's tokenizer takes it for unknown.
+# Embeddings whose id no piece has. The model may choose such an id; Marian's tokenizer takes it for unknown.
 _MAX_SPARE_ROWS: dict[TokenizerKind, int] = {"sentencepiece": 0, "marian": 255}
-# Of the pieces of a SentencePiece model that must have ids in a vocabulary of its own: those of Marian's all do.
+# Share of a SentencePiece model's pieces that must have ids in a separate vocabulary; in Marian's, all have.
 _MIN_KNOWN_SHARE = 0.5
 
 
@@ -23,13 +23,13 @@ class _Facts:
         return token_id < self.tokenizer.vocabulary.size and self.tokenizer.is_control(token_id)
 
     def is_word(self, token_id: int) -> bool:
-        """Whether an id is of a text, such as that of a task."""
+        """Whether an id is a piece of text, such as a task has."""
         is_known = token_id < self.tokenizer.vocabulary.size and token_id != self.tokenizer.unknown_id
         return is_known and not self.tokenizer.is_control(token_id)
 
     @property
     def has_task(self) -> bool:
-        """Whether sources begin with a task in words, which has the names of languages in words too."""
+        """Whether sources begin with a task in words, with the names of languages in words."""
         return any(isinstance(part, int) and self.is_word(part) for part in self.manifest.framing.source_prefix)
 
 

@@ -16,6 +16,7 @@ from dragoman_export.families.marian import read_marian
 from dragoman_export.languages import Languages
 from dragoman_export.train.tokenizer import train_tokenizer
 from dragoman_server.bundle.bundle import Bundle, embedded_bundle
+from dragoman_server.bundle.manifest import MANIFEST_FILE
 from dragoman_server.errors import BundleError
 from support.bundles import edit_manifest, put, replace_file
 from support.marian_model import write_marian
@@ -120,6 +121,33 @@ def test_an_id_that_the_tokenizer_has_for_something_else_is_refused(
     for edit in edits:
         edit_manifest(folder, edit)
     refused(folder, f"manifest.json: .*{fault}")
+
+
+def test_a_task_and_the_names_of_languages_may_be_words(folder: Path) -> None:
+    """As T5 has them."""
+    task, *names = (tokenizer().encode(word) for word in ("the", "dog", "cat"))
+    token_ids = dict(zip(("de", "fr"), names, strict=True))
+
+    def edit(values: dict[str, Any]) -> None:
+        values["framing"]["source_prefix"] = [*task, "target"]
+        values["languages"]["token_ids"] = token_ids
+        for golden in values["parity"]["golden"]:
+            golden["source_ids"] = [*task, *token_ids[golden["direction"][1]], *golden["source_ids"][1:]]
+            golden["source_pieces"] = tokenizer().id_to_piece(golden["source_ids"])
+
+    edit_manifest(folder, edit)
+    assert Bundle.open(folder).manifest.framing_of(("en", "fr")).source_prefix == (*task, *token_ids["fr"])
+    unknown_id = tokenizer().unk_id()
+    token_ids["fr"] = [unknown_id]
+    edit_manifest(folder, put("languages", "token_ids", token_ids))
+    edit_manifest(folder, put("parity", "golden", [golden_of(folder, "de")]))
+    refused(folder, rf"token_ids\[fr\]\[0\] is {unknown_id}, must be a control symbol")
+
+
+def golden_of(folder: Path, target: str) -> dict[str, Any]:
+    """A sentence of the certificate that is translated into this language."""
+    golden = json.loads((folder / MANIFEST_FILE).read_text(encoding="utf-8"))["parity"]["golden"]
+    return next(sentence for sentence in golden if sentence["direction"][1] == target)
 
 
 @pytest.mark.parametrize("contents", [b"", b"not a model", b"\x0a\xff\xff\xff\xff\x0f"])

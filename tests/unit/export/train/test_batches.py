@@ -166,8 +166,8 @@ def test_sources_stand_in_the_framing_of_their_direction() -> None:
         Direction("en", code, framing, rows, rows) for code, framing in zip(("fr", "de"), framings, strict=True)
     ]
     plan = plan_epoch(directions, BatchOptions(batch_tokens=1000, join_share=0.0), seed=1, epoch=0)
-    batch = assemble(directions, plan)
-    found = {tuple(token_id for token_id in row if token_id != PAD) for row in batch.source_ids.tolist()}
+    rows_of_batches = [row for number in range(len(plan)) for row in assemble(directions, plan, number).source_ids]
+    found = {tuple(token_id for token_id in row.tolist() if token_id != PAD) for row in rows_of_batches}
     assert found == {framing.frame(ids) for framing in framings for ids in ([10, 11], [12])}
     with pytest.raises(ValueError, match="differs in length"):
         BatchMaker([directions[0], Direction("en", "es", FRAMING, rows, rows)], PAD, BOS, EOS)

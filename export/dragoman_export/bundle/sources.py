@@ -2,7 +2,7 @@
 
 import itertools
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache
 from importlib import resources
 
@@ -12,7 +12,7 @@ from dragoman_export.checkpoint import Checkpoint, Config
 from dragoman_export.greedy import Source
 from dragoman_export.text_files import CorpusFile, read_lines
 from dragoman_server.bundle.bundle import Bundle
-from dragoman_server.bundle.languages import Direction
+from dragoman_server.bundle.languages import Direction, LanguageTable
 
 # Between the samples that two directions begin with; no number of samples is a multiple of it.
 _STRIDE = 7
@@ -64,19 +64,32 @@ def sample_sources(checkpoint: Checkpoint, count: int) -> list[Source]:
     There are fewer than `count` where there are fewer samples, and none where no source language has samples.
     """
     config, tokenizer = checkpoint.config, checkpoint.open_tokenizer()
-    columns = []
-    for index, direction in enumerate(config.languages):
-        sentences = sample_sentences(direction.source)
-        # Where there are many directions, each gives few sentences; they should not all be the same.
-        start = index * _STRIDE % len(sentences) if sentences else 0
-        columns.append([(direction, sentence) for sentence in (*sentences[start:], *sentences[:start])])
-    turns = (turn for turn in itertools.chain.from_iterable(itertools.zip_longest(*columns)) if turn is not None)
     encoded = (
         Source(direction, config.framing_of(direction).frame(tokenizer.encode(sentence)))
-        for direction, sentence in turns
+        for direction, sentence in _turns(config.languages)
     )
     fitting = (source for source in encoded if len(source.ids) <= config.dimensions.max_positions)
     return list(itertools.islice(fitting, count))
+
+
+def _turns(languages: LanguageTable) -> Iterator[tuple[Direction, str]]:
+    """Sample sentences, one for each direction, then another one for each, and so on."""
+    for turn in range(max((len(sample_sentences(source)) for source in languages.sources), default=0)):
+        for index, direction in enumerate(_spread(languages)):
+            sentences = sample_sentences(direction.source)
+            if turn < len(sentences):
+                # Where there are many directions, each gives few sentences; they should not all be the same.
+                yield direction, sentences[(index * _STRIDE + turn) % len(sentences)]
+
+
+def _spread(languages: LanguageTable) -> Iterator[Direction]:
+    """All directions, group by group; each language of a group comes once before any comes again."""
+    for group in languages.directions:
+        for step in range(len(group.targets)):
+            for index, source in enumerate(group.sources):
+                direction = Direction(source, group.targets[(index + step) % len(group.targets)])
+                if direction in group:
+                    yield direction
 
 
 def measured_sources(checkpoint: Checkpoint, bundle: Bundle) -> list[Source]:
@@ -122,7 +135,7 @@ def _random_sources(checkpoint: Checkpoint, count: int) -> list[Source]:
     specials.update(part for part in framing.parts if isinstance(part, int))
     specials.update(itertools.chain.from_iterable(config.languages.token_ids.values()))
     token_ids = [i for i in range(config.dimensions.source_vocabulary_size) if i not in specials]
-    directions = list(itertools.islice(config.languages, _MAX_RANDOM_DIRECTIONS))
+    directions = list(itertools.islice(_spread(config.languages), _MAX_RANDOM_DIRECTIONS))
     num_specials, _ = framing.max_specials(config.languages)
     longest = min(_MAX_RANDOM_TOKENS, config.dimensions.max_positions - num_specials)
     sources = []

@@ -16,7 +16,7 @@ from dragoman_export.greedy import Source
 from dragoman_export.languages import standard_tag
 from dragoman_export.text_files import CorpusFile
 from dragoman_server.bundle.bundle import Bundle
-from dragoman_server.bundle.languages import Direction, LanguageTable
+from dragoman_server.bundle.languages import Direction, DirectionGroup, LanguageTable
 from dragoman_server.bundle.manifest import Golden, Precision
 
 SAMPLES = {path.name.removesuffix(".txt"): path for path in (resources.files("dragoman_export") / "samples").iterdir()}
@@ -74,6 +74,19 @@ def test_directions_take_turns_and_begin_with_different_samples(tiny_checkpoint:
     assert sources[0].ids[1:] != sources[1].ids[1:]
     assert all(source.ids[-1] == tiny_checkpoint.config.eos_token_id for source in sources)
     assert sample_sources(tiny_checkpoint, 5) == sources[:5]
+
+
+def test_of_any_languages_to_any_all_are_among_the_first(tiny_checkpoint: Checkpoint) -> None:
+    codes = tuple(sorted(SAMPLES))
+    token_ids: dict[str, tuple[int, ...]] = {code: (number,) for number, code in enumerate(codes, start=6)}
+    languages = LanguageTable((DirectionGroup(codes, codes),), token_ids)
+    dimensions = dataclasses.replace(tiny_checkpoint.config.dimensions, max_positions=1000)
+    config = dataclasses.replace(tiny_checkpoint.config, languages=languages, dimensions=dimensions)
+    sources = sample_sources(dataclasses.replace(tiny_checkpoint, config=config), 3 * len(codes))
+    # The first turn would translate each language to itself.
+    for turn in (sources[: len(codes)], sources[len(codes) : 2 * len(codes)]):
+        assert {source.direction.source for source in turn} == {source.direction.target for source in turn} == {*codes}
+    assert len({source.direction for source in sources}) == len(sources)
 
 
 def test_samples_that_the_model_cannot_read_are_left_out(tiny_checkpoint: Checkpoint) -> None:

@@ -81,8 +81,8 @@ class Handler:
     async def translate(self, request: pb.TranslateRequest, _: _Context) -> pb.TranslateResponse:
         """Translates a text as one segment."""
         [text] = request.inputs
-        prefix = self._manifest.source_prefix_ids[request.target_language_code]
-        source = [*map(str, (*prefix, *self._tokenizer.encode(text.text), self._manifest.eos_token_id))]
+        framing = self._manifest.framing_of((request.source_language_code, request.target_language_code))
+        source = [*map(str, framing.frame(self._tokenizer.encode(text.text)))]
         result = await self._batcher.submit(source)
         target = list(map(int, result.hypotheses[0]))
         response = pb.TranslateResponse()

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 if TYPE_CHECKING:
+    from dragoman_export.bundle.parity import Comparison
     from dragoman_export.checkpoint import Checkpoint
-    from dragoman_export.parity import Comparison
     from dragoman_server.bundle.bundle import Bundle
     from dragoman_server.bundle.manifest import Precision
 
@@ -35,7 +35,7 @@ def tiny_exports(
     tiny_checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[Precision, tuple[Bundle, Comparison]]:
     """The tiny model exported at every precision, and how it compared with PyTorch (fp32 over 200 sentences)."""
-    from dragoman_export.bundle_writer import export
+    from dragoman_export.bundle.writer import export
     from support.tiny_model import random_sources
 
     folder = tmp_path_factory.mktemp("bundles")
@@ -55,9 +55,9 @@ def tiny_bundles(tiny_exports: dict[Precision, tuple[Bundle, Comparison]]) -> di
 @pytest.fixture(scope="session")
 def default_bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[Precision, Path]:
     """Folders of the default model: int8 as it is shipped, fp32 exported from the checkpoint in the repository."""
-    from dragoman_export.bundle_writer import export
+    from dragoman_export.bundle.sources import read_sources
+    from dragoman_export.bundle.writer import export
     from dragoman_export.checkpoint import Checkpoint
-    from dragoman_export.sources import read_sources
     from dragoman_server.bundle.bundle import embedded_bundle
 
     checkpoint = Checkpoint.load(Path(__file__).parent.parent / "models" / "default")

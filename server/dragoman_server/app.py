@@ -94,9 +94,8 @@ async def serve(config: Config) -> int:
         attender = Attender(registry, config.limits, max_segments, max_rows)
         stack.callback(attender.close)
         await server.start(translator, attender)
-        directions = ", ".join(map("-".join, model.manifest.directions))
         print(
-            f"serving {model.name} ({directions}) on {server.address}, metrics on {metrics_page.url}",
+            f"serving {model.name} ({model.languages.described()}) on {server.address}, metrics on {metrics_page.url}",
             flush=True,
         )
         async with _heartbeat(model, server):

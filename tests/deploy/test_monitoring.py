@@ -76,7 +76,7 @@ def monitored(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Monitored]:
         config = folder / "prometheus.yml"
         config.write_text(text.replace(TARGET, urllib.parse.urlsplit(server.metrics_url).netloc))
         with (
-            load(server.address, bundle.manifest.directions[0]),
+            load(server.address, next(iter(bundle.manifest.languages))),
             prometheus(config, folder / "data") as prometheus_url,
         ):
             yield Monitored(server.metrics_url, prometheus_url)

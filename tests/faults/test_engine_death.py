@@ -55,7 +55,7 @@ async def call_until_dead(
 
 
 def test_all_callers_of_a_dead_engine_learn_it_within_two_seconds_and_the_process_ends(bundle: Bundle) -> None:
-    source, target = bundle.manifest.directions[0]
+    source, target = next(iter(bundle.manifest.languages))
     with server_process(bundle.folder, "--max-running", "4", program=DIES_AT_STEP_20) as server:
         answers, seconds = asyncio.run(call_until_dead(server, source, target))
         assert server.process.wait(timeout=10) == 70
@@ -85,7 +85,7 @@ main()
 
 
 def test_a_server_whose_engine_hangs_ends_soon_after_its_grace(bundle: Bundle) -> None:
-    source, target = bundle.manifest.directions[0]
+    source, target = next(iter(bundle.manifest.languages))
     with server_process(bundle.folder, "--shutdown-grace-seconds", "0.5", program=HANGS) as server:
         with Client(server.address) as client, pytest.raises(DragomanError):
             client.translate("the old dog sees a small bird here", source=source, target=target, timeout=1)

@@ -33,7 +33,7 @@ Pair = tuple[tuple[int, ...], list[int]]
 def random_pairs(checkpoint: Checkpoint) -> list[Pair]:
     rng = random.Random(4)
     size = checkpoint.config.dimensions.target_vocabulary_size
-    sources = [random_source(checkpoint, length, rng) for length in SOURCE_LENGTHS]
+    sources = [random_source(checkpoint, length, rng).ids for length in SOURCE_LENGTHS]
     return [(source, rng.choices(range(6, size), k=n)) for source, n in zip(sources, TARGET_LENGTHS, strict=True)]
 
 
@@ -123,7 +123,7 @@ def test_logprobs_are_those_of_the_decoder(
     bundle = tiny_bundles[precision]
     attention_pass, runner = AttentionPass(bundle, num_threads=1), OnnxRunner.open(bundle, max_rows=1, num_threads=1)
     start = bundle.manifest.decoder_start_token_id
-    sources = random_sources(tiny_checkpoint, 12, seed=9)
+    sources = [source.ids for source in random_sources(tiny_checkpoint, 12, seed=9)]
     targets = greedy_decode(tiny_checkpoint.model, tiny_checkpoint.config, sources, 40)
     for source, target in zip(sources, targets, strict=True):
         runner.encode([source], first_row=0)
@@ -216,7 +216,7 @@ def test_without_padding_the_weights_are_the_same_to_the_last_bit(
     precision: Precision, tiny_bundles: dict[Precision, Bundle], tiny_checkpoint: Checkpoint
 ) -> None:
     rng = random.Random(6)
-    pairs = [(random_source(tiny_checkpoint, 11, rng), rng.choices(range(6, 100), k=7)) for _ in range(8)]
+    pairs = [(random_source(tiny_checkpoint, 11, rng).ids, rng.choices(range(6, 100), k=7)) for _ in range(8)]
     together, states = run(tiny_bundles[precision], pairs)
     for row, pair in enumerate(pairs):
         alone, own_states = run(tiny_bundles[precision], [pair])

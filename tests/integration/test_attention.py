@@ -161,7 +161,7 @@ def test_a_given_target_comes_with_its_weights_tokens_and_logprobs(
     (target,), (target_ids,), source_ids = header.targets, answer.target_ids, answer.source_ids
     assert header.model == bundle.resource_name
     assert target_ids == [*tokenizer.encode_target(TARGET), bundle.manifest.eos_token_id]
-    assert source_ids == [*bundle.manifest.source_prefix_ids["fr"], *tokenizer.encode(TEXT.strip()), target_ids[-1]]
+    assert source_ids == [*bundle.manifest.framing_of(("en", "fr")).frame(tokenizer.encode(TEXT.strip()))]
     assert [token.is_special for token in header.source_tokens] == [True, *[False] * (len(source_ids) - 2), True]
     assert [token.piece for token in target.decoder_input_tokens] == ["<s>", *[t.piece for t in target.tokens][:-1]]
     assert target.text == TARGET

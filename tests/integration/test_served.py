@@ -87,7 +87,7 @@ def assert_same_alone_and_together(address: str, texts: list[str], source: str, 
 
 def test_a_translation_is_the_same_alone_and_among_64_callers(server: ServerProcess, bundle: Bundle) -> None:
     lengths = [7, 11, 15, 63, *(random.Random(2).randint(3, 60) for _ in range(96))]
-    source, target = bundle.manifest.directions[0]
+    source, target = next(iter(bundle.manifest.languages))
     assert_same_alone_and_together(server.address, sentences_of(bundle, lengths), source, target)
 
 
@@ -105,7 +105,7 @@ def test_the_default_model_gives_500_sentences_the_same_alone_and_among_64_calle
 
 def test_100_calls_in_flight_are_answered_after_sigterm(tiny_bundles: dict[Precision, Bundle]) -> None:
     bundle = tiny_bundles["int8"]
-    source, target = bundle.manifest.directions[0]
+    source, target = next(iter(bundle.manifest.languages))
     texts = sentences_of(bundle, [40] * 100)
 
     async def call_and_terminate(server: ServerProcess) -> list[Translation]:
@@ -138,7 +138,7 @@ def metrics_when(server: ServerProcess, condition: Callable[[dict[str, float]], 
 
 def test_the_metrics_count_what_was_translated(tiny_bundles: dict[Precision, Bundle]) -> None:
     bundle = tiny_bundles["int8"]
-    source, target = bundle.manifest.directions[0]
+    source, target = next(iter(bundle.manifest.languages))
     with server_process(bundle.folder) as server:
         with Client(server.address) as client:
             translations = client.translate(sentences_of(bundle, [5, 9, 12]), source=source, target=target)
@@ -152,7 +152,7 @@ def test_the_metrics_count_what_was_translated(tiny_bundles: dict[Precision, Bun
 
 
 def test_a_length_limit_is_kept_and_reported(server: ServerProcess, bundle: Bundle) -> None:
-    source, target = bundle.manifest.directions[0]
+    source, target = next(iter(bundle.manifest.languages))
     with Client(server.address) as client:
         texts = sentences_of(bundle, list(range(20, 40)))
         whole = client.translate(texts, source=source, target=target)
@@ -164,7 +164,7 @@ def test_a_length_limit_is_kept_and_reported(server: ServerProcess, bundle: Bund
 
 
 def test_lines_and_white_space_come_back(server: ServerProcess, bundle: Bundle) -> None:
-    source, target = bundle.manifest.directions[0]
+    source, target = next(iter(bundle.manifest.languages))
     first, second = sentences_of(bundle, [6, 8])
     with Client(server.address) as client:
         texts = client.translate(
@@ -186,7 +186,7 @@ EASY = {
 
 def test_the_default_model_translates_in_every_direction() -> None:
     bundle = Bundle.open(embedded_bundle())
-    assert set(bundle.manifest.directions) == EASY.keys()
+    assert set(bundle.manifest.languages) == EASY.keys()
     with server_process(bundle.folder) as server, Client(server.address) as client:
         for (source, target), (sentence, right) in EASY.items():
             assert client.translate(sentence, source=source, target=target).text in right

@@ -17,6 +17,8 @@ import sentencepiece
 
 from dragoman_server import app
 from dragoman_server.bundle.bundle import Bundle
+from dragoman_server.bundle.framing import FramingTemplate
+from dragoman_server.bundle.languages import LanguageTable
 from dragoman_server.bundle.manifest import Architecture, Limits, Manifest, Parity, StateTensors
 from dragoman_server.config import Config
 from dragoman_server.engine.sequence import Completion, FinishReason, Hypothesis, Request
@@ -57,13 +59,13 @@ def train_tokenizer(path: Path) -> None:
 
 
 def tiny_manifest() -> Manifest:
-    directions = tuple((a, b) for a in LANGUAGES for b in LANGUAGES if "en" in (a, b) and a != b)
+    directions = [(a, b) for a in LANGUAGES for b in LANGUAGES if "en" in (a, b) and a != b]
     return Manifest(
         name="tiny",
         architecture=Architecture(1, 1, 1, 8, 400),
         precision="fp32",
-        directions=directions,
-        source_prefix_ids={language: (4 + index,) for index, language in enumerate(LANGUAGES)},
+        languages=LanguageTable.of(directions, {language: (4 + index,) for index, language in enumerate(LANGUAGES)}),
+        framing=FramingTemplate(("target",), (EOS_ID,), ()),
         decoder_start_token_id=2,
         eos_token_id=EOS_ID,
         pad_token_id=0,

@@ -31,15 +31,15 @@ def align_pair(
         attention_pass: of the model.
     """
     target_ids = read_ids = target.token_ids
-    if target_ids[-1:] != (manifest.eos_token_id,) and len(target_ids) < manifest.limits.max_target_tokens:
+    if not source.framing.is_ended(target_ids) and len(target_ids) < manifest.limits.max_target_tokens:
         # A target that was cut off: one step more, so that its last token is read too.
-        read_ids = (*target_ids, manifest.eos_token_id)
+        read_ids = (*target_ids, *source.framing.target_suffix)
     (weights,) = attention_pass.weights("cross", source.token_ids, read_ids, [alignment.layer], alignment.heads)
     cross = rows(weights.mean(axis=0), alignment.method)
 
     tokens = source.tokens(tokenizer)
     source_is_text = [not token.is_special for token in tokens]
-    target_text, target_spans = target_text_and_spans(target_ids, given_text, tokenizer)
+    target_text, target_spans = target_text_and_spans(target_ids, given_text, source.framing, tokenizer)
     # As for readers of attention weights, who have no more than the spans to tell what is of the text.
     target_is_text = [begin < end for begin, end in target_spans] + [False] * (len(read_ids) - len(target_ids))
     of_text = [index for index, is_text in enumerate(target_is_text) if is_text]

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from dragoman.attention.alignment import Link
 from dragoman_server.attention.chunks import TensorPlan
 from dragoman_server.attention.selection import Selection
+from dragoman_server.bundle.framing import Framing
 from dragoman_server.bundle.languages import Direction
 from dragoman_server.bundle.manifest import Alignment
 from dragoman_server.engine.sequence import FinishReason, Hypothesis
@@ -96,7 +97,8 @@ class Source:
 
     text: str  # all of the caller's
     segment: SourceSegment
-    token_ids: Sequence[int]  # with language tags and end-of-sentence
+    token_ids: Sequence[int]  # in the framing
+    framing: Framing
 
     @property
     def segment_text(self) -> str:
@@ -108,27 +110,32 @@ class Source:
         return [(first + begin, first + end) for begin, end in tokenizer.spans(self.segment_text)]
 
     def tokens(self, tokenizer: TextCodec) -> list[SourceToken]:
-        """All that the encoder reads: language tags, the segment's tokens, end-of-sentence."""
-        spans = self.spans(tokenizer)
+        """All that the encoder reads: the segment's tokens, and the specials around them."""
         begin, end = self.segment.begin, self.segment.end
-        num_tags = len(self.token_ids) - len(spans) - 1
-        all_spans = [(begin, begin)] * num_tags + spans + [(end, end)]
+        spans = [
+            *((begin, begin) for _ in self.framing.source_prefix),
+            *self.spans(tokenizer),
+            *((end, end) for _ in self.framing.source_suffix),
+        ]
+        of_text, pieces = self.framing.text_range(self.token_ids), tokenizer.pieces(self.token_ids)
         return [
-            SourceToken(token_id, piece, span, not 0 <= index - num_tags < len(spans))
-            for index, (token_id, piece, span) in enumerate(
-                zip(self.token_ids, tokenizer.pieces(self.token_ids), all_spans, strict=True)
-            )
+            SourceToken(token_id, piece, span, index not in of_text)
+            for index, (token_id, piece, span) in enumerate(zip(self.token_ids, pieces, spans, strict=True))
         ]
 
 
 def target_text_and_spans(
-    token_ids: Sequence[int], given_text: str | None, tokenizer: TextCodec
+    token_ids: Sequence[int], given_text: str | None, framing: Framing, tokenizer: TextCodec
 ) -> tuple[str, list[Span]]:
-    """The text of a target, and what of it each token stands for: of the text that was given, if one was."""
+    """The text of a target, and the part of it that each token stands for: of the text that was given, if one was."""
     if given_text is None:
         return tokenizer.decode(token_ids), tokenizer.target_spans(token_ids)
-    spans, end = tokenizer.target_text_spans(given_text), len(given_text)
-    return given_text, [*spans, (end, end)]  # and end-of-sentence
+    end = len(given_text)
+    return given_text, [
+        *((0, 0) for _ in framing.target_prefix),
+        *tokenizer.target_text_spans(given_text),
+        *((end, end) for _ in framing.target_suffix),
+    ]
 
 
 def target_tokens(token_ids: Sequence[int], logprobs: Sequence[float], tokenizer: TextCodec) -> list[TargetToken]:
@@ -138,18 +145,24 @@ def target_tokens(token_ids: Sequence[int], logprobs: Sequence[float], tokenizer
 
 
 def attention_target(
-    hypothesis: Hypothesis, is_given: bool, given_text: str | None, decoder_start_token_id: int, tokenizer: TextCodec
+    source: Source,
+    hypothesis: Hypothesis,
+    is_given: bool,
+    given_text: str | None,
+    decoder_start_token_id: int,
+    tokenizer: TextCodec,
 ) -> AttentionTarget:
     """A target as the decoder sees it.
 
     Args:
+        source: that it translates.
         hypothesis: the target, decoded or forced.
         is_given: whether the caller gave it.
         given_text: what the caller gave, where that was a text.
         decoder_start_token_id: of the model.
         tokenizer: of the model.
     """
-    text, spans = target_text_and_spans(hypothesis.token_ids, given_text, tokenizer)
+    text, spans = target_text_and_spans(hypothesis.token_ids, given_text, source.framing, tokenizer)
     tokens = target_tokens(hypothesis.token_ids, hypothesis.token_logprobs, tokenizer)
     (start,) = target_tokens([decoder_start_token_id], [0.0], tokenizer)
     return AttentionTarget(

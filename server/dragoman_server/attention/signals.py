@@ -75,12 +75,14 @@ def segment_signals(
     """
     alignment = manifest.best_alignment
     (weights,) = attention_pass.weights("cross", source.token_ids, target.token_ids, [alignment.layer], alignment.heads)
-    is_ended = target.token_ids[-1:] == (manifest.eos_token_id,)
+    of_source = source.framing.text_range(source.token_ids)
+    of_target = source.framing.target_text_range(target.token_ids)
     spans = source.spans(tokenizer)
     return signals(
-        weights.mean(axis=0),
+        # Without prefixes: weights on and of language tags belong to no word.
+        weights.mean(axis=0)[of_target.start :, of_source.start :],
         spans,
-        target.token_ids[:-1] if is_ended else target.token_ids,
+        target.token_ids[of_target.start : of_target.stop],
         target.finish_reason is FinishReason.LENGTH,
         is_copied(source.segment_text, tokenizer.decode(target.token_ids)),
         _unspelt_share(source, spans, tokenizer),
@@ -98,21 +100,21 @@ def signals(
     """The signals of one segment.
 
     Args:
-        cross: [T, S], the mean of the heads that align best: a row for each step, the one that emits end-of-sentence
-            included; columns for the source's language tags, if any, its text and, the last one, end-of-sentence.
+        cross: [T, S], the mean of the heads that align best: a row for each step from the text's first token on, the
+            one that emits end-of-sentence included; columns for the tokens of the source's text and what follows them,
+            end-of-sentence at least.
         source_spans: what each token of the source's text stands for.
         target_ids: the target without end-of-sentence.
         is_cut_off: whether the target reached its limit.
         is_copied: whether it has the numbers, addresses, placeholders and the like of the source.
         unspelt_share: how many of the source's letters the vocabulary has no words for, 0 to 1.
     """
-    # Without the tags, whose weight belongs to no word.
-    weights = cross[:, cross.shape[1] - len(source_spans) - 1 :]
-    weights = weights / np.maximum(weights.sum(axis=1, keepdims=True), np.finfo(np.float32).tiny)
-    is_covered = weights[:, :-1].sum(axis=0) >= COVERED_WEIGHT
+    weights = cross / np.maximum(cross.sum(axis=1, keepdims=True), np.finfo(np.float32).tiny)
+    num_tokens = len(source_spans)
+    is_covered = weights[:, :num_tokens].sum(axis=0) >= COVERED_WEIGHT
     coverage = float(is_covered.mean())
     entropy = _entropy(weights)
-    end_of_sentence_share = float(weights[:, -1].mean()) if len(weights) else 0.0
+    end_of_sentence_share = float(weights[:, num_tokens:].sum(axis=1).mean()) if len(weights) else 0.0
     repetition = _repetition(target_ids)
     length_ratio = len(target_ids) / len(source_spans)
 

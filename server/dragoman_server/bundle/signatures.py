@@ -1,4 +1,4 @@
-"""The inputs and outputs of a bundle's graphs by its manifest; `dragoman_export.graphs` says what they are."""
+"""The inputs and outputs of a bundle's graphs by its manifest; `dragoman_export.graph.graphs` describes them."""
 
 from typing import NamedTuple
 

@@ -83,7 +83,7 @@ class Model:
     ) -> None:
         self.bundle, self.engine, self.attention, self.runners = bundle, engine, attention, runners
         self.manifest, self.name, self.tokenizer = bundle.manifest, bundle.resource_name, bundle.tokenizer
-        self.languages = Languages(bundle.manifest.directions)
+        self.languages = Languages(bundle.manifest.languages)
 
     @classmethod
     def open(

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from dragoman.types import AttentionKind
 from dragoman_server.bundle.bundle import Bundle
+from dragoman_server.bundle.framing import decoder_inputs
 from dragoman_server.bundle.manifest import ATTENTION_FILE
 from dragoman_server.runtime.background import Background
 from dragoman_server.runtime.memory import empty, shrinking_run
@@ -120,10 +121,11 @@ class AttentionPass:
         feeds: Mapping[str, NDArray[Any]],
     ) -> None:
         """Fills in the outputs where they are: no copy of them is ever made."""
+        start_id = self._bundle.manifest.decoder_start_token_id
         inputs: dict[str, NDArray[Any]] = {
             "input_ids": np.array([source_ids], np.int64),
             "attention_mask": np.ones((1, len(source_ids)), np.int32),
-            "decoder_input_ids": np.array([[self._bundle.manifest.decoder_start_token_id, *target_ids[:-1]]], np.int64),
+            "decoder_input_ids": np.array([decoder_inputs(start_id, target_ids)], np.int64),
             "hidden_states": np.zeros((1, self._width), np.float32),
             "labels": np.zeros(1, np.int64),
             "heads": np.zeros(0, np.int64),

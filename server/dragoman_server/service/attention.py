@@ -80,7 +80,7 @@ class Attender:
             if isinstance(planned, InvalidInputError):
                 raise planned
             (request,) = planned.requests
-            nums_target = [len(request.prefix_ids)] if request.prefix_ids else []
+            nums_target = [] if planned.target_ids is None else [len(planned.target_ids)]
             self._check_size(selection, request, nums_target)
             check_deadline(context.deadline)
             num_targets = (len(nums_target) or plan.decoding.search.num_hypotheses) * has_target
@@ -176,12 +176,12 @@ def _attention_of(model: Model) -> AttentionWorker:
 def _header(plan: Plan, planned: PlannedText, selection: Selection, targets: Sequence[Hypothesis]) -> AttentionHeader:
     (source,), (request,) = planned.sources, planned.requests
     manifest, tokenizer = plan.model.manifest, plan.model.tokenizer
-    is_given, start_id = bool(request.prefix_ids), manifest.decoder_start_token_id
+    is_given, start_id = planned.target_ids is not None, manifest.decoder_start_token_id
     return AttentionHeader(
         plan.model.name,
         plan.direction,
         source.tokens(tokenizer),
-        [attention_target(target, is_given, planned.target_text, start_id, tokenizer) for target in targets],
+        [attention_target(source, target, is_given, planned.target_text, start_id, tokenizer) for target in targets],
         plan_tensors(selection, len(request.source_ids), [len(target.token_ids) for target in targets]),
         selection,
         manifest.best_alignment,

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from dragoman_server.attention.results import Source
+from dragoman_server.bundle.framing import Framing
 from dragoman_server.bundle.languages import Direction
 from dragoman_server.config import InputLimits
 from dragoman_server.engine.search_options import SearchOptions
@@ -33,20 +34,15 @@ class Plan:
 
     model: Model
     direction: Direction
-    source_prefix_ids: Sequence[int]  # language tags
+    framing: Framing
     segmentation: Segmentation
     decoding: Decoding
     priority: Priority
     deadline: float  # seconds on the time.monotonic clock
 
-    @property
-    def num_specials(self) -> int:
-        """Tokens of a source beside those of its text: language tags and end-of-sentence."""
-        return len(self.source_prefix_ids) + 1
-
     def max_target_tokens(self, source: SourceSegment) -> int:
         """How many tokens the target of a segment may have, end-of-sentence included."""
-        return self.decoding.limit.of(len(source.token_ids) + self.num_specials)
+        return self.decoding.limit.of(len(source.token_ids) + self.framing.num_specials)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,14 +50,16 @@ class PlannedText:
     """An input that can be decoded: a request for each of its segments."""
 
     text: SegmentedText
+    framing: Framing
     requests: Sequence[Request]
-    target_text: str | None = None  # that was given as a text
+    target_ids: tuple[int, ...] | None = None  # where the target was given: all of it, as the decoder emits it
+    target_text: str | None = None  # where it was given as a text
 
     @property
     def sources(self) -> list[Source]:
         """What the encoder reads, segment by segment."""
         return [
-            Source(self.text.text, segment, request.source_ids)
+            Source(self.text.text, segment, request.source_ids, self.framing)
             for segment, request in zip(self.text.segments, self.requests, strict=True)
         ]
 
@@ -124,7 +122,7 @@ class Planner:
         return Plan(
             model,
             lease.direction,
-            model.manifest.source_prefix_ids[lease.direction.target],
+            model.manifest.framing_of(lease.direction),
             segmentation or Segmentation(model.manifest.segmentation),
             decoding,
             priority,
@@ -166,28 +164,28 @@ class Planner:
             return InvalidInputError(*violations)
         segmented = _segmented(text_input.text, plan, self._max_segments + 1)
         target_prefix = text_input.target_prefix
-        target_prefix_ids = tuple(plan.model.tokenizer.encode_target(target_prefix)) if target_prefix else ()
+        prefix_text_ids = plan.model.tokenizer.encode_target(target_prefix) if target_prefix else ()
         violations = [
             *self._over_segments(len(segmented.segments), path),
             *_over_tokens(segmented, plan, f"{path}.text"),
-            *_unknown_violations(target_prefix_ids, plan.model, f"{path}.target_prefix"),
-            *_prefix_violations(segmented, target_prefix_ids, plan, path),
+            *_unknown_violations(prefix_text_ids, plan.model, f"{path}.target_prefix"),
+            *_prefix_violations(segmented, prefix_text_ids, plan, path),
             *_length_violations(segmented, plan, f"{path}.text"),
         ]
         if violations:
             return InvalidInputError(*violations)
         requests = [
             Request(
-                _source_ids(source, plan),
+                plan.framing.frame(source.token_ids),
                 plan.max_target_tokens(source),
                 plan.deadline,
                 plan.decoding.search,
-                target_prefix_ids,
+                (*plan.framing.target_prefix, *prefix_text_ids),
                 plan.priority,
             )
             for source in segmented.segments
         ]
-        return PlannedText(segmented, requests)
+        return PlannedText(segmented, plan.framing, requests)
 
     # -- pairs of source and target ------------------------------------------------------------
 
@@ -236,9 +234,9 @@ class Planner:
             return InvalidInputError(*violations)
         segmented = lines(pair.text, model.tokenizer.encode, 2)
         violations = [*_over_tokens(segmented, plan, f"{path}text"), *_not_one_segment(segmented, f"{path}text")]
-        target_ids: tuple[int, ...] = ()
+        target_ids: tuple[int, ...] | None = None
         if isinstance(target, str):
-            target_ids = (*model.tokenizer.encode_target(target), model.manifest.eos_token_id)
+            target_ids = plan.framing.frame_target(model.tokenizer.encode_target(target))
             violations += _target_violations(target_ids, model, f"{path}target_text")
             if must_spell:
                 violations += _unknown_violations(target_ids, model, f"{path}target_text")
@@ -252,11 +250,16 @@ class Planner:
         if violations:
             return InvalidInputError(*violations)
         (source,) = segmented.segments
-        num_tokens, search = plan.max_target_tokens(source), plan.decoding.search
-        if target_ids:  # where all of the target is forced, nothing is left to search
-            num_tokens, search = len(target_ids), SearchOptions(length_penalty=search.length_penalty)
-        request = Request(_source_ids(source, plan), num_tokens, plan.deadline, search, target_ids, plan.priority)
-        return PlannedText(segmented, [request], target if isinstance(target, str) else None)
+        if target_ids is None:
+            num_tokens, search = plan.max_target_tokens(source), plan.decoding.search
+            forced_ids = plan.framing.target_prefix
+        else:  # all of the target is forced, and nothing is left to search
+            num_tokens, search = len(target_ids), SearchOptions(length_penalty=plan.decoding.search.length_penalty)
+            forced_ids = target_ids
+        source_ids = plan.framing.frame(source.token_ids)
+        request = Request(source_ids, num_tokens, plan.deadline, search, forced_ids, plan.priority)
+        text = target if isinstance(target, str) else None
+        return PlannedText(segmented, plan.framing, [request], target_ids, text)
 
     # -- what all need ------------------------------------------------------------------------
 
@@ -339,18 +342,14 @@ def _segmented(text: str, plan: Plan, max_segments: int) -> SegmentedText:
         check_deadline(plan.deadline)  # a long text takes long
         return plan.model.tokenizer.encode(part)
 
-    segment_tokens = plan.model.manifest.limits.segment_tokens - plan.num_specials
+    segment_tokens = plan.model.manifest.limits.segment_tokens - plan.framing.num_specials
     return segment(text, encode, plan.segmentation, segment_tokens, plan.direction, max_segments)
-
-
-def _source_ids(source: SourceSegment, plan: Plan) -> tuple[int, ...]:
-    return (*plan.source_prefix_ids, *source.token_ids, plan.model.manifest.eos_token_id)
 
 
 def _over_tokens(text: SegmentedText, plan: Plan, field: str) -> Iterator[FieldViolation]:
     most = plan.model.manifest.limits.max_source_tokens
     for source in text.segments:
-        num_tokens = len(source.token_ids) + plan.num_specials
+        num_tokens = len(source.token_ids) + plan.framing.num_specials
         if num_tokens > most:
             yield FieldViolation(
                 field,
@@ -369,18 +368,18 @@ def _not_one_segment(text: SegmentedText, field: str) -> Iterator[FieldViolation
 
 
 def _prefix_violations(
-    text: SegmentedText, target_prefix_ids: Sequence[int], plan: Plan, path: str
+    text: SegmentedText, prefix_text_ids: Sequence[int], plan: Plan, path: str
 ) -> Iterator[FieldViolation]:
-    if not target_prefix_ids:
+    if not prefix_text_ids:
         return
     field = f"{path}.target_prefix"
     if len(text.segments) != 1:
         description = f"needs a text of exactly 1 segment, this one has {len(text.segments)}"
         yield FieldViolation(field, description, "NOT_ONE_SEGMENT")
         return
-    most = plan.max_target_tokens(text.segments[0]) - 1
-    if len(target_prefix_ids) > most:
-        description = f"has {len(target_prefix_ids)} tokens, may have at most {most}: the target's limit less one"
+    most = plan.max_target_tokens(text.segments[0]) - len(plan.framing.target_prefix) - 1
+    if len(prefix_text_ids) > most:
+        description = f"has {len(prefix_text_ids)} tokens, may have at most {most}: the target's limit less one"
         yield FieldViolation(field, description, "TARGET_PREFIX_TOO_LONG")
 
 

@@ -18,13 +18,13 @@ WAITING = """
 import signal, sys, time
 for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # which whatever runs the tests may ignore
     signal.signal(number, signal.SIG_IGN if number.name in sys.argv[-1] else signal.SIG_DFL)
-from dragoman_export import bundle_writer
+from dragoman_export.bundle import writer
 
 def wait(*_):
     print("comparing", flush=True)
     time.sleep(60)
 
-bundle_writer.compare = wait
+writer.compare = wait
 from dragoman_export.__main__ import main
 del sys.argv[-1]
 main()

@@ -7,13 +7,14 @@ from pathlib import Path
 import pytest
 
 from dragoman_server.bundle.bundle import Bundle
+from dragoman_server.bundle.framing import FramingTemplate
 from dragoman_server.bundle.manifest import DefaultSegmentation
 from dragoman_server.engine.search_options import SearchOptions
 from dragoman_server.engine.sequence import Priority
 from dragoman_server.errors import DeadlineError, InvalidInputError
 from dragoman_server.registry.model import Model
 from dragoman_server.registry.registry import Registry
-from dragoman_server.service.calls import CallContext, Pair, TextInput
+from dragoman_server.service.calls import CallContext, DecodingFields, Pair, TextInput
 from dragoman_server.service.planner import Plan, PlannedText, Planner
 from dragoman_server.service.results import ScoredTarget
 from dragoman_server.service.translate import Translator
@@ -118,6 +119,49 @@ async def test_a_target_prefix_is_forced(translator: Translator, engine: FakeEng
     assert first.prefix_ids == tuple(tokenizer.encode("Le chat"))
     assert second.prefix_ids == ()
     assert translated(outcome).text == "Le chat The cat."
+
+
+@pytest.fixture
+def forcing(bundle: Bundle) -> Bundle:
+    """Of a model that is told both languages by tokens, that of the target as its first word."""
+    framing = FramingTemplate(("source",), (EOS_ID,), ("target",))
+    return replace(bundle, manifest=replace(bundle.manifest, framing=framing))
+
+
+def test_what_a_model_is_forced_to_begin_with_stands_before_everything(
+    planner: Planner, forcing: Bundle, tokenizer: Tokenizer
+) -> None:
+    english, french = (4,), (5,)
+    plan, words, begun = plan_for(planner, forcing), tokenizer.encode("The cat."), tokenizer.encode("Le chat")
+    planned = planner.plan_text(TextInput("The cat.", "Le chat"), plan, "input")
+    assert isinstance(planned, PlannedText)
+    assert planned.requests[0].source_ids == (*english, *words, EOS_ID)
+    assert planned.requests[0].prefix_ids == (*french, *begun)
+    assert planned.target_ids is None
+    decoded = planner.plan_pair(Pair("The cat.", None), plan, "")
+    assert isinstance(decoded, PlannedText)
+    assert decoded.requests[0].prefix_ids == french
+    assert decoded.target_ids is None  # a forced beginning is no target that was given
+    given = planner.plan_pair(Pair("The cat.", "Le chat"), plan, "")
+    assert isinstance(given, PlannedText)
+    assert given.target_ids == given.requests[0].prefix_ids == (*french, *begun, EOS_ID)
+    assert given.requests[0].max_target_tokens == len(begun) + 2
+    as_ids = planner.plan_pair(Pair("The cat.", [5, 7, EOS_ID]), plan, "")
+    assert isinstance(as_ids, PlannedText)
+    assert as_ids.target_ids == (5, 7, EOS_ID)
+
+
+def test_what_is_forced_takes_its_part_of_the_targets_limit(
+    planner: Planner, forcing: Bundle, tokenizer: Tokenizer
+) -> None:
+    num_begun = len(tokenizer.encode("Le chat"))
+    for limit, fits in [(num_begun + 1, False), (num_begun + 2, True)]:
+        plan = plan_for(planner, forcing, options=DecodingFields(max_target_tokens=limit))
+        planned = planner.plan_text(TextInput("The cat.", "Le chat"), plan, "input")
+        assert isinstance(planned, PlannedText) == fits
+        if isinstance(planned, InvalidInputError):
+            (violation,) = planned.violations
+            assert violation.description.startswith(f"has {num_begun} tokens, may have at most {num_begun - 1}:")
 
 
 async def test_a_blank_target_prefix_is_none(translator: Translator, engine: FakeEngine) -> None:

@@ -1,4 +1,4 @@
-"""The parts that the ONNX graphs have in common: products, norms, embeddings, and the layers made of them.
+"""The parts that the ONNX graphs share: products, norms, embeddings, and the layers made of them.
 
 Letters in shapes are those of `graphs.py`.
 """
@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from onnx import TensorProto
 from torch import Tensor, nn
 
-from dragoman_export.calibration import Range, Ranges
+from dragoman_export.graph.builder import MICROSOFT, GraphBuilder
+from dragoman_export.graph.quantization import Range, Ranges, quantize_columns
 from dragoman_export.model import (
     DecoderLayer,
     Embedding,
@@ -21,10 +22,9 @@ from dragoman_export.model import (
     Residual,
     Transformer,
 )
-from dragoman_export.onnx_builder import MICROSOFT, GraphBuilder
 from dragoman_server.bundle.manifest import Precision
 
-# Columns of logits whose maximum is taken before the best are looked for.
+# Columns of logits in a block; the best tokens are searched in the blocks with the highest maxima.
 _BLOCK = 64
 
 
@@ -32,14 +32,8 @@ def _array(tensor: Tensor) -> NDArray[np.float32]:
     return tensor.detach().float().cpu().numpy()
 
 
-def quantize_columns(matrix: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-    """Symmetric int8 with one scale per column: matrix[k, n] is about quantized[k, n] * scales[n]."""
-    scales = np.maximum(np.abs(matrix).max(axis=0), 1e-12).astype(np.float32) / np.float32(127)
-    return np.rint(matrix / scales).clip(-127, 127).astype(np.int8), scales
-
-
 class LayerWriter:
-    """Writes the parts that all three graphs have in common into one graph."""
+    """Writes the parts that all three graphs share into one graph."""
 
     def __init__(self, graph: GraphBuilder, model: Transformer, precision: Precision, ranges: Ranges) -> None:
         self.graph, self.model, self.precision, self.ranges = graph, model, precision, ranges
@@ -52,30 +46,30 @@ class LayerWriter:
         return self.graph.op("Shape", tensor, start=axis, end=axis + 1)
 
     def reshape(self, tensor: str, *axes: str | int) -> str:
-        """Axes are numbers (-1 for what is left) or int64 [1] tensors."""
+        """Axes are numbers (-1 for the rest) or int64 [1] tensors."""
         if all(isinstance(axis, int) for axis in axes):
             return self.graph.op("Reshape", tensor, self.graph.constant(list(axes), np.int64))
         parts = [axis if isinstance(axis, str) else self.graph.constant([axis], np.int64) for axis in axes]
         return self.graph.op("Reshape", tensor, self.graph.op("Concat", *parts, axis=0))
 
     def steps(self, states: str, width: int) -> str:
-        """States of rows that take one step each, in the form of attention: [b, 1, width]."""
+        """States of rows that take one step each, in the shape that attention takes: [b, 1, width]."""
         return states if self._takes_steps else self.reshape(states, -1, 1, width)
 
     def rows(self, states: str, width: int) -> str:
-        """[b, 1, width], in the form of the products: the same where they take it, else [b, width]."""
+        """[b, 1, width] in the shape that the products take: the same or [b, width]."""
         return states if self._takes_steps else self.reshape(states, -1, width)
 
     @property
     def _takes_steps(self) -> bool:
-        # Gemm and quantisation by row want matrices; the calibrated product does not care, which saves the reshapes.
+        # Gemm and quantisation by row need matrices. The calibrated product takes any shape, which saves the reshapes.
         return bool(self.ranges)
 
     # -- the KV pool ---------------------------------------------------------------------------------------------
 
     @property
     def cache_type(self) -> int:
-        """Of the keys and values in the pool: int8 in a calibrated int8 graph, whose maps give them in its units."""
+        """Type of the pooled keys and values: int8 in a calibrated int8 graph, whose maps output them in int8 units."""
         return TensorProto.INT8 if self.ranges else TensorProto.FLOAT
 
     def to_cache(self, key_values: str) -> str:
@@ -112,8 +106,8 @@ class LayerWriter:
         """states @ matrix + bias with both quantized, the weights by column, the activations in one of two ways.
 
         Either all activations of this place in the network share a range that was calibrated (`key` names it), or each
-        row has a scale of its own. ONNX Runtime's dynamic quantisation has one scale for what happens to be in the
-        batch, which would make a row depend on its neighbours. Activations are unsigned, as the fast kernels want them.
+        row has a scale of its own. ONNX Runtime's dynamic quantisation has one scale for the whole batch, which
+        would make a row depend on its neighbours. Activations are unsigned because the fast kernels take unsigned ones.
         """
         graph = self.graph
         weights, column_scales = quantize_columns(matrix)
@@ -231,9 +225,9 @@ class LayerWriter:
         return graph.op("Gemm", states, weight, *([bias] if bias else []), transB=1)
 
     def top(self, log_probs: str, k: str) -> tuple[str, str]:
-        """Log-probs [rows, V'] and how many, int64 [1] -> the ids int64 and log-probs [rows, k], best first.
+        """Log-probs [rows, V'] and k, int64 [1] -> the ids int64 and log-probs [rows, k], best first.
 
-        The k best are in the k blocks with the highest maxima. To find these takes a vectorised pass over the
+        The k best are in the k blocks with the highest maxima. Finding these takes a vectorised pass over the
         vocabulary, a third of the time of TopK over all of it.
         """
         graph = self.graph

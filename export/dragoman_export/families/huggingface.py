@@ -1,4 +1,4 @@
-"""What all models in Hugging Face's folder layout have in common: fields, weights, generation defaults."""
+"""The common parts of Hugging Face's folder layout: configuration fields, weights, generation defaults."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,10 +13,10 @@ from dragoman_server.bundle.manifest import Generation
 CONFIG_FILE, GENERATION_FILE, TOKENIZER_CONFIG_FILE = "config.json", "generation_config.json", "tokenizer_config.json"
 WEIGHTS_FILE, PICKLE_FILE = "model.safetensors", "pytorch_model.bin"
 
-# Settings of `generate` that change what is generated and that a bundle has no defaults for: only these values will do.
-# Not among them are `max_length` and `forced_eos_token_id`, which together cut a target off and make it look finished:
-# here one that is stopped by length says so in its finish reason. Nor is `renormalize_logits`: scores are the model's
-# own log-probs, whatever is suppressed.
+# Settings of `generate` that change its output and have no counterpart in a bundle: they must have one of these values.
+# `max_length` and `forced_eos_token_id` are not among them. Together they cut a target off and make it look finished;
+# here a target that is stopped by its length says so in its finish reason. `renormalize_logits` is not either: scores
+# are the model's own log-probs, whatever is suppressed.
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "do_sample": (False,),
     "num_beam_groups": (1,),
@@ -38,17 +38,17 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "exponential_decay_length_penalty": (),
     "guidance_scale": (1.0,),
 }
-# What a server takes.
+# Limits of the server.
 _MAX_BEAM_SIZE = 4096
 _MAX_LENGTH_PENALTY = 10
 _SPECIALS = ("eos_token_id", "pad_token_id", "decoder_start_token_id")
 
 
 def read_integers(config: Mapping[str, Any], names: Sequence[str]) -> dict[str, int]:
-    """The fields of these names, none of them negative.
+    """Fields that must be integers of at least 0, by name.
 
     Raises:
-        ValueError: naming every field that is missing or no such integer.
+        ValueError: naming every field that is missing or has another value.
     """
     faults = [
         f"{name} is {config.get(name)!r:.80}, not an integer" for name in names if type(config.get(name)) is not int
@@ -76,7 +76,7 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
 def rename_tensors(
     tensors: Mapping[str, Tensor], names: Mapping[str, str], parameters: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
-    """Foreign tensors under the names of our parameters. Tied ones may be there under one or several of their names.
+    """Foreign tensors under the names of our parameters. A tied tensor may have one or several of its names.
 
     Args:
         tensors: by foreign name.
@@ -108,7 +108,7 @@ def rename_tensors(
 
 
 def read_generation(folder: Path, config: Mapping[str, Any], vocabulary_size: int) -> Generation:
-    """The generation defaults: of `generation_config.json` or, in folders from before there was one, of `config.json`.
+    """The generation defaults: those of `generation_config.json` or, in older folders, of `config.json`.
 
     Args:
         folder: of the model.

@@ -1,21 +1,21 @@
 """Import of Marian and OPUS-MT models from Hugging Face's folder layout.
 
-Marian's Transformer is the paper's: post-norm, embeddings scaled, sinusoidal positions (all sines first). What differs
-is that the output has a bias of its own, that the decoder begins with the padding token, and that source and target
-have a SentencePiece model each, with one vocabulary for the pieces of both.
+Marian's Transformer is the paper's: post-norm, embeddings scaled, sinusoidal positions (all sines first). There are
+three differences: the output has a bias, the decoder begins with the padding token, and source and target have a
+SentencePiece model each, with one vocabulary for the pieces of both.
 
 Source: `transformers.models.marian.modeling_marian` and `tokenization_marian`.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
 from torch import Tensor
 
 from dragoman_export.checkpoint import Checkpoint, Config, blank_model, load_tensors, unique_tensors
-from dragoman_export.huggingface import (
+from dragoman_export.families.huggingface import (
     CONFIG_FILE,
     TOKENIZER_CONFIG_FILE,
     read_generation,
@@ -23,9 +23,11 @@ from dragoman_export.huggingface import (
     read_tensors,
     rename_tensors,
 )
-from dragoman_export.languages import parse_pair, standard_tag, standard_tags
+from dragoman_export.languages import Languages, aliases, parse_pair, standard_tag, standard_tags
 from dragoman_export.model import Dimensions, Transformer, sinusoids
-from dragoman_export.reading import listed, read_bytes, read_json, require_sizes
+from dragoman_export.reading import SizeFields, listed, read_bytes, read_json, require_sizes
+from dragoman_server.bundle.framing import FramingTemplate
+from dragoman_server.bundle.languages import DirectionGroup, LanguageTable
 from dragoman_server.bundle.manifest import TOKENIZER_FILES
 from dragoman_server.text.tokenizer import (
     END_OF_SENTENCE,
@@ -60,7 +62,7 @@ _ACTIVATIONS: dict[str, Literal["relu", "gelu", "silu"]] = {
     "silu": "silu",
 }
 
-# Where a field is there, it must have this value. Those that `transformers` no longer reads are Marian's own options.
+# Values that these fields must have, if present. Fields that `transformers` no longer reads are Marian's own options.
 _REQUIRED = {
     "is_encoder_decoder": True,
     "is_decoder": False,
@@ -71,47 +73,36 @@ _REQUIRED = {
     "add_final_layer_norm": False,
     "static_position_embeddings": True,
 }
-_SIZES = ("vocab_size", "d_model", "encoder_ffn_dim", "decoder_ffn_dim")
-_LAYERS = ("encoder_layers", "decoder_layers")
-_HEADS = ("encoder_attention_heads", "decoder_attention_heads")
-_POSITIONS = ("max_position_embeddings",)
+_SIZE_FIELDS = SizeFields(
+    axes=("vocab_size", "d_model", "encoder_ffn_dim", "decoder_ffn_dim"),
+    layers=("encoder_layers", "decoder_layers"),
+    positions=("max_position_embeddings",),
+)
+_SIZES = (*chain.from_iterable(_SIZE_FIELDS), "encoder_attention_heads", "decoder_attention_heads")
 _SPECIAL_IDS = ("pad_token_id", "eos_token_id", "decoder_start_token_id")
 
 
-@dataclass(frozen=True)
-class Languages:
-    """What the model translates, as far as whoever imports it must say so."""
-
-    pair: str | None = None  # "en-fr", of a model for one pair; see `parse_pair`
-    source: str | None = None  # "en", of a model whose target language is chosen by a token such as `>>fra<<`
-
-
 def read_marian(folder: Path, name: str, languages: Languages) -> Checkpoint:
-    """Reads a model with all that is needed to translate with it.
+    """Reads a model with its tokenizer, languages and generation defaults.
 
     The folder has config.json, source.spm, target.spm, vocab.json, and model.safetensors or pytorch_model.bin;
-    generation_config.json and tokenizer_config.json are read where they are there. Languages become BCP 47 tags, see
+    generation_config.json and tokenizer_config.json are read if present. Languages become BCP 47 tags, see
     `standard_tags`.
 
     Raises:
         FileNotFoundError: a file is missing.
-        ValueError: the model is of another type or has what cannot be represented; names every fault of a kind.
+        ValueError: a field has a value that cannot be represented; names all faults of a kind.
         BundleError: a tokenizer file is damaged.
     """
     config = read_json(folder / CONFIG_FILE)
-    if config.get("model_type") != "marian":
-        raise ValueError(f"{folder} has model_type {config.get('model_type')!r:.80}; only marian can be imported")
-    integers = read_integers(config, (*_SIZES, *_LAYERS, *_HEADS, *_POSITIONS, *_SPECIAL_IDS))
+    integers = read_integers(config, (*_SIZES, *_SPECIAL_IDS))
     tensors = read_tensors(folder)
-    sizes, num_layers, num_positions = (
-        {name: integers[name] for name in names} for names in (_SIZES, _LAYERS, _POSITIONS)
-    )
-    require_sizes(CONFIG_FILE, sizes, num_layers, num_positions, tensors)
+    require_sizes(CONFIG_FILE, _SIZE_FIELDS, integers, tensors)
     dimensions = _dimensions(config, integers, has_output_bias=_OUTPUT_BIAS in tensors)
     tokenizer_config = _read_tokenizer_config(folder)
     source_model, *companions = (read_bytes(folder / file) for file in TOKENIZER_FILES["marian"])
     vocabulary = _read_vocabulary(folder, integers)
-    directions, source_prefix_ids = _directions(vocabulary, tokenizer_config, languages)
+    table, framing = _languages(vocabulary, tokenizer_config, languages, integers["eos_token_id"])
     return Checkpoint(
         config=Config(
             name=name,
@@ -119,8 +110,8 @@ def read_marian(folder: Path, name: str, languages: Languages) -> Checkpoint:
             pad_token_id=integers["pad_token_id"],
             bos_token_id=integers["decoder_start_token_id"],
             eos_token_id=integers["eos_token_id"],
-            directions=directions,
-            source_prefix_ids=source_prefix_ids,
+            languages=table,
+            framing=framing,
             tokenizer="marian",
             generation=read_generation(folder, config, integers["vocab_size"]),
         ),
@@ -139,8 +130,7 @@ def _dimensions(config: Mapping[str, Any], integers: Mapping[str, int], *, has_o
         for name, value in _REQUIRED.items()
         if config.get(name, value) != value
     ]
-    sizes = (*_SIZES, *_LAYERS, *_HEADS, *_POSITIONS)
-    faults += [f"{name} is 0, must be at least 1" for name in sizes if integers[name] == 0]
+    faults += [f"{name} is 0, must be at least 1" for name in _SIZES if integers[name] == 0]
     start_id = integers["decoder_start_token_id"]
     if start_id >= integers["vocab_size"]:
         faults.append(f"decoder_start_token_id is {start_id}, must be below vocab_size, {integers['vocab_size']}")
@@ -193,7 +183,7 @@ def _dimensions(config: Mapping[str, Any], integers: Mapping[str, int], *, has_o
 
 
 def _model(dimensions: Dimensions, tensors: Mapping[str, Tensor]) -> Transformer:
-    """The position tables are checked but not taken over: ours are computed."""
+    """The position tables are checked and then computed anew."""
     weights = {name: tensor for name, tensor in tensors.items() if name not in _POSITION_TABLES}
     if _OUTPUT_BIAS in weights:
         weights[_OUTPUT_BIAS] = weights[_OUTPUT_BIAS].flatten()  # [1, V]
@@ -265,10 +255,10 @@ def _read_vocabulary(folder: Path, integers: Mapping[str, int]) -> dict[str, int
     return vocabulary
 
 
-def _directions(
-    vocabulary: Mapping[str, int], tokenizer_config: Mapping[str, Any], languages: Languages
-) -> tuple[tuple[tuple[str, str], ...], dict[str, tuple[int, ...]]]:
-    """(source, target) languages as BCP 47 tags, and by target language what is put before the source."""
+def _languages(
+    vocabulary: Mapping[str, int], tokenizer_config: Mapping[str, Any], languages: Languages, eos_token_id: int
+) -> tuple[LanguageTable, FramingTemplate]:
+    """The languages as BCP 47 tags, and their framing: the token of the target, if it has one, precedes the source."""
     source, target = (_tag_of(tokenizer_config, name) for name in ("source_lang", "target_lang"))
     tokens = sorted((token_id, code) for piece, token_id in vocabulary.items() if (code := target_language(piece)))
     if tokens:
@@ -284,7 +274,10 @@ def _directions(
                 "--from"
             )
         tags = standard_tags(code for _, code in tokens)
-        return tuple((source, tags[code]) for _, code in tokens), {tags[code]: (i,) for i, code in tokens}
+        token_ids: dict[str, tuple[int, ...]] = {tags[code]: (token_id,) for token_id, code in tokens}
+        group = DirectionGroup((source,), tuple(token_ids))
+        table = LanguageTable((group,), token_ids, aliases(tags, [source]))
+        return table, FramingTemplate(("target",), (eos_token_id,), ())
     if languages.source is not None:
         raise ValueError("the model has one target language: give both languages with --pair instead of --from")
     if languages.pair is not None:
@@ -294,11 +287,11 @@ def _directions(
             f"there are no source_lang and target_lang that are languages in {TOKENIZER_CONFIG_FILE}: give them with "
             "--pair, such as en-fr"
         )
-    return ((source, target),), {target: ()}
+    return LanguageTable.of([(source, target)]), FramingTemplate((), (eos_token_id,), ())
 
 
 def _tag_of(tokenizer_config: Mapping[str, Any], field: str) -> str | None:
-    """The tag of a language of tokenizer_config.json; None where it has none, or what is none, such as ROMANCE."""
+    """The tag of a language in tokenizer_config.json; None where there is none, or no language, such as ROMANCE."""
     try:
         return standard_tag(tokenizer_config.get(field) or "")
     except ValueError:

@@ -1,4 +1,4 @@
-"""Chooses the cross-attention weights from which a model aligns words best, by alignments made by hand."""
+"""Chooses the cross-attention weights that align words best, judged by alignments made by hand."""
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,16 +12,15 @@ from rich.console import Console
 from rich.progress import track
 
 from dragoman.attention.alignment import Span, align, rows, word_links
-from dragoman_export.gold_alignment import GoldAlignments, GoldPair, WordLinks, alignment_error_rate
+from dragoman_export.bundle.gold_alignment import GoldAlignments, GoldPair, WordLinks, alignment_error_rate
 from dragoman_server.bundle.bundle import Bundle
 from dragoman_server.bundle.manifest import MANIFEST_FILE, Alignment, AlignmentMethod
 from dragoman_server.runtime.attention_pass import AttentionPass
-from dragoman_server.text.tokenizer import load_tokenizer
 
 
 @dataclass(frozen=True)
 class ForcedPair:
-    """A pair of sentences with the weights of the pass that read one and was made to write the other."""
+    """A pair of sentences, and the weights of the teacher-forced pass over it."""
 
     gold: GoldPair
     cross: NDArray[np.float32]  # [layers, heads, target tokens, source tokens]
@@ -47,11 +46,11 @@ Half = Mapping[str, Sequence[ForcedPair]]
 
 @dataclass(frozen=True)
 class Trial:
-    """How far one choice of weights is from the alignments made by hand: AER by direction."""
+    """The alignment error rate of one choice of weights, by direction."""
 
     alignment: Alignment
-    first_half: Mapping[str, float]  # by which is chosen
-    second_half: Mapping[str, float]  # what to expect of other sentences
+    first_half: Mapping[str, float]  # decides the choice
+    second_half: Mapping[str, float]  # is reported
 
     @property
     def mean_first_half(self) -> float:
@@ -66,7 +65,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class Tuning:
-    """What `tune` found."""
+    """The result of `tune`."""
 
     trials: tuple[Trial, ...]  # the `candidates` of every method and layer
     best: Trial
@@ -74,10 +73,10 @@ class Tuning:
 
 
 def tune(bundle: Bundle, golds: Sequence[GoldAlignments], num_threads: int, console: Console) -> Tuning:
-    """Tries both methods, every layer, and of its heads all of them, each, and a set that grows head by head.
+    """Tries both methods and every layer, each with all of its heads, with single heads and with sets of heads.
 
-    A set starts from the best single head and takes in whichever other lowers the AER most, until none does. All is
-    chosen by the AER on the first half of each direction's pairs, of which the directions' mean is taken.
+    A set starts from the best single head and takes in the head that lowers the AER most, until none does. The lowest
+    AER on the first half of each direction's pairs, averaged over the directions, decides.
 
     Raises:
         BundleError: the bundle has no attention graph, or one that ONNX Runtime refuses.
@@ -103,7 +102,7 @@ def tune(bundle: Bundle, golds: Sequence[GoldAlignments], num_threads: int, cons
 
 
 def candidates(half: Half, method: AlignmentMethod, layer: int, num_heads: int) -> Iterator[Alignment]:
-    """Of one layer all heads, the best single one, and the best set of several, if one is better than that."""
+    """Three choices of one layer: all heads, the best single head, and a set of heads if one is better than that."""
 
     def error(heads: tuple[int, ...]) -> float:
         return _mean(error_rates(half, Alignment(method, layer, heads)))
@@ -130,7 +129,7 @@ def error_rates(half: Half, alignment: Alignment) -> dict[str, float]:
 
 
 def write_alignment(bundle: Bundle, alignment: Alignment) -> Bundle:
-    """Puts the choice into the bundle's manifest, in one stroke, which makes another version of it; opens that."""
+    """Writes the choice into the manifest atomically, and opens the bundle, which has another version now."""
     manifest = dataclasses.replace(bundle.manifest, alignment=alignment)
     path = bundle.folder / MANIFEST_FILE
     partial = path.with_suffix(".tmp")
@@ -140,22 +139,22 @@ def write_alignment(bundle: Bundle, alignment: Alignment) -> Bundle:
 
 
 class _ForcedModel:
-    """Makes a model write given translations."""
+    """A model that is forced to emit given translations."""
 
     def __init__(self, bundle: Bundle, num_threads: int) -> None:
         self._manifest = bundle.manifest
         self._weights = AttentionPass(bundle, num_threads)
-        self._tokenizer = load_tokenizer(bundle.manifest.tokenizer, bundle.folder)
+        self._tokenizer = bundle.tokenizer
 
     def force(self, gold: GoldAlignments, index: int) -> ForcedPair:
         """Words are tokenized one by one. That gives the pieces of the whole text, as no piece spans a space."""
-        if gold.languages not in self._manifest.directions:
+        if gold.languages not in self._manifest.languages:
             raise ValueError(f"the model does not translate {gold.direction}")
         pair = gold.pairs[index]
         source_pieces = [self._tokenizer.encode(word) for word in pair.source_words]
         target_pieces = [self._tokenizer.encode_target(word) for word in pair.target_words]
-        prefix, end = self._manifest.source_prefix_ids[gold.languages[1]], self._manifest.eos_token_id
-        source_ids, target_ids = [*prefix, *chain(*source_pieces), end], [*chain(*target_pieces), end]
+        framing = self._manifest.framing_of(gold.languages)
+        source_ids, target_ids = framing.frame([*chain(*source_pieces)]), framing.frame_target([*chain(*target_pieces)])
         limits = self._manifest.limits
         for side, ids, limit in (
             ("source", source_ids, limits.max_source_tokens),
@@ -174,8 +173,8 @@ class _ForcedModel:
         return ForcedPair(
             pair,
             self._weights.cross(source_ids, target_ids),
-            (*(False for _ in prefix), *(True for _ in source_spans), False),
-            (*(True for _ in target_spans), False),
+            tuple(index in framing.text_range(source_ids) for index in range(len(source_ids))),
+            tuple(index in framing.target_text_range(target_ids) for index in range(len(target_ids))),
             source_spans,
             target_spans,
         )

@@ -10,7 +10,7 @@ from onnx import TensorProto, helper
 
 OPSET = 21
 MICROSOFT = "com.microsoft"  # ONNX Runtime's own operators
-_ALIGNMENT = 64  # bytes; what the widest vector loads want
+_ALIGNMENT = 64  # bytes; that of the widest vector loads
 
 
 class WeightFile:

@@ -1,4 +1,4 @@
-"""Word alignments made by hand, and how far others are from them."""
+"""Word alignments made by hand, and the error rate of others against them."""
 
 import json
 from collections.abc import Iterable
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dragoman_export.evaluation import read_lines
+from dragoman_export.text_files import read_lines
 
 WordLinks = frozenset[tuple[int, int]]  # (index of a source word, index of a target word)
 
@@ -47,8 +47,8 @@ class GoldAlignments:
 
             {"source_words": ["the", "cat"], "target_words": ["le", "chat"], "sure": [[0, 0], [1, 1]], "possible": []}
 
-        A link is [index of the source word, index of the target word], from 0. `possible` has those that an alignment
-        may have or not (Och & Ney 2003); without it there are none.
+        A link is [index of the source word, index of the target word], from 0. `possible` has links that an alignment
+        may have or lack (Och & Ney 2003); without it there are none.
 
         Raises:
             ValueError: naming the line and what is wrong, or there are fewer than two pairs.

@@ -1,4 +1,4 @@
-"""Holds a bundle against the PyTorch model it was made from: every step, every token, every attention weight."""
+"""Compares a bundle with the PyTorch model it was made from: every step, every token, every attention weight."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -9,9 +9,10 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from dragoman_export.checkpoint import Checkpoint
-from dragoman_export.greedy import TokenPair
+from dragoman_export.greedy import Source, TokenPair
 from dragoman_export.progress import QUIET, phase
 from dragoman_server.bundle.bundle import Bundle
+from dragoman_server.bundle.framing import decoder_inputs
 from dragoman_server.runtime.attention_pass import AttentionPass
 from dragoman_server.runtime.runner import OnnxRunner
 
@@ -19,13 +20,13 @@ from dragoman_server.runtime.runner import OnnxRunner
 TIE_MARGIN = 1e-5
 EQUALITY_TOLERANCE = 1e-4
 
-# Sentences that ONNX Runtime decodes together, and what their tables of log-probs may take up together.
+# Sentences that ONNX Runtime decodes together, and the size of their tables of log-probs together.
 _MAX_ROWS = 8
 _MAX_TABLE_BYTES = 64 << 20
 
 
 class ParityError(Exception):
-    """The exported model does not do what its source does."""
+    """The exported model does not reproduce its source."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class Divergence:
 class SentenceParity:
     """One sentence, decoded greedily by PyTorch and then forced through ONNX Runtime."""
 
-    source_ids: tuple[int, ...]
+    source: Source
     token_ids: tuple[int, ...]
     token_logprobs: tuple[float, ...]  # PyTorch's
     max_logprob_difference: float  # over all tokens of the target
@@ -59,7 +60,7 @@ class SentenceParity:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What `compare` found. Differences are absolute; log-probs in nats."""
+    """The result of `compare`. Differences are absolute; log-probs are in nats."""
 
     sentences: tuple[SentenceParity, ...]
     divergences: tuple[Divergence, ...]
@@ -92,7 +93,7 @@ class Comparison:
 
 
 def require_same_dimensions(checkpoint: Checkpoint, bundle: Bundle) -> None:
-    """Raises ParityError where a bundle's dimensions are not those of the checkpoint: there is nothing to compare."""
+    """Raises ParityError where a bundle's dimensions are not those of the checkpoint."""
     found, expected = bundle.manifest.architecture, checkpoint.config.architecture
     if found != expected:
         raise ParityError(f"{bundle.folder} is of another model: {found} instead of {expected}")
@@ -100,10 +101,9 @@ def require_same_dimensions(checkpoint: Checkpoint, bundle: Bundle) -> None:
 
 @torch.inference_mode()
 def compare(checkpoint: Checkpoint, bundle: Bundle, pairs: Sequence[TokenPair], console: Console = QUIET) -> Comparison:
-    """Holds the step and attention graphs against PyTorch on sources and what PyTorch makes of them.
+    """Compares the step and attention graphs with PyTorch on sources and PyTorch's translations of them.
 
-    The graphs are run exactly as the server runs them. The whole distribution of a step is compared, log-probs being
-    the logits up to a normaliser that is compared with them.
+    The graphs are run exactly as the server runs them. The log-probs of the whole vocabulary are compared at each step.
     """
     runner = OnnxRunner.open(bundle, _MAX_ROWS, num_threads=1)
     attention = AttentionPass(bundle, num_threads=1)
@@ -122,9 +122,9 @@ def _compare_sentence(
     checkpoint: Checkpoint, attention: AttentionPass, pair: TokenPair, found: NDArray[np.float32], index: int
 ) -> tuple[SentenceParity, Divergence | None]:
     """Compares one sentence; `found` are the log-probs that ONNX Runtime gave, [T, V]."""
-    source_ids, token_ids = pair
+    source_ids, token_ids = pair.source.ids, pair.target_ids
     source = torch.tensor([source_ids])
-    inputs = torch.tensor([[checkpoint.config.bos_token_id, *token_ids[:-1]]])
+    inputs = torch.tensor([decoder_inputs(checkpoint.config.bos_token_id, token_ids)])
     logits, weights = checkpoint.model(source, torch.ones_like(source, dtype=torch.bool), inputs)
     expected = logits[0].log_softmax(dim=-1).numpy()
     found_weights = (
@@ -135,7 +135,7 @@ def _compare_sentence(
     steps = np.arange(len(token_ids))
     of_labels = expected[steps, token_ids]
     parity = SentenceParity(
-        source_ids=source_ids,
+        source=pair.source,
         token_ids=token_ids,
         token_logprobs=tuple(of_labels.tolist()),
         max_logprob_difference=max(
@@ -147,8 +147,9 @@ def _compare_sentence(
             _largest_difference(ours[0].numpy(), theirs) for ours, theirs in zip(weights, found_weights, strict=True)
         ),
     )
+    num_forced = len(checkpoint.config.framing_of(pair.source.direction).target_prefix)
     for step, (onnx_id, torch_id) in enumerate(zip(found.argmax(axis=1).tolist(), token_ids, strict=True)):
-        if onnx_id != torch_id:
+        if step >= num_forced and onnx_id != torch_id:
             margin = float(expected[step, torch_id] - expected[step, onnx_id])
             return parity, Divergence(index, step, torch_id, onnx_id, margin)
     return parity, None
@@ -171,10 +172,11 @@ def _batches(pairs: Sequence[TokenPair], vocabulary_size: int) -> Iterator[list[
 
 def _distributions(runner: OnnxRunner, pairs: Sequence[TokenPair], start_id: int) -> list[NDArray[np.float32]]:
     """Forces targets, the longest first, through the decoder; the log-probs of the vocabulary at every step, [T, V]."""
-    runner.encode([pair.source_ids for pair in pairs], first_row=0)
+    runner.encode([pair.source.ids for pair in pairs], first_row=0)
     tables: list[list[NDArray[np.float32]]] = [[] for _ in pairs]
-    for position in range(len(pairs[0].target_ids)):
-        inputs = [(start_id, *pair.target_ids)[position] for pair in pairs if len(pair.target_ids) > position]
+    rows = [decoder_inputs(start_id, pair.target_ids) for pair in pairs]
+    for position in range(len(rows[0])):
+        inputs = [row[position] for row in rows if len(row) > position]
         output = runner.decode_step(inputs, [position] * len(inputs), all_rows=range(len(inputs)))
         for table, row in zip(tables, output.all_logprobs, strict=False):  # the shorter ones have ended
             table.append(row)

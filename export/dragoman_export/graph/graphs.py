@@ -4,9 +4,9 @@
     decoder_step   one token per row -> top-k next tokens; reads and writes the KV pool in place
     attention      source and target in one teacher-forced pass -> all softmax weights, token log-probs
 
-They are written out rather than traced because what makes them fast and exact are choices that no tracer makes: ONNX
-Runtime's in-place attention with a length of its own per row, one product for Q, K and V, log-softmax and top-k
-inside, and quantisation by row. All states are 2-D, [rows, D], a row per token: no row's result depends on another's.
+They are written out rather than traced because no tracer makes the choices that make them fast and exact: ONNX
+Runtime's in-place attention with one length per row, one product for Q, K and V, log-softmax and top-k inside, and
+quantisation by row. All states are 2-D, [rows, D], a row per token: no row's result depends on another's.
 
 Letters in shapes: b rows or sentences, s source and t target positions, H heads, D width, K = D / H, V vocabulary.
 """
@@ -16,45 +16,26 @@ from collections.abc import Sequence
 import numpy as np
 from onnx import TensorProto
 
-from dragoman_export.calibration import Ranges
-from dragoman_export.layer_writer import LayerWriter
+from dragoman_export.graph.builder import GraphBuilder, WeightFile
+from dragoman_export.graph.layers import LayerWriter
+from dragoman_export.graph.quantization import Ranges
 from dragoman_export.model import Transformer
-from dragoman_export.onnx_builder import GraphBuilder, WeightFile
-from dragoman_server.bundle.manifest import Precision
+from dragoman_server.bundle.manifest import Precision, present, state_tensors
 
 FLOAT, INT32, INT64 = TensorProto.FLOAT, TensorProto.INT32, TensorProto.INT64
-
-
-def cross_kv_names(model: Transformer) -> tuple[str, ...]:
-    """Inputs of the step graph that the encoder fills, in Hugging Face optimum's naming."""
-    return tuple(
-        f"past_key_values.{i}.encoder.{kv}" for i in range(len(model.decoder_layers)) for kv in ("key", "value")
-    )
-
-
-def self_kv_names(model: Transformer) -> tuple[str, ...]:
-    """Inputs of the step graph that grow in place."""
-    return tuple(
-        f"past_key_values.{i}.decoder.{kv}" for i in range(len(model.decoder_layers)) for kv in ("key", "value")
-    )
-
-
-def present(name: str) -> str:
-    """The output that continues a state input."""
-    return name.replace("past_key_values.", "present.")
 
 
 def write_encoder(model: Transformer, precision: Precision, weights: WeightFile, ranges: Ranges) -> GraphBuilder:
     """The tokens of b sentences, one sentence behind the other without padding -> cross_kv [b, 2 L H, s, K].
 
-    Inputs: input_ids int64 [n] and position_ids int64 [n]; source_lengths int32 [b]; token_places int64 [b, s], which
-    token is in each place of the sentences side by side (any where there is none); and packed_places int64 [n], in
-    which of these b * s places each token is.
+    Inputs: input_ids int64 [n] and position_ids int64 [n]; source_lengths int32 [b]; token_places int64 [b, s], the
+    token in each place of the sentences side by side (any token at padding); and packed_places int64 [n], the place of
+    each token among these b * s.
 
     cross_kv has the heads of the first decoder layer's keys, of its values, of the second layer's keys, and so on, in
-    the type of the KV pool. What stands beyond a sentence's length means nothing.
+    the type of the KV pool. Values beyond a sentence's length are undefined.
 
-    Only attention sees the sentences side by side: padding costs the products nothing.
+    Only attention sees the sentences side by side, so the products compute nothing for padding.
     """
     dims = model.dims
     graph = GraphBuilder("encoder", weights)
@@ -84,7 +65,7 @@ def write_encoder(model: Transformer, precision: Precision, weights: WeightFile,
 
 
 def write_decoder_step(model: Transformer, precision: Precision, weights: WeightFile, ranges: Ranges) -> GraphBuilder:
-    """One decoding step for b rows at positions of their own.
+    """One decoding step for b rows, each at its own position.
 
     Inputs: input_ids int64 [b], position_ids int64 [b], source_lengths int32 [b], score_ids int64 [b, 1], top_k int64
     [1], all_rows int64 [a]; and the state, [b, H, capacity, K] each.
@@ -108,7 +89,8 @@ def write_decoder_step(model: Transformer, precision: Precision, weights: Weight
         shape: tuple[str | int, ...] = ("batch", dims.num_heads, length, dims.d_head)
         return [graph.input(name, writer.cache_type, shape) for name in names]
 
-    self_kv, cross_kv = states_of(self_kv_names(model), "target"), states_of(cross_kv_names(model), "source")
+    names = state_tensors(dims.num_decoder_layers)
+    self_kv, cross_kv = states_of(names.self_kv, "target"), states_of(names.cross_kv, "source")
 
     one = graph.constant(1, np.int32)
     last_target = graph.op("Cast", positions, to=INT32)
@@ -156,14 +138,14 @@ def write_attention(model: Transformer, precision: Precision, weights: WeightFil
 
     From input_ids int64 [b, s], attention_mask int32 [b, s] and decoder_input_ids int64 [b, t]: for every layer i its
     softmax weights encoder_attentions.i [b, h, s, s], decoder_attentions.i [b, h, t, t] and cross_attentions.i
-    [b, h, t, s] (padded keys weigh 0), and decoder_hidden_states [b, t, D]. h are the heads in `heads` int64 [h] where
-    the layer is 1 in encoder_layers, decoder_layers or cross_layers, int64 with an entry for every layer; none where it
-    is 0, since ONNX Runtime computes and keeps every output, asked for or not.
+    [b, h, t, s] (padded keys weigh 0), and decoder_hidden_states [b, t, D]. A layer whose entry in encoder_layers,
+    decoder_layers or cross_layers, int64 with an entry for every layer, is 1 gives the heads in `heads` int64 [h]. One
+    whose entry is 0 gives none, since ONNX Runtime computes and keeps every output, fetched or not.
 
-    From hidden_states [r, D], which are rows of those, and labels int64 [r]: label_logprobs [r]. They are fed back so
-    that this can be done in parts: the logits of 512 rows and 60,000 words take up 120 MB.
+    From hidden_states [r, D], which are rows of decoder_hidden_states, and labels int64 [r]: label_logprobs [r]. The
+    states are fed back so that this can be done in parts: the logits of 512 rows and 60,000 words take up 120 MB.
 
-    None of b, s, t and r may be 0; what is not needed has one row.
+    None of b, s, t and r may be 0; an input that is not needed has one row.
     """
     dims = model.dims
     graph = GraphBuilder("attention", weights)

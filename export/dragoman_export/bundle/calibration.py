@@ -1,9 +1,9 @@
 """The ranges of activations, for int8 graphs whose scales are fixed when the model is exported."""
 
 import copy
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -11,28 +11,16 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from dragoman_export.checkpoint import Config
+from dragoman_export.graph.quantization import Range, Ranges
 from dragoman_export.greedy import TokenPair
 from dragoman_export.model import Transformer
 from dragoman_export.progress import QUIET, phase
-
-
-class Range(NamedTuple):
-    """The smallest and the largest value seen, zero among them."""
-
-    low: float
-    high: float
-
-    def including(self, values: Tensor) -> "Range":
-        return Range(min(self.low, values.min().item()), max(self.high, values.max().item()))
-
-
-# What goes into each linear map, and, under the model itself, into the output projection.
-Ranges = Mapping[nn.Module, Range]
+from dragoman_server.bundle.framing import decoder_inputs
 
 
 @torch.inference_mode()
 def calibrate(model: Transformer, config: Config, pairs: Sequence[TokenPair], console: Console = QUIET) -> Ranges:
-    """Runs the model over sources and its own translations of them, and notes what every linear map is given.
+    """Runs the model over sources and its own translations of them, and records the range of every linear map's input.
 
     Static scales from a calibration run are what makes int8 cheap in Bergamot, the translator inside Firefox, too
     (Bogoychev et al. 2020, "Edinburgh's Submissions to the 2020 Machine Translation Efficiency Task").
@@ -49,10 +37,10 @@ def with_int8_key_values(
 ) -> Transformer:
     """A model that computes the same, with decoder keys and values that fill -127..127 on the pairs, by channel.
 
-    So they need only be rounded to be kept in int8. The maps around them take up the difference: a factor of a key's
-    channel is taken from the query, one of a value's channel is given back by the output map. Nor does a constant cost
-    anything: one that is added to all keys changes no softmax, and one that is added to all values comes out of the
-    attention as it is, since its weights sum to one, and belongs to the output's bias.
+    To keep them in int8, they only need to be rounded. The linear maps around them undo the change: a key channel's
+    factor is divided out of the query, a value channel's factor is multiplied into the output map. Offsets cost nothing
+    either: a constant added to all keys changes no softmax, and a constant added to all values passes through attention
+    unchanged, since the weights sum to one, so it moves into the output's bias.
     """
     model = copy.deepcopy(model)
     attentions = [
@@ -89,10 +77,10 @@ def _force(name: str, model: Transformer, config: Config, pairs: Sequence[TokenP
     """Runs encoder and decoder over each pair by itself, all positions at once: no padding is ever observed."""
     with phase(f"Calibrating {name}", len(pairs), console) as advance:
         for pair in pairs:
-            source = torch.tensor([pair.source_ids])
+            source = torch.tensor([pair.source.ids])
             mask = torch.ones_like(source, dtype=torch.bool)
             states, _ = model.encode(source, mask)
-            model.decode(torch.tensor([[config.bos_token_id, *pair.target_ids[:-1]]]), states, mask)
+            model.decode(torch.tensor([decoder_inputs(config.bos_token_id, pair.target_ids)]), states, mask)
             advance(1)
 
 

@@ -146,7 +146,7 @@ def metrics(server: ServerProcess) -> dict[str, float]:
 
 def counted(server: ServerProcess, name: str, least: int) -> None:
     """Returns once a counter has come so far, which is a moment after the caller knows."""
-    ends = time.monotonic() + 20
+    ends = time.monotonic() + 120
     while metrics(server).get(name, 0) < least:
         assert time.monotonic() < ends, f"{name} never came to {least}"
         time.sleep(0.01)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,10 @@ if TYPE_CHECKING:
     from dragoman_server.bundle.bundle import Bundle
     from dragoman_server.bundle.manifest import Precision
 
+# PyTorch reads it when it is imported. The matrices of tests are too small for more than one thread, the last bits of a
+# training depend on the number, and `make test` has a process on every CPU already.
+os.environ["OMP_NUM_THREADS"] = "1"
+
 # No test asserts on time, which on a busy machine means nothing.
 settings.register_profile("dragoman", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("dragoman")
@@ -22,11 +27,8 @@ settings.load_profile("dragoman")
 @pytest.fixture(scope="session")
 def tiny_checkpoint() -> Checkpoint:
     """A model of random weights, see `support.tiny_model`."""
-    import torch
-
     from support.tiny_model import random_checkpoint
 
-    torch.set_num_threads(1)  # its matrices are too small for more
     return random_checkpoint()
 
 

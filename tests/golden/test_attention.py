@@ -23,8 +23,6 @@ from dragoman_server.runtime.runner import OnnxRunner
 from dragoman_server.runtime.session import open_session
 from support.tiny_model import random_source, random_sources
 
-pytestmark = pytest.mark.timeout(300)
-
 KINDS: tuple[AttentionKind, ...] = ("encoder", "decoder", "cross")
 SOURCE_LENGTHS, TARGET_LENGTHS = (9, 3, 17, 7), (5, 12, 1, 8)
 Pair = tuple[tuple[int, ...], list[int]]

@@ -22,7 +22,7 @@ from dragoman_server.runtime.runner import Graphs, OnnxRunner, Sessions
 from support.fake_runner import running_engine
 from support.tiny_model import random_source, random_sources
 
-pytestmark = [pytest.mark.timeout(300), pytest.mark.parametrize("precision", ["fp32", "int8"])]
+pytestmark = pytest.mark.parametrize("precision", ["fp32", "int8"])
 
 Source = tuple[int, ...]
 Hypotheses = tuple[Hypothesis, ...]

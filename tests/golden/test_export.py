@@ -23,8 +23,6 @@ from dragoman_server.runtime.runner import encoder_feeds
 from dragoman_server.runtime.session import open_session
 from support.tiny_model import random_checkpoint, random_source, random_sources
 
-pytestmark = pytest.mark.timeout(300)
-
 Exports = dict[Precision, tuple[Bundle, Comparison]]
 TARGET_LENGTHS = (5, 12, 1, 8)
 

@@ -94,7 +94,6 @@ class Model:
 
 @pytest.fixture(scope="module", params=CONFIGURATIONS.values(), ids=list(CONFIGURATIONS))
 def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Model:
-    torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("marian")
     config, eos_bias = request.param
     huggingface = write_marian(folder / "source", **config)

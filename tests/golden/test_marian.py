@@ -27,8 +27,6 @@ from support.marian_model import huggingface_tokenizer, write_marian
 from support.marian_tokenizer import EOS_ID, SOURCE_WORDS, sentences
 from support.process import server_process
 
-pytestmark = pytest.mark.timeout(300)
-
 MAX_NEW_TOKENS = 24
 CONFIGURATIONS: dict[str, dict[str, Any]] = {
     "OPUS-MT": {},
@@ -73,7 +71,6 @@ class Imported:
 
 @pytest.fixture(scope="module", params=list(CONFIGURATIONS.values()), ids=list(CONFIGURATIONS))
 def imported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Imported:
-    torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("marian")
     model = write_marian(folder / "source", **request.param)
     checkpoint = read_marian(folder / "source", "opus", Languages())
@@ -81,6 +78,12 @@ def imported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     model.generation_config.update(max_length=1 + MAX_NEW_TOKENS, forced_eos_token_id=None)
     bundle, comparison = export(checkpoint, folder / "bundle", "fp32", read_sources(checkpoint, (), 10))
     return Imported(model, huggingface_tokenizer(folder / "source"), checkpoint, bundle, comparison)
+
+
+@pytest.fixture(scope="module")
+def client(imported: Imported) -> Iterator[Client]:
+    with server_process(imported.bundle.folder) as process, Client(process.address) as client:
+        yield client
 
 
 def generate(model: MarianMTModel, source: tuple[int, ...]) -> tuple[int, ...]:
@@ -192,34 +195,31 @@ def test_the_pickled_weights_of_older_folders_give_the_same_model(tmp_path: Path
     assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
-def test_alignments_are_those_of_attention(imported: Imported) -> None:
+def test_alignments_are_those_of_attention(imported: Imported, client: Client) -> None:
     """Both leave out the mark alone that stands before a target whose first letter is a piece of its own."""
     *_, (source, target) = imported.bundle.manifest.languages
     first, *_ = imported.codec.encode_target("êchat")
     assert imported.codec.pieces([first]) == ["\u2581"]
-    with server_process(imported.bundle.folder) as process, Client(process.address) as client:
-        for text, target_text in [("the dog", "êchat  où"), ("ﬁnds the dog", "  le chat"), ("ê dog", "un chat")]:
-            found = client.align(text, target_text, source=source, target=target)
-            weights = client.attention(text, target_text, source=source, target=target, dtype="f32")
-            expected = weights.alignment()
-            assert (found.source_tokens, found.target_tokens) == (expected.source_tokens, expected.target_tokens)
-            assert np.allclose(found.token_scores, expected.token_scores, atol=1e-6)
-            assert found.pharaoh() == expected.pharaoh()
-            assert (found.target_text, found.target_words) == (target_text, expected.target_words)
+    for text, target_text in [("the dog", "êchat  où"), ("ﬁnds the dog", "  le chat"), ("ê dog", "un chat")]:
+        found = client.align(text, target_text, source=source, target=target)
+        weights = client.attention(text, target_text, source=source, target=target, dtype="f32")
+        expected = weights.alignment()
+        assert (found.source_tokens, found.target_tokens) == (expected.source_tokens, expected.target_tokens)
+        assert np.allclose(found.token_scores, expected.token_scores, atol=1e-6)
+        assert found.pharaoh() == expected.pharaoh()
+        assert (found.target_text, found.target_words) == (target_text, expected.target_words)
 
 
 @torch.inference_mode()
-def test_an_imported_model_is_served_with_its_own_beam(imported: Imported) -> None:
+def test_an_imported_model_is_served_with_its_own_beam(imported: Imported, client: Client) -> None:
     """Text in, text out over gRPC: what `transformers` makes of it with the folder's generation_config.json."""
     manifest = imported.bundle.manifest
     *_, (source, target) = manifest.languages
     texts = sentences(SOURCE_WORDS, 4, seed=3)
-    with server_process(imported.bundle.folder) as process, Client(process.address) as client:
-        translations = client.translate(texts, source=source, target=target, max_target_tokens=MAX_NEW_TOKENS)
-        streams = [
-            "".join(client.stream(text, source=source, target=target, max_target_tokens=MAX_NEW_TOKENS))
-            for text in texts
-        ]
+    translations = client.translate(texts, source=source, target=target, max_target_tokens=MAX_NEW_TOKENS)
+    streams = [
+        "".join(client.stream(text, source=source, target=target, max_target_tokens=MAX_NEW_TOKENS)) for text in texts
+    ]
     assert streams == [translation.text for translation in translations]
     for text, translation in zip(texts, translations, strict=True):
         ids = [*manifest.framing_of((source, target)).source_prefix, *imported.tokenizer(text).input_ids]

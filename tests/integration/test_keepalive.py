@@ -62,13 +62,12 @@ async def streamed_async(server: RunningServer) -> str:
         return "".join([piece async for piece in client.stream(TEXTS[0], source="en", target="fr")])
 
 
-async def test_an_exchange_outlasts_pauses_between_its_texts(server: RunningServer) -> None:
-    results = await asyncio.gather(asyncio.to_thread(exchanged, server), exchanged_async(server))
-    assert list(results) == [list(TEXTS)] * 2
-    assert len(server.engine.requests) == 2 * len(TEXTS)
-
-
-async def test_calls_that_wait_long_are_answered_and_were_sent_once(server: RunningServer) -> None:
+async def test_an_exchange_outlasts_a_pause_and_calls_that_wait_are_answered_and_were_sent_once(
+    server: RunningServer,
+) -> None:
+    """Each on a connection of its own, all at the same time."""
+    exchanges = asyncio.gather(asyncio.to_thread(exchanged, server), exchanged_async(server))
+    await server.engine.submitted(2)  # the first texts, which are answered at once
     server.engine.is_holding = True
     calls = asyncio.gather(
         asyncio.to_thread(translated, server),
@@ -76,9 +75,10 @@ async def test_calls_that_wait_long_are_answered_and_were_sent_once(server: Runn
         translated_async(server),
         streamed_async(server),
     )
-    await server.engine.submitted(4)
+    await server.engine.submitted(2 + 4)
     await asyncio.sleep(PAUSE_SECONDS)
     server.engine.is_holding = False
     server.engine.release()
     assert list(await calls) == [TEXTS[0]] * 4
-    assert len(server.engine.requests) == 4
+    assert list(await exchanges) == [list(TEXTS)] * 2
+    assert len(server.engine.requests) == 4 + 2 * len(TEXTS)

@@ -32,6 +32,13 @@ def server(bundle: Bundle) -> Iterator[ServerProcess]:
         yield process
 
 
+@pytest.fixture(scope="module")
+def default_client() -> Iterator[Client]:
+    """To a server of the embedded model."""
+    with server_process(embedded_bundle()) as process, Client(process.address) as client:
+        yield client
+
+
 def sentences_of(bundle: Bundle, lengths: list[int]) -> list[str]:
     """Texts that become sources of exactly these lengths in tokens, tag and end-of-sentence included."""
     tokenizer = spm.SentencePieceProcessor(model_file=str(bundle.folder / "tokenizer.model"))
@@ -184,30 +191,26 @@ EASY = {
 }
 
 
-def test_the_default_model_translates_in_every_direction() -> None:
-    bundle = Bundle.open(embedded_bundle())
-    assert set(bundle.manifest.languages) == EASY.keys()
-    with server_process(bundle.folder) as server, Client(server.address) as client:
-        for (source, target), (sentence, right) in EASY.items():
-            assert client.translate(sentence, source=source, target=target).text in right
+def test_the_default_model_translates_in_every_direction(default_client: Client) -> None:
+    assert set(Bundle.open(embedded_bundle()).manifest.languages) == EASY.keys()
+    for (source, target), (sentence, right) in EASY.items():
+        assert default_client.translate(sentence, source=source, target=target).text in right
 
 
 LONG = ("Tom went to the market yesterday because he wanted to buy some bread and some cheese for us. " * 6).split()
 
 
 @pytest.mark.parametrize("text", ["Hello!", " ".join(LONG[:20]), " ".join(LONG[:100])], ids=len)
-def test_the_default_model_copes_with_short_and_long_inputs(text: str) -> None:
+def test_the_default_model_copes_with_short_and_long_inputs(default_client: Client, text: str) -> None:
     num_words = len(text.split())
-    with server_process(embedded_bundle()) as server, Client(server.address) as client:
-        for target in ("fr", "de", "es"):
-            translation = client.translate(text, source="en", target=target)
-            assert translation.finish_reason is FinishReason.STOP
-            assert num_words / 3 <= len(translation.text.split()) <= 2 * num_words
+    for target in ("fr", "de", "es"):
+        translation = default_client.translate(text, source="en", target=target)
+        assert translation.finish_reason is FinishReason.STOP
+        assert num_words / 3 <= len(translation.text.split()) <= 2 * num_words
 
 
-def test_the_default_models_weights_align_as_the_server_does() -> None:
+def test_the_default_models_weights_align_as_the_server_does(default_client: Client) -> None:
     text, translation = "The old cat is sleeping on my chair.", "Le vieux chat dort sur ma chaise."
-    with server_process(embedded_bundle()) as server, Client(server.address) as client:
-        aligned = client.align(text, translation, source="en", target="fr")
-        attention = client.attention(text, target_text=translation, source="en", target="fr", dtype="f32")
+    aligned = default_client.align(text, translation, source="en", target="fr")
+    attention = default_client.attention(text, target_text=translation, source="en", target="fr", dtype="f32")
     assert attention.alignment() == aligned

@@ -96,8 +96,8 @@ async def test_a_target_prefix_is_part_of_the_translation(server: RunningServer,
 
 
 async def test_the_deadline_reaches_the_engine(server: RunningServer, caller: Caller) -> None:
-    await caller.translate(request("Hello."), timeout=20)
-    assert 15 < server.engine.requests[0].deadline - time.monotonic() < 25
+    await caller.translate(request("Hello."), timeout=1000)
+    assert 900 < server.engine.requests[0].deadline - time.monotonic() < 1001
     await unary(caller.channel)(request("Hello.").SerializeToString())
     assert server.engine.requests[1].deadline == math.inf
 
@@ -292,12 +292,10 @@ async def test_a_cancellation_of_our_own_is_answered(server: RunningServer, call
     server.engine.is_holding = True
     call = caller.start(request("Hello."))
     await server.engine.submitted()
-    started = time.monotonic()
     server.engine.futures[0].cancel()
     with pytest.raises(grpc.aio.AioRpcError):
         await call
-    assert time.monotonic() - started < 5  # and not at the caller's deadline
-    assert (await refusal(call)).code is grpc.StatusCode.UNAVAILABLE
+    assert (await refusal(call)).code is grpc.StatusCode.UNAVAILABLE  # and not its deadline
 
 
 async def test_a_caller_who_leaves_withdraws_the_call(server: RunningServer, caller: Caller) -> None:
@@ -340,13 +338,11 @@ async def test_watchers_learn_of_the_end_and_hold_up_nobody(server: RunningServe
     first, second = (aiter(call) for call in calls[1:])
     seen = [HealthCheckResponse.FromString(await anext(messages)).status for messages in (first, second)]
     assert seen == [SERVING, HealthCheckResponse.SERVICE_UNKNOWN]
-    started = time.monotonic()
     os.kill(os.getpid(), signal.SIGTERM)
     assert HealthCheckResponse.FromString(await anext(first)).status == NOT_SERVING
     for call in calls[1:]:
         assert await call.code() is grpc.StatusCode.UNAVAILABLE
     assert await server.exit_code == 0
-    assert time.monotonic() - started < 10  # of the grace
 
 
 async def test_health_follows_the_heartbeat_of_the_engine(
@@ -411,9 +407,8 @@ async def test_calls_left_after_the_grace_are_told_to_go_elsewhere(
 
 async def test_a_second_signal_ends_the_grace(server: RunningServer, caller: Caller) -> None:
     server.engine.is_holding = True
-    call = caller.start(request("Hello."), timeout=20)
+    call = caller.start(request("Hello."), timeout=1000)
     await server.engine.submitted()
-    started = time.monotonic()
     os.kill(os.getpid(), signal.SIGINT)
     await asyncio.sleep(0.1)
     os.kill(os.getpid(), signal.SIGINT)
@@ -421,7 +416,6 @@ async def test_a_second_signal_ends_the_grace(server: RunningServer, caller: Cal
         await call
     assert (await refusal(call)).code is grpc.StatusCode.UNAVAILABLE
     assert await server.exit_code == 0
-    assert time.monotonic() - started < 10
 
 
 async def test_a_dead_engine_answers_everyone_and_ends_the_server(server: RunningServer, caller: Caller) -> None:

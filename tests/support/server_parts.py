@@ -28,7 +28,11 @@ from dragoman_server.registry.model import Model
 LANGUAGES = ("en", "fr", "de")
 EOS_ID = 3
 VERSION = "0123456789ab"
-CONFIG = Config(listen="127.0.0.1:0", metrics_listen="127.0.0.1:0", shutdown_grace_seconds=50.0)
+CONFIG = Config(
+    listen="127.0.0.1:0",
+    metrics_listen="127.0.0.1:0",
+    shutdown_grace_seconds=1000.0,  # longer than a test may take: whoever waits for its end fails
+)
 LIMITS = Limits(max_source_tokens=64, max_target_tokens=96, segment_tokens=24)
 SENTENCES = (
     "The old cat is sleeping on my chair.",

@@ -69,7 +69,6 @@ def test_a_checkpoint_is_exported_quantized_verified_and_evaluated(
     assert "nrefs:1|case:mixed" in run.out
 
 
-@pytest.mark.timeout(300)
 def test_the_sequence_of_the_readme(run: ExportCommand, pairs: Path, tmp_path: Path) -> None:
     """A bundle is verified on sentences such as it was measured on, whoever verifies it."""
     model, fp32, int8 = tmp_path / "my-model", tmp_path / "my-bundle-fp32", tmp_path / "my-bundle-int8"

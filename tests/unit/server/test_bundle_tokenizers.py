@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from dragoman_export.bundle.sources import read_sources
 from dragoman_export.bundle.writer import export
@@ -161,7 +160,6 @@ def test_what_is_no_tokenizer_is_refused(folder: Path, contents: bytes) -> None:
 
 @pytest.fixture(scope="module")
 def marian_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("marian")
     write_marian(folder / "source")
     checkpoint = read_marian(folder / "source", "opus", Languages())

@@ -69,7 +69,6 @@ def toy_trainer(
     return Trainer(RunFolder(folder), config, tokenizer_model(), [direction], sets, options, report=report)
 
 
-@pytest.mark.timeout(300)
 def test_a_toy_language_is_learned_to_a_perfect_score(tmp_path: Path) -> None:
     events: list[Progress | Validation] = []
     options = TrainingOptions(
@@ -299,7 +298,6 @@ def test_muon_is_resumed_to_the_same_weights_and_learns(tmp_path: Path) -> None:
     )
 
 
-@pytest.mark.timeout(300)
 @pytest.mark.parametrize("layer", [0, 1])
 def test_a_head_learns_to_look_at_the_word_that_the_step_before_wrote(tmp_path: Path, layer: int) -> None:
     """Its rows are the shifted ones: the step that has read a word looks at the word that it translates."""

@@ -22,8 +22,8 @@ from dragoman_server.attention.worker import AttentionWorker
 from dragoman_server.bundle.bundle import Bundle, embedded_bundle
 from dragoman_server.bundle.manifest import WEIGHTS_FILE
 from dragoman_server.bundle.parity import replay, replay_attention
-from dragoman_server.config import Config, EngineOptions, validate
-from dragoman_server.cpus import available_cpus
+from dragoman_server.config import Config, validate
+from dragoman_server.cpus import cpu_allowance
 from dragoman_server.ending import LastResort
 from dragoman_server.engine.engine import Engine
 from dragoman_server.engine.search import Search
@@ -93,6 +93,8 @@ async def serve(config: Config) -> int:
             is missing, damaged, does not reproduce its source, or hangs.
     """
     validate(config)
+    if misfit := config.engine.misfit(cpu_allowance()):
+        logger.warning(misfit)
     loop = asyncio.get_running_loop()
     stop, hurry, engine_died = asyncio.Event(), asyncio.Event(), asyncio.Event()
 
@@ -238,18 +240,8 @@ async def _loaded(
     return bundle, runners, await load(partial(_load_attention, bundle, background), stop, max_seconds)
 
 
-def _warn_of_shape(options: EngineOptions) -> None:
-    cpus = available_cpus()
-    lanes, num_threads = options.shape(cpus)
-    if lanes * num_threads > cpus:
-        logger.warning(
-            "%d lanes of %d threads compute on %d CPUs: they will wait for each other", lanes, num_threads, cpus
-        )
-
-
 def _load(config: Config) -> tuple[Bundle, Sequence[OnnxRunner]]:
     bundle = Bundle.open(config.model or embedded_bundle())
-    _warn_of_shape(config.engine)
     runners = open_runners(bundle, config.engine)
     replay(bundle, runners[0])
     return bundle, runners

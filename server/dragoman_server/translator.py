@@ -27,6 +27,7 @@ from dragoman_server.errors import (
     InferenceError,
     InvalidInputError,
     NoAttentionError,
+    Reason,
 )
 from dragoman_server.exchange import Begun, exchange
 from dragoman_server.planner import Plan, PlannedText, Planner, check_deadline
@@ -190,10 +191,10 @@ class Translator:
                 if isinstance(message, TranslateConfig):
                     plan = self._planner.plan(message, context, path="config.")
                 elif plan is None:
-                    raise InvalidInputError(FieldViolation("config", "must be the first message", "NO_CONFIG"))
+                    raise InvalidInputError(FieldViolation("config", "must be the first message", Reason.NO_CONFIG))
                 elif len(message.id) > _MAX_ID_CHARACTERS:
                     description = f"has {len(message.id)} characters, may have at most {_MAX_ID_CHARACTERS}"
-                    raise InvalidInputError(FieldViolation("input.id", description, "ID_TOO_LONG"))
+                    raise InvalidInputError(FieldViolation("input.id", description, Reason.ID_TOO_LONG))
                 else:
                     yield message, plan
 

@@ -481,3 +481,15 @@ async def test_a_model_whose_default_beam_has_no_room_is_refused(
     with pytest.raises(StartError, match=r"max_running is 4; the model's default beam_size of 5 needs"):
         async with running_server(wide, monkeypatch, capsys, config):
             pass
+
+
+async def test_lanes_beyond_the_cpus_are_warned_of_and_served(
+    bundle: Bundle,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(app, "cpu_allowance", lambda: 0.5)
+    async with running_server(bundle, monkeypatch, capsys, CONFIG) as server:
+        assert server.line.startswith("serving ")
+    assert "lanes (1) x num_threads (1) is more than the 0.5 CPUs of this process" in caplog.text

@@ -9,7 +9,7 @@ from dragoman.types import AttentionKind, WeightType
 from dragoman_server.bundle.manifest import Alignment, AlignmentMethod, Architecture, Manifest
 from dragoman_server.calls import AlignCall, SelectionFields
 from dragoman_server.decoding_options import unknown_enum_value
-from dragoman_server.errors import FieldViolation, InvalidInputError
+from dragoman_server.errors import FieldViolation, InvalidInputError, Reason
 
 HeadReduction = Literal["mean", "max"]
 LayerReduction = Literal["mean"]
@@ -85,12 +85,12 @@ def resolve_selection(
     ):
         field = f"selection.{name}"
         if name == "layer_reduction" and value == _MAX:
-            violations.append(FieldViolation(field, "is REDUCTION_MAX, must be REDUCTION_MEAN", "NOT_FOR_LAYERS"))
+            violations.append(FieldViolation(field, "is REDUCTION_MAX, must be REDUCTION_MEAN", Reason.NOT_FOR_LAYERS))
         elif value not in known:
             violations.append(unknown_enum_value(field, value))
     if fields.rollout:
         violations += [
-            FieldViolation(f"selection.{name}", "must be absent with rollout", "NOT_WITH_ROLLOUT")
+            FieldViolation(f"selection.{name}", "must be absent with rollout", Reason.NOT_WITH_ROLLOUT)
             for name in ("layers", "heads", "head_reduction", "layer_reduction")
             if getattr(fields, name)
         ]
@@ -128,7 +128,7 @@ def check_size(num_bytes: int, most: int) -> Iterator[FieldViolation]:
     """What is wrong where the answer would have more than `most` bytes of weights."""
     if num_bytes > most:
         description = f"asks for {num_bytes} bytes of weights, may ask for at most {most}: select less, or reduce"
-        yield FieldViolation("selection", description, "ATTENTION_TOO_LARGE")
+        yield FieldViolation("selection", description, Reason.ATTENTION_TOO_LARGE)
 
 
 def _num_layers(architecture: Architecture) -> dict[AttentionKind, int]:
@@ -148,9 +148,9 @@ def _kinds(numbers: Sequence[int], has_target: bool, violations: list[FieldViola
         if number not in KINDS:
             violations.append(unknown_enum_value(field, number))
         elif number in numbers[:index]:
-            violations.append(FieldViolation(field, f"has {KINDS[number]} once more", "DUPLICATE"))
+            violations.append(FieldViolation(field, f"has {KINDS[number]} once more", Reason.DUPLICATE))
         elif not has_target and KINDS[number] != "encoder":
-            violations.append(FieldViolation(field, f"is {KINDS[number]}, which needs a target", "NO_TARGET"))
+            violations.append(FieldViolation(field, f"is {KINDS[number]}, which needs a target", Reason.NO_TARGET))
     return tuple(kind for number, kind in KINDS.items() if number in numbers)
 
 
@@ -164,8 +164,8 @@ def _places(
         resolved = place + number if place < 0 else place
         if not 0 <= resolved < number:
             description = f"is {place}, must be from {-number} to {number - 1}: there are {number} {what}"
-            violations.append(FieldViolation(field, description, "OUT_OF_RANGE"))
+            violations.append(FieldViolation(field, description, Reason.OUT_OF_RANGE))
         elif resolved in found:
-            violations.append(FieldViolation(field, f"is {place}, which is {resolved} once more", "DUPLICATE"))
+            violations.append(FieldViolation(field, f"is {place}, which is {resolved} once more", Reason.DUPLICATE))
         found.add(resolved)
     return tuple(sorted(found)) if places else tuple(range(number))

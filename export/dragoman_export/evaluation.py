@@ -1,14 +1,15 @@
 """BLEU and chrF of a bundle, translated by the engine that serves it."""
 
 import time
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from dragoman_export.greedy import corpus_scores
-from dragoman_export.languages import Pair, parse_pair
+from dragoman_export.languages import Pair, split_pair
 from dragoman_server.bundle.bundle import Bundle
 from dragoman_server.config import EngineOptions
+from dragoman_server.decoding_options import TargetLimit
 from dragoman_server.engine.engine import Engine
 from dragoman_server.engine.search import Search
 from dragoman_server.engine.sequence import Request
@@ -35,11 +36,11 @@ class TestSet:
         Raises:
             ValueError: the text has another form, or the files differ in length.
         """
-        pair, _, paths = text.partition("=")
+        form = "SOURCE-TARGET=SOURCE_FILE,REFERENCE_FILE"
+        (source_language, target_language), paths = split_pair(text, form, directions)
         source_path, _, reference_path = paths.partition(",")
         if not (source_path and reference_path):
-            raise ValueError(f"{text!r} is not of the form LANGUAGE-LANGUAGE=SOURCE_FILE,REFERENCE_FILE")
-        source_language, target_language = parse_pair(pair, directions)
+            raise ValueError(f"{text!r} is not of the form {form}")
         sources, references = (read_lines(Path(path)) for path in (source_path, reference_path))
         if len(sources) != len(references):
             raise ValueError(f"{source_path} has {len(sources)} lines and {reference_path} has {len(references)}")
@@ -104,10 +105,11 @@ def evaluate(folder: Path, test_sets: Iterable[TestSet], options: EngineOptions)
 
 def _evaluate_direction(engine: Engine, bundle: Bundle, tokenizer: TextCodec, test: TestSet) -> DirectionScores:
     manifest = bundle.manifest
+    limit = TargetLimit(manifest.limits.max_target_tokens)
     prefix = manifest.source_prefix_ids[test.target_language]
     sources = [(*prefix, *tokenizer.encode(text), manifest.eos_token_id) for text in test.sources]
     started = time.monotonic()
-    futures = engine.submit([Request(source, _target_limit(source, bundle)) for source in sources])
+    futures = engine.submit([Request(source, limit.of(len(source))) for source in sources])
     targets = [future.result().hypotheses[0].token_ids for future in futures]
     seconds = time.monotonic() - started
     translations = [tokenizer.decode(ids) for ids in targets]
@@ -121,7 +123,3 @@ def _evaluate_direction(engine: Engine, bundle: Bundle, tokenizer: TextCodec, te
         num_sentences=len(sources),
         tokens_per_second=sum(map(len, targets)) / seconds,
     )
-
-
-def _target_limit(source_ids: Sequence[int], bundle: Bundle) -> int:
-    return min(2 * len(source_ids) + 16, bundle.manifest.limits.max_target_tokens)

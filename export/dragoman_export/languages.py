@@ -91,6 +91,23 @@ def parse_pair(text: str, directions: Collection[Pair] = ()) -> Pair:
     return readings.pop()
 
 
+def split_pair(text: str, form: str, directions: Collection[Pair] = ()) -> tuple[Pair, str]:
+    """The languages before the equals sign of `en-fr=pairs.tsv`, and the rest after it.
+
+    Args:
+        text: what a user wrote.
+        form: what the user should have written, for the error.
+        directions: of the model, if it is known.
+
+    Raises:
+        ValueError: there is no rest, or the languages are none for `parse_pair`.
+    """
+    pair, _, rest = text.partition("=")
+    if not rest:
+        raise ValueError(f"{text!r} is not of the form {form}")
+    return parse_pair(pair, directions), rest
+
+
 def _splits(text: str, separator: str) -> Iterator[Pair]:
     for position, character in enumerate(text):
         if character == separator:

@@ -37,9 +37,9 @@ class TargetLimit:
     """How many tokens the target of a segment may have, end-of-sentence included."""
 
     model_limit: int
-    max_target_tokens: int | None
-    max_length_ratio: float | None
-    min_target_tokens: int
+    max_target_tokens: int | None = None
+    max_length_ratio: float | None = None
+    min_target_tokens: int = 0
 
     def of(self, num_source_tokens: int) -> int:
         """The limit for a source of this many tokens, at least 1."""

@@ -14,7 +14,7 @@ from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainin
 from rich.progress import Progress as ProgressBar
 
 from dragoman_export.checkpoint import TOKENIZER_FILE, Checkpoint, load_tensors, unique_tensors
-from dragoman_export.languages import parse_pair
+from dragoman_export.languages import split_pair
 from dragoman_export.model import Dimensions
 from dragoman_export.train.batches import BatchOptions
 from dragoman_export.train.corpus import CorpusFile
@@ -64,10 +64,8 @@ Seed = Annotated[int, typer.Option(min=0, help="Of all that is random.")]
 
 def parse_weight(text: str) -> tuple[tuple[str, str], float]:
     """`en-fr=2` -> (("en", "fr"), 2.0); raises ValueError for another form or a negative weight."""
-    direction, _, number = text.partition("=")
-    if not number:
-        raise ValueError(f"{text!r} is not of the form SOURCE-TARGET=WEIGHT, such as en-fr=2")
-    return parse_pair(direction), _weight(text, number)
+    direction, number = split_pair(text, "SOURCE-TARGET=WEIGHT, such as en-fr=2")
+    return direction, _weight(text, number)
 
 
 def parse_file_weight(text: str) -> tuple[Path, float]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from dragoman_export.languages import Pair, parse_pair
+from dragoman_export.languages import Pair, split_pair
 
 TextPair = tuple[str, str]
 
@@ -25,14 +25,12 @@ class CorpusFile:
         """Reads the languages as `parse_pair` does.
 
         Raises:
-            ValueError: the text is not LANGUAGE-LANGUAGE=PATH, or there is no such file.
+            ValueError: the text is not SOURCE-TARGET=FILE, or there is no such file.
         """
-        pair, _, path = text.partition("=")
-        if not path:
-            raise ValueError(f"{text!r} is not of the form LANGUAGE-LANGUAGE=PATH, such as en-fr=pairs.tsv")
+        languages, path = split_pair(text, "SOURCE-TARGET=FILE, such as en-fr=pairs.tsv", directions)
         if not Path(path).is_file():
             raise ValueError(f"{path} does not exist or is not a file")
-        return cls(parse_pair(pair, directions), Path(path))
+        return cls(languages, Path(path))
 
 
 def read_pairs(file: CorpusFile) -> Iterator[TextPair]:

@@ -194,10 +194,10 @@ def test_a_bundle_of_other_dimensions_does_not_verify(
     [
         (("export", "missing", "out"), "missing"),
         (("verify", "missing", "missing"), "missing"),
-        (("train", "out", "--pair", "pairs.tsv"), "'pairs.tsv' is not of the form LANGUAGE-LANGUAGE=PATH"),
+        (("train", "out", "--pair", "pairs.tsv"), "'pairs.tsv' is not of the form SOURCE-TARGET=FILE"),
         (("train", "out", "--pair", "en-fr=none.tsv"), "none.tsv does not exist"),
         (("evaluate", "missing", "--test", "en-fr=a"), "missing"),
-        (("evaluate", DEFAULT, "--test", "en-fr=a"), "is not of the form LANGUAGE-LANGUAGE=SOURCE_FILE,REFERENCE_FILE"),
+        (("evaluate", DEFAULT, "--test", "en-fr=a"), "is not of the form SOURCE-TARGET=SOURCE_FILE,REFERENCE_FILE"),
         (("evaluate", DEFAULT, "--test", "en=a,b"), "'en' is not of the form SOURCE-TARGET"),
     ],
 )

@@ -1,8 +1,13 @@
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dragoman_export.languages import Pair, parse_pair, standard_tag, standard_tags
+from dragoman_export.evaluation import TestSet
+from dragoman_export.languages import Pair, parse_pair, split_pair, standard_tag, standard_tags
+from dragoman_export.train.command import parse_weight
+from dragoman_export.train.corpus import CorpusFile
 
 
 @pytest.mark.parametrize(
@@ -104,3 +109,41 @@ def test_a_direction_comes_back_as_the_model_has_it() -> None:
 def test_what_is_no_pair_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="is not of the form SOURCE-TARGET"):
         parse_pair(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("en-fr=pairs.tsv", (("en", "fr"), "pairs.tsv")),
+        ("pt-BR-en=a-b/c=d.tsv", (("pt-BR", "en"), "a-b/c=d.tsv")),
+        ("pt-BR:en=2", (("pt-BR", "en"), "2")),
+    ],
+)
+def test_what_belongs_to_a_pair_stands_after_the_first_equals_sign(text: str, expected: tuple[Pair, str]) -> None:
+    assert split_pair(text, "SOURCE-TARGET=FILE") == expected
+
+
+def test_the_direction_before_the_equals_sign_is_the_models() -> None:
+    assert split_pair("en-pt-br=x", "SOURCE-TARGET=FILE", [("en-PT", "br")]) == (("en-PT", "br"), "x")
+
+
+@pytest.mark.parametrize("text", ["", "en-fr", "en-fr=", "pairs.tsv"])
+def test_a_pair_of_which_nothing_is_said_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match=f"'{text}' is not of the form SOURCE-TARGET=FILE"):
+        split_pair(text, "SOURCE-TARGET=FILE")
+
+
+@pytest.mark.parametrize("text", ["=x", "en=x", "en-klingon=x"])
+def test_what_stands_before_the_equals_sign_must_be_a_pair(text: str) -> None:
+    with pytest.raises(ValueError, match="is not of the form SOURCE-TARGET, two BCP 47"):
+        split_pair(text, "SOURCE-TARGET=FILE")
+
+
+def test_the_languages_of_files_and_weights_are_read_alike(tmp_path: Path) -> None:
+    file = tmp_path / "lines"
+    file.write_text("Oi.\n", encoding="utf-8")
+    expected = ("pt-BR", "en")
+    assert CorpusFile.parse(f"pt-BR-en={file}").languages == expected
+    test = TestSet.parse(f"pt-BR-en={file},{file}")
+    assert (test.source_language, test.target_language) == expected
+    assert parse_weight("pt-BR-en=2")[0] == expected

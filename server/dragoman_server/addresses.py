@@ -1,29 +1,10 @@
-"""HOST:PORT as an option, and whether one can listen there."""
+"""Addresses to listen at."""
 
 import errno
 import socket
 
+from dragoman_server.config import parse_address
 from dragoman_server.errors import StartError
-
-
-def parse_address(name: str, address: str) -> tuple[str, int]:
-    """Splits HOST:PORT; an IPv6 host stands in brackets, which are dropped.
-
-    Raises:
-        StartError: naming the option `name`.
-    """
-    host, _, port = address.rpartition(":")
-    if host.startswith("[") and host.endswith("]"):
-        host = host[1:-1]
-    elif ":" in host:
-        host = ""
-    # isdecimal alone would let other scripts' digits pass.
-    if not host or not (port.isascii() and port.isdecimal()) or int(port) > 65_535:
-        raise StartError(
-            f"{name} must be HOST:PORT with a port from 0 to 65535, such as 127.0.0.1:50051 "
-            f"or [::1]:50051, and is {address!r}."
-        )
-    return host, int(port)
 
 
 def check_free(name: str, address: str) -> None:
@@ -56,3 +37,8 @@ def check_free(name: str, address: str) -> None:
 
 def _cannot_listen(address: str, error: OSError) -> StartError:
     return StartError(f"cannot listen on {address}: {error.strerror or error}")
+
+
+def with_port(address: str, port: int) -> str:
+    """The address with the port that was taken, in place of 0."""
+    return f"{address.rpartition(':')[0]}:{port}"

@@ -13,7 +13,7 @@ from grpc_health.v1 import health_pb2_grpc
 
 from dragoman import _channel
 from dragoman.v1 import attention_pb2_grpc, translation_pb2_grpc
-from dragoman_server.addresses import check_free, parse_address
+from dragoman_server.addresses import check_free
 from dragoman_server.attention.attender import Attender
 from dragoman_server.attention.attention_pass import AttentionPass
 from dragoman_server.attention.background import Background
@@ -22,7 +22,7 @@ from dragoman_server.attention.worker import AttentionWorker
 from dragoman_server.bundle.bundle import Bundle, embedded_bundle
 from dragoman_server.bundle.manifest import WEIGHTS_FILE
 from dragoman_server.bundle.parity import replay, replay_attention
-from dragoman_server.config import Config, validate
+from dragoman_server.config import Config, parse_address, validate
 from dragoman_server.cpus import cpu_allowance
 from dragoman_server.ending import LastResort
 from dragoman_server.engine.engine import Engine

@@ -13,10 +13,29 @@ import msgspec
 from msgspec import Meta
 from msgspec.inspect import CustomType, FloatType, IntType, LiteralType, NoneType, UnionType, type_info
 
-from dragoman_server.addresses import parse_address
 from dragoman_server.errors import StartError
 
 _T = TypeVar("_T")
+
+
+def parse_address(name: str, address: str) -> tuple[str, int]:
+    """Splits HOST:PORT; an IPv6 host stands in brackets, which are dropped.
+
+    Raises:
+        StartError: naming the option `name`.
+    """
+    host, _, port = address.rpartition(":")
+    if host.startswith("[") and host.endswith("]"):
+        host = host[1:-1]
+    elif ":" in host:
+        host = ""
+    # isdecimal alone would let other scripts' digits pass.
+    if not host or not (port.isascii() and port.isdecimal()) or int(port) > 65_535:
+        raise StartError(
+            f"{name} must be HOST:PORT with a port from 0 to 65535, such as 127.0.0.1:50051 "
+            f"or [::1]:50051, and is {address!r}."
+        )
+    return host, int(port)
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from dragoman_server.addresses import check_free, parse_address
+from dragoman_server.addresses import check_free
+from dragoman_server.config import parse_address
 from dragoman_server.errors import StartError
 
 

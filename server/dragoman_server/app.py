@@ -15,6 +15,7 @@ from dragoman_server.registry.loading import StoppedError, load, max_load_second
 from dragoman_server.registry.model import Model
 from dragoman_server.registry.registry import Registry
 from dragoman_server.runtime.background import Background
+from dragoman_server.runtime.cpus import cpu_allowance
 from dragoman_server.runtime.device import Device
 from dragoman_server.service.attention import Attender
 from dragoman_server.service.translate import Translator
@@ -52,6 +53,8 @@ async def serve(config: Config) -> int:
             is missing, damaged, does not reproduce its source, or hangs.
     """
     validate(config)
+    if misfit := config.engine.misfit(cpu_allowance()):
+        logger.warning(misfit)
     loop = asyncio.get_running_loop()
     stop, hurry, engine_died = asyncio.Event(), asyncio.Event(), asyncio.Event()
 

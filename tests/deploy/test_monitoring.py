@@ -20,11 +20,9 @@ from threading import Event
 from typing import Any
 
 import pytest
-import typer
 
 from dragoman import Client, DragomanError
 from dragoman_server.bundle.bundle import Bundle, embedded_bundle
-from dragoman_server.cli import app
 from support.process import server_process
 
 pytestmark = pytest.mark.timeout(600)
@@ -167,8 +165,3 @@ def test_the_guide_has_every_metric(monitored: Monitored) -> None:
     # A time of creation goes with every counter and histogram.
     shown = set(re.findall(r"^# TYPE (dragoman_\w+)(?<!_created) ", monitored.page(), re.MULTILINE))
     assert set(re.findall(r"^\| `(dragoman_\w+)", GUIDE.read_text(), re.MULTILINE)) == shown
-
-
-def test_the_guide_has_every_option() -> None:
-    options = {option.envvar for option in typer.main.get_command(app).params} - {None}
-    assert set(re.findall(r"^\| `--[\w-]+` \| `(DRAGOMAN_\w+)`", GUIDE.read_text(), re.MULTILINE)) == options

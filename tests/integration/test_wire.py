@@ -448,3 +448,15 @@ async def test_a_metrics_port_in_use_is_refused() -> None:
         address = f"127.0.0.1:{other.getsockname()[1]}"
         with pytest.raises(StartError, match=f"cannot listen on {address} for metrics: .* in use"):
             await app.serve(replace(CONFIG, metrics_listen=address))
+
+
+async def test_lanes_beyond_the_cpus_are_warned_of_and_served(
+    bundle: Bundle,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(app, "cpu_allowance", lambda: 0.5)
+    async with running_server(bundle, monkeypatch, capsys, CONFIG) as server:
+        assert server.line.startswith("serving ")
+    assert "lanes (1) x num_threads (1) is more than the 0.5 CPUs of this process" in caplog.text

@@ -7,7 +7,7 @@ from typing import TypeVar, get_args
 from dragoman.attention.sizes import attention_bytes
 from dragoman.types import AttentionKind, Reduction, WeightType
 from dragoman_server.bundle.manifest import Alignment, AlignmentMethod, Architecture, Manifest
-from dragoman_server.errors import FieldViolation, InvalidInputError, UnknownValue
+from dragoman_server.errors import FieldViolation, InvalidInputError, Reason, UnknownValue
 
 _Value = TypeVar("_Value")
 
@@ -86,11 +86,11 @@ def resolve_selection(
     layer_reduction: Reduction | None = _known(fields.layer_reduction, "selection.layer_reduction", violations)
     if layer_reduction == "max":
         description = "is REDUCTION_MAX, must be REDUCTION_MEAN"
-        violations.append(FieldViolation("selection.layer_reduction", description, "NOT_FOR_LAYERS"))
+        violations.append(FieldViolation("selection.layer_reduction", description, Reason.NOT_FOR_LAYERS))
     weight_type: WeightType | None = _known(fields.weight_type, "selection.weight_type", violations)
     if fields.rollout:
         violations += [
-            FieldViolation(f"selection.{name}", "must be absent with rollout", "NOT_WITH_ROLLOUT")
+            FieldViolation(f"selection.{name}", "must be absent with rollout", Reason.NOT_WITH_ROLLOUT)
             for name in ("layers", "heads", "head_reduction", "layer_reduction")
             if getattr(fields, name)
         ]
@@ -137,7 +137,7 @@ def check_size(num_bytes: int, most: int) -> Iterator[FieldViolation]:
     """What is wrong where the answer would have more than `most` bytes of weights."""
     if num_bytes > most:
         description = f"asks for {num_bytes} bytes of weights, may ask for at most {most}: select less, or reduce"
-        yield FieldViolation("selection", description, "ATTENTION_TOO_LARGE")
+        yield FieldViolation("selection", description, Reason.ATTENTION_TOO_LARGE)
 
 
 def _kinds(
@@ -151,9 +151,9 @@ def _kinds(
         if isinstance(kind, UnknownValue):
             violations.append(kind.violation(field))
         elif kind in kinds[:index]:
-            violations.append(FieldViolation(field, f"has {kind} once more", "DUPLICATE"))
+            violations.append(FieldViolation(field, f"has {kind} once more", Reason.DUPLICATE))
         elif not has_target and kind != "encoder":
-            violations.append(FieldViolation(field, f"is {kind}, which needs a target", "NO_TARGET"))
+            violations.append(FieldViolation(field, f"is {kind}, which needs a target", Reason.NO_TARGET))
     return tuple(kind for kind in get_args(AttentionKind) if kind in kinds)
 
 
@@ -175,8 +175,8 @@ def _places(
         resolved = place + number if place < 0 else place
         if not 0 <= resolved < number:
             description = f"is {place}, must be from {-number} to {number - 1}: there are {number} {what}"
-            violations.append(FieldViolation(field, description, "OUT_OF_RANGE"))
+            violations.append(FieldViolation(field, description, Reason.OUT_OF_RANGE))
         elif resolved in found:
-            violations.append(FieldViolation(field, f"is {place}, which is {resolved} once more", "DUPLICATE"))
+            violations.append(FieldViolation(field, f"is {place}, which is {resolved} once more", Reason.DUPLICATE))
         found.add(resolved)
     return tuple(sorted(found)) if places else tuple(range(number))

@@ -7,16 +7,21 @@ from pathlib import Path
 
 
 def available_cpus(root: Path = Path("/")) -> int:
-    """Number of CPUs that the affinity mask and the quota of the control groups allow, at least 1.
+    """How many threads may compute side by side: `cpu_allowance` rounded down, at least 1.
 
-    A fraction of a CPU is rounded down: one thread more than the quota has would make the
-    kernel stop all of them for the rest of every scheduling period.
+    One thread more than the quota has would make the kernel stop all of them for the rest of every scheduling period.
+    """
+    return max(1, int(cpu_allowance(root)))
+
+
+def cpu_allowance(root: Path = Path("/")) -> float:
+    """The CPUs that the affinity mask and the quota of the control groups allow; a quota may be a fraction of one.
 
     Args:
         root: where `proc` and `sys` are mounted; other than "/" only in tests.
     """
     quota = min(_quotas(root), default=math.inf)
-    return max(1, int(min(quota, len(os.sched_getaffinity(0)))))
+    return min(quota, float(len(os.sched_getaffinity(0))))
 
 
 def _quotas(root: Path) -> Iterator[float]:

@@ -1,13 +1,10 @@
 """The lanes of a device: threads, each of which does one step of some engine at a time."""
 
-import logging
 import threading
 from typing import Protocol, Self
 
 from dragoman_server.config import EngineOptions
 from dragoman_server.runtime.cpus import available_cpus
-
-logger = logging.getLogger(__name__)
 
 
 class Stepper(Protocol):
@@ -46,12 +43,7 @@ class Device:
     @classmethod
     def of(cls, options: EngineOptions) -> Self:
         """The CPUs that this process may use, with as many lanes as these options say."""
-        cpus = available_cpus()
-        num_lanes, num_threads = options.shape(cpus)
-        if num_lanes * num_threads > cpus:
-            logger.warning(
-                "%d lanes of %d threads compute on %d CPUs: they will wait for each other", num_lanes, num_threads, cpus
-            )
+        num_lanes, _ = options.shape(available_cpus())
         return cls(num_lanes)
 
     @property

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from dragoman_server.bundle.manifest import Manifest
 from dragoman_server.engine.search_options import EarlyStopping, SearchOptions
-from dragoman_server.errors import FieldViolation, UnknownValue
+from dragoman_server.errors import FieldViolation, Reason, UnknownValue
 from dragoman_server.service.calls import DecodingFields
 from dragoman_server.text.tokenizer import TextCodec
 
@@ -102,7 +102,7 @@ def resolve(
 
 def unknown_piece(field: str) -> FieldViolation:
     """The violation of a text that must be spelt in the tokens of the target."""
-    return FieldViolation(field, "has characters that the model's vocabulary cannot spell", "UNKNOWN_PIECE")
+    return FieldViolation(field, "has characters that the model's vocabulary cannot spell", Reason.UNKNOWN_PIECE)
 
 
 def _limit_violations(limit: TargetLimit) -> Iterator[FieldViolation]:
@@ -125,21 +125,23 @@ def _suppressed(
     words = fields.suppressed_words
     if len(words) > MAX_SUPPRESSED_WORDS:
         description = f"has {len(words)} elements, may have at most {MAX_SUPPRESSED_WORDS}"
-        return (), [FieldViolation("suppressed_words", description, "TOO_MANY_SUPPRESSED_WORDS")]
+        return (), [FieldViolation("suppressed_words", description, Reason.TOO_MANY_SUPPRESSED_WORDS)]
     suppressed: list[tuple[int, ...]] = []
     violations: list[FieldViolation] = []
     for index, word in enumerate(words):
         field = f"suppressed_words[{index}]"
         if len(word) > MAX_SUPPRESSED_CHARACTERS:
             description = f"has {len(word)} characters, may have at most {MAX_SUPPRESSED_CHARACTERS}"
-            violations.append(FieldViolation(field, description, "SUPPRESSED_WORD_TOO_LONG"))
+            violations.append(FieldViolation(field, description, Reason.SUPPRESSED_WORD_TOO_LONG))
             continue
         token_ids = tuple(tokenizer.encode_target(word))
         if not token_ids:
-            violations.append(FieldViolation(field, "has no tokens, must have at least 1", "SUPPRESSED_WORD_EMPTY"))
+            violations.append(
+                FieldViolation(field, "has no tokens, must have at least 1", Reason.SUPPRESSED_WORD_EMPTY)
+            )
         elif len(token_ids) > MAX_SUPPRESSED_TOKENS:
             description = f"has {len(token_ids)} tokens, may have at most {MAX_SUPPRESSED_TOKENS}"
-            violations.append(FieldViolation(field, description, "SUPPRESSED_WORD_TOO_LONG"))
+            violations.append(FieldViolation(field, description, Reason.SUPPRESSED_WORD_TOO_LONG))
         elif tokenizer.unknown_id in token_ids:
             violations.append(unknown_piece(field))
         else:
@@ -148,4 +150,4 @@ def _suppressed(
 
 
 def _out_of_range(name: str, description: str) -> FieldViolation:
-    return FieldViolation(name, description, "OUT_OF_RANGE")
+    return FieldViolation(name, description, Reason.OUT_OF_RANGE)

@@ -13,7 +13,7 @@ from dragoman_server.bundle.languages import Direction
 from dragoman_server.config import InputLimits
 from dragoman_server.engine.search_options import SearchOptions
 from dragoman_server.engine.sequence import Priority, Request
-from dragoman_server.errors import DeadlineError, FieldViolation, InvalidInputError, UnknownValue
+from dragoman_server.errors import DeadlineError, FieldViolation, InvalidInputError, Reason, UnknownValue
 from dragoman_server.registry.model import Model
 from dragoman_server.registry.registry import Lease
 from dragoman_server.service.calls import CallContext, Pair, TextInput, TranslateConfig
@@ -132,9 +132,11 @@ class Planner:
     def _number_violations(self, num_inputs: int) -> Iterator[FieldViolation]:
         most = self._limits.max_inputs
         if not num_inputs:
-            yield FieldViolation("inputs", "is empty, must have at least one element", "NO_INPUTS")
+            yield FieldViolation("inputs", "is empty, must have at least one element", Reason.NO_INPUTS)
         if num_inputs > most:
-            yield FieldViolation("inputs", f"has {num_inputs} elements, may have at most {most}", "TOO_MANY_INPUTS")
+            yield FieldViolation(
+                "inputs", f"has {num_inputs} elements, may have at most {most}", Reason.TOO_MANY_INPUTS
+            )
 
     # -- texts to translate --------------------------------------------------------------------
 
@@ -198,7 +200,7 @@ class Planner:
 
         def planned(pair: Pair, path: str) -> PlannedText | InvalidInputError:
             if pair.target is None:
-                fault = FieldViolation(f"{path}target", "is required: a text or token ids", "REQUIRED_FIELD")
+                fault = FieldViolation(f"{path}target", "is required: a text or token ids", Reason.REQUIRED_FIELD)
                 return InvalidInputError(fault)
             return self.plan_pair(pair, plan, path)
 
@@ -274,7 +276,7 @@ class Planner:
                     FieldViolation(
                         "inputs",
                         f"have more than the {self._max_segments} segments one call may have",
-                        "TOO_MANY_SEGMENTS",
+                        Reason.TOO_MANY_SEGMENTS,
                     )
                 )
             yield text
@@ -282,21 +284,21 @@ class Planner:
     def _over_characters(self, text: str, field: str) -> Iterator[FieldViolation]:
         most = self._limits.max_text_characters
         if len(text) > most:
-            yield FieldViolation(field, f"has {len(text)} characters, may have at most {most}", "TEXT_TOO_LONG")
+            yield FieldViolation(field, f"has {len(text)} characters, may have at most {most}", Reason.TEXT_TOO_LONG)
 
     def _over_segments(self, num_segments: int, path: str) -> Iterator[FieldViolation]:
         if num_segments > self._max_segments:
             description = f"has more than the {self._max_segments} segments one call may have"
-            yield FieldViolation(f"{path}.text", description, "TOO_MANY_SEGMENTS")
+            yield FieldViolation(f"{path}.text", description, Reason.TOO_MANY_SEGMENTS)
 
 
 def _config_violations(config: TranslateConfig, model: Model) -> Iterator[FieldViolation]:
     for field in ("source_language_code", "target_language_code"):
         code = getattr(config, field)
         if not code:
-            yield FieldViolation(field, "is required", "REQUIRED_FIELD")
+            yield FieldViolation(field, "is required", Reason.REQUIRED_FIELD)
         elif fault := model.languages.fault_of(code):
-            yield FieldViolation(field, fault, "INVALID_LANGUAGE_CODE")
+            yield FieldViolation(field, fault, Reason.INVALID_LANGUAGE_CODE)
     for field in ("segmentation", "priority"):
         if isinstance(value := getattr(config, field), UnknownValue):
             yield value.violation(field)
@@ -312,7 +314,7 @@ def _target_violations(target_ids: Sequence[int], model: Model, field: str) -> I
     most = model.manifest.limits.max_target_tokens
     if len(target_ids) > most:
         description = f"has {len(target_ids)} tokens; the model takes at most {most}"
-        yield FieldViolation(field, description, "TARGET_TOO_LONG")
+        yield FieldViolation(field, description, Reason.TARGET_TOO_LONG)
 
 
 def _unknown_violations(token_ids: Sequence[int], model: Model, field: str) -> Iterator[FieldViolation]:
@@ -322,17 +324,17 @@ def _unknown_violations(token_ids: Sequence[int], model: Model, field: str) -> I
 
 def _token_id_violations(token_ids: Sequence[int], model: Model, field: str) -> Iterator[FieldViolation]:
     if not token_ids:
-        yield FieldViolation(field, "is empty, must have at least one id", "NO_TARGET_TOKENS")
+        yield FieldViolation(field, "is empty, must have at least one id", Reason.NO_TARGET_TOKENS)
     size, eos = model.manifest.architecture.vocabulary_size, model.manifest.eos_token_id
     for index, token_id in enumerate(token_ids):
         if token_id >= size:
             description = f"has {token_id} at index {index}, the vocabulary has ids below {size}"
-            yield FieldViolation(field, description, "UNKNOWN_TOKEN_ID")
+            yield FieldViolation(field, description, Reason.UNKNOWN_TOKEN_ID)
             return
     if eos in token_ids[:-1]:
         index = list(token_ids).index(eos)
         description = f"has end-of-sentence ({eos}) at index {index}, which only the last may be"
-        yield FieldViolation(field, description, "TOKENS_AFTER_END")
+        yield FieldViolation(field, description, Reason.TOKENS_AFTER_END)
 
 
 def _segmented(text: str, plan: Plan, max_segments: int) -> SegmentedText:
@@ -355,7 +357,7 @@ def _over_tokens(text: SegmentedText, plan: Plan, field: str) -> Iterator[FieldV
                 field,
                 f"characters {source.begin} to {source.end} are one segment of {num_tokens} "
                 f"tokens; the model takes at most {most}",
-                "SEGMENT_TOO_LONG",
+                Reason.SEGMENT_TOO_LONG,
             )
             return
 
@@ -364,7 +366,7 @@ def _not_one_segment(text: SegmentedText, field: str) -> Iterator[FieldViolation
     if (num_segments := len(text.segments)) != 1:
         num_lines = num_segments and sum(bool(line.strip()) for line in text.text.splitlines())
         description = f"has {num_lines} lines that are not blank, must have exactly 1"
-        yield FieldViolation(field, description, "NOT_ONE_SEGMENT")
+        yield FieldViolation(field, description, Reason.NOT_ONE_SEGMENT)
 
 
 def _prefix_violations(
@@ -375,12 +377,12 @@ def _prefix_violations(
     field = f"{path}.target_prefix"
     if len(text.segments) != 1:
         description = f"needs a text of exactly 1 segment, this one has {len(text.segments)}"
-        yield FieldViolation(field, description, "NOT_ONE_SEGMENT")
+        yield FieldViolation(field, description, Reason.NOT_ONE_SEGMENT)
         return
     most = plan.max_target_tokens(text.segments[0]) - len(plan.framing.target_prefix) - 1
     if len(prefix_text_ids) > most:
         description = f"has {len(prefix_text_ids)} tokens, may have at most {most}: the target's limit less one"
-        yield FieldViolation(field, description, "TARGET_PREFIX_TOO_LONG")
+        yield FieldViolation(field, description, Reason.TARGET_PREFIX_TOO_LONG)
 
 
 def _length_violations(text: SegmentedText, plan: Plan, field: str) -> Iterator[FieldViolation]:
@@ -393,7 +395,7 @@ def _length_violations(text: SegmentedText, plan: Plan, field: str) -> Iterator[
                 field,
                 f"characters {source.begin} to {source.end} may have {most} target tokens by max_length_ratio; "
                 f"min_target_tokens is {least}",
-                "SEGMENT_TOO_SHORT",
+                Reason.SEGMENT_TOO_SHORT,
             )
             return
 

@@ -19,6 +19,7 @@ from dragoman_server.errors import (
     InferenceError,
     InvalidInputError,
     NoAttentionError,
+    Reason,
 )
 from dragoman_server.registry.model import Model
 from dragoman_server.registry.registry import Lease, Registry
@@ -186,10 +187,10 @@ class Translator:
                                 models.add(plan.model)
                                 leases.enter_context(lasting.pop_all())
                     elif plan is None:
-                        raise InvalidInputError(FieldViolation("config", "must be the first message", "NO_CONFIG"))
+                        raise InvalidInputError(FieldViolation("config", "must be the first message", Reason.NO_CONFIG))
                     elif len(message.id) > _MAX_ID_CHARACTERS:
                         description = f"has {len(message.id)} characters, may have at most {_MAX_ID_CHARACTERS}"
-                        raise InvalidInputError(FieldViolation("input.id", description, "ID_TOO_LONG"))
+                        raise InvalidInputError(FieldViolation("input.id", description, Reason.ID_TOO_LONG))
                     else:
                         yield message, plan
 

@@ -8,7 +8,7 @@ from dragoman_server.bundle.manifest import Generation, Manifest
 from dragoman_server.engine.search_options import EarlyStopping, SearchOptions
 from dragoman_server.errors import UnknownValue
 from dragoman_server.service.calls import DecodingFields
-from dragoman_server.service.options import Decoding, resolve
+from dragoman_server.service.options import Decoding, TargetLimit, resolve
 from dragoman_server.text.tokenizer import MarianTokenizer, Tokenizer
 from support.marian_tokenizer import write_tokenizer
 from support.server_parts import LIMITS, tiny_manifest
@@ -165,3 +165,11 @@ def test_all_options_at_fault_are_named_at_once(tokenizer: Tokenizer, manifest: 
         "temperature",
         "early_stopping",
     ]
+
+
+@pytest.mark.parametrize("num_source_tokens", [1, 5, 20, 22, 60])
+def test_without_options_the_limit_is_that_of_the_model_alone(
+    num_source_tokens: int, tokenizer: Tokenizer, manifest: Manifest
+) -> None:
+    served = resolved(tokenizer, manifest).limit.of(num_source_tokens)
+    assert TargetLimit(LIMIT).of(num_source_tokens) == served == min(3 * num_source_tokens + 32, LIMIT)

@@ -19,15 +19,10 @@ from dragoman_export.model import Dimensions, Transformer
 from dragoman_export.reading import SizeFields, listed, read_bytes, read_json, read_safetensors, require_sizes
 from dragoman_server.bundle.framing import FRAMING_RULES, Framing, FramingTemplate
 from dragoman_server.bundle.languages import LanguageTable
-from dragoman_server.bundle.manifest import (
-    TOKENIZER_FILES,
-    Architecture,
-    DefaultSegmentation,
-    Generation,
-    TokenizerKind,
-)
+from dragoman_server.bundle.manifest import Architecture, DefaultSegmentation, Generation
 from dragoman_server.bundle.rules import about, check
 from dragoman_server.text.tokenizer import TextCodec, load_tokenizer
+from dragoman_server.text.tokenizer_files import TOKENIZER_FILES, TokenizerKind
 
 WEIGHTS_FILE, CONFIG_FILE = "model.safetensors", "config.json"
 (TOKENIZER_FILE,) = TOKENIZER_FILES["sentencepiece"]

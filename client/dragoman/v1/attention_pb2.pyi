@@ -466,8 +466,8 @@ class AttentionTarget(google.protobuf.message.Message):
     @property
     def tokens(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[dragoman.v1.translation_pb2.Token]:
         """The tokens that the decoder emits, with end-of-sentence unless the target
-        is cut off, and with the log-probabilities of the teacher-forced pass: the
-        rows of cross-attention.
+        is cut off, and with the log-probabilities that `Translate` and `Score`
+        give: the rows of cross-attention.
         """
 
     @property

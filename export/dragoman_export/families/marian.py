@@ -28,7 +28,6 @@ from dragoman_export.model import Dimensions, Transformer, sinusoids
 from dragoman_export.reading import SizeFields, listed, read_bytes, read_json, require_sizes
 from dragoman_server.bundle.framing import FramingTemplate
 from dragoman_server.bundle.languages import DirectionGroup, LanguageTable
-from dragoman_server.bundle.manifest import TOKENIZER_FILES
 from dragoman_server.text.tokenizer import (
     END_OF_SENTENCE,
     PADDING,
@@ -36,6 +35,7 @@ from dragoman_server.text.tokenizer import (
     read_vocabulary,
     target_language,
 )
+from dragoman_server.text.tokenizer_files import TOKENIZER_FILES
 
 # Hugging Face's name of each module of a layer -> ours. Each has a weight and a bias.
 _ATTENTION = {"q_proj": "query", "k_proj": "key", "v_proj": "value", "out_proj": "output"}

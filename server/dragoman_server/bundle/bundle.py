@@ -16,7 +16,6 @@ from dragoman_server.bundle.manifest import (
     DECODER_STEP_FILE,
     ENCODER_FILE,
     MANIFEST_FILE,
-    TOKENIZER_FILES,
     WEIGHTS_FILE,
     FileName,
     Manifest,
@@ -25,6 +24,7 @@ from dragoman_server.bundle.rules import about
 from dragoman_server.bundle.tokenizer_rules import check_tokenizer
 from dragoman_server.errors import BundleError
 from dragoman_server.text.tokenizer import TextCodec, load_tokenizer
+from dragoman_server.text.tokenizer_files import TOKENIZER_FILES
 
 _GRAPH_FILES: tuple[FileName, ...] = (ENCODER_FILE, DECODER_STEP_FILE, ATTENTION_FILE)
 

@@ -19,9 +19,7 @@ from dragoman_server.bundle.framing import FRAMING_RULES, Framing, FramingTempla
 from dragoman_server.bundle.languages import Direction, LanguageTable
 from dragoman_server.bundle.rules import Rule, are_distinct, check
 from dragoman_server.text import strict_json
-from dragoman_server.text.tokenizer_files import TOKENIZER_FILES as TOKENIZER_FILES
-from dragoman_server.text.tokenizer_files import TokenizerFile
-from dragoman_server.text.tokenizer_files import TokenizerKind as TokenizerKind
+from dragoman_server.text.tokenizer_files import TOKENIZER_FILES, TokenizerFile, TokenizerKind
 
 _T = TypeVar("_T")
 

@@ -3,9 +3,10 @@
 from dataclasses import dataclass
 
 from dragoman_server.bundle.graph_rules import Sizes
-from dragoman_server.bundle.manifest import Golden, Manifest, TokenizerKind
+from dragoman_server.bundle.manifest import Golden, Manifest
 from dragoman_server.bundle.rules import Rule, check
 from dragoman_server.text.tokenizer import TextCodec
+from dragoman_server.text.tokenizer_files import TokenizerKind
 
 # Embeddings whose id no piece has. The model may choose such an id; Marian's tokenizer takes it for unknown.
 _MAX_SPARE_ROWS: dict[TokenizerKind, int] = {"sentencepiece": 0, "marian": 255}

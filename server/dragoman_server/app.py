@@ -31,7 +31,7 @@ EXIT_ENGINE_DEAD = 70  # EX_SOFTWARE of sysexits.h
 _MAX_STALLED_SECONDS = 10.0
 _SECONDS_PER_HEARTBEAT = 0.5
 
-# Once the engine has died: all calls are refused at once, so this is for those that are still on their way.
+# Grace after the engine has died, for calls that gRPC has received but not handed over yet: they get a refusal, too.
 _GRACE_OF_THE_DEAD_SECONDS = 2.0
 
 # Beyond the grace, what stopping takes at most unless something hangs.

@@ -66,8 +66,9 @@ class EngineOptions:
         int,
         Meta(ge=0, le=1024),
         About(
-            "Threads that compute a step of a lane. 0: as many as leave no CPU idle when all lanes are busy. A lane "
-            "that is alone at work takes all CPUs, by a second copy of the weights; --lanes 1 does without the copy.",
+            "Threads that compute a step of a lane. 0: as many as leave no CPU idle when all lanes are busy. With "
+            "weights of 24 MiB and more, a lane that is alone at work takes all CPUs by a second copy; --lanes 1 "
+            "does without it.",
             "threads",
         ),
     ] = 0
@@ -79,7 +80,7 @@ class EngineOptions:
             "many as its beam size; so this is also the largest beam. More rows need more memory.",
             "rows",
         ),
-    ] = 64
+    ] = 128
     max_waiting: Annotated[
         int,
         Meta(ge=1, le=1_000_000),

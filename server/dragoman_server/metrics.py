@@ -97,12 +97,14 @@ class Metrics:
             ("suspicion",),
             registry=self.registry,
         )
-        self._cancelled = Counter(
+        cancelled = Counter(
             "dragoman_cancelled_total",
             "Segments given up unfinished, by reason: the caller left, or its deadline passed.",
             ("reason",),
             registry=self.registry,
         )
+        self._cancelled_by_caller = cancelled.labels("caller")
+        self._cancelled_by_deadline = cancelled.labels("deadline")
         self._kv_cache_bytes = Gauge(
             "dragoman_kv_cache_bytes",
             "Keys and values of the segments being decoded.",
@@ -145,8 +147,10 @@ class Metrics:
         self._num_requests_running.set(step.num_running)
         self._kv_cache_bytes.set(step.num_cached_tokens * self._kv_bytes_per_token)
         self._last_step.set_to_current_time()
-        self._cancelled.labels("caller").inc(step.num_cancelled)
-        self._cancelled.labels("deadline").inc(step.num_expired)
+        if step.num_cancelled:
+            self._cancelled_by_caller.inc(step.num_cancelled)
+        if step.num_expired:
+            self._cancelled_by_deadline.inc(step.num_expired)
         for seconds in step.queue_seconds:
             self._queue_wait.observe(seconds)
         for seconds in step.first_token_seconds:

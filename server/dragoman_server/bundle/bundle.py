@@ -84,6 +84,11 @@ class Bundle:
         """Whether there is an attention graph."""
         return ATTENTION_FILE in self.manifest.files
 
+    @property
+    def num_weight_bytes(self) -> int:
+        """Size of the weights, which the graphs share."""
+        return (self.folder / WEIGHTS_FILE).stat().st_size
+
     @cached_property
     def tokenizer(self) -> TextCodec:
         """The tokenizer; raises BundleError where a file is damaged."""

@@ -17,6 +17,7 @@ from dragoman_server.registry.parity import replay, replay_attention
 from dragoman_server.runtime.attention_pass import AttentionPass
 from dragoman_server.runtime.background import Background
 from dragoman_server.runtime.device import Device
+from dragoman_server.runtime.memory import use_huge_pages
 from dragoman_server.runtime.runner import OnnxRunner, open_runners
 
 
@@ -119,6 +120,7 @@ class Model:
             )
         runners = open_runners(bundle, options)
         replay(bundle, runners[0])
+        use_huge_pages()
         engine = Engine(runners, Search.of(bundle.manifest), options, device, on_step=on_step, on_death=on_death)
         return cls(bundle, engine, _open_attention(bundle, options, background), runners)
 

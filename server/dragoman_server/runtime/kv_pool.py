@@ -9,8 +9,9 @@ from numpy.typing import DTypeLike, NDArray
 from dragoman_server.bundle.manifest import Manifest
 from dragoman_server.engine.slots import Move
 
-# Positions that the pool has room for at first. It grows by doubling when a longer sentence comes.
-FIRST_CAPACITY = 64
+# Positions that the pool has room for at first. It grows by doubling when a longer sentence comes. The smaller it is,
+# the closer together lies what a step reads.
+FIRST_CAPACITY = 32
 
 
 class KvPool:

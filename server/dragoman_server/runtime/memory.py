@@ -14,6 +14,9 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
+_HUGE_PAGE_BYTES = 2 << 20
+_MADV_HUGEPAGE, _MADV_COLLAPSE = 14, 25  # of Linux; the latter since 6.1
+
 # Of an array, from where on it has pages of its own.
 _LARGE_ARRAY_BYTES = 1 << 20
 
@@ -30,6 +33,36 @@ def give_back_memory() -> None:
     """Has the allocator return what is free, which glibc keeps where large arrays of many sizes come and go."""
     with contextlib.suppress(AttributeError):  # another C library
         ctypes.CDLL(None).malloc_trim(0)
+
+
+def use_huge_pages() -> None:
+    """Puts what is in memory on pages of 2 MiB, where the system has these: to be called when weights were loaded.
+
+    A step of few rows does little but read all weights once, and to look up the addresses of small pages takes up to a
+    sixth of its time.
+    """
+    if sys.platform != "linux":
+        return
+    madvise = ctypes.CDLL(None).madvise
+    madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+    for begin, end in _filled_regions(Path("/proc/self/smaps").read_text()):
+        begin = -(-begin // _HUGE_PAGE_BYTES) * _HUGE_PAGE_BYTES
+        end = end // _HUGE_PAGE_BYTES * _HUGE_PAGE_BYTES
+        if begin < end:
+            for advice in (_MADV_HUGEPAGE, _MADV_COLLAPSE):  # what cannot be done is left as it is
+                madvise(begin, end - begin, advice)
+
+
+def _filled_regions(smaps: str) -> Iterator[tuple[int, int]]:
+    """Addresses, from and to, of what is private, without a file, and more than half in memory.
+
+    So stacks, and what the allocator holds ready, are left out: huge pages would fill them.
+    """
+    pattern = r"^([0-9a-f]+)-([0-9a-f]+) rw-p \S+ \S+ 0 *(?:\[heap\])?\n(?:.*\n)*?Rss: +(\d+) kB$"
+    for match in re.finditer(pattern, smaps, re.MULTILINE):
+        begin, end = int(match[1], 16), int(match[2], 16)
+        if 2 * 1024 * int(match[3]) > end - begin:
+            yield begin, end
 
 
 def shrinking_run() -> ort.RunOptions:

@@ -18,6 +18,10 @@ from dragoman_server.runtime.cpus import available_cpus
 from dragoman_server.runtime.kv_pool import KvPool
 from dragoman_server.runtime.session import open_session
 
+# From this size of its weights on a model is faster on all processors than on one while a single lane computes. Smaller
+# ones wait longer for the threads of an operator than these save.
+_ALONE_WEIGHT_BYTES = 24 << 20
+
 
 class Sessions(NamedTuple):
     """The encoder and the decoder of a model."""
@@ -40,7 +44,8 @@ class Graphs:
     """A model, loaded once for all lanes, which may run it at the same time.
 
     Two pairs of sessions, as the number of threads is that of a session: `shared` for lanes that compute beside others,
-    `alone` for one that has all processors to itself. They give the same bits.
+    `alone` for one that has all processors to itself, which is another pair where the model is large. They give the
+    same bits.
     """
 
     manifest: Manifest
@@ -62,14 +67,16 @@ class OnnxRunner:
 
     Args:
         graphs: shared with the runners of other lanes.
-        max_rows: rows of the KV pool; an attribute, too.
+        max_rows: rows of the KV pool.
 
     Attributes:
+        graphs: as given.
+        max_rows: as given.
         is_alone: whether no other lane computes, so that steps may take all processors.
     """
 
     def __init__(self, graphs: Graphs, max_rows: int) -> None:
-        self._graphs, self._manifest, self.max_rows = graphs, graphs.manifest, max_rows
+        self.graphs, self._manifest, self.max_rows = graphs, graphs.manifest, max_rows
         self._pool = KvPool(graphs.manifest, max_rows, graphs.kv_dtype)
         self.is_alone = False
         self._bindings: dict[tuple[bool, int, int], ort.IOBinding] = {}  # by whether it is alone, rows and k
@@ -97,7 +104,7 @@ class OnnxRunner:
 
     @property
     def _sessions(self) -> Sessions:
-        return self._graphs.alone if self.is_alone else self._graphs.shared
+        return self.graphs.alone if self.is_alone else self.graphs.shared
 
     @property
     def max_kv_bytes(self) -> int:
@@ -195,7 +202,8 @@ def open_runners(bundle: Bundle, options: EngineOptions) -> list[OnnxRunner]:
     num_cpus = available_cpus()
     num_lanes, num_threads = options.shape(num_cpus)
     shared = Sessions.open(bundle, num_threads)
-    alone = shared if num_threads >= num_cpus else Sessions.open(bundle, num_cpus)
+    takes_all_cpus = num_threads < num_cpus and bundle.num_weight_bytes >= _ALONE_WEIGHT_BYTES
+    alone = Sessions.open(bundle, num_cpus) if takes_all_cpus else shared
     graphs = Graphs(bundle.manifest, shared, alone)
     return [OnnxRunner(graphs, options.max_running) for _ in range(num_lanes)]
 

@@ -20,7 +20,7 @@ VALUES: dict[str, tuple[str, Any]] = {option.name: ("4321", 4321) for option in 
     "shutdown_grace_seconds": ("0.5", 0.5),
     "lanes": ("3", 3),
     "num_threads": ("2", 2),
-    "max_running": ("128", 128),
+    "max_running": ("256", 256),
 }
 
 

@@ -32,6 +32,18 @@ def test_every_request_gets_its_own_translation(max_running: int) -> None:
         assert engine.num_pending == 0
 
 
+@pytest.mark.parametrize("is_watched", [False, True])
+def test_the_longest_begin_where_nobody_watches(is_watched: bool) -> None:
+    encoded: list[int] = []
+    runner = FakeRunner(on_encode=lambda sources: encoded.extend(map(len, sources)))
+    on_progress = (lambda *_: None) if is_watched else None
+    with running_engine(runner, max_running=1) as engine:
+        for future in engine.submit(REQUESTS, on_progress=on_progress):
+            future.result(timeout=30)
+    lengths = [len(request.source_ids) for request in REQUESTS]
+    assert encoded == (lengths if is_watched else sorted(lengths, reverse=True))
+
+
 def test_greedy_beam_and_sampled_requests_share_a_batch() -> None:
     options = [
         SearchOptions(),
@@ -87,8 +99,8 @@ def test_rows_join_and_leave_between_steps() -> None:
     runner = FakeRunner()
     with running_engine(runner, max_running=2) as engine:
         hypotheses(engine.submit(REQUESTS))
-    # 4, 2, 8, 3 and 6 tokens by two rows, neither of which is ever idle while somebody waits.
-    assert runner.batch_sizes == [2] * 10 + [1] * 3
+    # 8, 6, 4, 3 and 2 tokens by two rows, neither of which is ever idle while somebody waits.
+    assert runner.batch_sizes == [2] * 11 + [1]
 
 
 def test_a_translation_at_its_limit_says_so() -> None:
@@ -127,7 +139,7 @@ def test_a_request_cancelled_while_it_waits_is_never_encoded() -> None:
         second.cancel()
         gate.open.set()
         hypotheses([first, third])
-    assert encoded == [REQUESTS[0].source_ids, REQUESTS[2].source_ids]
+    assert encoded == [REQUESTS[2].source_ids, REQUESTS[0].source_ids]
 
 
 def test_a_deadline_ends_what_runs_and_what_waits() -> None:
@@ -294,7 +306,7 @@ def test_steps_are_reported() -> None:
     assert sum(report.num_encoded_tokens for report in reports) == sum(len(r.source_ids) for r in REQUESTS)
     assert sum(report.num_decoded for report in reports) == sum(len(r.source_ids) + 1 for r in REQUESTS)
     assert (reports[0].num_waiting, reports[0].num_running) == (3, 2)
-    assert reports[0].num_cached_tokens == sum(len(r.source_ids) + 1 for r in REQUESTS[:2])
+    assert reports[0].num_cached_tokens == sum(n + 1 for n in (7, 5))  # the longest
     assert (reports[-1].num_waiting, reports[-1].num_running) == (0, 0)
 
 
@@ -325,7 +337,7 @@ def test_a_call_is_spread_over_the_lanes() -> None:
     runners = [FakeRunner() for _ in range(3)]
     with running_engine(runners) as engine:
         assert hypotheses(engine.submit(REQUESTS)) == [(expected(request),) for request in REQUESTS]
-    assert [runner.batch_sizes[0] for runner in runners] == [2, 2, 1]
+    assert [runner.batch_sizes[0] for runner in runners] == [1, 2, 2]
 
 
 def test_lanes_step_at_the_same_time() -> None:

@@ -50,6 +50,22 @@ def test_pools_are_counted_over_all_lanes(tiny_bundles: dict[Precision, Bundle],
         assert model.max_kv_bytes == 2 * 8 * num_tokens * model.kv_bytes_per_token
 
 
+@pytest.mark.parametrize(("num_weight_bytes", "is_large"), [((24 << 20) - 1, False), (24 << 20, True)])
+def test_a_large_model_has_sessions_for_a_lane_that_is_alone(
+    tiny_bundles: dict[Precision, Bundle],
+    device: Device,
+    monkeypatch: pytest.MonkeyPatch,
+    num_weight_bytes: int,
+    is_large: bool,
+) -> None:
+    monkeypatch.setattr(Bundle, "num_weight_bytes", num_weight_bytes)
+    monkeypatch.setattr("dragoman_server.runtime.runner.available_cpus", lambda: 2)
+    with Model.open(tiny_bundles["fp32"].folder, OPTIONS, device) as model:
+        graphs = model.runners[0].graphs
+        assert (graphs.alone is not graphs.shared) == is_large
+        assert all(runner.graphs is graphs for runner in model.runners)
+
+
 def test_a_bundle_may_have_no_attention(folder: Path, device: Device) -> None:
     edit_manifest(folder, lambda values: values["files"].pop(ATTENTION_FILE))
     with Model.open(folder, OPTIONS, device) as model:

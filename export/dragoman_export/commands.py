@@ -27,7 +27,7 @@ from dragoman_server.bundle.bundle import Bundle
 from dragoman_server.bundle.manifest import MANIFEST_FILE, Precision
 from dragoman_server.config import EngineOptions
 from dragoman_server.errors import DragomanError
-from dragoman_server.runtime.cpus import available_cpus
+from dragoman_server.runtime.machine import available_cpus
 
 EXPECTED_ERRORS = (ValueError, OSError, ParityError, DragomanError, FloatingPointError)
 

@@ -15,8 +15,8 @@ from dragoman_server.registry.loading import StoppedError, load, max_load_second
 from dragoman_server.registry.model import Model
 from dragoman_server.registry.registry import Registry
 from dragoman_server.runtime.background import Background
-from dragoman_server.runtime.cpus import cpu_allowance
 from dragoman_server.runtime.device import Device
+from dragoman_server.runtime.machine import cpu_allowance
 from dragoman_server.service.attention import Attender
 from dragoman_server.service.translate import Translator
 from dragoman_server.wire.metrics_page import MetricsPage
@@ -87,7 +87,7 @@ async def serve(config: Config) -> int:
         except StoppedError:
             return EXIT_OK
         metrics.set_model(model.manifest.name, model.bundle.version, model.manifest.precision)
-        metrics.set_kv_cache(model.kv_bytes_per_token, config.engine.max_kv_bytes or model.max_kv_bytes)
+        metrics.set_kv_cache(model.kv_bytes_per_token, model.max_kv_bytes)
 
         # -- serve
         registry = Registry(model)

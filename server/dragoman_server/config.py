@@ -105,7 +105,8 @@ class EngineOptions:
         Meta(ge=0, le=2**50),
         About(
             "Memory that the keys and values of the running rows may take up if all of them get as long as they may; "
-            "other rows wait. 0: as much as --max-running rows need. A request that is over it by itself runs alone.",
+            "other rows wait. 0: a quarter of the memory that this process may use. A request over it by itself "
+            "runs alone.",
             "bytes",
         ),
     ] = 0
@@ -119,7 +120,7 @@ class EngineOptions:
         """A sentence for the log where lanes and threads do not fit the CPUs that this process may use.
 
         Args:
-            cpus: `cpus.cpu_allowance`, which may be a fraction.
+            cpus: `machine.cpu_allowance`, which may be a fraction.
         """
         lanes, num_threads = self.shape(max(1, int(cpus)))
         if lanes * num_threads <= cpus:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol, Self
 
@@ -17,6 +18,7 @@ from dragoman_server.registry.parity import replay, replay_attention
 from dragoman_server.runtime.attention_pass import AttentionPass
 from dragoman_server.runtime.background import Background
 from dragoman_server.runtime.device import Device
+from dragoman_server.runtime.machine import available_memory
 from dragoman_server.runtime.memory import use_huge_pages
 from dragoman_server.runtime.runner import OnnxRunner, open_runners
 
@@ -67,6 +69,7 @@ class Model:
         engine: decodes segments.
         attention: computes attention; None where the bundle has no attention graph.
         runners: of the engine, one for each lane.
+        max_kv_bytes: the most that the keys and values of what runs may take up.
 
     Attributes:
         manifest: of the bundle.
@@ -81,7 +84,9 @@ class Model:
         engine: SegmentEngine,
         attention: AttentionWorker | None = None,
         runners: Sequence[OnnxRunner] = (),
+        max_kv_bytes: int = 0,
     ) -> None:
+        self._max_kv_bytes = max_kv_bytes
         self.bundle, self.engine, self.attention, self.runners = bundle, engine, attention, runners
         self.manifest, self.name, self.tokenizer = bundle.manifest, bundle.resource_name, bundle.tokenizer
         self.languages = Languages(bundle.manifest.languages)
@@ -118,11 +123,13 @@ class Model:
                 f"max_running is {options.max_running}; the model's default beam_size of {beam_size} needs at least "
                 f"as many."
             )
+        # Rows of large models may come to need more memory than there is.
+        options = replace(options, max_kv_bytes=options.max_kv_bytes or available_memory() // 4)
         runners = open_runners(bundle, options)
         replay(bundle, runners[0])
         use_huge_pages()
         engine = Engine(runners, Search.of(bundle.manifest), options, device, on_step=on_step, on_death=on_death)
-        return cls(bundle, engine, _open_attention(bundle, options, background), runners)
+        return cls(bundle, engine, _open_attention(bundle, options, background), runners, options.max_kv_bytes)
 
     @property
     def kv_bytes_per_token(self) -> int:
@@ -131,8 +138,8 @@ class Model:
 
     @property
     def max_kv_bytes(self) -> int:
-        """Size of the pools of all lanes, were all rows as long as the model allows."""
-        return sum(runner.max_kv_bytes for runner in self.runners)
+        """The most that keys and values can come to take up: all rows as long as the model allows, or the option."""
+        return min(self._max_kv_bytes, sum(runner.max_kv_bytes for runner in self.runners))
 
     def close(self) -> None:
         """Ends the engine, then the thread of attention; what they have not answered fails."""

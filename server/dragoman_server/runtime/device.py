@@ -4,7 +4,7 @@ import threading
 from typing import Protocol, Self
 
 from dragoman_server.config import EngineOptions
-from dragoman_server.runtime.cpus import available_cpus
+from dragoman_server.runtime.machine import available_cpus
 
 
 class Stepper(Protocol):

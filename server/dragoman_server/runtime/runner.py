@@ -14,8 +14,8 @@ from dragoman_server.bundle.manifest import DECODER_STEP_FILE, ENCODER_FILE, Man
 from dragoman_server.config import EngineOptions
 from dragoman_server.engine.search import StepOutput
 from dragoman_server.engine.slots import Move
-from dragoman_server.runtime.cpus import available_cpus
 from dragoman_server.runtime.kv_pool import KvPool
+from dragoman_server.runtime.machine import available_cpus
 from dragoman_server.runtime.session import open_session
 
 # From this size of its weights on a model is faster on all processors than on one while a single lane computes. Smaller

@@ -8,7 +8,7 @@ import pytest
 
 from dragoman_server.config import OPTIONS, Config, EngineOptions, InputLimits, validate
 from dragoman_server.errors import StartError
-from dragoman_server.runtime.cpus import available_cpus, cpu_allowance
+from dragoman_server.runtime.machine import available_cpus, available_memory, cpu_allowance
 
 
 def test_the_defaults_are_valid() -> None:
@@ -143,6 +143,26 @@ def test_a_quota_of_version_2_counts(machine: Machine, limit: str, allowance: fl
     machine.write("sys/fs/cgroup/cpu.max", limit)
     assert cpu_allowance(machine.root) == allowance
     assert machine.cpus() == cpus
+
+
+@pytest.mark.parametrize(
+    ("group", "path", "limit", "has"),
+    [
+        ("0::/", "memory.max", "max", 1 << 30),
+        ("0::/", "memory.max", "1000000", 1_000_000),
+        ("0::/", "memory.max", str(1 << 40), 1 << 30),
+        ("9:memory:/", "memory/memory.limit_in_bytes", "2000000", 2_000_000),
+        ("9:memory:/", "memory/memory.limit_in_bytes", "9223372036854771712", 1 << 30),
+        ("", "memory.max", "1000000", 1 << 30),
+    ],
+)
+def test_the_memory_is_that_of_the_machine_or_the_limit_of_the_group(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, group: str, path: str, limit: str, has: int
+) -> None:
+    monkeypatch.setattr(os, "sysconf", {"SC_PHYS_PAGES": 1 << 18, "SC_PAGE_SIZE": 1 << 12}.__getitem__)
+    machine.write("proc/self/cgroup", group)
+    machine.write(f"sys/fs/cgroup/{path}", limit)
+    assert available_memory(machine.root) == has
 
 
 def test_half_a_cpu_is_served_by_one_lane_of_one_thread(machine: Machine) -> None:

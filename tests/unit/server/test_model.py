@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,16 @@ def test_pools_are_counted_over_all_lanes(tiny_bundles: dict[Precision, Bundle],
         limits = model.manifest.limits
         num_tokens = limits.max_source_tokens + limits.max_target_tokens
         assert model.max_kv_bytes == 2 * 8 * num_tokens * model.kv_bytes_per_token
+
+
+def test_keys_and_values_take_a_quarter_of_the_memory_unless_told(
+    tiny_bundles: dict[Precision, Bundle], device: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dragoman_server.registry.model.available_memory", lambda: 4000)
+    with Model.open(tiny_bundles["fp32"].folder, OPTIONS, device) as model:
+        assert model.max_kv_bytes == 1000
+    with Model.open(tiny_bundles["fp32"].folder, replace(OPTIONS, max_kv_bytes=2000), device) as model:
+        assert model.max_kv_bytes == 2000
 
 
 @pytest.mark.parametrize(("num_weight_bytes", "is_large"), [((24 << 20) - 1, False), (24 << 20, True)])

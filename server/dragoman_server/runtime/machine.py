@@ -1,4 +1,4 @@
-"""How many CPUs this process may use: a container's quota is often less than the machine has."""
+"""How many CPUs and how much memory this process may use: a container's limits are often less than the machine has."""
 
 import math
 import os
@@ -24,21 +24,40 @@ def cpu_allowance(root: Path = Path("/")) -> float:
     return min(quota, float(len(os.sched_getaffinity(0))))
 
 
+def available_memory(root: Path = Path("/")) -> int:
+    """The bytes of memory that the machine has and the limits of the control groups allow.
+
+    Args:
+        root: as in `cpu_allowance`.
+    """
+    has = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    limits = (
+        _read(folder / ("memory.max" if is_version_2 else "memory.limit_in_bytes"))
+        for folder, is_version_2 in _groups("memory", root)
+    )
+    return min([has, *(int(limit) for limit in limits if limit not in ("", "max"))])
+
+
 def _quotas(root: Path) -> Iterator[float]:
     """The quota in CPUs of each control group that this process is in, ancestors included."""
+    for folder, is_version_2 in _groups("cpu", root):
+        if is_version_2:
+            limit, _, period = _read(folder / "cpu.max").partition(" ")
+        else:
+            limit, period = (_read(folder / f"cpu.cfs_{name}_us") for name in ("quota", "period"))
+        if limit not in ("", "max", "-1"):  # -1: unlimited
+            yield float(limit) / float(period)
+
+
+def _groups(controller: str, root: Path) -> Iterator[tuple[Path, bool]]:
+    """The folder of each control group of this process, ancestors included, and whether it is of version 2."""
     mount = root / "sys/fs/cgroup"
     for line in _read(root / "proc/self/cgroup").splitlines():
         _, controllers, group = line.split(":", 2)
-        if controllers == "":  # version 2
-            for folder in _self_and_ancestors(mount, group):
-                limit, _, period = _read(folder / "cpu.max").partition(" ")
-                if limit not in ("", "max"):
-                    yield float(limit) / float(period)
-        elif "cpu" in controllers.split(","):  # version 1
-            for folder in _self_and_ancestors(mount / "cpu", group):
-                limit = _read(folder / "cpu.cfs_quota_us")
-                if limit and not limit.startswith("-"):  # -1: unlimited
-                    yield float(limit) / float(_read(folder / "cpu.cfs_period_us"))
+        if controllers == "":
+            yield from ((folder, True) for folder in _self_and_ancestors(mount, group))
+        elif controller in controllers.split(","):
+            yield from ((folder, False) for folder in _self_and_ancestors(mount / controller, group))
 
 
 def _self_and_ancestors(mount: Path, group: str) -> Iterator[Path]:

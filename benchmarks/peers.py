@@ -5,6 +5,7 @@ whatever the tokenizer.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from transformers import GenerationConfig, MarianConfig, MarianMTModel
 
 from dragoman_export.checkpoint import Checkpoint
-from dragoman_export.model import Dimensions, FeedForward, MultiHeadAttention
+from dragoman_export.model import Dimensions, FeedForward, MultiHeadAttention, Transformer
 from dragoman_server.bundle.manifest import Golden, Manifest
 
 LOGPROB_TOLERANCE = 1e-3
@@ -33,9 +34,35 @@ class UnequalWeightsError(Exception):
     """A peer does not do what the model does, so that comparing their speeds would be worthless."""
 
 
-def _check_convertible(dims: Dimensions) -> None:
+def check_convertible(dims: Dimensions) -> None:
+    """Raises ValueError for a model that the peers do not know."""
     if dims.norm != "post" or not dims.shared_vocabulary:
         raise ValueError("only models with post-norm and a shared vocabulary, as Marian's, are converted for peers")
+
+
+def with_split_positions(checkpoint: Checkpoint) -> Checkpoint:
+    """The same model for peers that compute their positions themselves, all sines first.
+
+    Where ours alternates sines and cosines, the columns of all states change places, which changes nothing else.
+    """
+    config, dims = checkpoint.config, checkpoint.config.dimensions
+    if dims.position_layout == "split":
+        return checkpoint
+    order = torch.cat([torch.arange(0, dims.d_model, 2), torch.arange(1, dims.d_model, 2)])
+    split = replace(dims, position_layout="split")
+    model = Transformer(split).eval()
+    tensors = checkpoint.model.state_dict()
+    for name, module in checkpoint.model.named_modules(remove_duplicate=False):
+        prefix = name.rpartition(".")[2]
+        if isinstance(module, nn.Embedding):
+            tensors[f"{name}.weight"] = module.weight[:, order]
+        elif isinstance(module, nn.LayerNorm) or prefix in ("output", "outer"):
+            # These write states, the linear maps below read them.
+            tensors[f"{name}.weight"], tensors[f"{name}.bias"] = module.weight[order], module.bias[order]
+        elif prefix in ("query", "key", "value", "inner"):
+            tensors[f"{name}.weight"] = module.weight[:, order]
+    model.load_state_dict(tensors)
+    return replace(checkpoint, config=replace(config, dimensions=split), model=model)
 
 
 # -- CTranslate2 -----------------------------------------------------------------------------------------------------
@@ -45,7 +72,7 @@ def save_ctranslate2(checkpoint: Checkpoint, folder: Path) -> None:
     """Writes a CTranslate2 model with float32 weights; CTranslate2 quantises them when it loads them as int8."""
     config, model = checkpoint.config, checkpoint.model
     dims = config.dimensions
-    _check_convertible(dims)
+    check_convertible(dims)
     spec = TransformerSpec.from_config(
         (dims.num_encoder_layers, dims.num_decoder_layers),
         dims.num_heads,
@@ -124,7 +151,7 @@ def _set_norm(spec: Any, norm: nn.LayerNorm) -> None:
 def marian_model(checkpoint: Checkpoint) -> MarianMTModel:
     """The checkpoint as a MarianMTModel in eval mode, whose position table is overwritten with ours."""
     config, dims = checkpoint.config, checkpoint.config.dimensions
-    _check_convertible(dims)
+    check_convertible(dims)
     model = MarianMTModel(
         MarianConfig(
             vocab_size=dims.target_vocabulary_size,
@@ -211,7 +238,7 @@ def check_ctranslate2(translator: ctranslate2.Translator, manifest: Manifest) ->
         source = [str(i) for i in golden.source_ids]
         limit = len(golden.token_ids)
         result = translator.translate_batch([source], beam_size=1, max_decoding_length=limit)[0]
-        target = [str(i) for i in _without_eos(golden.token_ids, manifest.eos_token_id)]
+        target = [str(i) for i in without_eos(golden.token_ids, manifest.eos_token_id)]
         scored = translator.score_batch([source], [target])[0]
         # CTranslate2 ends every target with end-of-sentence, also one that its length has ended.
         _compare("CTranslate2", golden, target == result.hypotheses[0], scored.log_probs[:limit])
@@ -234,8 +261,8 @@ def check_marian(model: MarianMTModel, manifest: Manifest) -> None:
         _compare("Hugging Face", golden, generated == list(golden.token_ids), logprobs)
 
 
-def _without_eos(token_ids: Sequence[int], eos_token_id: int) -> Sequence[int]:
-    """The target without the end-of-sentence token, if that is what ended it."""
+def without_eos(token_ids: Sequence[int], eos_token_id: int) -> Sequence[int]:
+    """The ids without the end-of-sentence token, if that is what ends them."""
     return token_ids[:-1] if token_ids[-1] == eos_token_id else token_ids
 
 

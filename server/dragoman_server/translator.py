@@ -41,7 +41,7 @@ from dragoman_server.results import (
     translated_text,
 )
 from dragoman_server.signals import Signals
-from dragoman_server.submission import SegmentEngine, StreamBacklog, TextThreads, submitted
+from dragoman_server.submission import SegmentEngine, StreamBacklog, TextThreads, completed, submitted
 from dragoman_server.text.tokenizer import TextCodec
 
 # The id of an input stays in memory for as long as the input does.
@@ -244,8 +244,7 @@ class Translator:
         """The answers for the requests of every text; none for one that is at fault."""
         check_deadline(context.deadline)
         requests = [[] if isinstance(text, InvalidInputError) else text.requests for text in texts]
-        with submitted(self._engine, [request for own in requests for request in own]) as answers:
-            completions = iter(await asyncio.gather(*answers))
+        completions = iter(await completed(self._engine, [request for own in requests for request in own]))
         return [[next(completions) for _ in own] for own in requests]
 
     async def _observed(

@@ -1,7 +1,7 @@
 """Marian in a process of its own, which an error of Marian's ends.
 
-It is given the folder of a model, model.npz and vocabulary.yml, says {"version": ...} when it is ready, and then answers
-lines of JSON.
+It is given the folder of a model, model.npz and vocabulary.yml, and says {"version": ...} when it is ready. Then it
+answers lines of JSON.
 """
 
 import json

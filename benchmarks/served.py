@@ -91,7 +91,7 @@ def dragoman_server(model: Model, settings: Settings) -> contextlib.AbstractCont
         options += ["--lanes", str(settings.threads), "--num-threads", "1"]
     precision = model.bundle.manifest.precision
     subject = Subject.of("Dragoman server", "dragoman", precision, settings.threads, model.name)
-    return _serving(subject, "dragoman_server", options)
+    return serving(subject, "dragoman_server", options)
 
 
 @dataclass(frozen=True)
@@ -119,25 +119,25 @@ class PeerSetting:
 
 @contextlib.contextmanager
 def _ctranslate2_server(folder: Path, model: Model, settings: Settings) -> Iterator[Server]:
-    """At its best: what gives the highest throughput, and of the delays then the one with the lowest p95 at half of it."""
+    """At its best: what gives the highest throughput, then the delay with the lowest p95 at half of that."""
     short = replace(settings, load_seconds=settings.load_seconds / 4)
 
-    def serving(setting: PeerSetting) -> contextlib.AbstractContextManager[Server]:
-        name = (
-            f"CTranslate2 server {setting.num_workers}x{setting.num_threads}, {setting.max_rows} at a time, "
-            f"{setting.max_delay_ms} ms"
+    def at(setting: PeerSetting) -> contextlib.AbstractContextManager[Server]:
+        words = f"{setting.num_workers}x{setting.num_threads}, up to {setting.max_rows} rows, {setting.max_delay_ms} ms"
+        subject = replace(
+            Subject.of("CTranslate2 server", "ctranslate2", setting.precision, settings.threads, model.name),
+            setting=words,
         )
-        subject = Subject.of(name, "ctranslate2", setting.precision, settings.threads, model.name)
         # Else its threads spin after every batch and take the processors from its own event loop.
         command = [str(folder), str(model.bundle.folder), *setting.options]
-        return _serving(subject, "benchmarks.ct2_server", command, OMP_WAIT_POLICY="passive")
+        return serving(subject, "benchmarks.ct2_server", command, OMP_WAIT_POLICY="passive")
 
     def throughput(setting: PeerSetting) -> float:
-        with serving(setting) as server:
+        with at(setting) as server:
             return server.saturate(short).calls_per_second
 
     def p95(setting: PeerSetting, rate: float) -> float:
-        with serving(setting) as server:
+        with at(setting) as server:
             return percentile(server.drive(short, rate=rate).latencies, 95)
 
     shapes = sorted({(1, settings.threads), (settings.threads, 1)})
@@ -149,12 +149,12 @@ def _ctranslate2_server(folder: Path, model: Model, settings: Settings) -> Itera
     }
     fastest = max(throughputs, key=lambda setting: throughputs[setting])
     delayed = [replace(fastest, max_delay_ms=delay) for delay in _PEER_DELAYS]
-    with serving(min(delayed, key=lambda setting: p95(setting, throughputs[fastest] / 2))) as server:
+    with at(min(delayed, key=lambda setting: p95(setting, throughputs[fastest] / 2))) as server:
         yield server
 
 
 @contextlib.contextmanager
-def _serving(subject: Subject, module: str, options: Sequence[str], **environment: str) -> Iterator[Server]:
+def serving(subject: Subject, module: str, options: Sequence[str], **environment: str) -> Iterator[Server]:
     """Runs a server in a process; it must print its address when it is ready."""
     command = [sys.executable, "-m", module, *options]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | environment)

@@ -81,16 +81,22 @@ class DragomanSystem:
 
 
 @contextlib.contextmanager
-def dragoman(model: Model, threads: int, num_rows: int | None = None) -> Iterator[DragomanSystem]:
+def dragoman(
+    model: Model, threads: int, num_rows: int | None = None, lanes: int | None = None
+) -> Iterator[DragomanSystem]:
     """An engine as a user gets it: on fewer threads than there are processors, with as many lanes.
 
     Args:
         model: what it translates with.
         threads: that compute.
         num_rows: that a lane decodes at a time, in place of the default.
+        lanes: of one thread each, in place of the default.
     """
     manifest = model.bundle.manifest
-    options = EngineOptions() if threads == available_cpus() else EngineOptions(lanes=threads, num_threads=1)
+    if lanes is None and threads == available_cpus():
+        options = EngineOptions()
+    else:
+        options = EngineOptions(lanes=lanes or threads, num_threads=1)
     if num_rows is not None:
         options = replace(options, max_running=num_rows)
     runners = open_runners(model.bundle, options)
@@ -159,9 +165,9 @@ class CTranslate2System:
         ]
 
     def at(self, setting: Setting) -> "CTranslate2System":
-        """The same weights at a setting, which its name in the table tells."""
-        name = f"CTranslate2 {setting.num_workers}x{setting.num_threads}, {setting.max_batch} at a time"
-        return replace(self, setting=setting, subject=replace(self.subject, system=name))
+        """The same weights at a setting, which the table tells."""
+        words = f"{setting.num_workers}x{setting.num_threads}, {setting.max_batch} at a time"
+        return replace(self, setting=setting, subject=replace(self.subject, setting=words))
 
     def translate(self, batch: Sequence[Source], decoding: Decoding) -> list[Sequence[int]]:
         results = self.translators[self.setting[:2]].translate_batch(

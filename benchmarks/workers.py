@@ -100,9 +100,9 @@ class MarianSystem:
         return [size for size in _MINI_BATCHES if size == 1 or size < 2 * num_sentences / self.threads]
 
     def at(self, setting: int) -> "MarianSystem":
-        """The same weights at a setting, which its name in the table tells."""
-        name = f"Marian {self.threads}x1, {setting} at a time"
-        return replace(self, mini_batch=setting, subject=replace(self.subject, system=name))
+        """The same weights at a setting, which the table tells."""
+        words = f"{self.threads}x1, {setting} at a time"
+        return replace(self, mini_batch=setting, subject=replace(self.subject, setting=words))
 
     def translate(self, batch: Sequence[Source], decoding: Decoding) -> list[Sequence[int]]:
         # Marian's limit is a multiple of the longest source of a mini-batch: for an exact one all must be as long.
@@ -178,9 +178,9 @@ class OptimumSystem:
         return sorted({num_sentences, *(size for size in _SUB_BATCHES if size < num_sentences)})
 
     def at(self, setting: int) -> "OptimumSystem":
-        """The same weights at a setting, which its name in the table tells."""
-        name = f"optimum 1x{self.threads}, {setting} at a time"
-        return replace(self, max_batch=setting, subject=replace(self.subject, system=name))
+        """The same weights at a setting, which the table tells."""
+        words = f"1x{self.threads}, {setting} at a time"
+        return replace(self, max_batch=setting, subject=replace(self.subject, setting=words))
 
     def translate(self, batch: Sequence[Source], decoding: Decoding) -> list[Sequence[int]]:
         targets = self.worker.ask(
@@ -209,7 +209,7 @@ def optimum(model: Model, folder: Path, threads: int) -> Iterator[OptimumSystem 
         return
     marian_model(with_split_positions(model.checkpoint)).save_pretrained(folder / "model")
     with running("optimum", OPTIMUM_PYTHON, "optimum_worker.py", folder / "model", folder / "graphs") as worker:
-        subject = Subject("optimum", worker.version, "int8", threads, model.name)
+        subject = Subject("ONNX Runtime by optimum", worker.version, "int8", threads, model.name)
         system = OptimumSystem(subject, worker, model.checkpoint.config.eos_token_id, threads)
         exact = replace(system, precision="fp32")
         for golden in model.bundle.manifest.parity.golden:

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from benchmarks.peers import check_convertible, with_split_positions
+from benchmarks.conversion import check_convertible, with_split_positions
 from dragoman_export.checkpoint import Checkpoint
 from dragoman_export.model import FeedForward, MultiHeadAttention, Transformer
 

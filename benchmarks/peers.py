@@ -5,7 +5,6 @@ whatever the tokenizer.
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +16,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import GenerationConfig, MarianConfig, MarianMTModel
 
+from benchmarks.conversion import UnequalWeightsError, check_convertible, without_eos
 from dragoman_export.checkpoint import Checkpoint
-from dragoman_export.model import Dimensions, FeedForward, MultiHeadAttention, Transformer
+from dragoman_export.model import FeedForward, MultiHeadAttention
 from dragoman_server.bundle.manifest import Golden, Manifest
 
 LOGPROB_TOLERANCE = 1e-3
@@ -28,41 +28,6 @@ _ACTIVATIONS = {
     "gelu": common_spec.Activation.GELU,
     "silu": common_spec.Activation.SWISH,
 }
-
-
-class UnequalWeightsError(Exception):
-    """A peer does not do what the model does, so that comparing their speeds would be worthless."""
-
-
-def check_convertible(dims: Dimensions) -> None:
-    """Raises ValueError for a model that the peers do not know."""
-    if dims.norm != "post" or not dims.shared_vocabulary:
-        raise ValueError("only models with post-norm and a shared vocabulary, as Marian's, are converted for peers")
-
-
-def with_split_positions(checkpoint: Checkpoint) -> Checkpoint:
-    """The same model for peers that compute their positions themselves, all sines first.
-
-    Where ours alternates sines and cosines, the columns of all states change places, which changes nothing else.
-    """
-    config, dims = checkpoint.config, checkpoint.config.dimensions
-    if dims.position_layout == "split":
-        return checkpoint
-    order = torch.cat([torch.arange(0, dims.d_model, 2), torch.arange(1, dims.d_model, 2)])
-    split = replace(dims, position_layout="split")
-    model = Transformer(split).eval()
-    tensors = checkpoint.model.state_dict()
-    for name, module in checkpoint.model.named_modules(remove_duplicate=False):
-        prefix = name.rpartition(".")[2]
-        if isinstance(module, nn.Embedding):
-            tensors[f"{name}.weight"] = module.weight[:, order]
-        elif isinstance(module, nn.LayerNorm) or prefix in ("output", "outer"):
-            # These write states, the linear maps below read them.
-            tensors[f"{name}.weight"], tensors[f"{name}.bias"] = module.weight[order], module.bias[order]
-        elif prefix in ("query", "key", "value", "inner"):
-            tensors[f"{name}.weight"] = module.weight[:, order]
-    model.load_state_dict(tensors)
-    return replace(checkpoint, config=replace(config, dimensions=split), model=model)
 
 
 # -- CTranslate2 -----------------------------------------------------------------------------------------------------
@@ -259,11 +224,6 @@ def check_marian(model: MarianMTModel, manifest: Manifest) -> None:
         logits = model(input_ids=source, decoder_input_ids=inputs).logits
         logprobs = logits.log_softmax(dim=-1).gather(2, labels.unsqueeze(2))[0, :, 0].tolist()
         _compare("Hugging Face", golden, generated == list(golden.token_ids), logprobs)
-
-
-def without_eos(token_ids: Sequence[int], eos_token_id: int) -> Sequence[int]:
-    """The ids without the end-of-sentence token, if that is what ends them."""
-    return token_ids[:-1] if token_ids[-1] == eos_token_id else token_ids
 
 
 def _compare(peer: str, golden: Golden, has_same_ids: bool, logprobs: Sequence[float]) -> None:

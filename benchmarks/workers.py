@@ -1,84 +1,29 @@
-"""Peers in processes of their own: Marian, and ONNX Runtime by optimum.
-
-A worker is a script that answers lines of JSON: {"sources": ...} by {"targets": ...}, both ids. Piping costs both peers
-well under a millisecond a batch.
-"""
+"""Peers in processes of their own: Marian, and ONNX Runtime by optimum."""
 
 import contextlib
 import importlib.util
-import json
-import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
+from benchmarks.conversion import UnequalWeightsError, with_split_positions, without_eos
 from benchmarks.marian import as_marian_computes, save_marian
 from benchmarks.models import Model
-from benchmarks.peers import UnequalWeightsError, marian_model, with_split_positions, without_eos
+from benchmarks.peers import marian_model
 from benchmarks.report import Subject
 from benchmarks.systems import Decoding, Source, until
+from benchmarks.worker import Worker, running
 from dragoman_export.greedy import greedy_decode
 
-ROOT = Path(__file__).parent.parent
-OPTIMUM_PYTHON = ROOT / ".venv-optimum" / "bin" / "python"
+_FOLDER = Path(__file__).parent
+OPTIMUM_PYTHON = _FOLDER.parent / ".venv-optimum" / "bin" / "python"
 _MINI_BATCHES = (1, 2, 4, 8, 16, 32, 64)
 _SUB_BATCHES = (32, 64)
 _LENGTH_FACTOR = 8.0  # of a source: more than any translation needs
 _CHECK_FACTOR = 2  # of the length of a source: how long the targets are that are compared
-
-
-@dataclass(frozen=True)
-class Worker:
-    """A running worker."""
-
-    name: str
-    process: "subprocess.Popen[str]"
-    version: str
-
-    def ask(self, **request: Any) -> list[list[int]]:
-        """The targets that answer a request.
-
-        Raises:
-            RuntimeError: the worker has ended; what it wrote to stderr says why.
-        """
-        targets: list[list[int]] = _exchange(self.name, self.process, request)["targets"]
-        return targets
-
-
-@contextlib.contextmanager
-def running(name: str, python: str | Path, script: str, *folders: Path) -> Iterator[Worker]:
-    """Starts a script of this folder as a worker and waits until it is ready.
-
-    Raises:
-        RuntimeError: it does not start.
-    """
-    # Without -P the script would find our modules in place of those of the standard library.
-    command = [python, "-P", Path(__file__).parent / script, *folders]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        try:
-            yield Worker(name, process, _answer(name, process)["version"])
-        finally:
-            process.kill()
-
-
-def _exchange(name: str, process: "subprocess.Popen[str]", request: Mapping[str, Any]) -> Any:
-    assert process.stdin is not None
-    with contextlib.suppress(BrokenPipeError):  # then there is no answer either
-        process.stdin.write(json.dumps(request) + "\n")
-        process.stdin.flush()
-    return _answer(name, process)
-
-
-def _answer(name: str, process: "subprocess.Popen[str]") -> Any:
-    assert process.stdout is not None
-    line = process.stdout.readline()
-    if not line:
-        raise RuntimeError(f"{name} has ended with exit code {process.wait()}")
-    return json.loads(line)
 
 
 # -- Marian ----------------------------------------------------------------------------------------------------------
@@ -136,7 +81,7 @@ def marian(model: Model, folder: Path, threads: int, *, never_ends: bool) -> Ite
         return
     config = model.checkpoint.config
     save_marian(model.checkpoint, folder / "same")
-    with running("Marian", sys.executable, "marian_worker.py", folder / "same") as worker:
+    with running("Marian", sys.executable, _FOLDER / "marian_worker.py", folder / "same") as worker:
         subject = Subject("Marian", worker.version, "int8", threads, model.name)
         system = MarianSystem(subject, worker, config.eos_token_id, threads)
         _check_marian(replace(system, precision="fp32"), model)
@@ -144,7 +89,7 @@ def marian(model: Model, folder: Path, threads: int, *, never_ends: bool) -> Ite
             yield system
             return
     save_marian(model.checkpoint, folder / "endless", never_ends=True)
-    with running("Marian", sys.executable, "marian_worker.py", folder / "endless") as worker:
+    with running("Marian", sys.executable, _FOLDER / "marian_worker.py", folder / "endless") as worker:
         yield replace(system, worker=worker)
 
 
@@ -208,7 +153,9 @@ def optimum(model: Model, folder: Path, threads: int) -> Iterator[OptimumSystem 
         yield None
         return
     marian_model(with_split_positions(model.checkpoint)).save_pretrained(folder / "model")
-    with running("optimum", OPTIMUM_PYTHON, "optimum_worker.py", folder / "model", folder / "graphs") as worker:
+    with running(
+        "optimum", OPTIMUM_PYTHON, _FOLDER / "optimum_worker.py", folder / "model", folder / "graphs"
+    ) as worker:
         subject = Subject("ONNX Runtime by optimum", worker.version, "int8", threads, model.name)
         system = OptimumSystem(subject, worker, model.checkpoint.config.eos_token_id, threads)
         exact = replace(system, precision="fp32")

@@ -39,7 +39,7 @@ test-deploy: $(DEV)/.stamp ## Scrape a server with Prometheus, try every query o
 test-browser: $(DEV)/.stamp ## Try the attention viewer in headless Chromium without a network
 	$(DEV)/bin/pytest tests/browser
 
-bench: $(BENCH)/.stamp $(OPTIMUM)/.stamp ## Measure Dragoman and its peers side by side, for some 2 hours; BENCH_OPTIONS=--quick only tries it
+bench: $(BENCH)/.stamp $(OPTIMUM)/.stamp ## Measure Dragoman and its peers side by side, for some 80 minutes; BENCH_OPTIONS=--quick only tries it
 	$(BENCH)/bin/python -m benchmarks $(if $(SENTENCES),--sentences '$(SENTENCES)') $(BENCH_OPTIONS)
 
 lint: $(DEV)/.stamp $(PROTO)/.stamp ## Check format, types, import order and the generated stubs

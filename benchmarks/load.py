@@ -29,6 +29,7 @@ _SERVICE = "/dragoman.v1.TranslationService"
 _NUM_CHANNELS = 4  # connections, as from several clients
 _TIMEOUT_SECONDS = 30.0
 _HEAD_START_SECONDS = 0.2
+_LEAST_BODIES = 8  # calls that differ; their texts come again where there are too few
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ async def _generate(job: Job) -> Outcome:
     rng = random.Random(job.seed)
     texts = rng.sample(job.texts, len(job.texts))
     endless = itertools.cycle(texts)
-    num_bodies = max(1, len(texts) // job.texts_per_call)
+    num_bodies = max(_LEAST_BODIES, len(texts) // job.texts_per_call)
     bodies = [_body([*itertools.islice(endless, job.texts_per_call)], job) for _ in range(num_bodies)]
     # Else all channels to one address share a connection.
     options = [("grpc.use_local_subchannel_pool", 1)]

@@ -30,8 +30,11 @@ from benchmarks.systems import (
 )
 from benchmarks.workers import OptimumSystem, marian, optimum
 
-BATCHES, BEAMS = (1, 8, 32, 64, 256), (1, 4)
+# Sentences of a call, by beam size.
+BATCHES = {1: (1, 8, 32, 64, 256), 4: (1, 8, 32, 64)}
 FILE_SIZE = 3000  # sentences, in one call
+_QUICK_BATCHES, _QUICK_FILE_SIZE = (1, 4), 300
+_LARGEST_BATCH = max(BATCHES[1])
 _MOST_TUNING_SENTENCES = 512
 _FORCED_TOKENS = 20
 # Several times as slow as the others: measured in fewer runs, and not with the largest batches.
@@ -89,7 +92,7 @@ def run(settings: Settings) -> Iterator[Row]:
 
 
 def _measure(workload: Workload, settings: Settings, folder: Path, int8_peers: Sequence[str]) -> Iterator[Row]:
-    model, threads = workload.model, settings.threads
+    model, threads, sizes = workload.model, settings.threads, _sizes(settings)
     save_ctranslate2(model.checkpoint, folder / "ctranslate2")
     ctranslate2 = {
         precision: CTranslate2System.load(folder / "ctranslate2", model, precision, threads)
@@ -101,15 +104,22 @@ def _measure(workload: Workload, settings: Settings, folder: Path, int8_peers: S
         peers.append(stack.enter_context(marian(model, folder / "marian", threads, never_ends=is_forced)))
         peers.append(stack.enter_context(optimum(model, folder / "optimum", threads)))
         peers.append(TransformersSystem.load(model, threads))
-        yield from _sizes(workload, [peer for peer in peers if peer is not None], settings)
+        yield from _compare_all(workload, [peer for peer in peers if peer is not None], sizes, settings)
     in_fp32 = replace(workload, model=at_fp32(model, folder / "fp32"))
-    yield from _sizes(in_fp32, [ctranslate2["fp32"]], settings)
+    short = [size for size in sizes if size[1] <= _SLOW_BATCH]
+    yield from _compare_all(in_fp32, [ctranslate2["fp32"]], short, settings)
 
 
-def _sizes(workload: Workload, peers: Sequence[System], settings: Settings) -> Iterator[Row]:
-    sizes = [*itertools.product(BEAMS, (1, 4) if settings.is_quick else BATCHES)]
-    if workload.model.bundle.manifest.precision == "int8":
-        sizes.append((1, 8 if settings.is_quick else FILE_SIZE))
+def _sizes(settings: Settings) -> list[tuple[int, int]]:
+    """Beam size and batch, the file last."""
+    batches = dict.fromkeys(BATCHES, _QUICK_BATCHES) if settings.is_quick else BATCHES
+    sizes = [(beam, batch) for beam, of_beam in batches.items() for batch in of_beam]
+    return [*sizes, (1, _QUICK_FILE_SIZE if settings.is_quick else FILE_SIZE)]
+
+
+def _compare_all(
+    workload: Workload, peers: Sequence[System], sizes: Sequence[tuple[int, int]], settings: Settings
+) -> Iterator[Row]:
     for beam, batch in sizes:
         able = [peer for peer in peers if batch <= _SLOW_BATCH or not isinstance(peer, _SLOW)]
         with dragoman(workload.model, settings.threads) as ours:
@@ -137,18 +147,21 @@ def compare(
         return sum(map(len, itertools.chain.from_iterable(targets))) / seconds
 
     def at_its_best(peer: System) -> tuple[float, System]:
-        candidates = [peer.at(s) for s in peer.settings(batch)] if isinstance(peer, TunableSystem) else [peer]
+        if not isinstance(peer, TunableSystem):
+            return 0.0, peer
+        candidates = [peer.at(setting) for setting in peer.settings(batch)]
         return max(((max(tokens_per_second(c, tuning) for _ in range(2)), c) for c in candidates), key=itemgetter(0))
 
+    is_file = batch > _LARGEST_BATCH
     tuned = [at_its_best(peer) for peer in peers]
-    peers = [max(tuned, key=itemgetter(0))[1]] if batch == FILE_SIZE else [peer for _, peer in tuned]
+    peers = [max(tuned, key=itemgetter(0))[1]] if is_file else [peer for _, peer in tuned]
     for system in (ours, *peers):
         tokens_per_second(system)  # the first run allocates
     pairs: dict[System, list[tuple[float, float]]] = {peer: [] for peer in peers}
     for i, peer in itertools.product(range(settings.num_pairs), peers):
         if i % _SLOW_EVERY == 0 or not isinstance(peer, _SLOW):
             pairs[peer].append((tokens_per_second(ours), tokens_per_second(peer)))
-    metric = "throughput" if batch <= max(BATCHES) else f"throughput of a file, {_described(workload, batch)}"
+    metric = f"throughput of a file, {_described(workload, batch)}" if is_file else "throughput"
 
     def row(system: System, values: Sequence[float], ratio: Summary | None) -> Row:
         return Row(

@@ -35,7 +35,7 @@ from benchmarks.served import Server, dragoman_server, serving
 from benchmarks.settings import RESULTS, SENTENCES, Settings, read_sentences
 from benchmarks.statistics import Summary, paired_ratios, percentile
 from benchmarks.systems import dragoman
-from dragoman_server.cpus import available_cpus
+from dragoman_server.runtime.cpus import available_cpus
 from dragoman_server.runtime.kv_pool import FIRST_CAPACITY
 
 _LANES = (1, 4)

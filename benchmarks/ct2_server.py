@@ -90,9 +90,9 @@ class Handler:
 
     async def translate(self, request: pb.TranslateRequest, _: _Context) -> pb.TranslateResponse:
         """Translates each text as one segment."""
-        prefix = self._manifest.source_prefix_ids[request.target_language_code]
-        eos = self._manifest.eos_token_id
-        sources = [[*map(str, (*prefix, *self._tokenizer.encode(text.text), eos))] for text in request.inputs]
+        framing = self._manifest.framing_of((request.source_language_code, request.target_language_code))
+        encode = self._tokenizer.encode
+        sources = [[*map(str, framing.frame(encode(text.text)))] for text in request.inputs]
         response = pb.TranslateResponse()
         for source, result in zip(sources, await asyncio.gather(*map(self._batcher.submit, sources)), strict=True):
             target = list(map(int, result.hypotheses[0]))

@@ -8,12 +8,14 @@ from pathlib import Path
 import torch
 from sentencepiece import sentencepiece_model_pb2
 
-from benchmarks.settings import TARGET_LANGUAGE, Settings
-from dragoman_export.bundle_writer import export
+from benchmarks.settings import SOURCE_LANGUAGE, TARGET_LANGUAGE, Settings
+from dragoman_export.bundle.sources import read_sources
+from dragoman_export.bundle.writer import export
 from dragoman_export.checkpoint import Checkpoint, Config
 from dragoman_export.model import Dimensions, Transformer
-from dragoman_export.sources import read_sources
 from dragoman_server.bundle.bundle import Bundle, embedded_bundle
+from dragoman_server.bundle.framing import FramingTemplate
+from dragoman_server.bundle.languages import LanguageTable
 from dragoman_server.text.tokenizer import load_tokenizer
 
 DEFAULT_CHECKPOINT = Path(__file__).parent.parent / "models" / "default"
@@ -40,8 +42,8 @@ class Model:
         """Sentences as the encoder reads them, in the language that all parts translate to."""
         manifest = self.bundle.manifest
         tokenizer = load_tokenizer(manifest.tokenizer, self.bundle.folder)
-        prefix = manifest.source_prefix_ids[TARGET_LANGUAGE]
-        return [(*prefix, *tokenizer.encode(text), manifest.eos_token_id) for text in sentences]
+        framing = manifest.framing_of((SOURCE_LANGUAGE, TARGET_LANGUAGE))
+        return [framing.frame(tokenizer.encode(text)) for text in sentences]
 
 
 def default_model() -> Model:
@@ -81,8 +83,8 @@ def opus_base(folder: Path, settings: Settings) -> Model:
         pad_token_id=default.config.pad_token_id,
         bos_token_id=default.config.pad_token_id,  # Marian's models start the decoder with padding
         eos_token_id=default.config.eos_token_id,
-        directions=(("en", "fr"),),
-        source_prefix_ids={"fr": ()},
+        languages=LanguageTable.of([("en", "fr")]),
+        framing=FramingTemplate((), (default.config.eos_token_id,), ()),
     )
     checkpoint = Checkpoint(config, model.eval(), _filled_up(default.tokenizer, _OPUS_VOCABULARY_SIZE))
     sources = read_sources(checkpoint, (), 8)

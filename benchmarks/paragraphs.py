@@ -18,18 +18,16 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.settings import read_sentences
-from dragoman_server.bundle.bundle import Bundle, embedded_bundle
-from dragoman_server.calls import CallContext, TextInput, TranslateCall, TranslateConfig
+from dragoman_server.bundle.bundle import embedded_bundle
 from dragoman_server.config import EngineOptions, InputLimits
-from dragoman_server.engine.engine import Engine
-from dragoman_server.engine.search import Search
-from dragoman_server.results import TranslatedText
+from dragoman_server.registry.model import Model
+from dragoman_server.registry.registry import Registry
 from dragoman_server.runtime.device import Device
-from dragoman_server.runtime.runner import open_runners
+from dragoman_server.service.calls import CallContext, TextInput, TranslateCall, TranslateConfig
+from dragoman_server.service.results import TranslatedText
+from dragoman_server.service.translate import Translator
 from dragoman_server.text.segmentation import Segmentation
 from dragoman_server.text.sentences import sentence_spans
-from dragoman_server.text.tokenizer import load_tokenizer
-from dragoman_server.translator import Translator
 
 _FEWEST, _MOST = 3, 6  # sentences of a paragraph
 _TEXTS_PER_CALL = 32
@@ -57,23 +55,15 @@ def paragraphs(sources: Sequence[str], references: Sequence[str], number: int, s
 
 
 @contextmanager
-def translator(bundle: Bundle) -> Iterator[Translator]:
-    """What the server runs, without the network."""
-    manifest, options = bundle.manifest, EngineOptions()
-    runners = open_runners(bundle, options)
-    device = Device(len(runners))
-    engine = Engine(runners, Search.of(manifest), options, device)
-    engine.start()
-    tokenizer = load_tokenizer(manifest.tokenizer, bundle.folder)
-    translator = Translator(
-        manifest, bundle.resource_name, tokenizer, engine, InputLimits(), options.max_waiting, options.max_running
-    )
-    try:
-        yield translator
-    finally:
-        translator.close()
-        engine.stop()
-        device.close()
+def translator(folder: Path) -> Iterator[Translator]:
+    """What the server runs for a bundle, without the network."""
+    options = EngineOptions()
+    with Device.of(options) as device, Model.open(folder, options, device) as model:
+        translator = Translator(Registry(model), InputLimits(), options.max_waiting, options.max_running)
+        try:
+            yield translator
+        finally:
+            translator.close()
 
 
 async def translate(translator: Translator, texts: Sequence[str], config: TranslateConfig) -> list[str]:
@@ -116,9 +106,9 @@ def main(
         table.add_column(heading, justify="left" if heading == "segmentation" else "right")
     table.add_row("(source)", "", str(num_sentences(made.sources, source_language)))
     table.add_row("(reference)", "", str(num_sentences(made.references, target_language)))
-    with translator(Bundle.open(bundle or embedded_bundle())) as own:
+    with translator(bundle or embedded_bundle()) as own:
         for segmentation in Segmentation:
-            config = TranslateConfig(source_language, target_language, segmentation=int(segmentation))
+            config = TranslateConfig(source_language, target_language, segmentation=segmentation)
             translated = asyncio.run(translate(own, made.sources, config))
             bleu = sacrebleu.corpus_bleu(translated, [made.references]).score
             table.add_row(segmentation.name.lower(), f"{bleu:.1f}", str(num_sentences(translated, target_language)))

@@ -19,6 +19,7 @@ from transformers import GenerationConfig, MarianConfig, MarianMTModel
 from benchmarks.conversion import UnequalWeightsError, check_convertible, without_eos
 from dragoman_export.checkpoint import Checkpoint
 from dragoman_export.model import FeedForward, MultiHeadAttention
+from dragoman_server.bundle.framing import decoder_inputs
 from dragoman_server.bundle.manifest import Golden, Manifest
 
 LOGPROB_TOLERANCE = 1e-3
@@ -220,7 +221,7 @@ def check_marian(model: MarianMTModel, manifest: Manifest) -> None:
         source = torch.tensor([golden.source_ids])
         generated = model.generate(source, max_new_tokens=len(golden.token_ids))[0, 1:].tolist()
         labels = torch.tensor([golden.token_ids])
-        inputs = torch.tensor([[manifest.decoder_start_token_id, *golden.token_ids[:-1]]])
+        inputs = torch.tensor([decoder_inputs(manifest.decoder_start_token_id, golden.token_ids)])
         logits = model(input_ids=source, decoder_input_ids=inputs).logits
         logprobs = logits.log_softmax(dim=-1).gather(2, labels.unsqueeze(2))[0, :, 0].tolist()
         _compare("Hugging Face", golden, generated == list(golden.token_ids), logprobs)

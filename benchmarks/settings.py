@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from benchmarks.report import Row, publish
-from dragoman_server.cpus import available_cpus
+from dragoman_server.runtime.cpus import available_cpus
 
 SENTENCES = Path(__file__).parent / "sentences.txt"
 RESULTS = Path(__file__).parent / "results"

@@ -15,13 +15,13 @@ from benchmarks.peers import check_ctranslate2, check_marian, marian_model
 from benchmarks.report import Subject
 from dragoman_export.greedy import pad
 from dragoman_server.config import EngineOptions
-from dragoman_server.cpus import available_cpus
-from dragoman_server.engine.engine import Engine
-from dragoman_server.engine.search import Search
 from dragoman_server.engine.search_options import SearchOptions
 from dragoman_server.engine.sequence import Completion, Request
+from dragoman_server.registry.model import Model as ServedModel
+from dragoman_server.registry.model import SegmentEngine
+from dragoman_server.runtime.cpus import available_cpus
 from dragoman_server.runtime.device import Device
-from dragoman_server.runtime.runner import OnnxRunner, open_runners
+from dragoman_server.runtime.runner import OnnxRunner
 
 Source = tuple[int, ...]
 # By the precision in our tables, what CTranslate2 calls it.
@@ -66,7 +66,7 @@ class DragomanSystem:
     """The engine as the server runs it, without the server."""
 
     subject: Subject
-    engine: Engine
+    engine: SegmentEngine
     runners: Sequence[OnnxRunner]  # one for each lane
 
     def complete(self, batch: Sequence[Source], decoding: Decoding) -> list[Completion]:
@@ -92,23 +92,15 @@ def dragoman(
         num_rows: that a lane decodes at a time, in place of the default.
         lanes: of one thread each, in place of the default.
     """
-    manifest = model.bundle.manifest
     if lanes is None and threads == available_cpus():
         options = EngineOptions()
     else:
         options = EngineOptions(lanes=lanes or threads, num_threads=1)
     if num_rows is not None:
         options = replace(options, max_running=num_rows)
-    runners = open_runners(model.bundle, options)
-    with Device(len(runners)) as device:
-        engine = Engine(runners, Search.of(manifest), options, device)
-        engine.start()
-        try:
-            yield DragomanSystem(
-                Subject.of("Dragoman", "dragoman", manifest.precision, threads, model.name), engine, runners
-            )
-        finally:
-            engine.stop()
+    with Device.of(options) as device, ServedModel.open(model.bundle.folder, options, device) as served:
+        subject = Subject.of("Dragoman", "dragoman", served.manifest.precision, threads, model.name)
+        yield DragomanSystem(subject, served.engine, served.runners)
 
 
 class Setting(NamedTuple):

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -7,10 +8,14 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 if TYPE_CHECKING:
+    from dragoman_export.bundle.parity import Comparison
     from dragoman_export.checkpoint import Checkpoint
-    from dragoman_export.parity import Comparison
     from dragoman_server.bundle.bundle import Bundle
     from dragoman_server.bundle.manifest import Precision
+
+# PyTorch reads it when it is imported. The matrices of tests are too small for more than one thread, the last bits of a
+# training depend on the number, and `make test` has a process on every CPU already.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 # No test asserts on time, which on a busy machine means nothing.
 settings.register_profile("dragoman", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -22,11 +27,8 @@ settings.load_profile("dragoman")
 @pytest.fixture(scope="session")
 def tiny_checkpoint() -> Checkpoint:
     """A model of random weights, see `support.tiny_model`."""
-    import torch
-
     from support.tiny_model import random_checkpoint
 
-    torch.set_num_threads(1)  # its matrices are too small for more
     return random_checkpoint()
 
 
@@ -35,7 +37,7 @@ def tiny_exports(
     tiny_checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[Precision, tuple[Bundle, Comparison]]:
     """The tiny model exported at every precision, and how it compared with PyTorch (fp32 over 200 sentences)."""
-    from dragoman_export.bundle_writer import export
+    from dragoman_export.bundle.writer import export
     from support.tiny_model import random_sources
 
     folder = tmp_path_factory.mktemp("bundles")
@@ -55,9 +57,9 @@ def tiny_bundles(tiny_exports: dict[Precision, tuple[Bundle, Comparison]]) -> di
 @pytest.fixture(scope="session")
 def default_bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[Precision, Path]:
     """Folders of the default model: int8 as it is shipped, fp32 exported from the checkpoint in the repository."""
-    from dragoman_export.bundle_writer import export
+    from dragoman_export.bundle.sources import read_sources
+    from dragoman_export.bundle.writer import export
     from dragoman_export.checkpoint import Checkpoint
-    from dragoman_export.sources import read_sources
     from dragoman_server.bundle.bundle import embedded_bundle
 
     checkpoint = Checkpoint.load(Path(__file__).parent.parent / "models" / "default")

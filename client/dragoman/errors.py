@@ -41,7 +41,8 @@ class FieldViolation:
     """What is wrong with it."""
 
     reason: str = ""
-    """A name of the fault that programs can rely on, for example "TEXT_TOO_LONG"; empty where the server gave none."""
+    """A name of the fault that programs can rely on, for example "TEXT_TOO_LONG"; empty where the server gave none.
+    The table of errors in docs/operations.md has all of them."""
 
 
 class DragomanError(Exception):
@@ -50,8 +51,9 @@ class DragomanError(Exception):
     Attributes:
         code: the gRPC status code.
         message: what happened, in a sentence.
-        reason: a name of the cause that programs can rely on, for example "QUEUE_FULL";
-            empty where the error did not come from a Dragoman server.
+        reason: a name of the cause that programs can rely on, for example "QUEUE_FULL"; the table of errors in
+            docs/operations.md has all of them. If all fields at fault have the same reason, it is that. Empty
+            where the error did not come from a Dragoman server.
         metadata: values that belong to the reason, by name.
         field_violations: the fields of the request at fault.
         retry_after: seconds after which to call again, where the server said so.

@@ -1,1 +1,1 @@
-"""Making models for Dragoman: training in PyTorch, export to ONNX, quantisation, comparison with the source."""
+"""Models for Dragoman: training in PyTorch, import, export to ONNX, quantisation, comparison with the source."""

@@ -12,7 +12,7 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Stopped(BaseException):
-    """A signal ends the program: what is half done is taken back on the way out."""
+    """A signal ends the program; unfinished output is deleted on the way out."""
 
     def __init__(self, signal_number: int) -> None:
         super().__init__(signal_number)
@@ -22,7 +22,7 @@ class Stopped(BaseException):
 def main() -> None:
     """Runs the command line.
 
-    Exits with 2 and one line on stderr after an error that the user can mend, with 128 + N after signal N.
+    Exits with 2 and one line on stderr after an error that the user can correct, with 128 + N after signal N.
     """
     try:
         with _stopped_by_signals():
@@ -31,7 +31,7 @@ def main() -> None:
             try:
                 app(prog_name="dragoman-export")
             except EXPECTED_ERRORS as error:
-                # Texts of other libraries may be in it, of several lines.
+                # Messages of other libraries may have several lines.
                 print(f"dragoman-export: {' '.join(_text(error).split())}", file=sys.stderr)
                 sys.exit(2)
     except Stopped as stop:
@@ -47,7 +47,7 @@ def _text(error: BaseException) -> str:
 
 @contextmanager
 def _stopped_by_signals() -> Iterator[None]:
-    """Turns the first signal that asks for the end into an exception; later ones must not disturb the clearing up."""
+    """Turns the first signal that asks for the end into an exception; later signals must not disturb the cleanup."""
 
     def stop(signal_number: int, _: FrameType | None) -> None:
         for number in before:

@@ -7,38 +7,46 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import msgspec
 import sentencepiece as spm
 import torch
 from safetensors.torch import save_file
 
+from dragoman_export.languages import Pair
 from dragoman_export.model import Dimensions, Transformer
-from dragoman_export.reading import listed, read_bytes, read_json, read_safetensors, require_sizes
-from dragoman_server.bundle.manifest import TOKENIZER_FILES, Architecture, Generation, TokenizerKind
+from dragoman_export.reading import SizeFields, listed, read_bytes, read_json, read_safetensors, require_sizes
+from dragoman_server.bundle.framing import FRAMING_RULES, Framing, FramingTemplate
+from dragoman_server.bundle.languages import LanguageTable
+from dragoman_server.bundle.manifest import Architecture, DefaultSegmentation, Generation
+from dragoman_server.bundle.rules import about, check
 from dragoman_server.text.tokenizer import TextCodec, load_tokenizer
+from dragoman_server.text.tokenizer_files import TOKENIZER_FILES, TokenizerKind
 
 WEIGHTS_FILE, CONFIG_FILE = "model.safetensors", "config.json"
 (TOKENIZER_FILE,) = TOKENIZER_FILES["sentencepiece"]
 
-# Fields of `Dimensions`, by how the weights show them.
-_SIZES = ("source_vocabulary_size", "target_vocabulary_size", "d_model", "d_feed_forward")
-_LAYERS = ("num_encoder_layers", "num_decoder_layers")
-_POSITIONS = ("max_positions", "position_offset")
+# Of `Dimensions`.
+_SIZE_FIELDS = SizeFields(
+    axes=("source_vocabulary_size", "target_vocabulary_size", "d_model", "d_feed_forward"),
+    layers=("num_encoder_layers", "num_decoder_layers"),
+    positions=("max_positions", "position_offset"),
+)
 
 
 @dataclass(frozen=True)
 class Config:
-    """What must be known besides the weights to translate with a model."""
+    """All that translating with a model takes beside its weights and its tokenizer."""
 
     name: str
     dimensions: Dimensions
     pad_token_id: int
     bos_token_id: int  # the decoder's first input
     eos_token_id: int
-    directions: tuple[tuple[str, str], ...]  # (source language, target language)
-    source_prefix_ids: dict[str, tuple[int, ...]]  # by target language: control ids put before the source
+    languages: LanguageTable
+    framing: FramingTemplate
+    segmentation: DefaultSegmentation = "sentence"
     segment_tokens: int = 100  # up to which sentences stay together where lines are packed
     training: dict[str, Any] = field(default_factory=dict)  # recipe and results, for the model card
     tokenizer: TokenizerKind = "sentencepiece"
@@ -46,7 +54,7 @@ class Config:
 
     @property
     def architecture(self) -> Architecture:
-        """What a bundle's manifest says of the dimensions."""
+        """The dimensions as a bundle's manifest has them."""
         dims = self.dimensions
         return Architecture(
             num_encoder_layers=dims.num_encoder_layers,
@@ -56,12 +64,16 @@ class Config:
             vocabulary_size=dims.target_vocabulary_size,
         )
 
+    def framing_of(self, direction: Pair) -> Framing:
+        """The specials around texts in one direction."""
+        return self.framing.of(direction, self.languages.token_ids, self.eos_token_id)
+
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
 
     @classmethod
     def read(cls, path: Path) -> "Config":
-        """Reads what `to_json` gives; fields that have a default may be missing.
+        """Reads the output of `to_json`, of this version or from before framings; fields with a default may be missing.
 
         Raises:
             FileNotFoundError: the file is missing.
@@ -70,10 +82,12 @@ class Config:
         values = read_json(path)
         if "model_type" in values:
             raise ValueError(f"{path} is of a model in Hugging Face's layout, which is read by dragoman-export import")
-        unknown = sorted(values.keys() - {f.name for f in dataclasses.fields(cls)})
-        if unknown:
-            raise ValueError(f"{path} has the unknown field {unknown[0]!r:.80}")
         try:
+            if "source_prefix_ids" in values:
+                values = _with_framing(values)
+            unknown = sorted(values.keys() - {f.name for f in dataclasses.fields(cls)})
+            if unknown:
+                raise ValueError(f"{path} has the unknown field {unknown[0]!r:.80}")
             config = msgspec.convert(values, cls)
         except msgspec.ValidationError as error:
             raise ValueError(f"{path}: {error}") from error
@@ -83,17 +97,12 @@ class Config:
             for token_id in token_ids
             if not 0 <= token_id < size
         ]
-        faults += [
-            f"source_prefix_ids has no entry for {target!r:.80}"
-            for _, target in config.directions
-            if target not in config.source_prefix_ids
-        ]
-        if not config.directions:
-            faults.append("directions is empty")
         if config.segment_tokens < 1:
             faults.append(f"segment_tokens is {config.segment_tokens}, must be at least 1")
         if faults:
             raise ValueError(f"{path}: {listed(faults)}")
+        with about(str(path)):
+            check(FRAMING_RULES, config, config)
         return config
 
     def _token_ids(self) -> Iterator[tuple[str, int, Iterable[int]]]:
@@ -102,8 +111,33 @@ class Config:
         for name in ("pad_token_id", "eos_token_id"):
             yield name, min(source_size, target_size), (getattr(self, name),)
         yield "bos_token_id", target_size, (self.bos_token_id,)
-        yield "source_prefix_ids", source_size, chain.from_iterable(self.source_prefix_ids.values())
+        yield "languages.token_ids", source_size, chain.from_iterable(self.languages.token_ids.values())
+        framing = self.framing
+        for name, size, parts in (
+            ("framing.source_prefix", source_size, framing.source_prefix),
+            ("framing.source_suffix", source_size, framing.source_suffix),
+            ("framing.target_prefix", target_size, framing.target_prefix),
+        ):
+            yield name, size, (part for part in parts if isinstance(part, int))
         yield "generation.suppressed_token_ids", target_size, self.generation.suppressed_token_ids
+
+
+class _Prefixes(TypedDict):
+    """Fields of a configuration from before framings."""
+
+    directions: tuple[Pair, ...]
+    source_prefix_ids: dict[str, tuple[int, ...]]  # by target language
+    eos_token_id: int
+
+
+def _with_framing(values: dict[str, Any]) -> dict[str, Any]:
+    """Converts a configuration from before framings, so that models trained then stay usable."""
+    prefixes = msgspec.convert(values, _Prefixes)
+    token_ids = {code: ids for code, ids in prefixes["source_prefix_ids"].items() if ids}
+    languages = LanguageTable.of(prefixes["directions"], token_ids)
+    framing = FramingTemplate(("target",) if token_ids else (), (prefixes["eos_token_id"],), ())
+    others = {name: value for name, value in values.items() if name not in ("directions", "source_prefix_ids")}
+    return others | {"languages": dataclasses.asdict(languages), "framing": dataclasses.asdict(framing)}
 
 
 @dataclass(frozen=True)
@@ -125,7 +159,7 @@ class Checkpoint:
         (folder / CONFIG_FILE).write_text(self.config.to_json(), encoding="utf-8")
 
     def write_tokenizer(self, folder: Path) -> None:
-        """Writes the tokenizer's files under the names that a bundle has them under."""
+        """Writes the tokenizer's files under the names that they have in a bundle."""
         first = TOKENIZER_FILES[self.config.tokenizer][0]
         for name, contents in {first: self.tokenizer, **self.companion_files}.items():
             (folder / name).write_bytes(contents)
@@ -138,7 +172,7 @@ class Checkpoint:
 
     @classmethod
     def load(cls, folder: Path) -> "Checkpoint":
-        """Reads what `save` wrote.
+        """Reads the files that `save` writes.
 
         Raises:
             FileNotFoundError: a file is missing.
@@ -155,22 +189,15 @@ class Checkpoint:
             if num_pieces > (size := config.dimensions.source_vocabulary_size):
                 raise ValueError(f"{folder / first} has {num_pieces} pieces, but source_vocabulary_size is {size}")
         tensors = read_safetensors(folder / WEIGHTS_FILE)
-        _require_dimensions(folder / CONFIG_FILE, config.dimensions, tensors)
+        require_sizes(str(folder / CONFIG_FILE), _SIZE_FIELDS, dataclasses.asdict(config.dimensions), tensors)
         check_tensors(blank_model(config.dimensions), tensors)
         model = Transformer(config.dimensions)
         load_tensors(model, tensors)
         return cls(config, model.eval(), tokenizer, companions)
 
 
-def _require_dimensions(path: Path, dimensions: Dimensions, tensors: dict[str, torch.Tensor]) -> None:
-    sizes, num_layers, num_positions = (
-        {name: getattr(dimensions, name) for name in names} for names in (_SIZES, _LAYERS, _POSITIONS)
-    )
-    require_sizes(str(path), sizes, num_layers, num_positions, tensors)
-
-
 def blank_model(dimensions: Dimensions) -> Transformer:
-    """A model whose parameters have shapes and take up no memory."""
+    """A model whose parameters have shapes but no memory."""
     with torch.device("meta"):
         return Transformer(dimensions)
 

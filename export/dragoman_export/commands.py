@@ -1,4 +1,4 @@
-"""The commands of `dragoman-export`: what each takes, does and prints."""
+"""The commands of `dragoman-export`: arguments, work, and output."""
 
 import resource
 from pathlib import Path
@@ -9,24 +9,25 @@ from rich.console import Console
 from rich.table import Table
 
 from dragoman import __version__
-from dragoman_export.align_tune import Tuning, tune, write_alignment
-from dragoman_export.bundle_writer import export as write_bundle
+from dragoman_export.bundle.align_tune import Tuning, tune, write_alignment
+from dragoman_export.bundle.evaluation import TestSet
+from dragoman_export.bundle.evaluation import evaluate as evaluate_bundle
+from dragoman_export.bundle.gold_alignment import GoldAlignments
+from dragoman_export.bundle.parity import Comparison, ParityError, compare, require_same_dimensions
+from dragoman_export.bundle.sources import languages_without_samples, measured_sources, read_sources, sample_sources
+from dragoman_export.bundle.writer import export as write_bundle
 from dragoman_export.checkpoint import Checkpoint
-from dragoman_export.evaluation import TestSet
-from dragoman_export.evaluation import evaluate as evaluate_bundle
-from dragoman_export.gold_alignment import GoldAlignments
-from dragoman_export.greedy import one_thread, translate
-from dragoman_export.marian import Languages, read_marian
+from dragoman_export.families.table import read_model
+from dragoman_export.greedy import Source, one_thread, translate
+from dragoman_export.languages import Languages
 from dragoman_export.new_folder import require_absent
-from dragoman_export.parity import Comparison, ParityError, compare, require_same_dimensions
-from dragoman_export.sources import languages_without_samples, measured_sources, read_sources, sample_sources
+from dragoman_export.text_files import CorpusFile
 from dragoman_export.train.command import add_commands as add_training_commands
-from dragoman_export.train.corpus import CorpusFile
 from dragoman_server.bundle.bundle import Bundle
 from dragoman_server.bundle.manifest import MANIFEST_FILE, Precision
 from dragoman_server.config import EngineOptions
-from dragoman_server.cpus import available_cpus
 from dragoman_server.errors import DragomanError
+from dragoman_server.runtime.cpus import available_cpus
 
 EXPECTED_ERRORS = (ValueError, OSError, ParityError, DragomanError, FloatingPointError)
 
@@ -117,13 +118,13 @@ def import_model(
     num_sources: NumSources = 200,
     details: Details = False,
 ) -> None:
-    """Turn a Marian or OPUS-MT model, as Hugging Face has them, into a bundle.
+    """Turn a Marian or OPUS-MT model in Hugging Face's layout into a bundle.
 
     The languages need not be given where tokenizer_config.json has them. They become BCP 47 tags: fr for >>fra<<,
     pt-BR for >>pt_BR<<. At fp32 the import fails unless ONNX Runtime reproduces PyTorch.
     """
     require_absent(bundle)
-    checkpoint = read_marian(source, name or source.resolve().name, Languages(pair, source_language))
+    checkpoint = read_model(source, name or source.resolve().name, Languages(pair, source_language))
     _write(checkpoint, bundle, precision, sources, num_sources, details)
 
 
@@ -144,9 +145,9 @@ def _write(
 ) -> None:
     files = _read_files(sources, checkpoint)
     sentences = read_sources(checkpoint, files, num_sources)
-    calibration: list[tuple[int, ...]] = []
+    calibration: list[Source] = []
     if precision == "int8":
-        # Random tokens, which may stand in for sentences, would calibrate for nothing that is ever translated.
+        # Not on random tokens, which nobody ever translates.
         calibration = sentences if files else sample_sources(checkpoint, num_sources)
         missing = [] if files else languages_without_samples(checkpoint.config)
         if missing:
@@ -158,7 +159,7 @@ def _write(
 
 
 def _read_files(sources: list[str] | None, checkpoint: Checkpoint) -> list[CorpusFile]:
-    return [CorpusFile.parse(text, checkpoint.config.directions) for text in sources or ()]
+    return [CorpusFile.parse(text, checkpoint.config.languages) for text in sources or ()]
 
 
 def _explain_missing_samples(languages: list[str], *, is_calibrated: bool) -> None:
@@ -180,11 +181,11 @@ def verify(
     num_sources: NumSources = 200,
     details: Details = False,
 ) -> None:
-    """Hold a bundle against the checkpoint it was made from: every step, token and attention weight.
+    """Compare a bundle with the checkpoint it was made from: every step, token and attention weight.
 
-    Fails when an fp32 bundle differs by more than rounding, or a quantized one by more than its manifest allows. That
-    is said of sentences such as it was measured on. Without --sources these are the samples if the bundle was made
-    without --sources, else the few that the bundle has kept.
+    Fails when an fp32 bundle differs by more than rounding, or a quantized one by more than its manifest allows, which
+    holds for sentences like those it was measured on. Without --sources these are the samples if the bundle was made
+    without --sources, else the golden sentences of the bundle.
     """
     loaded, opened = Checkpoint.load(checkpoint), Bundle.open(bundle)
     require_same_dimensions(loaded, opened)
@@ -230,8 +231,8 @@ def evaluate(
 ) -> None:
     """BLEU and chrF of a bundle, with load time, speed and memory."""
     options = EngineOptions(num_threads=num_threads, max_waiting=1_000_000)
-    directions = Bundle.open(bundle).manifest.directions
-    results = evaluate_bundle(bundle, [TestSet.parse(text, directions) for text in test], options)
+    languages = Bundle.open(bundle).manifest.languages
+    results = evaluate_bundle(bundle, [TestSet.parse(text, languages) for text in test], options)
     table = Table("direction", "sentences", "BLEU", "chrF", "tokens/s")
     for scores in results.directions:
         figures = (f"{scores.bleu:.1f}", f"{scores.chrf:.1f}", f"{scores.tokens_per_second:.0f}")
@@ -258,11 +259,11 @@ def align_tune(
 ) -> None:
     """Choose the method, decoder layer and heads from which a bundle aligns words, and store them in it.
 
-    What has the lowest alignment error rate on the first half of the pairs is chosen; the table has it on the second
+    The choice has the lowest alignment error rate on the first half of the pairs. The table has the rates on the second
     half, in percent.
     """
     opened = Bundle.open(bundle)
-    files = [CorpusFile.parse(text, opened.manifest.directions) for text in pairs]
+    files = [CorpusFile.parse(text, opened.manifest.languages) for text in pairs]
     golds = [GoldAlignments.read(file.languages, file.path) for file in files]
     tuning = tune(opened, golds, available_cpus(), console)
     _print_tuning(tuning)

@@ -1,4 +1,4 @@
-"""Greedy translation in PyTorch: the reference that ONNX graphs and the server are held against."""
+"""Greedy translation in PyTorch: the reference for ONNX graphs and the server."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -12,8 +12,10 @@ from rich.console import Console
 from torch import Tensor
 
 from dragoman_export.checkpoint import Config
+from dragoman_export.languages import Pair
 from dragoman_export.model import Transformer
 from dragoman_export.progress import QUIET, phase
+from dragoman_server.bundle.languages import Direction
 
 _MAX_ROWS = 64  # of a batch
 
@@ -22,8 +24,8 @@ _MAX_ROWS = 64  # of a batch
 def one_thread() -> Iterator[None]:
     """Lets PyTorch compute with one thread.
 
-    Its threads wait for each other after every operation, and wait busily. Where a core is taken, by another process or
-    by the threads of ONNX Runtime, most of the time goes into that: two threads took ten times as long as one.
+    Its threads wait for each other after every operation, in a busy loop. Where another process or the threads of ONNX
+    Runtime take a core, most of the time goes into waiting: two threads took ten times as long as one.
     """
     num_threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -43,17 +45,27 @@ def pad(rows: Sequence[Sequence[int]], pad_id: int, device: torch.device | str =
 
 @torch.inference_mode()
 def greedy_decode(
-    model: Transformer, config: Config, sources: Sequence[Sequence[int]], max_target_tokens: int
+    model: Transformer,
+    config: Config,
+    sources: Sequence[Sequence[int]],
+    max_target_tokens: int,
+    prefixes: Sequence[Sequence[int]] = (),
 ) -> list[list[int]]:
-    """Source ids (with prefix and end-of-sentence) -> target ids, end-of-sentence included unless length stopped it."""
+    """Framed source ids -> target ids, end-of-sentence included unless length stopped it.
+
+    `prefixes`, if given, has the ids that each target is forced to begin with.
+    """
     device = next(model.parameters()).device
     source_ids, source_mask = pad(sources, config.pad_token_id, device)
     state = model.start(source_ids, source_mask)
     token_ids = torch.full((len(sources),), config.bos_token_id, device=device)
     finished = torch.zeros(len(sources), dtype=torch.bool, device=device)
     columns = []
-    for _ in range(max_target_tokens):
+    for position in range(max_target_tokens):
         token_ids = model.decode_step(token_ids, state).argmax(dim=-1)
+        for row, prefix in enumerate(prefixes):
+            if position < len(prefix):
+                token_ids[row] = prefix[position]
         columns.append(token_ids)
         finished |= token_ids == config.eos_token_id
         if finished.all():
@@ -62,33 +74,42 @@ def greedy_decode(
     return [row[: row.index(config.eos_token_id) + 1] if config.eos_token_id in row else row for row in rows]
 
 
-class TokenPair(NamedTuple):
-    """What the encoder is given and what the decoder makes of it: both with specials, end-of-sentence among them."""
+class Source(NamedTuple):
+    """Encoder input of one direction, with specials."""
 
-    source_ids: tuple[int, ...]
+    direction: Direction
+    ids: tuple[int, ...]
+
+
+class TokenPair(NamedTuple):
+    """A source and its target, with specials, end-of-sentence among them."""
+
+    source: Source
     target_ids: tuple[int, ...]
 
 
 def translate(
-    model: Transformer, config: Config, sources: Iterable[tuple[int, ...]], console: Console = QUIET
+    model: Transformer, config: Config, sources: Iterable[Source], console: Console = QUIET
 ) -> list[TokenPair]:
     """Translates each of the sources greedily, in batches of similar length.
 
     A target has at most twice the tokens of its source and 16 more, whatever else is in the batch.
     """
     sources = list(sources)
-    limits = [min(2 * len(source) + 16, config.dimensions.max_positions) for source in sources]
+    limits = [min(2 * len(source.ids) + 16, config.dimensions.max_positions) for source in sources]
     targets: list[tuple[int, ...]] = [()] * len(sources)
     with phase("Translating with PyTorch", len(sources), console) as advance:
-        for rows in length_batches([len(source) for source in sources], _MAX_ROWS):
-            decoded = greedy_decode(model, config, [sources[i] for i in rows], max(limits[i] for i in rows))
-            for i, ids in zip(rows, decoded, strict=True):
-                targets[i] = tuple(ids[: limits[i]])
+        for rows in _length_batches([len(source.ids) for source in sources], _MAX_ROWS):
+            prefixes = [config.framing_of(sources[i].direction).target_prefix for i in rows]
+            ids, limit = [sources[i].ids for i in rows], max(limits[i] for i in rows)
+            decoded = greedy_decode(model, config, ids, limit, prefixes)
+            for i, target in zip(rows, decoded, strict=True):
+                targets[i] = tuple(target[: limits[i]])
             advance(len(rows))
     return [TokenPair(*pair) for pair in zip(sources, targets, strict=True)]
 
 
-def length_batches(lengths: Sequence[int], max_rows: int) -> Iterator[list[int]]:
+def _length_batches(lengths: Sequence[int], max_rows: int) -> Iterator[list[int]]:
     """Indexes of rows of similar length together, longest first."""
     order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
     for start in range(0, len(order), max_rows):
@@ -96,16 +117,15 @@ def length_batches(lengths: Sequence[int], max_rows: int) -> Iterator[list[int]]
 
 
 def translate_texts(
-    model: Transformer, config: Config, tokenizer: spm.SentencePieceProcessor, texts: Sequence[str], target: str
+    model: Transformer, config: Config, tokenizer: spm.SentencePieceProcessor, texts: Sequence[str], direction: Pair
 ) -> list[str]:
-    """Translates whole texts greedily, in batches; nothing is split or truncated."""
-    prefix = config.source_prefix_ids[target]
-    sources = [[*prefix, *tokenizer.encode(text), config.eos_token_id] for text in texts]
-    translations = [""] * len(texts)
-    for rows in length_batches([len(s) for s in sources], _MAX_ROWS):
-        limit = min(2 * max(len(sources[i]) for i in rows) + 16, config.dimensions.max_positions)
-        for i, ids in zip(rows, greedy_decode(model, config, [sources[i] for i in rows], limit), strict=True):
-            translations[i] = tokenizer.decode([t for t in ids if t != config.eos_token_id])
+    """Translates whole texts as `translate` does; none is split."""
+    framing = config.framing_of(direction)
+    sources = [Source(Direction(*direction), framing.frame(tokenizer.encode(text))) for text in texts]
+    translations: list[str] = []
+    for _, target_ids in translate(model, config, sources):
+        of_text = framing.target_text_range(target_ids)
+        translations.append(tokenizer.decode(list(target_ids[of_text.start : of_text.stop])))
     return translations
 
 

@@ -1,12 +1,23 @@
-"""Language codes: what models and users write, and the BCP 47 tags that bundles have."""
+"""Language codes of models and users, and the BCP 47 tags of bundles."""
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from itertools import chain, count
 
 from langcodes import Language, standardize_tag, tag_is_valid
 from langcodes.tag_parser import LanguageTagError
 
+from dragoman_server.bundle.languages import LanguageTable, folded
+
 Pair = tuple[str, str]
+
+
+@dataclass(frozen=True)
+class Languages:
+    """The languages of a model, as far as its importer must state them."""
+
+    pair: str | None = None  # "en-fr", of a model for one pair; see `parse_pair`
+    source: str | None = None  # "en", of a model whose target language is chosen by a token such as `>>fra<<`
 
 
 def standard_tag(code: str) -> str:
@@ -23,8 +34,8 @@ def standard_tag(code: str) -> str:
 def standard_tags(codes: Iterable[str]) -> dict[str, str]:
     """The tags of all target languages of a model, by its own codes; no two have the same tag.
 
-    Where several codes mean one language, the one that is most like the tag has it: `zho` before `cmn`, `pt_BR` before
-    `pt_br`. The others say in a private-use subtag which they are: `zh-x-cmn`, `pt-BR-x-pt-br`. A code that is not of
+    Where several codes mean one language, the code most like the tag gets it: `zho` before `cmn`, `pt_BR` before
+    `pt_br`. The others get a private-use subtag with their code: `zh-x-cmn`, `pt-BR-x-pt-br`. A code that does not have
     BCP 47's form stays as it is.
     """
     tags: dict[str, str] = {}
@@ -34,6 +45,22 @@ def standard_tags(codes: Iterable[str]) -> dict[str, str]:
         candidates = chain((tag, private), (f"{private}-{number}" for number in count(2)))
         tags[code] = next(candidate for candidate in candidates if candidate not in tags.values())
     return tags
+
+
+def aliases(tags: Mapping[str, str], others: Iterable[str] = ()) -> dict[str, str]:
+    """A model's own codes, by which callers may name its languages beside the tags, where they are unambiguous.
+
+    Args:
+        tags: by the model's own codes, as `standard_tags` gives them.
+        others: tags of the model that these codes must not be taken for.
+    """
+    taken = {folded(tag) for tag in (*tags.values(), *others)}
+    found = {}
+    for code, tag in tags.items():
+        if folded(code) not in taken:
+            taken.add(folded(code))
+            found[code] = tag
+    return found
 
 
 def _tag_or_code(code: str) -> str:
@@ -51,16 +78,16 @@ def _distance(code: str) -> tuple[bool, bool, str]:
         return False, False, code
 
 
-def parse_pair(text: str, directions: Collection[Pair] = ()) -> Pair:
+def parse_pair(text: str, table: LanguageTable | None = None) -> Pair:
     """The source and the target of `en-fr`, `pt-BR-en` or `pt-BR:en`.
 
-    Codes are separated by a colon, or by a hyphen. Of several hyphens it is the one with a language on both sides. If
-    that is true of more than one, it is the one that gives a direction of the model, or one where both codes are
+    Codes are separated by a colon, or by a hyphen. Of several hyphens, the separator is the one with a language on both
+    sides. If several have, it is the one that gives a direction of the model, or else the one where both codes are
     written in BCP 47's letter case, as `en` and `pt-BR` are in `en-pt-BR`.
 
     Args:
-        text: what a user wrote.
-        directions: of the model, if it is known.
+        text: as a user wrote it.
+        table: of the model, if it is known.
 
     Returns:
         The direction as the model has it, or two BCP 47 tags.
@@ -70,7 +97,7 @@ def parse_pair(text: str, directions: Collection[Pair] = ()) -> Pair:
     """
     splits = list(_splits(text, ":" if ":" in text else "-"))
     for split in splits:
-        if split in directions:
+        if table is not None and split in table:
             return split
     pairs = {
         split: (standard_tag(split[0]), standard_tag(split[1])) for split in splits if all(map(tag_is_valid, split))
@@ -79,9 +106,8 @@ def parse_pair(text: str, directions: Collection[Pair] = ()) -> Pair:
         raise ValueError(
             f"{text!r:.80} is not of the form SOURCE-TARGET, two BCP 47 language tags such as en-fr or pt-BR-en"
         )
-    own = {(_tag_or_code(source), _tag_or_code(target)): (source, target) for source, target in directions}
     readings = (
-        {own[pair] for pair in pairs.values() if pair in own}
+        _own_pairs(pairs.values(), table)
         or {pair for split, pair in pairs.items() if all(map(_is_cased, split))}
         or set(pairs.values())
     )
@@ -91,6 +117,27 @@ def parse_pair(text: str, directions: Collection[Pair] = ()) -> Pair:
     return readings.pop()
 
 
+def _own_pairs(pairs: Iterable[Pair], table: LanguageTable | None) -> set[Pair]:
+    """The directions of a model among pairs of tags, in the model's own codes."""
+    if table is None:
+        return set()
+    own = {_tag_or_code(code): code for code in table.sources | table.targets}
+    in_codes = [(own.get(source, source), own.get(target, target)) for source, target in pairs]
+    return {pair for pair in in_codes if pair in table}
+
+
+def parse_pair_and_value(text: str, value_name: str, table: LanguageTable | None = None) -> tuple[Pair, str]:
+    """The pair, as `parse_pair` reads it, and the value of `en-fr=VALUE`.
+
+    Raises:
+        ValueError: the text has another form; the message calls the value `value_name`.
+    """
+    pair, _, value = text.partition("=")
+    if not value:
+        raise ValueError(f"{text!r} is not of the form SOURCE-TARGET={value_name}")
+    return parse_pair(pair, table), value
+
+
 def _splits(text: str, separator: str) -> Iterator[Pair]:
     for position, character in enumerate(text):
         if character == separator:
@@ -98,7 +145,7 @@ def _splits(text: str, separator: str) -> Iterator[Pair]:
 
 
 def _is_cased(code: str) -> bool:
-    """Whether a code's letters are small and capital as BCP 47 writes them."""
+    """Whether a code is written in BCP 47's letter case."""
     return Language.get(code, normalize=False).to_tag() == _hyphens(code)
 
 

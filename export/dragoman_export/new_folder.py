@@ -1,4 +1,4 @@
-"""Writing a folder that is there as a whole or not at all."""
+"""Writing a folder completely or not at all."""
 
 import errno
 import os
@@ -10,7 +10,7 @@ from pathlib import Path
 
 
 def require_absent(folder: Path) -> None:
-    """Raises FileExistsError if there is anything of this name, be it a broken link."""
+    """Raises FileExistsError if anything has this name, even a broken link."""
     if os.path.lexists(folder):
         raise FileExistsError(errno.EEXIST, "exists already; a bundle is never overwritten", str(folder))
 
@@ -19,8 +19,8 @@ def require_absent(folder: Path) -> None:
 def new_folder(folder: Path) -> Iterator[Path]:
     """Yields a hidden folder beside `folder`, which takes that name at the end.
 
-    Where an exception ends the block, the hidden folder is deleted. What a killed process of this machine left is
-    deleted by the next one that writes a folder of the same name.
+    If an exception ends the block, the hidden folder is deleted. That of a killed process of this machine is deleted by
+    the next process that writes a folder of the same name.
 
     Raises:
         FileExistsError: the folder exists.

@@ -1,4 +1,4 @@
-"""How far a long command is: a bar in a terminal, a line now and then in a file."""
+"""Progress of a long command: a bar in a terminal, a line now and then in a file."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -15,7 +15,7 @@ Advance = Callable[[int], None]
 
 @contextmanager
 def phase(name: str, num_sentences: int, console: Console) -> Iterator[Advance]:
-    """Yields a function that is told, again and again, how many more sentences are done."""
+    """Yields a function to be called with the number of sentences that were done since its last call."""
     if console.is_terminal:
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         with Progress(*columns, console=console, transient=True) as bar:

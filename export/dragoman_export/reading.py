@@ -1,4 +1,4 @@
-"""Reading the files of a model from anywhere: nothing of them is run, and nothing is taken on trust.
+"""Reading model files of unknown origin: nothing in them is run, and nothing is trusted.
 
 JSON is parsed, safetensors hold tensors and nothing else, and a pickle is loaded with `weights_only`.
 """
@@ -9,14 +9,14 @@ import warnings
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-# Several times what the largest models have.
+# Several times the size of the largest models' files.
 _MAX_BYTES = 64 << 20
 MAX_POSITIONS = 1 << 16
 
@@ -73,7 +73,7 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def read_pickle(path: Path) -> dict[str, Tensor]:
-    """The same of a file that `torch.save` wrote.
+    """The tensors of a file that `torch.save` wrote, likewise.
 
     Raises:
         FileNotFoundError: the file is missing.
@@ -101,20 +101,21 @@ def read_pickle(path: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def require_sizes(
-    origin: str,
-    sizes: Mapping[str, int],
-    num_layers: Mapping[str, int],
-    num_positions: Mapping[str, int],
-    tensors: Mapping[str, Tensor],
-) -> None:
+class SizeFields(NamedTuple):
+    """The fields of a configuration that say how large a model is, by how the weights show them."""
+
+    axes: tuple[str, ...]  # lengths of axes
+    layers: tuple[str, ...]
+    positions: tuple[str, ...]  # the weights need not have a table of them
+
+
+def require_sizes(origin: str, fields: SizeFields, values: Mapping[str, int], tensors: Mapping[str, Tensor]) -> None:
     """Refuses sizes that the weights cannot have, so that nothing of such a size is ever allocated.
 
     Args:
         origin: the file that has the sizes.
-        sizes: lengths of axes, by field.
-        num_layers: by field.
-        num_positions: by field; the weights need not have a table of them.
+        fields: of that file.
+        values: of these fields, and others.
         tensors: the weights.
 
     Raises:
@@ -122,27 +123,27 @@ def require_sizes(
     """
     longest = max((length for tensor in tensors.values() for length in tensor.shape), default=0)
     faults = [
-        f"{name} is {value}, {condition}"
-        for values, limit, condition in (
-            (sizes, longest, f"but no axis of the weights is longer than {longest}"),
-            (num_layers, len(tensors), f"but the weights have only {len(tensors)} tensors"),
-            (num_positions, MAX_POSITIONS, f"must be at most {MAX_POSITIONS}"),
+        f"{name} is {values[name]}, {condition}"
+        for names, limit, condition in (
+            (fields.axes, longest, f"but no axis of the weights is longer than {longest}"),
+            (fields.layers, len(tensors), f"but the weights have only {len(tensors)} tensors"),
+            (fields.positions, MAX_POSITIONS, f"must be at most {MAX_POSITIONS}"),
         )
-        for name, value in values.items()
-        if value > limit
+        for name in names
+        if values[name] > limit
     ]
     if faults:
         raise ValueError(f"{origin}: {listed(faults)}")
 
 
 def listed(faults: Sequence[str]) -> str:
-    """Faults as part of a sentence: the first ones, and how many more there are."""
+    """Faults joined for a message: the first few, and the number of the others."""
     more = [f"and {len(faults) - _MAX_FAULTS} more"] if len(faults) > _MAX_FAULTS else []
     return "; ".join([*faults[:_MAX_FAULTS], *more])
 
 
 def _require_file(path: Path) -> None:
-    """A pipe would be waited for, a device never ends. Links are followed: Hugging Face's cache is made of them."""
+    """Reading a pipe would wait, a device never ends. Links are followed: Hugging Face's cache is made of them."""
     if not stat.S_ISREG(path.stat().st_mode):
         raise ValueError(f"{path} is not a file")
 

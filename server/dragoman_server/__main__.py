@@ -1,5 +1,7 @@
 """The command `dragoman-server`."""
 
+import asyncio
+import logging
 import os
 import signal
 import sys
@@ -7,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from dragoman._extras import require_extra
+from dragoman_server.ending import leave
 from dragoman_server.errors import StartError
 
 EXIT_START_ERROR = 2
@@ -18,16 +21,23 @@ def main() -> None:
     Exits with 0 after SIGTERM or SIGINT, with 2 and one line on stderr where it cannot start,
     with 70 where its engine has died, or hangs while the server stops.
     """
-    with _ending_at_once(), require_extra("server"):
-        from dragoman_server.cli import app
-        from dragoman_server.ending import leave
     try:
-        app(prog_name="dragoman-server")
+        code = _run()
     except StartError as error:
         print(f"dragoman-server: {error}", file=sys.stderr)
-        leave(EXIT_START_ERROR)
-    except SystemExit as end:
-        leave(end.code)
+        code = EXIT_START_ERROR
+    leave(code)
+
+
+def _run() -> int:
+    with _ending_at_once(), require_extra("server"):
+        from dragoman_server.cli import read_config
+
+        config = read_config(sys.argv[1:], os.environ)
+        # After the options: it takes most of a second to import, and what is wrong with them is told at once.
+        from dragoman_server.app import serve
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    return asyncio.run(serve(config))
 
 
 @contextmanager

@@ -7,7 +7,7 @@ import sys
 import threading
 from typing import NoReturn
 
-from dragoman_server.loading import THREAD_NAME
+from dragoman_server.registry.loading import THREAD_NAME
 
 logger = logging.getLogger(__name__)
 

@@ -1,4 +1,4 @@
-"""Every error of the server that its users are told about.
+"""Every error of the server that its users are told about, and every reason that programs tell errors apart by.
 
     DragomanError
     ├── InvalidInputError         fields of the request are wrong; names them, their limits and values
@@ -19,6 +19,139 @@ process before there is a wire. The text of an error never repeats the caller's 
 """
 
 from dataclasses import dataclass
+from enum import StrEnum, auto
+
+
+class Reason(StrEnum):
+    """The `reason` of an error, in its `google.rpc.ErrorInfo`, or of a field violation.
+
+    Programs rely on the names: reasons may come, none is renamed. The table in docs/operations.md is made of these
+    docstrings.
+    """
+
+    @staticmethod
+    def _generate_next_value_(name: str, start: int, count: int, last_values: list[str]) -> str:
+        return name
+
+    # -- of a call, or of one input of it ----------------------------------------------------------
+
+    MALFORMED_MESSAGE = auto()
+    """The request is not the protobuf message that it should be, or has a string that is not UTF-8."""
+
+    INVALID_INPUT = auto()
+    """Several fields are at fault, for different reasons: each has its own in the `BadRequest`."""
+
+    UNSUPPORTED_LANGUAGE_PAIR = auto()
+    """The model does not translate from this language to that. The message names the pairs that it has."""
+
+    MODEL_NOT_FOUND = auto()
+    """The server has no model of this name or version. The message names the one it has."""
+
+    NO_ATTENTION_GRAPH = auto()
+    """Attention, alignments and signals need a bundle with `attention.onnx`, which `dragoman-export` writes."""
+
+    QUEUE_FULL = auto()
+    """Too much is waiting. The `RetryInfo` says when to call again; the Python client does, within its timeout. If it
+    goes on, add servers or CPUs: a larger `--max-waiting` only makes callers wait longer."""
+
+    DEADLINE_EXCEEDED = auto()
+    """The caller's deadline passed. In Python it is the `timeout=` of the method or the client; the dashboard shows
+    the waiting time and the duration of steps."""
+
+    DRAINING = auto()
+    """The server is stopping. Clients repeat the call."""
+
+    ENGINE_DEAD = auto()
+    """The decoding engine has ended, and the process with exit code 70; its log says why. Clients repeat the call."""
+
+    INFERENCE_FAILED = auto()
+    """The model could not be run on a batch. Other calls are not affected; the log has the traceback."""
+
+    INTERNAL = auto()
+    """A fault of the server. Its log has the traceback under the `error_id` of the message."""
+
+    # -- of a field; also of the call or the input if no field has another -------------------------
+
+    REQUIRED_FIELD = auto()
+    """The field is absent or empty."""
+
+    OUT_OF_RANGE = auto()
+    """The number is not in the range of the field."""
+
+    UNKNOWN_ENUM_VALUE = auto()
+    """The server does not know this value of the enum."""
+
+    INVALID_LANGUAGE_CODE = auto()
+    """The text is not a BCP 47 language tag."""
+
+    NO_INPUTS = auto()
+    """The call has no texts."""
+
+    TOO_MANY_INPUTS = auto()
+    """The call has more texts than `--max-inputs`."""
+
+    TOO_MANY_SEGMENTS = auto()
+    """The call has more segments than `--max-waiting`."""
+
+    TEXT_TOO_LONG = auto()
+    """The text has more characters than `--max-text-characters`."""
+
+    SEGMENT_TOO_LONG = auto()
+    """A segment of the text has more tokens than the model reads."""
+
+    SEGMENT_TOO_SHORT = auto()
+    """A segment is so short that `max_length_ratio` leaves it less than `min_target_tokens`."""
+
+    NOT_ONE_SEGMENT = auto()
+    """The text must be exactly one segment here: for a `target_prefix`, for `Score`, for attention."""
+
+    UNKNOWN_PIECE = auto()
+    """The text has characters that the model's vocabulary cannot spell."""
+
+    TARGET_PREFIX_TOO_LONG = auto()
+    """The `target_prefix` leaves no room for a token within the limit of the target."""
+
+    TARGET_TOO_LONG = auto()
+    """The given target has more tokens than the model writes."""
+
+    NO_TARGET_TOKENS = auto()
+    """The given target has no tokens."""
+
+    UNKNOWN_TOKEN_ID = auto()
+    """The vocabulary has no token of this id."""
+
+    TOKENS_AFTER_END = auto()
+    """The given target goes on after its end-of-sentence token."""
+
+    TOO_MANY_SUPPRESSED_WORDS = auto()
+    """The call suppresses more words than a call may."""
+
+    SUPPRESSED_WORD_TOO_LONG = auto()
+    """A suppressed word has too many characters or tokens."""
+
+    SUPPRESSED_WORD_EMPTY = auto()
+    """A suppressed word has no tokens."""
+
+    NO_CONFIG = auto()
+    """A stream of `ExchangeTranslations` begins with something else than its `config`."""
+
+    ID_TOO_LONG = auto()
+    """The id of an input has too many characters."""
+
+    NO_TARGET = auto()
+    """Decoder and cross-attention need a target."""
+
+    DUPLICATE = auto()
+    """The list has the same element twice."""
+
+    NOT_FOR_LAYERS = auto()
+    """Layers cannot be reduced by their maximum."""
+
+    NOT_WITH_ROLLOUT = auto()
+    """Rollout takes all layers and heads: the field must be absent."""
+
+    ATTENTION_TOO_LARGE = auto()
+    """The selected weights have more bytes than `--max-attention-bytes`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,8 +164,21 @@ class FieldViolation:
     description: str
     """A phrase that follows the field's name: the limit and the value."""
 
-    reason: str
-    """An UPPER_SNAKE identifier that programs can rely on."""
+    reason: Reason
+
+
+@dataclass(frozen=True, slots=True)
+class UnknownValue:
+    """Stands in a call for an enum value that this server does not know, so that all faults are told together."""
+
+    number: int
+    """As the caller sent it."""
+
+    def violation(self, field: str) -> FieldViolation:
+        """What is wrong with the field."""
+        return FieldViolation(
+            field, f"is {self.number}, which is no value this server knows", Reason.UNKNOWN_ENUM_VALUE
+        )
 
 
 class DragomanError(Exception):

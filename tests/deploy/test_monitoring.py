@@ -20,11 +20,9 @@ from threading import Event
 from typing import Any
 
 import pytest
-import typer
 
 from dragoman import Client, DragomanError
 from dragoman_server.bundle.bundle import Bundle, embedded_bundle
-from dragoman_server.cli import app
 from support.process import server_process
 
 pytestmark = pytest.mark.timeout(600)
@@ -76,7 +74,7 @@ def monitored(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Monitored]:
         config = folder / "prometheus.yml"
         config.write_text(text.replace(TARGET, urllib.parse.urlsplit(server.metrics_url).netloc))
         with (
-            load(server.address, bundle.manifest.directions[0]),
+            load(server.address, next(iter(bundle.manifest.languages))),
             prometheus(config, folder / "data") as prometheus_url,
         ):
             yield Monitored(server.metrics_url, prometheus_url)
@@ -167,8 +165,3 @@ def test_the_guide_has_every_metric(monitored: Monitored) -> None:
     # A time of creation goes with every counter and histogram.
     shown = set(re.findall(r"^# TYPE (dragoman_\w+)(?<!_created) ", monitored.page(), re.MULTILINE))
     assert set(re.findall(r"^\| `(dragoman_\w+)", GUIDE.read_text(), re.MULTILINE)) == shown
-
-
-def test_the_guide_has_every_option() -> None:
-    options = {option.envvar for option in typer.main.get_command(app).params} - {None}
-    assert set(re.findall(r"^\| `--[\w-]+` \| `(DRAGOMAN_\w+)`", GUIDE.read_text(), re.MULTILINE)) == options

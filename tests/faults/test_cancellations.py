@@ -109,7 +109,7 @@ def test_cancellations_change_nobodys_answer_with_a_real_model(
     precision: Precision, tiny_checkpoint: Checkpoint, tiny_bundles: dict[Precision, Bundle]
 ) -> None:
     bundle, rng = tiny_bundles[precision], random.Random(0)
-    requests = random_requests(random_sources(tiny_checkpoint, COUNT, seed=5), rng)
+    requests = random_requests([source.ids for source in random_sources(tiny_checkpoint, COUNT, seed=5)], rng)
     runner = OnnxRunner.open(bundle, ENGINE_OPTIONS["max_running"], num_threads=2)
     with running_engine(runner, Search.of(bundle.manifest), **ENGINE_OPTIONS) as engine:
         answers = storm(engine, requests, seed=1)

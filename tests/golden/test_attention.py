@@ -14,16 +14,14 @@ from numpy.typing import NDArray
 from dragoman.types import AttentionKind
 from dragoman_export.checkpoint import Checkpoint
 from dragoman_export.greedy import greedy_decode, pad
-from dragoman_server.attention import background as background_module
-from dragoman_server.attention.attention_pass import AttentionPass
-from dragoman_server.attention.background import Background
 from dragoman_server.bundle.bundle import Bundle
 from dragoman_server.bundle.manifest import ATTENTION_FILE, Precision
+from dragoman_server.runtime import background as background_module
+from dragoman_server.runtime.attention_pass import AttentionPass
+from dragoman_server.runtime.background import Background
 from dragoman_server.runtime.runner import OnnxRunner
 from dragoman_server.runtime.session import open_session
 from support.tiny_model import random_source, random_sources
-
-pytestmark = pytest.mark.timeout(300)
 
 KINDS: tuple[AttentionKind, ...] = ("encoder", "decoder", "cross")
 SOURCE_LENGTHS, TARGET_LENGTHS = (9, 3, 17, 7), (5, 12, 1, 8)
@@ -33,7 +31,7 @@ Pair = tuple[tuple[int, ...], list[int]]
 def random_pairs(checkpoint: Checkpoint) -> list[Pair]:
     rng = random.Random(4)
     size = checkpoint.config.dimensions.target_vocabulary_size
-    sources = [random_source(checkpoint, length, rng) for length in SOURCE_LENGTHS]
+    sources = [random_source(checkpoint, length, rng).ids for length in SOURCE_LENGTHS]
     return [(source, rng.choices(range(6, size), k=n)) for source, n in zip(sources, TARGET_LENGTHS, strict=True)]
 
 
@@ -77,7 +75,7 @@ def test_logprobs_that_are_computed_in_parts_are_those_of_the_whole(
 ) -> None:
     attention_pass = AttentionPass(tiny_bundles["fp32"], num_threads=1)
     whole = [attention_pass.logprobs(*pair) for pair in pairs]
-    monkeypatch.setattr("dragoman_server.attention.attention_pass._MAX_TABLE_BYTES", 4 * 400 * 3)  # three rows
+    monkeypatch.setattr("dragoman_server.runtime.attention_pass._MAX_TABLE_BYTES", 4 * 400 * 3)  # three rows
     for pair, expected in zip(pairs, whole, strict=True):
         np.testing.assert_allclose(attention_pass.logprobs(*pair), expected, atol=1e-6)
 
@@ -123,7 +121,7 @@ def test_logprobs_are_those_of_the_decoder(
     bundle = tiny_bundles[precision]
     attention_pass, runner = AttentionPass(bundle, num_threads=1), OnnxRunner.open(bundle, max_rows=1, num_threads=1)
     start = bundle.manifest.decoder_start_token_id
-    sources = random_sources(tiny_checkpoint, 12, seed=9)
+    sources = [source.ids for source in random_sources(tiny_checkpoint, 12, seed=9)]
     targets = greedy_decode(tiny_checkpoint.model, tiny_checkpoint.config, sources, 40)
     for source, target in zip(sources, targets, strict=True):
         runner.encode([source], first_row=0)
@@ -216,7 +214,7 @@ def test_without_padding_the_weights_are_the_same_to_the_last_bit(
     precision: Precision, tiny_bundles: dict[Precision, Bundle], tiny_checkpoint: Checkpoint
 ) -> None:
     rng = random.Random(6)
-    pairs = [(random_source(tiny_checkpoint, 11, rng), rng.choices(range(6, 100), k=7)) for _ in range(8)]
+    pairs = [(random_source(tiny_checkpoint, 11, rng).ids, rng.choices(range(6, 100), k=7)) for _ in range(8)]
     together, states = run(tiny_bundles[precision], pairs)
     for row, pair in enumerate(pairs):
         alone, own_states = run(tiny_bundles[precision], [pair])

@@ -12,19 +12,16 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from dragoman_export.bundle_writer import export
+from dragoman_export.bundle.parity import Comparison, ParityError, compare
+from dragoman_export.bundle.writer import export
 from dragoman_export.checkpoint import Checkpoint
 from dragoman_export.greedy import greedy_decode, translate
-from dragoman_export.parity import Comparison, ParityError, compare
-from dragoman_server.attention import attention_pass
 from dragoman_server.bundle.bundle import Bundle
 from dragoman_server.bundle.manifest import ENCODER_FILE, MANIFEST_FILE, Precision
-from dragoman_server.runtime import runner
+from dragoman_server.runtime import attention_pass, runner
 from dragoman_server.runtime.runner import encoder_feeds
 from dragoman_server.runtime.session import open_session
 from support.tiny_model import random_checkpoint, random_source, random_sources
-
-pytestmark = pytest.mark.timeout(300)
 
 Exports = dict[Precision, tuple[Bundle, Comparison]]
 TARGET_LENGTHS = (5, 12, 1, 8)
@@ -152,9 +149,9 @@ def test_what_a_source_is_translated_to_does_not_depend_on_the_batch(tiny_checkp
     model, config = tiny_checkpoint.model, tiny_checkpoint.config
     sources = random_sources(tiny_checkpoint, 100)
     pairs = translate(model, config, sources)
-    assert [pair.source_ids for pair in pairs] == sources
+    assert [pair.source for pair in pairs] == sources
     for source, target in pairs[:20]:
-        assert greedy_decode(model, config, [source], 2 * len(source) + 16) == [list(target)]
+        assert greedy_decode(model, config, [source.ids], 2 * len(source.ids) + 16) == [list(target)]
     assert any(target[-1] != config.eos_token_id for _, target in pairs)  # stopped by its own length
 
 
@@ -169,7 +166,7 @@ def test_encoding_is_the_same_to_the_last_bit_whoever_the_neighbours_are(
 ) -> None:
     session = open_session(tiny_bundles[precision].folder / ENCODER_FILE, num_threads=2)
     rng = random.Random(6)
-    rows = [random_source(tiny_checkpoint, 4 + i % 11, rng) for i in range(16)]
+    rows = [random_source(tiny_checkpoint, 4 + i % 11, rng).ids for i in range(16)]
 
     def encode(batch: list[tuple[int, ...]]) -> NDArray[np.float32]:
         (cross_kv,) = session.run(["cross_kv"], encoder_feeds(batch))

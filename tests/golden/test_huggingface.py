@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, MarianMTModel
 
-from dragoman_export.bundle_writer import export
-from dragoman_export.marian import Languages, read_marian
+from dragoman_export.bundle.writer import export
+from dragoman_export.families.marian import read_marian
+from dragoman_export.greedy import Source
+from dragoman_export.languages import Languages
 from dragoman_server.bundle.bundle import Bundle
 from dragoman_server.engine.search import Search
 from dragoman_server.engine.search_options import EarlyStopping, SearchOptions
@@ -92,7 +94,6 @@ class Model:
 
 @pytest.fixture(scope="module", params=CONFIGURATIONS.values(), ids=list(CONFIGURATIONS))
 def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Model:
-    torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("marian")
     config, eos_bias = request.param
     huggingface = write_marian(folder / "source", **config)
@@ -101,7 +102,9 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     huggingface.save_pretrained(folder / "source")
     huggingface.generation_config = GenerationConfig()  # nothing but what the test asks for; no forced end
     checkpoint = read_marian(folder / "source", "opus", Languages())
-    bundle, _ = export(checkpoint, folder / "bundle", "fp32", [(5, 6, EOS_ID)])
+    bundle, _ = export(
+        checkpoint, folder / "bundle", "fp32", [Source(next(iter(checkpoint.config.languages)), (5, 6, EOS_ID))]
+    )
     return Model(huggingface, bundle)
 
 

@@ -12,20 +12,20 @@ from numpy.typing import NDArray
 from transformers import MarianMTModel, MarianTokenizer
 
 from dragoman import Client
-from dragoman_export.bundle_writer import export
+from dragoman_export.bundle.parity import Comparison
+from dragoman_export.bundle.sources import read_sources
+from dragoman_export.bundle.writer import export
 from dragoman_export.checkpoint import Checkpoint
-from dragoman_export.marian import Languages, read_marian
-from dragoman_export.parity import Comparison
-from dragoman_export.sources import read_sources
+from dragoman_export.families.marian import read_marian
+from dragoman_export.languages import Languages
 from dragoman_server.bundle.bundle import Bundle
+from dragoman_server.bundle.framing import Framing
 from dragoman_server.bundle.manifest import Generation
 from dragoman_server.runtime.runner import OnnxRunner
 from dragoman_server.text.tokenizer import TextCodec, load_tokenizer
 from support.marian_model import huggingface_tokenizer, write_marian
 from support.marian_tokenizer import EOS_ID, SOURCE_WORDS, sentences
 from support.process import server_process
-
-pytestmark = pytest.mark.timeout(300)
 
 MAX_NEW_TOKENS = 24
 CONFIGURATIONS: dict[str, dict[str, Any]] = {
@@ -64,14 +64,13 @@ class Imported:
 
     def sources(self) -> Iterator[tuple[int, ...]]:
         """Encoder inputs of random sentences, with the target's token where there are several."""
-        prefixes = list(self.bundle.manifest.source_prefix_ids.values())
+        framings = [self.bundle.manifest.framing_of(direction) for direction in self.bundle.manifest.languages]
         for i, text in enumerate(sentences(SOURCE_WORDS, 20, seed=1)):
-            yield (*prefixes[i % len(prefixes)], *self.codec.encode(text), EOS_ID)
+            yield framings[i % len(framings)].frame(self.codec.encode(text))
 
 
 @pytest.fixture(scope="module", params=list(CONFIGURATIONS.values()), ids=list(CONFIGURATIONS))
 def imported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Imported:
-    torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("marian")
     model = write_marian(folder / "source", **request.param)
     checkpoint = read_marian(folder / "source", "opus", Languages())
@@ -79,6 +78,12 @@ def imported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     model.generation_config.update(max_length=1 + MAX_NEW_TOKENS, forced_eos_token_id=None)
     bundle, comparison = export(checkpoint, folder / "bundle", "fp32", read_sources(checkpoint, (), 10))
     return Imported(model, huggingface_tokenizer(folder / "source"), checkpoint, bundle, comparison)
+
+
+@pytest.fixture(scope="module")
+def client(imported: Imported) -> Iterator[Client]:
+    with server_process(imported.bundle.folder) as process, Client(process.address) as client:
+        yield client
 
 
 def generate(model: MarianMTModel, source: tuple[int, ...]) -> tuple[int, ...]:
@@ -133,11 +138,12 @@ def test_the_bundle_is_what_was_imported(imported: Imported) -> None:
     assert manifest.limits.max_source_tokens == config.max_position_embeddings
     token_ids = imported.tokenizer.get_vocab()
     if ">>fra<<" in token_ids:
-        assert manifest.directions == (("en", "fr"), ("en", "de"))
-        assert manifest.source_prefix_ids == {"fr": (token_ids[">>fra<<"],), "de": (token_ids[">>deu<<"],)}
+        assert [*manifest.languages] == [("en", "fr"), ("en", "de")]
+        assert manifest.framing_of(("en", "fr")) == Framing((token_ids[">>fra<<"],), (EOS_ID,), (), (EOS_ID,))
+        assert manifest.framing_of(("en", "de")) == Framing((token_ids[">>deu<<"],), (EOS_ID,), (), (EOS_ID,))
     else:
-        assert manifest.directions == (("en", "fr"),)
-        assert manifest.source_prefix_ids == {"fr": ()}
+        assert [*manifest.languages] == [("en", "fr")]
+        assert manifest.framing_of(("en", "fr")) == Framing((), (EOS_ID,), (), (EOS_ID,))
 
 
 TEXTS = [
@@ -170,7 +176,7 @@ def test_ids_of_targets_are_those_of_transformers(imported: Imported, text: str)
 def test_texts_are_those_of_transformers(imported: Imported) -> None:
     vocabulary_size = imported.model.config.vocab_size
     rng = np.random.default_rng(0)
-    target_tokens = set(sum(imported.bundle.manifest.source_prefix_ids.values(), ()))
+    target_tokens = set(sum(imported.bundle.manifest.languages.token_ids.values(), ()))
     for _ in range(50):
         ids = [i for i in rng.integers(0, vocabulary_size, rng.integers(0, 12)).tolist() if i not in target_tokens]
         expected = imported.tokenizer.decode(ids, skip_special_tokens=True, use_source_tokenizer=False)
@@ -189,36 +195,33 @@ def test_the_pickled_weights_of_older_folders_give_the_same_model(tmp_path: Path
     assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
-def test_alignments_are_those_of_attention(imported: Imported) -> None:
+def test_alignments_are_those_of_attention(imported: Imported, client: Client) -> None:
     """Both leave out the mark alone that stands before a target whose first letter is a piece of its own."""
-    source, target = imported.bundle.manifest.directions[-1]
+    *_, (source, target) = imported.bundle.manifest.languages
     first, *_ = imported.codec.encode_target("êchat")
     assert imported.codec.pieces([first]) == ["\u2581"]
-    with server_process(imported.bundle.folder) as process, Client(process.address) as client:
-        for text, target_text in [("the dog", "êchat  où"), ("ﬁnds the dog", "  le chat"), ("ê dog", "un chat")]:
-            found = client.align(text, target_text, source=source, target=target)
-            weights = client.attention(text, target_text, source=source, target=target, dtype="f32")
-            expected = weights.alignment()
-            assert (found.source_tokens, found.target_tokens) == (expected.source_tokens, expected.target_tokens)
-            assert np.allclose(found.token_scores, expected.token_scores, atol=1e-6)
-            assert found.pharaoh() == expected.pharaoh()
-            assert (found.target_text, found.target_words) == (target_text, expected.target_words)
+    for text, target_text in [("the dog", "êchat  où"), ("ﬁnds the dog", "  le chat"), ("ê dog", "un chat")]:
+        found = client.align(text, target_text, source=source, target=target)
+        weights = client.attention(text, target_text, source=source, target=target, dtype="f32")
+        expected = weights.alignment()
+        assert (found.source_tokens, found.target_tokens) == (expected.source_tokens, expected.target_tokens)
+        assert np.allclose(found.token_scores, expected.token_scores, atol=1e-6)
+        assert found.pharaoh() == expected.pharaoh()
+        assert (found.target_text, found.target_words) == (target_text, expected.target_words)
 
 
 @torch.inference_mode()
-def test_an_imported_model_is_served_with_its_own_beam(imported: Imported) -> None:
+def test_an_imported_model_is_served_with_its_own_beam(imported: Imported, client: Client) -> None:
     """Text in, text out over gRPC: what `transformers` makes of it with the folder's generation_config.json."""
     manifest = imported.bundle.manifest
-    source, target = manifest.directions[-1]
+    *_, (source, target) = manifest.languages
     texts = sentences(SOURCE_WORDS, 4, seed=3)
-    with server_process(imported.bundle.folder) as process, Client(process.address) as client:
-        translations = client.translate(texts, source=source, target=target, max_target_tokens=MAX_NEW_TOKENS)
-        streams = [
-            "".join(client.stream(text, source=source, target=target, max_target_tokens=MAX_NEW_TOKENS))
-            for text in texts
-        ]
+    translations = client.translate(texts, source=source, target=target, max_target_tokens=MAX_NEW_TOKENS)
+    streams = [
+        "".join(client.stream(text, source=source, target=target, max_target_tokens=MAX_NEW_TOKENS)) for text in texts
+    ]
     assert streams == [translation.text for translation in translations]
     for text, translation in zip(texts, translations, strict=True):
-        ids = [*manifest.source_prefix_ids[target], *imported.tokenizer(text).input_ids]
+        ids = [*manifest.framing_of((source, target)).source_prefix, *imported.tokenizer(text).input_ids]
         output = imported.model.generate(torch.tensor([ids]), max_length=MAX_NEW_TOKENS + 1, forced_eos_token_id=None)
         assert translation.token_ids == tuple(t for t in output[0, 1:].tolist() if t != manifest.pad_token_id)

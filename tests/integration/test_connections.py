@@ -9,39 +9,17 @@ import grpc
 import pytest
 
 from dragoman.v1 import translation_pb2 as pb
-from dragoman_server import app
 from dragoman_server.bundle.bundle import Bundle
-from dragoman_server.config import Config
 from dragoman_server.errors import QueueFullError
+from dragoman_server.wire import server as server_module
 from support.caller import TRANSLATE, Caller, count, counted, refusal, unary
-from support.server_parts import RunningServer, running_server, tiny_bundle
+from support.server_parts import CONFIG, RunningServer, running_server
 
-CONFIG = Config(listen="127.0.0.1:0", metrics_listen="127.0.0.1:0", shutdown_grace_seconds=50.0)
 REQUEST = pb.TranslateRequest(
     source_language_code="en", target_language_code="fr", inputs=[pb.TranslationInput(text="Hello.")]
 )
 # gRPC by itself cancels some of more than 1,000 that come at once, and all beyond 3,000.
 NUM_CALLS = 3_500
-
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    return tiny_bundle(tmp_path_factory.mktemp("bundle"))
-
-
-@pytest.fixture
-async def server(
-    bundle: Bundle, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> AsyncIterator[RunningServer]:
-    async with running_server(bundle, monkeypatch, capsys, CONFIG) as running:
-        yield running
-
-
-@pytest.fixture
-async def caller(server: RunningServer) -> AsyncIterator[Caller]:
-    caller = Caller(server.address)
-    yield caller
-    await caller.channel.close()
 
 
 async def test_all_of_many_calls_at_once_are_answered_and_counted(server: RunningServer, caller: Caller) -> None:
@@ -107,8 +85,8 @@ class Network:
 async def test_calls_of_a_caller_whose_network_is_gone_are_withdrawn(
     bundle: Bundle, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(app, "_KEEPALIVE_TIME_MS", 200)
-    monkeypatch.setattr(app, "_KEEPALIVE_TIMEOUT_MS", 200)
+    monkeypatch.setattr(server_module, "_KEEPALIVE_TIME_MS", 200)
+    monkeypatch.setattr(server_module, "_KEEPALIVE_TIMEOUT_MS", 200)
     async with running_server(bundle, monkeypatch, capsys, CONFIG) as server:
         network = Network(server.address)
         async with network.open() as address, grpc.aio.insecure_channel(address) as channel:

@@ -3,27 +3,24 @@
 import asyncio
 import os
 import signal
-from collections.abc import AsyncIterator
+from dataclasses import replace
 
 import grpc
 import pytest
 from google.rpc.error_details_pb2 import BadRequest
 
 from dragoman.v1 import translation_pb2 as pb
-from dragoman_server.bundle.bundle import Bundle
 from dragoman_server.config import Config, InputLimits
 from dragoman_server.engine.sequence import Priority
 from dragoman_server.errors import EngineDeadError, InferenceError
-from dragoman_server.text.tokenizer import Tokenizer
+from support import server_parts
 from support.caller import SERVICE, Caller, Refusal, count, counted, refusal
-from support.server_parts import RunningServer, running_server, tiny_bundle
+from support.server_parts import RunningServer
 
 STREAM, EXCHANGE, SCORE = (f"{SERVICE}/{method}" for method in ("StreamTranslation", "ExchangeTranslations", "Score"))
 MAX_IN_FLIGHT = 8
-CONFIG = Config(
-    listen="127.0.0.1:0",
-    metrics_listen="127.0.0.1:0",
-    shutdown_grace_seconds=50.0,
+CONFIG = replace(
+    server_parts.CONFIG,
     limits=InputLimits(
         max_inputs=16, max_text_characters=1_000, max_message_bytes=100_000, max_exchange_in_flight=MAX_IN_FLIGHT
     ),
@@ -33,29 +30,9 @@ StreamCall = grpc.aio.UnaryStreamCall[bytes, bytes]
 ExchangeCall = grpc.aio.StreamStreamCall[bytes, bytes]
 
 
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    return tiny_bundle(tmp_path_factory.mktemp("bundle"))
-
-
-@pytest.fixture(scope="module")
-def tokenizer(bundle: Bundle) -> Tokenizer:
-    return Tokenizer(bundle.tokenizer_path)
-
-
 @pytest.fixture
-async def server(
-    bundle: Bundle, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> AsyncIterator[RunningServer]:
-    async with running_server(bundle, monkeypatch, capsys, CONFIG) as running:
-        yield running
-
-
-@pytest.fixture
-async def caller(server: RunningServer) -> AsyncIterator[Caller]:
-    caller = Caller(server.address)
-    yield caller
-    await caller.channel.close()
+def config() -> Config:
+    return CONFIG
 
 
 class Exchange:
@@ -290,8 +267,10 @@ async def test_a_deadline_withdraws_all_of_an_exchange(server: RunningServer, ca
 
 async def test_every_exchange_whose_deadline_passes_is_counted_as_such(server: RunningServer, caller: Caller) -> None:
     """Whether it is idle, has texts that wait or has had all its answers."""
-    exchanges = [Exchange(caller.channel, timeout=1.0 + number / 100) for number in range(40)]
-    for number, exchange in enumerate(exchanges):
+    exchanges: list[Exchange] = []
+    for number in range(40):
+        exchange = Exchange(caller.channel, timeout=1.0)
+        exchanges.append(exchange)
         server.engine.is_holding = number % 3 == 0
         await exchange.configure()
         if number % 3 < 2:

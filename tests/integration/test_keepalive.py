@@ -7,11 +7,8 @@ from collections.abc import AsyncIterator, Iterator
 import pytest
 
 from dragoman import AsyncClient, Client, _channel
-from dragoman_server.bundle.bundle import Bundle
-from dragoman_server.config import Config
-from support.server_parts import RunningServer, running_server, tiny_bundle
+from support.server_parts import RunningServer
 
-CONFIG = Config(listen="127.0.0.1:0", metrics_listen="127.0.0.1:0")
 # gRPC pings no more often.
 SECONDS_PER_PING = 1.0
 # A server that minds pings without data between them ends the connection at the fourth.
@@ -19,18 +16,9 @@ PAUSE_SECONDS = 6 * SECONDS_PER_PING
 TEXTS = ("One cat.", "Two cats.")
 
 
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    return tiny_bundle(tmp_path_factory.mktemp("bundle"))
-
-
-@pytest.fixture
-async def server(
-    bundle: Bundle, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> AsyncIterator[RunningServer]:
+@pytest.fixture(autouse=True)
+def frequent_pings(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_channel, "KEEPALIVE_TIME_MS", round(SECONDS_PER_PING * 1000))
-    async with running_server(bundle, monkeypatch, capsys, CONFIG) as running:
-        yield running
 
 
 def exchanged(server: RunningServer) -> list[str]:
@@ -74,13 +62,12 @@ async def streamed_async(server: RunningServer) -> str:
         return "".join([piece async for piece in client.stream(TEXTS[0], source="en", target="fr")])
 
 
-async def test_an_exchange_outlasts_pauses_between_its_texts(server: RunningServer) -> None:
-    results = await asyncio.gather(asyncio.to_thread(exchanged, server), exchanged_async(server))
-    assert list(results) == [list(TEXTS)] * 2
-    assert len(server.engine.requests) == 2 * len(TEXTS)
-
-
-async def test_calls_that_wait_long_are_answered_and_were_sent_once(server: RunningServer) -> None:
+async def test_an_exchange_outlasts_a_pause_and_calls_that_wait_are_answered_and_were_sent_once(
+    server: RunningServer,
+) -> None:
+    """Each on a connection of its own, all at the same time."""
+    exchanges = asyncio.gather(asyncio.to_thread(exchanged, server), exchanged_async(server))
+    await server.engine.submitted(2)  # the first texts, which are answered at once
     server.engine.is_holding = True
     calls = asyncio.gather(
         asyncio.to_thread(translated, server),
@@ -88,9 +75,10 @@ async def test_calls_that_wait_long_are_answered_and_were_sent_once(server: Runn
         translated_async(server),
         streamed_async(server),
     )
-    await server.engine.submitted(4)
+    await server.engine.submitted(2 + 4)
     await asyncio.sleep(PAUSE_SECONDS)
     server.engine.is_holding = False
     server.engine.release()
     assert list(await calls) == [TEXTS[0]] * 4
-    assert len(server.engine.requests) == 4
+    assert list(await exchanges) == [list(TEXTS)] * 2
+    assert len(server.engine.requests) == 4 + 2 * len(TEXTS)

@@ -56,14 +56,12 @@ def check(results: list[Translation] | list[Translation | DragomanError], num_te
         assert len(result.segments) == NUM_LINES
 
 
-@pytest.mark.timeout(180)
 async def test_lists_and_exchanges_do_not_overrun_an_idle_server(server: ServerProcess) -> None:
     before = refusals(server)
     await asyncio.to_thread(asyncio.run, translate_all(server.address, 60))
     assert refusals(server) == before
 
 
-@pytest.mark.timeout(180)
 async def test_lists_and_exchanges_wait_for_room_on_a_server_with_little(small_server: ServerProcess) -> None:
     await asyncio.to_thread(asyncio.run, translate_all(small_server.address, 20))
     assert refusals(small_server)

@@ -2,7 +2,6 @@
 
 import asyncio
 import itertools
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,7 +10,6 @@ import pytest
 from dragoman import AsyncClient, Client, DragomanError, FinishReason, InvalidArgumentError, Translation
 from dragoman_server.bundle.bundle import Bundle
 from dragoman_server.bundle.manifest import Precision
-from dragoman_server.text.tokenizer import Tokenizer
 from support.process import ServerProcess, server_process
 from support.tiny_model import WORDS
 
@@ -87,7 +85,7 @@ def test_both_ways_to_end_have_been_scored(client: Client) -> None:
 
 
 def test_a_text_is_scored_with_its_end(client: Client, bundle: Bundle) -> None:
-    ids = Tokenizer(bundle.tokenizer_path).encode("old green house")
+    ids = bundle.tokenizer.encode("old green house")
     text = client.score("the dog", "old green house", **LANGUAGES)
     assert text.token_ids == (*ids, bundle.manifest.eos_token_id)
     assert text == client.score("the dog", text.token_ids, **LANGUAGES)
@@ -152,7 +150,10 @@ def test_a_bad_text_of_an_exchange_concerns_it_alone(client: Client) -> None:
 
 
 def test_leaving_streams_frees_all_rows(tiny_bundles: dict[Precision, Bundle]) -> None:
-    """Four rows are all there are: were one not given back, the last call would not be answered."""
+    """Four rows are all there are: were one not given back, the last call would not be answered.
+
+    To decode what was left would take minutes.
+    """
     text = "\n".join(LINES * 20)
 
     async def leave(address: str) -> None:
@@ -170,8 +171,6 @@ def test_leaving_streams_frees_all_rows(tiny_bundles: dict[Precision, Bundle]) -
 
     with server_process(tiny_bundles["int8"].folder, "--max-running=4", "--max-waiting=2000") as server:
         asyncio.run(leave(server.address))
-        started = time.monotonic()
-        with Client(server.address) as client:
+        with Client(server.address, timeout=30) as client:
             assert client.translate("here", beam_size=4, **LANGUAGES).text
-        assert time.monotonic() - started < 10
         assert server.terminate() == 0

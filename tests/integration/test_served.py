@@ -32,9 +32,16 @@ def server(bundle: Bundle) -> Iterator[ServerProcess]:
         yield process
 
 
+@pytest.fixture(scope="module")
+def default_client() -> Iterator[Client]:
+    """To a server of the embedded model."""
+    with server_process(embedded_bundle()) as process, Client(process.address) as client:
+        yield client
+
+
 def sentences_of(bundle: Bundle, lengths: list[int]) -> list[str]:
     """Texts that become sources of exactly these lengths in tokens, tag and end-of-sentence included."""
-    tokenizer = spm.SentencePieceProcessor(model_file=str(bundle.tokenizer_path))
+    tokenizer = spm.SentencePieceProcessor(model_file=str(bundle.folder / "tokenizer.model"))
     words = [
         piece.removeprefix("\u2581")
         for piece in map(tokenizer.id_to_piece, range(tokenizer.get_piece_size()))
@@ -87,7 +94,7 @@ def assert_same_alone_and_together(address: str, texts: list[str], source: str, 
 
 def test_a_translation_is_the_same_alone_and_among_64_callers(server: ServerProcess, bundle: Bundle) -> None:
     lengths = [7, 11, 15, 63, *(random.Random(2).randint(3, 60) for _ in range(96))]
-    source, target = bundle.manifest.directions[0]
+    source, target = next(iter(bundle.manifest.languages))
     assert_same_alone_and_together(server.address, sentences_of(bundle, lengths), source, target)
 
 
@@ -105,7 +112,7 @@ def test_the_default_model_gives_500_sentences_the_same_alone_and_among_64_calle
 
 def test_100_calls_in_flight_are_answered_after_sigterm(tiny_bundles: dict[Precision, Bundle]) -> None:
     bundle = tiny_bundles["int8"]
-    source, target = bundle.manifest.directions[0]
+    source, target = next(iter(bundle.manifest.languages))
     texts = sentences_of(bundle, [40] * 100)
 
     async def call_and_terminate(server: ServerProcess) -> list[Translation]:
@@ -138,7 +145,7 @@ def metrics_when(server: ServerProcess, condition: Callable[[dict[str, float]], 
 
 def test_the_metrics_count_what_was_translated(tiny_bundles: dict[Precision, Bundle]) -> None:
     bundle = tiny_bundles["int8"]
-    source, target = bundle.manifest.directions[0]
+    source, target = next(iter(bundle.manifest.languages))
     with server_process(bundle.folder) as server:
         with Client(server.address) as client:
             translations = client.translate(sentences_of(bundle, [5, 9, 12]), source=source, target=target)
@@ -152,7 +159,7 @@ def test_the_metrics_count_what_was_translated(tiny_bundles: dict[Precision, Bun
 
 
 def test_a_length_limit_is_kept_and_reported(server: ServerProcess, bundle: Bundle) -> None:
-    source, target = bundle.manifest.directions[0]
+    source, target = next(iter(bundle.manifest.languages))
     with Client(server.address) as client:
         texts = sentences_of(bundle, list(range(20, 40)))
         whole = client.translate(texts, source=source, target=target)
@@ -164,7 +171,7 @@ def test_a_length_limit_is_kept_and_reported(server: ServerProcess, bundle: Bund
 
 
 def test_lines_and_white_space_come_back(server: ServerProcess, bundle: Bundle) -> None:
-    source, target = bundle.manifest.directions[0]
+    source, target = next(iter(bundle.manifest.languages))
     first, second = sentences_of(bundle, [6, 8])
     with Client(server.address) as client:
         texts = client.translate(
@@ -184,30 +191,26 @@ EASY = {
 }
 
 
-def test_the_default_model_translates_in_every_direction() -> None:
-    bundle = Bundle.open(embedded_bundle())
-    assert set(bundle.manifest.directions) == EASY.keys()
-    with server_process(bundle.folder) as server, Client(server.address) as client:
-        for (source, target), (sentence, right) in EASY.items():
-            assert client.translate(sentence, source=source, target=target).text in right
+def test_the_default_model_translates_in_every_direction(default_client: Client) -> None:
+    assert set(Bundle.open(embedded_bundle()).manifest.languages) == EASY.keys()
+    for (source, target), (sentence, right) in EASY.items():
+        assert default_client.translate(sentence, source=source, target=target).text in right
 
 
 LONG = ("Tom went to the market yesterday because he wanted to buy some bread and some cheese for us. " * 6).split()
 
 
 @pytest.mark.parametrize("text", ["Hello!", " ".join(LONG[:20]), " ".join(LONG[:100])], ids=len)
-def test_the_default_model_copes_with_short_and_long_inputs(text: str) -> None:
+def test_the_default_model_copes_with_short_and_long_inputs(default_client: Client, text: str) -> None:
     num_words = len(text.split())
-    with server_process(embedded_bundle()) as server, Client(server.address) as client:
-        for target in ("fr", "de", "es"):
-            translation = client.translate(text, source="en", target=target)
-            assert translation.finish_reason is FinishReason.STOP
-            assert num_words / 3 <= len(translation.text.split()) <= 2 * num_words
+    for target in ("fr", "de", "es"):
+        translation = default_client.translate(text, source="en", target=target)
+        assert translation.finish_reason is FinishReason.STOP
+        assert num_words / 3 <= len(translation.text.split()) <= 2 * num_words
 
 
-def test_the_default_models_weights_align_as_the_server_does() -> None:
+def test_the_default_models_weights_align_as_the_server_does(default_client: Client) -> None:
     text, translation = "The old cat is sleeping on my chair.", "Le vieux chat dort sur ma chaise."
-    with server_process(embedded_bundle()) as server, Client(server.address) as client:
-        aligned = client.align(text, translation, source="en", target="fr")
-        attention = client.attention(text, target_text=translation, source="en", target="fr", dtype="f32")
+    aligned = default_client.align(text, translation, source="en", target="fr")
+    attention = default_client.attention(text, target_text=translation, source="en", target="fr", dtype="f32")
     assert attention.alignment() == aligned

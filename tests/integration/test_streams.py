@@ -1,6 +1,6 @@
 """Streams of requests and of responses over loopback, with an engine that echoes when it is told to."""
 
-from collections.abc import AsyncIterator
+from dataclasses import replace
 
 import grpc
 import pytest
@@ -8,20 +8,18 @@ from google.protobuf.message import Message
 from google.rpc.error_details_pb2 import BadRequest
 
 from dragoman.v1 import translation_pb2 as pb
-from dragoman_server.bundle.bundle import Bundle
 from dragoman_server.config import Config, InputLimits
 from dragoman_server.engine.sequence import Priority
 from dragoman_server.errors import InferenceError
-from dragoman_server.text.tokenizer import Tokenizer
+from dragoman_server.text.tokenizer import TextCodec
+from support import server_parts
 from support.caller import SERVICE, Caller, Refusal, count, counted, refusal
-from support.server_parts import EOS_ID, RunningServer, running_server, tiny_bundle
+from support.server_parts import EOS_ID, RunningServer
 
 STREAM, EXCHANGE, SCORE = (f"{SERVICE}/{method}" for method in ("StreamTranslation", "ExchangeTranslations", "Score"))
 MAX_IN_FLIGHT = 8
-CONFIG = Config(
-    listen="127.0.0.1:0",
-    metrics_listen="127.0.0.1:0",
-    shutdown_grace_seconds=50.0,
+CONFIG = replace(
+    server_parts.CONFIG,
     limits=InputLimits(
         max_inputs=16, max_text_characters=1_000, max_message_bytes=100_000, max_exchange_in_flight=MAX_IN_FLIGHT
     ),
@@ -31,29 +29,9 @@ StreamCall = grpc.aio.UnaryStreamCall[bytes, bytes]
 ExchangeCall = grpc.aio.StreamStreamCall[bytes, bytes]
 
 
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    return tiny_bundle(tmp_path_factory.mktemp("bundle"))
-
-
-@pytest.fixture(scope="module")
-def tokenizer(bundle: Bundle) -> Tokenizer:
-    return Tokenizer(bundle.tokenizer_path)
-
-
 @pytest.fixture
-async def server(
-    bundle: Bundle, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> AsyncIterator[RunningServer]:
-    async with running_server(bundle, monkeypatch, capsys, CONFIG) as running:
-        yield running
-
-
-@pytest.fixture
-async def caller(server: RunningServer) -> AsyncIterator[Caller]:
-    caller = Caller(server.address)
-    yield caller
-    await caller.channel.close()
+def config() -> Config:
+    return CONFIG
 
 
 # -- StreamTranslation -------------------------------------------------------------------------------------------------
@@ -78,7 +56,7 @@ async def read(call: StreamCall) -> pb.StreamTranslationResponse:
 
 
 async def test_deltas_come_while_it_is_decoded_and_the_whole_at_the_end(
-    server: RunningServer, caller: Caller, tokenizer: Tokenizer
+    server: RunningServer, caller: Caller, tokenizer: TextCodec
 ) -> None:
     server.engine.is_holding = True
     call = stream(caller, stream_request(" The cat.\nHow are you?", priority=pb.PRIORITY_INTERACTIVE))
@@ -118,7 +96,7 @@ async def test_blank_text_streams_itself(caller: Caller, text: str) -> None:
 
 
 async def test_a_slow_reader_gets_fewer_and_longer_deltas(
-    server: RunningServer, caller: Caller, tokenizer: Tokenizer
+    server: RunningServer, caller: Caller, tokenizer: TextCodec
 ) -> None:
     server.engine.is_holding = True
     text = "The old cat is sleeping on my chair."
@@ -179,7 +157,7 @@ def score_request(*pairs: tuple[str, str | list[int] | None], **fields: object) 
     return message
 
 
-async def test_targets_are_forced_and_scored(server: RunningServer, caller: Caller, tokenizer: Tokenizer) -> None:
+async def test_targets_are_forced_and_scored(server: RunningServer, caller: Caller, tokenizer: TextCodec) -> None:
     target_ids = tokenizer.encode("Le chat.")
     message = score_request(
         ("The cat.", "Le chat."), (" The cat.\n", target_ids), length_penalty=0.0, priority=pb.PRIORITY_BULK

@@ -7,7 +7,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from dataclasses import fields, replace
 
 import grpc
@@ -18,42 +18,25 @@ from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from dragoman.v1 import translation_pb2 as pb
 from dragoman_server import app
 from dragoman_server.bundle.bundle import Bundle
-from dragoman_server.bundle.manifest import Generation
-from dragoman_server.calls import DecodingFields
-from dragoman_server.config import Config, EngineOptions, InputLimits
+from dragoman_server.config import Config, InputLimits
 from dragoman_server.engine.search_options import EarlyStopping, SearchOptions
 from dragoman_server.engine.sequence import Priority
 from dragoman_server.errors import DeadlineError, EngineDeadError, InferenceError, QueueFullError, StartError
+from dragoman_server.service.calls import DecodingFields
+from support import server_parts
 from support.caller import CHECK, TRANSLATE, WATCH, Caller, Refusal, count, counted, refusal, samples, unary
-from support.server_parts import LIMITS, RunningServer, running_server, tiny_bundle
+from support.server_parts import LIMITS, RunningServer, running_server
 
 SERVING, NOT_SERVING = HealthCheckResponse.SERVING, HealthCheckResponse.NOT_SERVING
-CONFIG = Config(
-    listen="127.0.0.1:0",
-    metrics_listen="127.0.0.1:0",
-    shutdown_grace_seconds=50.0,
+CONFIG = replace(
+    server_parts.CONFIG,
     limits=InputLimits(max_inputs=128, max_text_characters=1_000, max_message_bytes=100_000),
 )
 
 
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    return tiny_bundle(tmp_path_factory.mktemp("bundle"))
-
-
 @pytest.fixture
-async def server(
-    bundle: Bundle, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> AsyncIterator[RunningServer]:
-    async with running_server(bundle, monkeypatch, capsys, CONFIG) as running:
-        yield running
-
-
-@pytest.fixture
-async def caller(server: RunningServer) -> AsyncIterator[Caller]:
-    caller = Caller(server.address)
-    yield caller
-    await caller.channel.close()
+def config() -> Config:
+    return CONFIG
 
 
 def request(*texts: str, source: str = "en", target: str = "fr", **fields: object) -> pb.TranslateRequest:
@@ -113,8 +96,8 @@ async def test_a_target_prefix_is_part_of_the_translation(server: RunningServer,
 
 
 async def test_the_deadline_reaches_the_engine(server: RunningServer, caller: Caller) -> None:
-    await caller.translate(request("Hello."), timeout=20)
-    assert 15 < server.engine.requests[0].deadline - time.monotonic() < 25
+    await caller.translate(request("Hello."), timeout=1000)
+    assert 900 < server.engine.requests[0].deadline - time.monotonic() < 1001
     await unary(caller.channel)(request("Hello.").SerializeToString())
     assert server.engine.requests[1].deadline == math.inf
 
@@ -309,12 +292,10 @@ async def test_a_cancellation_of_our_own_is_answered(server: RunningServer, call
     server.engine.is_holding = True
     call = caller.start(request("Hello."))
     await server.engine.submitted()
-    started = time.monotonic()
     server.engine.futures[0].cancel()
     with pytest.raises(grpc.aio.AioRpcError):
         await call
-    assert time.monotonic() - started < 5  # and not at the caller's deadline
-    assert (await refusal(call)).code is grpc.StatusCode.UNAVAILABLE
+    assert (await refusal(call)).code is grpc.StatusCode.UNAVAILABLE  # and not its deadline
 
 
 async def test_a_caller_who_leaves_withdraws_the_call(server: RunningServer, caller: Caller) -> None:
@@ -346,7 +327,7 @@ async def test_a_running_server_is_serving(server: RunningServer, caller: Caller
 async def test_health_of_an_unknown_service_is_not_found(server: RunningServer, caller: Caller) -> None:
     refused = await caller.refusal(HealthCheckRequest(service="other"), CHECK)
     assert refused.code is grpc.StatusCode.NOT_FOUND
-    assert count(server, "NOT_FOUND", CHECK) == 1
+    await counted(server, "NOT_FOUND", CHECK)
 
 
 async def test_watchers_learn_of_the_end_and_hold_up_nobody(server: RunningServer, caller: Caller) -> None:
@@ -357,13 +338,11 @@ async def test_watchers_learn_of_the_end_and_hold_up_nobody(server: RunningServe
     first, second = (aiter(call) for call in calls[1:])
     seen = [HealthCheckResponse.FromString(await anext(messages)).status for messages in (first, second)]
     assert seen == [SERVING, HealthCheckResponse.SERVICE_UNKNOWN]
-    started = time.monotonic()
     os.kill(os.getpid(), signal.SIGTERM)
     assert HealthCheckResponse.FromString(await anext(first)).status == NOT_SERVING
     for call in calls[1:]:
         assert await call.code() is grpc.StatusCode.UNAVAILABLE
     assert await server.exit_code == 0
-    assert time.monotonic() - started < 10  # of the grace
 
 
 async def test_health_follows_the_heartbeat_of_the_engine(
@@ -428,9 +407,8 @@ async def test_calls_left_after_the_grace_are_told_to_go_elsewhere(
 
 async def test_a_second_signal_ends_the_grace(server: RunningServer, caller: Caller) -> None:
     server.engine.is_holding = True
-    call = caller.start(request("Hello."), timeout=20)
+    call = caller.start(request("Hello."), timeout=1000)
     await server.engine.submitted()
-    started = time.monotonic()
     os.kill(os.getpid(), signal.SIGINT)
     await asyncio.sleep(0.1)
     os.kill(os.getpid(), signal.SIGINT)
@@ -438,7 +416,6 @@ async def test_a_second_signal_ends_the_grace(server: RunningServer, caller: Cal
         await call
     assert (await refusal(call)).code is grpc.StatusCode.UNAVAILABLE
     assert await server.exit_code == 0
-    assert time.monotonic() - started < 10
 
 
 async def test_a_dead_engine_answers_everyone_and_ends_the_server(server: RunningServer, caller: Caller) -> None:
@@ -473,11 +450,13 @@ async def test_a_metrics_port_in_use_is_refused() -> None:
             await app.serve(replace(CONFIG, metrics_listen=address))
 
 
-async def test_a_model_whose_default_beam_has_no_room_is_refused(
-    bundle: Bundle, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+async def test_lanes_beyond_the_cpus_are_warned_of_and_served(
+    bundle: Bundle,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    wide = replace(bundle, manifest=replace(bundle.manifest, generation=Generation(beam_size=5)))
-    config = replace(CONFIG, engine=EngineOptions(max_running=4))
-    with pytest.raises(StartError, match=r"max_running is 4; the model's default beam_size of 5 needs"):
-        async with running_server(wide, monkeypatch, capsys, config):
-            pass
+    monkeypatch.setattr(app, "cpu_allowance", lambda: 0.5)
+    async with running_server(bundle, monkeypatch, capsys, CONFIG) as server:
+        assert server.line.startswith("serving ")
+    assert "lanes (1) x num_threads (1) is more than the 0.5 CPUs of this process" in caplog.text

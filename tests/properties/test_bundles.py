@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from dragoman_server.bundle.bundle import Bundle
 from dragoman_server.bundle.manifest import MANIFEST_FILE, Precision
-from dragoman_server.bundle.parity import replay
 from dragoman_server.errors import BundleError
+from dragoman_server.registry.parity import replay
 from dragoman_server.runtime.runner import OnnxRunner
 
 SCALARS = st.one_of(

@@ -3,7 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import fields, replace
 
-from dragoman_server.calls import (
+from dragoman_server.config import InputLimits
+from dragoman_server.errors import InvalidInputError
+from dragoman_server.service.calls import (
     CallContext,
     DecodingFields,
     Pair,
@@ -12,9 +14,7 @@ from dragoman_server.calls import (
     TranslateCall,
     TranslateConfig,
 )
-from dragoman_server.config import InputLimits
-from dragoman_server.errors import InvalidInputError
-from dragoman_server.results import TranslatedText, TranslateOutcome
+from dragoman_server.service.results import TranslatedText, TranslateOutcome
 from dragoman_server.text.segmentation import Segmentation
 
 NOW = CallContext()

@@ -11,21 +11,28 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import sentencepiece
 
 from dragoman_server import app
 from dragoman_server.bundle.bundle import Bundle
+from dragoman_server.bundle.framing import FramingTemplate
+from dragoman_server.bundle.languages import LanguageTable
 from dragoman_server.bundle.manifest import Architecture, Limits, Manifest, Parity, StateTensors
 from dragoman_server.config import Config
 from dragoman_server.engine.sequence import Completion, FinishReason, Hypothesis, Request
 from dragoman_server.errors import DragomanError, EngineDeadError
+from dragoman_server.registry.model import Model
 
 LANGUAGES = ("en", "fr", "de")
 EOS_ID = 3
 VERSION = "0123456789ab"
+CONFIG = Config(
+    listen="127.0.0.1:0",
+    metrics_listen="127.0.0.1:0",
+    shutdown_grace_seconds=1000.0,  # longer than a test may take: whoever waits for its end fails
+)
 LIMITS = Limits(max_source_tokens=64, max_target_tokens=96, segment_tokens=24)
 SENTENCES = (
     "The old cat is sleeping on my chair.",
@@ -56,13 +63,13 @@ def train_tokenizer(path: Path) -> None:
 
 
 def tiny_manifest() -> Manifest:
-    directions = tuple((a, b) for a in LANGUAGES for b in LANGUAGES if "en" in (a, b) and a != b)
+    directions = [(a, b) for a in LANGUAGES for b in LANGUAGES if "en" in (a, b) and a != b]
     return Manifest(
         name="tiny",
         architecture=Architecture(1, 1, 1, 8, 400),
         precision="fp32",
-        directions=directions,
-        source_prefix_ids={language: (4 + index,) for index, language in enumerate(LANGUAGES)},
+        languages=LanguageTable.of(directions, {language: (4 + index,) for index, language in enumerate(LANGUAGES)}),
+        framing=FramingTemplate(("target",), (EOS_ID,), ()),
         decoder_start_token_id=2,
         eos_token_id=EOS_ID,
         pad_token_id=0,
@@ -76,7 +83,7 @@ def tiny_manifest() -> Manifest:
 def tiny_bundle(folder: Path) -> Bundle:
     """A bundle without graphs, for servers with an engine that needs none."""
     bundle = Bundle(folder, tiny_manifest(), VERSION)
-    train_tokenizer(bundle.tokenizer_path)
+    train_tokenizer(folder / "tokenizer.model")
     return bundle
 
 
@@ -194,13 +201,13 @@ async def running_server(
     engine = FakeEngine()
     callbacks = {}
 
-    def build_engine(*_: object, **keywords: object) -> FakeEngine:
+    def open_model(*_: object, **keywords: object) -> Model:
         callbacks.update(keywords)
-        return engine
+        return Model(bundle, engine)
 
-    runner = SimpleNamespace(kv_bytes_per_token=32, max_kv_bytes=4096)
-    monkeypatch.setattr(app, "_load", lambda _: (bundle, [runner]))
-    monkeypatch.setattr(app, "Engine", build_engine)
+    monkeypatch.setattr(Model, "open", open_model)
+    monkeypatch.setattr(Model, "kv_bytes_per_token", 32)
+    monkeypatch.setattr(Model, "max_kv_bytes", 4096)
     capsys.readouterr()
     task = asyncio.create_task(app.serve(config))
     line = ""

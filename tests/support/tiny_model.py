@@ -13,8 +13,11 @@ import torch
 from torch import nn
 
 from dragoman_export.checkpoint import Checkpoint, Config
+from dragoman_export.greedy import Source
 from dragoman_export.model import Dimensions, Transformer
 from dragoman_export.train.tokenizer import BOS_ID, EOS_ID, PAD_ID, language_tag, train_tokenizer
+from dragoman_server.bundle.framing import FramingTemplate
+from dragoman_server.bundle.languages import LanguageTable
 
 LANGUAGES = ("de", "fr")
 TEXT = """
@@ -78,29 +81,30 @@ def random_checkpoint(seed: int = 0, **dimensions: Any) -> Checkpoint:
             model.output_bias.normal_(std=0.1, generator=generator)
             model.output_bias[EOS_ID] = EOS_BIAS
             model.output_bias[[PAD_ID, BOS_ID]] = -100.0
-    tags: dict[str, tuple[int, ...]] = {code: (tokenizer().piece_to_id(language_tag(code)),) for code in LANGUAGES}
+    tags = {code: (tokenizer().piece_to_id(language_tag(code)),) for code in LANGUAGES}
     config = Config(
         name="tiny",
         dimensions=dims,
         pad_token_id=PAD_ID,
         bos_token_id=BOS_ID,
         eos_token_id=EOS_ID,
-        directions=tuple(("en", code) for code in LANGUAGES),
-        source_prefix_ids=tags,
+        languages=LanguageTable.of((("en", code) for code in LANGUAGES), tags),
+        framing=FramingTemplate(("target",), (EOS_ID,), ()),
     )
     return Checkpoint(config, model.eval(), tokenizer_model())
 
 
-def random_source(checkpoint: Checkpoint, num_tokens: int, rng: random.Random) -> tuple[int, ...]:
-    """Encoder input of this length, tag and end-of-sentence included; of any ids but those of specials."""
+def random_source(checkpoint: Checkpoint, num_tokens: int, rng: random.Random) -> Source:
+    """A source of this length, tag and end-of-sentence included; of any ids but those of specials."""
     config = checkpoint.config
-    tag = rng.choice(sorted(config.source_prefix_ids.values()))
-    num_words = num_tokens - len(tag) - 1
+    direction = rng.choice([*config.languages])
+    framing = config.framing_of(direction)
+    num_words = num_tokens - framing.num_specials
     words = [rng.randrange(EOS_ID + 3, config.dimensions.source_vocabulary_size) for _ in range(num_words)]
-    return (*tag, *words, config.eos_token_id)
+    return Source(direction, framing.frame(words))
 
 
-def random_sources(checkpoint: Checkpoint, count: int, seed: int = 0) -> list[tuple[int, ...]]:
+def random_sources(checkpoint: Checkpoint, count: int, seed: int = 0) -> list[Source]:
     """Sources of 2 to 24 tokens."""
     rng = random.Random(seed)
     return [random_source(checkpoint, rng.randint(2, 24), rng) for _ in range(count)]

@@ -27,6 +27,8 @@ from benchmarks.statistics import (
 from benchmarks.worker import running
 from dragoman_export.checkpoint import Checkpoint, Config
 from dragoman_export.model import Dimensions, Transformer, sinusoids
+from dragoman_server.bundle.framing import FramingTemplate
+from dragoman_server.bundle.languages import LanguageTable
 
 
 def test_a_summary_is_the_median_and_the_extremes() -> None:
@@ -158,7 +160,8 @@ def checkpoint(**dimensions: Any) -> Checkpoint:
         for parameter in model.parameters():
             if parameter.dim() == 1:
                 torch.nn.init.normal_(parameter, mean=0.1)
-    return Checkpoint(Config("tiny", dims, 0, 2, 3, (("en", "fr"),), {"fr": ()}), model, b"")
+    config = Config("tiny", dims, 0, 2, 3, LanguageTable.of([("en", "fr")]), FramingTemplate((), (3,), ()))
+    return Checkpoint(config, model, b"")
 
 
 def logits(of: Checkpoint) -> torch.Tensor:

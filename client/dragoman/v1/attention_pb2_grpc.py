@@ -26,22 +26,22 @@ if _version_not_supported:
 
 
 class AttentionServiceStub(object):
-    """Shows the attention weights of an encoder-decoder Transformer, and what words
-    they align.
+    """Shows the attention weights of an encoder-decoder Transformer, and the words
+    that they align.
 
-    Weights come from one teacher-forced pass over the finished target, whoever
-    wrote it, so that they are the same for a target that was translated now, in
-    any way, and for the same target given by the caller. Rows are what attends
-    (the query), columns what is attended to (the key); every row sums to 1.
+    Weights come from one teacher-forced pass over the finished target. They are
+    the same for a target that was translated now, with any options, and for the
+    same target given by the caller. Rows are the tokens that attend (queries),
+    columns the tokens that are attended to (keys); every row sums to 1.
 
-    Attention is not explanation: it shows where the model read, not why it said
-    what it said.
+    Attention is not an explanation: it shows where the model read, not the
+    reason for its choice.
 
-    Errors are as those of TranslationService, and beside them
+    Errors are those of TranslationService, and
 
-    * INVALID_ARGUMENT: a kind, layer or head that the model does not have, a text
-    that is blank or more than one segment, a target that cannot be one, or more
-    bytes than the server sends; nothing has been computed then.
+    * INVALID_ARGUMENT: a kind, layer or head that the model does not have, a
+    text that is blank or more than one segment, a target that cannot be one,
+    or more bytes than the server sends; nothing has been computed then.
     * FAILED_PRECONDITION: the model's bundle has no attention graph.
     """
 
@@ -64,31 +64,31 @@ class AttentionServiceStub(object):
 
 
 class AttentionServiceServicer(object):
-    """Shows the attention weights of an encoder-decoder Transformer, and what words
-    they align.
+    """Shows the attention weights of an encoder-decoder Transformer, and the words
+    that they align.
 
-    Weights come from one teacher-forced pass over the finished target, whoever
-    wrote it, so that they are the same for a target that was translated now, in
-    any way, and for the same target given by the caller. Rows are what attends
-    (the query), columns what is attended to (the key); every row sums to 1.
+    Weights come from one teacher-forced pass over the finished target. They are
+    the same for a target that was translated now, with any options, and for the
+    same target given by the caller. Rows are the tokens that attend (queries),
+    columns the tokens that are attended to (keys); every row sums to 1.
 
-    Attention is not explanation: it shows where the model read, not why it said
-    what it said.
+    Attention is not an explanation: it shows where the model read, not the
+    reason for its choice.
 
-    Errors are as those of TranslationService, and beside them
+    Errors are those of TranslationService, and
 
-    * INVALID_ARGUMENT: a kind, layer or head that the model does not have, a text
-    that is blank or more than one segment, a target that cannot be one, or more
-    bytes than the server sends; nothing has been computed then.
+    * INVALID_ARGUMENT: a kind, layer or head that the model does not have, a
+    text that is blank or more than one segment, a target that cannot be one,
+    or more bytes than the server sends; nothing has been computed then.
     * FAILED_PRECONDITION: the model's bundle has no attention graph.
     """
 
     def GetAttention(self, request, context):
         """Attention weights of one text, and of translations of it.
 
-        The first message is the header: all tokens, and which tensors follow in
-        which shape. Then come the bytes of the tensors, one after the other, in
-        chunks of at most 512 KiB.
+        The first message is the header: all tokens, and the tensors that follow
+        with their shapes. Then come the bytes of the tensors, one tensor after the
+        other, in chunks of at most 512 KiB.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -125,22 +125,22 @@ def add_AttentionServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class AttentionService(object):
-    """Shows the attention weights of an encoder-decoder Transformer, and what words
-    they align.
+    """Shows the attention weights of an encoder-decoder Transformer, and the words
+    that they align.
 
-    Weights come from one teacher-forced pass over the finished target, whoever
-    wrote it, so that they are the same for a target that was translated now, in
-    any way, and for the same target given by the caller. Rows are what attends
-    (the query), columns what is attended to (the key); every row sums to 1.
+    Weights come from one teacher-forced pass over the finished target. They are
+    the same for a target that was translated now, with any options, and for the
+    same target given by the caller. Rows are the tokens that attend (queries),
+    columns the tokens that are attended to (keys); every row sums to 1.
 
-    Attention is not explanation: it shows where the model read, not why it said
-    what it said.
+    Attention is not an explanation: it shows where the model read, not the
+    reason for its choice.
 
-    Errors are as those of TranslationService, and beside them
+    Errors are those of TranslationService, and
 
-    * INVALID_ARGUMENT: a kind, layer or head that the model does not have, a text
-    that is blank or more than one segment, a target that cannot be one, or more
-    bytes than the server sends; nothing has been computed then.
+    * INVALID_ARGUMENT: a kind, layer or head that the model does not have, a
+    text that is blank or more than one segment, a target that cannot be one,
+    or more bytes than the server sends; nothing has been computed then.
     * FAILED_PRECONDITION: the model's bundle has no attention graph.
     """
 

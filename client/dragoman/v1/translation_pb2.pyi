@@ -6,16 +6,18 @@ reference.
 
 Conventions that hold for every message:
 
-* Offsets and lengths of text count Unicode code points of the string that
-  the caller sent, whatever normalisation the model applies.
+* Offsets and lengths of text count Unicode code points of the caller's
+  string, whatever normalisation the model applies.
 * Log-probabilities are natural logarithms, taken from the model before any
   decoding option changed them.
 * An `optional` field that is absent means "the default of the model bundle".
   An explicit value is always honoured or refused, never silently changed.
 * An enum value that the server does not know is INVALID_ARGUMENT.
-* Language codes are BCP-47 tags, for example "en" or "pt-BR", in any case. A
-  tag that the model does not have stands for the nearest that it has, by the
-  look-up of RFC 4647: "en-US" for "en". Answers say which one that was.
+* Language codes are BCP-47 tags, for example "en" or "pt-BR", in any letter
+  case. A model's own code, such as "eng_Latn", is understood where its
+  bundle lists it. A tag that the model does not have stands for the nearest
+  that it has, by the look-up of RFC 4647: "en-US" for "en". Answers have the
+  model's tag.
 """
 
 import builtins
@@ -54,8 +56,8 @@ class _EarlyStoppingEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._
     """"never": only when no live hypothesis could become better, however long."""
 
 class EarlyStopping(_EarlyStopping, metaclass=_EarlyStoppingEnumTypeWrapper):
-    """When a beam search is over, beside reaching the longest target: Hugging
-    Face's `early_stopping`.
+    """The end of a beam search, beside reaching the longest target: Hugging Face's
+    `early_stopping`.
     """
 
 EARLY_STOPPING_UNSPECIFIED: EarlyStopping.ValueType  # 0
@@ -77,28 +79,28 @@ class _Priority:
 class _PriorityEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_Priority.ValueType], builtins.type):
     DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
     PRIORITY_UNSPECIFIED: _Priority.ValueType  # 0
-    """As PRIORITY_DEFAULT."""
+    """Same as PRIORITY_DEFAULT."""
     PRIORITY_INTERACTIVE: _Priority.ValueType  # 1
-    """Somebody is waiting in front of a screen."""
+    """The largest share: somebody is waiting in front of a screen."""
     PRIORITY_DEFAULT: _Priority.ValueType  # 2
-    """Neither."""
+    """The usual share."""
     PRIORITY_BULK: _Priority.ValueType  # 3
-    """Nobody is waiting."""
+    """The smallest share: nobody is waiting."""
 
 class Priority(_Priority, metaclass=_PriorityEnumTypeWrapper):
-    """Who gets the larger share of the server while there is not enough for all;
-    nobody gets none. Within a priority, calls take turns: one with many segments
-    does not hold up one with few.
+    """The share of the server that a call gets while there is more work than the
+    server can do at once. No priority starves. Within a priority, calls take
+    turns: a call with many segments does not hold up a call with few.
     """
 
 PRIORITY_UNSPECIFIED: Priority.ValueType  # 0
-"""As PRIORITY_DEFAULT."""
+"""Same as PRIORITY_DEFAULT."""
 PRIORITY_INTERACTIVE: Priority.ValueType  # 1
-"""Somebody is waiting in front of a screen."""
+"""The largest share: somebody is waiting in front of a screen."""
 PRIORITY_DEFAULT: Priority.ValueType  # 2
-"""Neither."""
+"""The usual share."""
 PRIORITY_BULK: Priority.ValueType  # 3
-"""Nobody is waiting."""
+"""The smallest share: nobody is waiting."""
 global___Priority = Priority
 
 class _Segmentation:
@@ -108,54 +110,52 @@ class _Segmentation:
 class _SegmentationEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_Segmentation.ValueType], builtins.type):
     DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
     SEGMENTATION_UNSPECIFIED: _Segmentation.ValueType  # 0
-    """The model's default. Most models were trained on single sentences and drop
-    or blur the others where they are given several: theirs is
-    SEGMENTATION_SENTENCE.
+    """The model's default. It is SEGMENTATION_SENTENCE for most models: they were
+    trained on single sentences, and lose content where a segment has several.
     """
     SEGMENTATION_LINE: _Segmentation.ValueType  # 1
-    """A line is never split, whatever white space it has. One that is too long for
-    the model is an INVALID_ARGUMENT error of its input.
+    """A line is never split, whatever white space it has. A line that is too long
+    for the model is an INVALID_ARGUMENT error of its input.
     """
     SEGMENTATION_SENTENCE: _Segmentation.ValueType  # 2
     """A line is always split into sentences."""
     SEGMENTATION_PACKED: _Segmentation.ValueType  # 3
-    """A line is split into sentences only where it has more tokens than the
-    model's `segment_tokens`; as many neighbours as fit stay together, where no
-    more than an ordinary space is between them.
+    """A line is split into sentences only if it has more tokens than the model's
+    `segment_tokens`. As many neighbouring sentences as fit stay together, if
+    no more than an ordinary space is between them.
     """
 
 class Segmentation(_Segmentation, metaclass=_SegmentationEnumTypeWrapper):
     """How a line of text is cut into segments, the units that the model translates
     in one piece.
 
-    Line breaks always separate segments. What is between segments comes back as it
-    was: line breaks, white space, and lines and sentences without words. Those
-    have no letter, such as "12:30", or none outside of web and e-mail addresses,
-    placeholders such as "{name}" and "%s", markup and code in backticks. Only
-    where nothing was between two segments, as in Chinese, there is a space between
-    their translations, in languages that have it.
+    Line breaks always separate segments. Text between segments is returned
+    unchanged: line breaks, white space, and lines and sentences without words. A
+    line or sentence has no words if it has no letter, such as "12:30", or none
+    outside of web and e-mail addresses, placeholders such as "{name}" and "%s",
+    markup and code in backticks. Where nothing is between two segments, as in
+    Chinese, their translations are separated by a space if the target language
+    uses spaces.
 
-    Sentences end by the rules of the source's language. Where lines are split, wide
-    gaps in them also separate segments: white space with a tab, or of three
-    characters and more. Within a segment, white space is left to the model, which
-    may write it in another way.
+    Sentences end by the rules of the source's language. Where lines are split,
+    wide gaps in them also separate segments: white space with a tab, or of three
+    characters and more. Within a segment, the model may change white space.
     """
 
 SEGMENTATION_UNSPECIFIED: Segmentation.ValueType  # 0
-"""The model's default. Most models were trained on single sentences and drop
-or blur the others where they are given several: theirs is
-SEGMENTATION_SENTENCE.
+"""The model's default. It is SEGMENTATION_SENTENCE for most models: they were
+trained on single sentences, and lose content where a segment has several.
 """
 SEGMENTATION_LINE: Segmentation.ValueType  # 1
-"""A line is never split, whatever white space it has. One that is too long for
-the model is an INVALID_ARGUMENT error of its input.
+"""A line is never split, whatever white space it has. A line that is too long
+for the model is an INVALID_ARGUMENT error of its input.
 """
 SEGMENTATION_SENTENCE: Segmentation.ValueType  # 2
 """A line is always split into sentences."""
 SEGMENTATION_PACKED: Segmentation.ValueType  # 3
-"""A line is split into sentences only where it has more tokens than the
-model's `segment_tokens`; as many neighbours as fit stay together, where no
-more than an ordinary space is between them.
+"""A line is split into sentences only if it has more tokens than the model's
+`segment_tokens`. As many neighbouring sentences as fit stay together, if
+no more than an ordinary space is between them.
 """
 global___Segmentation = Segmentation
 
@@ -181,16 +181,16 @@ class _SuspicionEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._Enum
     """The target was cut off by its limit."""
     SUSPICION_NOT_COPIED: _Suspicion.ValueType  # 6
     """A number, an address, a placeholder or the like of the source is not in the
-    target. Numbers may be written in another way there: 1,234.56 as 1.234,56.
-    Those of one digit and times of day do not count.
+    target. Numbers may have another format there: 1,234.56 as 1.234,56.
+    Numbers of one digit and times of day do not count.
     """
     SUSPICION_UNKNOWN_SCRIPT: _Suspicion.ValueType  # 7
-    """More than three in ten of the source's letters are none of the model's
+    """More than three in ten of the source's letters are not in the model's
     vocabulary: the text may be in another script or language.
     """
 
 class Suspicion(_Suspicion, metaclass=_SuspicionEnumTypeWrapper):
-    """What is unusual about a translation."""
+    """An unusual property of a translation."""
 
 SUSPICION_UNSPECIFIED: Suspicion.ValueType  # 0
 """Never sent by a server of this version."""
@@ -208,11 +208,11 @@ SUSPICION_CUT_OFF: Suspicion.ValueType  # 5
 """The target was cut off by its limit."""
 SUSPICION_NOT_COPIED: Suspicion.ValueType  # 6
 """A number, an address, a placeholder or the like of the source is not in the
-target. Numbers may be written in another way there: 1,234.56 as 1.234,56.
-Those of one digit and times of day do not count.
+target. Numbers may have another format there: 1,234.56 as 1.234,56.
+Numbers of one digit and times of day do not count.
 """
 SUSPICION_UNKNOWN_SCRIPT: Suspicion.ValueType  # 7
-"""More than three in ten of the source's letters are none of the model's
+"""More than three in ten of the source's letters are not in the model's
 vocabulary: the text may be in another script or language.
 """
 global___Suspicion = Suspicion
@@ -233,7 +233,7 @@ class _FinishReasonEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._E
     """
 
 class FinishReason(_FinishReason, metaclass=_FinishReasonEnumTypeWrapper):
-    """Why decoding of a hypothesis ended."""
+    """The reason why decoding of a hypothesis ended."""
 
 FINISH_REASON_UNSPECIFIED: FinishReason.ValueType  # 0
 """Never sent by a server of this version."""
@@ -247,7 +247,9 @@ global___FinishReason = FinishReason
 
 @typing.final
 class TranslateRequest(google.protobuf.message.Message):
-    """What to translate, and how. Everything but `inputs` applies to all inputs."""
+    """Texts to translate, and options. Everything but `inputs` applies to all
+    inputs.
+    """
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -270,10 +272,10 @@ class TranslateRequest(google.protobuf.message.Message):
     segmentation: global___Segmentation.ValueType
     """How a line of text is cut into segments."""
     priority: global___Priority.ValueType
-    """Who goes first where not all can."""
+    """Priority of decoding."""
     include_signals: builtins.bool
-    """Whether to say of every segment how its translation sits on its source. It
-    takes another pass of the model over each. FAILED_PRECONDITION where the
+    """Whether to return the signals of every segment's translation. They take
+    another pass of the model over each segment. FAILED_PRECONDITION where the
     model's bundle has no attention graph.
     """
     @property
@@ -284,7 +286,7 @@ class TranslateRequest(google.protobuf.message.Message):
 
     @property
     def options(self) -> global___DecodingOptions:
-        """How to decode. Absent means the defaults of the model bundle."""
+        """Options of decoding. Absent means the defaults of the model bundle."""
 
     def __init__(
         self,
@@ -316,11 +318,11 @@ class TranslationInput(google.protobuf.message.Message):
     an error: it translates to itself, without segments.
     """
     target_prefix: builtins.str
-    """What the translation begins with; part of the text and the tokens of every
-    hypothesis. It is read as the tokenizer reads text, which for instance drops
-    white space at the end; what the model's vocabulary cannot spell is refused.
-    It may have fewer tokens than the segment may have target tokens, and `text`
-    must be a single segment then: SEGMENTATION_LINE makes one of a line.
+    """The beginning of the translation; part of the text and the tokens of every
+    hypothesis. It is tokenized like any text, which for instance drops white
+    space at its end. A prefix that the model's vocabulary cannot spell is
+    refused. It must have fewer tokens than the segment may have target tokens,
+    and `text` must be a single segment: SEGMENTATION_LINE makes one of a line.
     """
     def __init__(
         self,
@@ -363,11 +365,12 @@ class DecodingOptions(google.protobuf.message.Message):
     included. At least 1 and at most the model's own limit. A segment that
     reaches it ends with FINISH_REASON_LENGTH. Absent means `max_length_ratio`,
     and without that three times the segment's source tokens plus 32, or one
-    more than `min_target_tokens` where that is more. The model's limit holds in
-    any case.
+    more than `min_target_tokens` where that is more. The model's limit holds
+    in any case.
     """
     min_target_tokens: builtins.int
-    """End-of-sentence, which is not counted, cannot come before this many tokens.
+    """End-of-sentence, which is not counted, is never decoded before this many
+    tokens.
     At most `max_target_tokens`. Absent means 0.
     """
     max_length_ratio: builtins.float
@@ -380,13 +383,13 @@ class DecodingOptions(google.protobuf.message.Message):
     """
     beam_size: builtins.int
     """Live hypotheses of a beam search. 1 is greedy search, or sampling. At most
-    what the server decodes together. Absent means the bundle's default, and 1
-    with sampling.
+    as many as the server decodes together. Absent means the bundle's default,
+    and 1 with sampling.
     """
     num_hypotheses: builtins.int
     """How many hypotheses to return, best `score` first: at most `beam_size`, or
-    with sampling that many independent samples, at most what the server decodes
-    together. Absent means 1.
+    with sampling that many independent samples, at most as many as the server
+    decodes together. Absent means 1.
     """
     length_penalty: builtins.float
     """The exponent p of
@@ -397,41 +400,41 @@ class DecodingOptions(google.protobuf.message.Message):
     means the bundle's default.
     """
     patience: builtins.float
-    """A beam search keeps round(beam_size * patience) finished hypotheses and
-    counts as full with as many (Kasai et al. 2022). 1 is Hugging Face's search
+    """A beam search keeps round(beam_size * patience) finished hypotheses and is
+    full with as many (Kasai et al. 2022). 1 is Hugging Face's search
     and the only value without a beam. From 0.1 to 10. Absent means 1.
     """
     early_stopping: global___EarlyStopping.ValueType
-    """When a beam search is over. Unspecified means the bundle's default."""
+    """The end of a beam search. Unspecified means the bundle's default."""
     temperature: builtins.float
-    """Sampling: log-probabilities are divided by it, so that below 1 is sharper
-    and above 1 flatter. From 0.01 to 100. Absent means 1.
+    """Sampling: log-probabilities are divided by this number. Below 1 the
+    distribution is sharper, above 1 flatter. From 0.01 to 100. Absent means 1.
     """
     top_k: builtins.int
     """Sampling: only the k most probable tokens. 0 is all. Absent means 50."""
     top_p: builtins.float
-    """Sampling: of these, the fewest most probable ones whose probabilities sum up
-    to at least p (Holtzman et al. 2020). From 0.000001 to 1, which is all.
+    """Sampling: of these, the fewest most probable ones whose probabilities sum
+    up to at least p (Holtzman et al. 2020). From 0.000001 to 1, which is all.
     Absent means 1.
     """
     seed: builtins.int
     """Sampling: the same seed gives the same samples, whatever else is decoded.
-    Absent means others every time.
+    Absent means other samples every time.
     """
     repetition_penalty: builtins.float
-    """Tokens that the target has already get less likely: their logits (in a beam
-    search: log-probabilities) are divided by it where positive, multiplied
-    where negative (Keskar et al. 2019). From 0.01 to 100. 1 is off. Absent
-    means 1.
+    """Makes tokens that are in the target already less likely: their logits (in a
+    beam search: log-probabilities) are divided by this number where positive,
+    multiplied where negative (Keskar et al. 2019). From 0.01 to 100. 1 is off.
+    Absent means 1.
     """
     no_repeat_ngram_size: builtins.int
     """No sequence of this many tokens comes twice. 0 is off. Absent means 0."""
     @property
     def suppressed_words(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
-        """Words that must not come, at most 64. Each is tokenized as a word of its
-        own, with a preceding space, and that sequence of 1 to 16 tokens is kept from
-        coming; other sequences that spell the same are not, such as the word in
-        upper case or as part of another. What the model's vocabulary cannot spell is
+        """Words that are never decoded, at most 64. Each is tokenized as a separate
+        word, with a preceding space, and that sequence of 1 to 16 tokens is
+        suppressed. Other sequences are not, such as the word in upper case or as
+        part of another word. A word that the model's vocabulary cannot spell is
         refused.
         """
 
@@ -501,8 +504,8 @@ class TranslateResponse(google.protobuf.message.Message):
     weights.
     """
     source_language_code: builtins.str
-    """The model's own tags of the two languages, which may be others than those of
-    the call: "en" where it said "en-US".
+    """The model's tag of the source language, which may differ from the code of
+    the call: "en" for "en-US".
     """
     target_language_code: builtins.str
     """As above."""
@@ -524,7 +527,7 @@ global___TranslateResponse = TranslateResponse
 
 @typing.final
 class TranslationResult(google.protobuf.message.Message):
-    """What became of one input."""
+    """The result for one input."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -568,13 +571,13 @@ class Translation(google.protobuf.message.Message):
     """
     @property
     def segments(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___Segment]:
-        """The segments in the order of the source. Blank lines, and those without words,
-        belong to no segment.
+        """The segments in the order of the source. Blank lines, and those without
+        words, belong to no segment.
         """
 
     @property
     def stats(self) -> global___RequestStats:
-        """Where the time went, and how much was translated."""
+        """Times and numbers of tokens."""
 
     def __init__(
         self,
@@ -612,7 +615,7 @@ class Segment(google.protobuf.message.Message):
 
     @property
     def signals(self) -> global___Signals:
-        """How the best hypothesis sits on the source, where it was asked for."""
+        """Signals of the best hypothesis, if requested."""
 
     def __init__(
         self,
@@ -629,11 +632,12 @@ global___Segment = Segment
 
 @typing.final
 class Signals(google.protobuf.message.Message):
-    """What attention says of a translation. Weights are those from target to source
-    in the layer and heads that align best, tags not counted.
+    """Risk signals of a translation, read from attention. Weights are those from
+    target to source in the layer and heads that align best, without language
+    tags.
 
-    They are hints for a reader, not verdicts: a good translation may leave words
-    without attention, and a bad one need not.
+    They are hints, not verdicts: a good translation may leave words without
+    attention, and a bad one need not.
     """
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
@@ -646,20 +650,21 @@ class Signals(google.protobuf.message.Message):
     LENGTH_RATIO_FIELD_NUMBER: builtins.int
     SUSPICIONS_FIELD_NUMBER: builtins.int
     source_coverage: builtins.float
-    """The share of the source's tokens that are covered: the weights on such a
+    """The share of the source's tokens that are covered. The weights on a covered
     token, summed over the target, reach 0.2. 0 to 1.
     """
     attention_entropy: builtins.float
-    """The mean over target tokens of the entropy of their weights, over its
-    largest possible value: 0 is one source token each, 1 all alike.
+    """The mean over target tokens of the entropy of their weights, divided by its
+    largest possible value: at 0 each attends to one source token, at 1 to all
+    alike.
     """
     end_of_sentence_share: builtins.float
-    """The mean weight of the source's end-of-sentence, where attention rests that
-    reads nothing.
+    """The mean weight of the source's end-of-sentence, on which attention rests
+    when it reads nothing.
     """
     repetition: builtins.float
-    """The share of the target's tokens that stand in a sequence of four which came
-    before. 0 to 1.
+    """The share of the target's tokens in sequences of four that occurred before.
+    0 to 1.
     """
     length_ratio: builtins.float
     """Target tokens over source tokens, neither counting specials."""
@@ -671,7 +676,7 @@ class Signals(google.protobuf.message.Message):
 
     @property
     def suspicions(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[global___Suspicion.ValueType]:
-        """Which of them are beyond what is usual. Empty for most translations."""
+        """The unusual properties. Empty for most translations."""
 
     def __init__(
         self,
@@ -728,21 +733,22 @@ class Hypothesis(google.protobuf.message.Message):
     under the model.
     """
     score: builtins.float
-    """What hypotheses are ranked by, greater is better:
+    """The rank of the hypothesis, greater is better:
 
         score = sum_logprob / length ** length_penalty
 
     where length is the number of `tokens`, end-of-sentence included, as in
     Hugging Face. A beam search with a `repetition_penalty` ranks by the sum of
-    the log-probabilities after the penalty instead. Scores compare among
-    results of the same options.
+    the log-probabilities after the penalty instead. Scores are comparable
+    among results of the same options.
     """
     finish_reason: global___FinishReason.ValueType
-    """Why decoding ended."""
+    """The reason why decoding ended."""
     @property
     def tokens(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___Token]:
-        """The decoded tokens in order, with the end-of-sentence token as the last one
-        where the model emitted it. Its absence means FINISH_REASON_LENGTH.
+        """The decoded tokens in order, language tokens that the model is forced to
+        begin with included. The last one is end-of-sentence; its absence means
+        FINISH_REASON_LENGTH.
         """
 
     def __init__(
@@ -789,7 +795,7 @@ global___Token = Token
 
 @typing.final
 class RequestStats(google.protobuf.message.Message):
-    """Time and amount of work behind one translation. The segments of a text are
+    """Time and amount of work of one translation. The segments of a text are
     translated together, so the times are those of the slowest segment in each
     phase and do not add up over segments.
     """
@@ -857,14 +863,14 @@ class StreamTranslationRequest(google.protobuf.message.Message):
     segmentation: global___Segmentation.ValueType
     """How a line of text is cut into segments."""
     priority: global___Priority.ValueType
-    """Who goes first where not all can."""
+    """Priority of decoding."""
     @property
     def input(self) -> global___TranslationInput:
         """The text. One that cannot be translated fails the call."""
 
     @property
     def options(self) -> global___DecodingOptions:
-        """How to decode."""
+        """Options of decoding."""
 
     def __init__(
         self,
@@ -894,18 +900,18 @@ class StreamTranslationResponse(google.protobuf.message.Message):
     SOURCE_LANGUAGE_CODE_FIELD_NUMBER: builtins.int
     TARGET_LANGUAGE_CODE_FIELD_NUMBER: builtins.int
     delta: builtins.str
-    """What follows on the deltas before it. Never empty."""
+    """The text after that of the deltas before. Never empty."""
     model: builtins.str
-    """The model and version that translated, as in TranslateResponse. Stands with
+    """The model and version that translated, as in TranslateResponse. Set with
     `translation`.
     """
     source_language_code: builtins.str
-    """The languages, as in TranslateResponse. Stand with `translation`."""
+    """The languages, as in TranslateResponse. Set with `translation`."""
     target_language_code: builtins.str
     """As above."""
     @property
     def translation(self) -> global___Translation:
-        """The whole translation, with all its parts: the last message."""
+        """The whole translation: the last message."""
 
     def __init__(
         self,
@@ -924,7 +930,7 @@ global___StreamTranslationResponse = StreamTranslationResponse
 
 @typing.final
 class ExchangeTranslationsRequest(google.protobuf.message.Message):
-    """How to translate what follows, or a text to translate."""
+    """Options for the inputs that follow, or a text to translate."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -932,7 +938,7 @@ class ExchangeTranslationsRequest(google.protobuf.message.Message):
     INPUT_FIELD_NUMBER: builtins.int
     @property
     def config(self) -> global___ExchangeConfig:
-        """Holds for the inputs after it. The first message is one."""
+        """Applies to the inputs after it. The first message has one."""
 
     @property
     def input(self) -> global___ExchangeInput:
@@ -952,7 +958,7 @@ global___ExchangeTranslationsRequest = ExchangeTranslationsRequest
 
 @typing.final
 class ExchangeConfig(google.protobuf.message.Message):
-    """What all inputs up to the next config have in common. The fields are those of
+    """Options of all inputs up to the next config. The fields are those of
     TranslateRequest.
     """
 
@@ -973,10 +979,10 @@ class ExchangeConfig(google.protobuf.message.Message):
     segmentation: global___Segmentation.ValueType
     """How a line of text is cut into segments."""
     priority: global___Priority.ValueType
-    """Who goes first where not all can."""
+    """Priority of decoding."""
     @property
     def options(self) -> global___DecodingOptions:
-        """How to decode."""
+        """Options of decoding."""
 
     def __init__(
         self,
@@ -1002,8 +1008,8 @@ class ExchangeInput(google.protobuf.message.Message):
     ID_FIELD_NUMBER: builtins.int
     INPUT_FIELD_NUMBER: builtins.int
     id: builtins.str
-    """Comes back with the result. The server makes nothing of it: it may be empty,
-    and come twice. At most 256 code points.
+    """Returned with the result. The server does not interpret it: it may be
+    empty, and need not be unique. At most 256 code points.
     """
     @property
     def input(self) -> global___TranslationInput:
@@ -1022,7 +1028,7 @@ global___ExchangeInput = ExchangeInput
 
 @typing.final
 class ExchangeTranslationsResponse(google.protobuf.message.Message):
-    """What became of one input of a stream."""
+    """The result for one input of a stream."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -1032,7 +1038,7 @@ class ExchangeTranslationsResponse(google.protobuf.message.Message):
     SOURCE_LANGUAGE_CODE_FIELD_NUMBER: builtins.int
     TARGET_LANGUAGE_CODE_FIELD_NUMBER: builtins.int
     id: builtins.str
-    """That of the input."""
+    """The id of the input."""
     model: builtins.str
     """The model and version that translated, as in TranslateResponse."""
     source_language_code: builtins.str
@@ -1041,7 +1047,7 @@ class ExchangeTranslationsResponse(google.protobuf.message.Message):
     """As above."""
     @property
     def result(self) -> global___TranslationResult:
-        """Its translation, or why there is none. `BadRequest` names the field as
+        """Its translation, or an error. `BadRequest` names the field as
         "input.text".
         """
 
@@ -1061,7 +1067,7 @@ global___ExchangeTranslationsResponse = ExchangeTranslationsResponse
 
 @typing.final
 class ScoreRequest(google.protobuf.message.Message):
-    """Translations whose log-probability is asked for."""
+    """Translations to be scored."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -1082,7 +1088,7 @@ class ScoreRequest(google.protobuf.message.Message):
     the bundle's default.
     """
     priority: global___Priority.ValueType
-    """Who goes first where not all can."""
+    """Priority of decoding."""
     @property
     def inputs(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___ScoreInput]:
         """The pairs, each scored on its own. At least one; the limit is that of
@@ -1119,15 +1125,15 @@ class ScoreInput(google.protobuf.message.Message):
     the model.
     """
     target_text: builtins.str
-    """A text, which is tokenized and followed by end-of-sentence. Another
-    sequence of tokens may spell the same: to score a hypothesis, give its
-    token ids. What the model's vocabulary cannot spell counts with the
-    probability of its unknown token, so that targets with a strange character
-    can still be compared.
+    """A text, which is tokenized and gets the model's specials, such as
+    end-of-sentence. Another sequence of tokens may spell the same text: to
+    score a hypothesis, give its token ids. Characters that the model's
+    vocabulary cannot spell have the probability of the unknown token, so
+    that targets with a rare character can still be compared.
     """
     @property
     def target_token_ids(self) -> global___TokenIds:
-        """Ids of tokens, taken as they are."""
+        """Ids of tokens, specials included, taken as they are."""
 
     def __init__(
         self,
@@ -1151,9 +1157,9 @@ class TokenIds(google.protobuf.message.Message):
     IDS_FIELD_NUMBER: builtins.int
     @property
     def ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
-        """Indices in the model's target vocabulary, at least one. End-of-sentence may
-        be the last and no other. Without it, what is scored is a target that goes
-        on: that of a hypothesis with FINISH_REASON_LENGTH.
+        """Indices in the model's target vocabulary, at least one. Only the last may
+        be end-of-sentence. Without it, the target is unfinished, like that of a
+        hypothesis with FINISH_REASON_LENGTH.
         """
 
     def __init__(
@@ -1199,7 +1205,7 @@ global___ScoreResponse = ScoreResponse
 
 @typing.final
 class ScoreResult(google.protobuf.message.Message):
-    """What became of one pair."""
+    """The result for one pair."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -1242,7 +1248,7 @@ class ScoredTarget(google.protobuf.message.Message):
     """
     @property
     def tokens(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___Token]:
-        """The target's tokens, end-of-sentence included where it is there."""
+        """The target's tokens, end-of-sentence included if there is one."""
 
     def __init__(
         self,

@@ -6,16 +6,18 @@ reference.
 
 Conventions that hold for every message:
 
-* Offsets and lengths of text count Unicode code points of the string that
-  the caller sent, whatever normalisation the model applies.
+* Offsets and lengths of text count Unicode code points of the caller's
+  string, whatever normalisation the model applies.
 * Log-probabilities are natural logarithms, taken from the model before any
   decoding option changed them.
 * An `optional` field that is absent means "the default of the model bundle".
   An explicit value is always honoured or refused, never silently changed.
 * An enum value that the server does not know is INVALID_ARGUMENT.
-* Language codes are BCP-47 tags, for example "en" or "pt-BR", in any case. A
-  tag that the model does not have stands for the nearest that it has, by the
-  look-up of RFC 4647: "en-US" for "en". Answers say which one that was.
+* Language codes are BCP-47 tags, for example "en" or "pt-BR", in any letter
+  case. A model's own code, such as "eng_Latn", is understood where its
+  bundle lists it. A tag that the model does not have stands for the nearest
+  that it has, by the look-up of RFC 4647: "en-US" for "en". Answers have the
+  model's tag.
 """
 
 import abc
@@ -51,22 +53,23 @@ class TranslationServiceStub:
 
     The call answers OK with one result per input, in the order of the inputs;
     an input that cannot be translated has an error in its own result and does
-    not disturb the others. The call itself fails only for what concerns all
-    inputs:
+    not disturb the others. The call itself fails only for errors that concern
+    all inputs:
 
     * INVALID_ARGUMENT: a field is out of range, the message is not valid
       protobuf or UTF-8, or there are too many inputs or segments. Every
       violation is listed in BadRequest.
     * NOT_FOUND: the server has no such model, or the model does not translate
-      this pair of languages. The message names what there is.
-    * RESOURCE_EXHAUSTED: the queue is full (RetryInfo says when to come back),
-      or the message is larger than the server accepts.
-    * DEADLINE_EXCEEDED: the caller's deadline passed before all was translated.
+      this pair of languages. The message names the alternatives.
+    * RESOURCE_EXHAUSTED: the queue is full (RetryInfo says when to retry), or
+      the message is larger than the server accepts.
+    * DEADLINE_EXCEEDED: the caller's deadline passed before everything was
+      translated.
     * UNAVAILABLE: the server is starting or stopping. Translating is free of
       side effects, so calling again is safe.
 
-    A translation does not depend on what else is in the batch or on what the
-    server is doing at the time.
+    A translation depends neither on other inputs nor on other work of the
+    server.
     """
 
     StreamTranslation: grpc.UnaryStreamMultiCallable[
@@ -79,7 +82,7 @@ class TranslationServiceStub:
     message. A delta is final when it is sent: all deltas together are exactly
     `translation.text`, which is what Translate answers. A caller who reads
     slowly gets fewer and longer deltas. With a beam, text is sent as soon as
-    all candidates that can still win have it in common.
+    all candidates that can still win share it.
 
     Fails as Translate does; a text at fault fails the call.
     """
@@ -90,35 +93,35 @@ class TranslationServiceStub:
     ]
     """Translates a stream of texts, each as soon as it comes in.
 
-    The caller sends a `config`, then inputs with ids of its own choice. Another
-    config may follow at any time: it holds for the inputs after it. Results
-    come back with the ids of their inputs, each as soon as it is ready and so
-    out of order. The call ends with OK when the caller has ended its side and
-    all results are sent.
+    The caller sends a `config`, then inputs with ids of its own choice.
+    Another config may follow at any time: it holds for the inputs after it.
+    Results come back with the ids of their inputs, each as soon as it is ready
+    and so out of order. The call ends with OK when the caller has ended its
+    side and all results are sent.
 
-    The server works on a limited number of segments of a stream, 256 unless it
-    was told otherwise, but on one input at least, and counts those whose results
-    are not read yet: it stops reading from a caller who does not read. So read
-    while you write. It also reads no further while streams have filled their
-    queue and this one has its share of it. So no input is refused because the
-    queue is full: it waits, as the caller's writes do.
+    The server works on a limited number of segments of a stream at a time (256
+    by default), and on at least one input. Segments whose results the caller
+    has not read count, so the server stops reading from a caller that does not
+    read: read while you write. The server also stops reading while streams
+    have filled their queue and this stream has its share of it. So no input is
+    refused because the queue is full: it waits, as the caller's writes do.
 
     An input that cannot be translated or that the model fails on has the error
     in its result. The call itself fails as Translate does: for a config at
     fault, a message that is not valid, the deadline, and a server that stops.
-    Results not sent by then are lost. A call that is cancelled takes all its
-    inputs along.
+    Results not sent by then are lost. Cancelling a call cancels all its
+    inputs.
     """
 
     Score: grpc.UnaryUnaryMultiCallable[
         dragoman.v1.translation_pb2.ScoreRequest,
         dragoman.v1.translation_pb2.ScoreResponse,
     ]
-    """Gives the log-probability of translations that the caller has.
+    """Gives the log-probability of translations that the caller provides.
 
-    One result per input, in order; errors are as those of Translate. It is the
-    decoding of Translate with the tokens forced, so that the `token_ids` of a
-    hypothesis get the very bits that came with it.
+    One result per input, in order; errors are as those of Translate. Scoring
+    is decoding with the tokens forced, so that the token ids of a hypothesis
+    get the same log-probabilities, bit for bit, that came with it.
     """
 
 class TranslationServiceAsyncStub:
@@ -139,22 +142,23 @@ class TranslationServiceAsyncStub:
 
     The call answers OK with one result per input, in the order of the inputs;
     an input that cannot be translated has an error in its own result and does
-    not disturb the others. The call itself fails only for what concerns all
-    inputs:
+    not disturb the others. The call itself fails only for errors that concern
+    all inputs:
 
     * INVALID_ARGUMENT: a field is out of range, the message is not valid
       protobuf or UTF-8, or there are too many inputs or segments. Every
       violation is listed in BadRequest.
     * NOT_FOUND: the server has no such model, or the model does not translate
-      this pair of languages. The message names what there is.
-    * RESOURCE_EXHAUSTED: the queue is full (RetryInfo says when to come back),
-      or the message is larger than the server accepts.
-    * DEADLINE_EXCEEDED: the caller's deadline passed before all was translated.
+      this pair of languages. The message names the alternatives.
+    * RESOURCE_EXHAUSTED: the queue is full (RetryInfo says when to retry), or
+      the message is larger than the server accepts.
+    * DEADLINE_EXCEEDED: the caller's deadline passed before everything was
+      translated.
     * UNAVAILABLE: the server is starting or stopping. Translating is free of
       side effects, so calling again is safe.
 
-    A translation does not depend on what else is in the batch or on what the
-    server is doing at the time.
+    A translation depends neither on other inputs nor on other work of the
+    server.
     """
 
     StreamTranslation: grpc.aio.UnaryStreamMultiCallable[
@@ -167,7 +171,7 @@ class TranslationServiceAsyncStub:
     message. A delta is final when it is sent: all deltas together are exactly
     `translation.text`, which is what Translate answers. A caller who reads
     slowly gets fewer and longer deltas. With a beam, text is sent as soon as
-    all candidates that can still win have it in common.
+    all candidates that can still win share it.
 
     Fails as Translate does; a text at fault fails the call.
     """
@@ -178,35 +182,35 @@ class TranslationServiceAsyncStub:
     ]
     """Translates a stream of texts, each as soon as it comes in.
 
-    The caller sends a `config`, then inputs with ids of its own choice. Another
-    config may follow at any time: it holds for the inputs after it. Results
-    come back with the ids of their inputs, each as soon as it is ready and so
-    out of order. The call ends with OK when the caller has ended its side and
-    all results are sent.
+    The caller sends a `config`, then inputs with ids of its own choice.
+    Another config may follow at any time: it holds for the inputs after it.
+    Results come back with the ids of their inputs, each as soon as it is ready
+    and so out of order. The call ends with OK when the caller has ended its
+    side and all results are sent.
 
-    The server works on a limited number of segments of a stream, 256 unless it
-    was told otherwise, but on one input at least, and counts those whose results
-    are not read yet: it stops reading from a caller who does not read. So read
-    while you write. It also reads no further while streams have filled their
-    queue and this one has its share of it. So no input is refused because the
-    queue is full: it waits, as the caller's writes do.
+    The server works on a limited number of segments of a stream at a time (256
+    by default), and on at least one input. Segments whose results the caller
+    has not read count, so the server stops reading from a caller that does not
+    read: read while you write. The server also stops reading while streams
+    have filled their queue and this stream has its share of it. So no input is
+    refused because the queue is full: it waits, as the caller's writes do.
 
     An input that cannot be translated or that the model fails on has the error
     in its result. The call itself fails as Translate does: for a config at
     fault, a message that is not valid, the deadline, and a server that stops.
-    Results not sent by then are lost. A call that is cancelled takes all its
-    inputs along.
+    Results not sent by then are lost. Cancelling a call cancels all its
+    inputs.
     """
 
     Score: grpc.aio.UnaryUnaryMultiCallable[
         dragoman.v1.translation_pb2.ScoreRequest,
         dragoman.v1.translation_pb2.ScoreResponse,
     ]
-    """Gives the log-probability of translations that the caller has.
+    """Gives the log-probability of translations that the caller provides.
 
-    One result per input, in order; errors are as those of Translate. It is the
-    decoding of Translate with the tokens forced, so that the `token_ids` of a
-    hypothesis get the very bits that came with it.
+    One result per input, in order; errors are as those of Translate. Scoring
+    is decoding with the tokens forced, so that the token ids of a hypothesis
+    get the same log-probabilities, bit for bit, that came with it.
     """
 
 class TranslationServiceServicer(metaclass=abc.ABCMeta):
@@ -229,22 +233,23 @@ class TranslationServiceServicer(metaclass=abc.ABCMeta):
 
         The call answers OK with one result per input, in the order of the inputs;
         an input that cannot be translated has an error in its own result and does
-        not disturb the others. The call itself fails only for what concerns all
-        inputs:
+        not disturb the others. The call itself fails only for errors that concern
+        all inputs:
 
         * INVALID_ARGUMENT: a field is out of range, the message is not valid
           protobuf or UTF-8, or there are too many inputs or segments. Every
           violation is listed in BadRequest.
         * NOT_FOUND: the server has no such model, or the model does not translate
-          this pair of languages. The message names what there is.
-        * RESOURCE_EXHAUSTED: the queue is full (RetryInfo says when to come back),
-          or the message is larger than the server accepts.
-        * DEADLINE_EXCEEDED: the caller's deadline passed before all was translated.
+          this pair of languages. The message names the alternatives.
+        * RESOURCE_EXHAUSTED: the queue is full (RetryInfo says when to retry), or
+          the message is larger than the server accepts.
+        * DEADLINE_EXCEEDED: the caller's deadline passed before everything was
+          translated.
         * UNAVAILABLE: the server is starting or stopping. Translating is free of
           side effects, so calling again is safe.
 
-        A translation does not depend on what else is in the batch or on what the
-        server is doing at the time.
+        A translation depends neither on other inputs nor on other work of the
+        server.
         """
 
     @abc.abstractmethod
@@ -259,7 +264,7 @@ class TranslationServiceServicer(metaclass=abc.ABCMeta):
         message. A delta is final when it is sent: all deltas together are exactly
         `translation.text`, which is what Translate answers. A caller who reads
         slowly gets fewer and longer deltas. With a beam, text is sent as soon as
-        all candidates that can still win have it in common.
+        all candidates that can still win share it.
 
         Fails as Translate does; a text at fault fails the call.
         """
@@ -272,24 +277,24 @@ class TranslationServiceServicer(metaclass=abc.ABCMeta):
     ) -> typing.Union[collections.abc.Iterator[dragoman.v1.translation_pb2.ExchangeTranslationsResponse], collections.abc.AsyncIterator[dragoman.v1.translation_pb2.ExchangeTranslationsResponse]]:
         """Translates a stream of texts, each as soon as it comes in.
 
-        The caller sends a `config`, then inputs with ids of its own choice. Another
-        config may follow at any time: it holds for the inputs after it. Results
-        come back with the ids of their inputs, each as soon as it is ready and so
-        out of order. The call ends with OK when the caller has ended its side and
-        all results are sent.
+        The caller sends a `config`, then inputs with ids of its own choice.
+        Another config may follow at any time: it holds for the inputs after it.
+        Results come back with the ids of their inputs, each as soon as it is ready
+        and so out of order. The call ends with OK when the caller has ended its
+        side and all results are sent.
 
-        The server works on a limited number of segments of a stream, 256 unless it
-        was told otherwise, but on one input at least, and counts those whose results
-        are not read yet: it stops reading from a caller who does not read. So read
-        while you write. It also reads no further while streams have filled their
-        queue and this one has its share of it. So no input is refused because the
-        queue is full: it waits, as the caller's writes do.
+        The server works on a limited number of segments of a stream at a time (256
+        by default), and on at least one input. Segments whose results the caller
+        has not read count, so the server stops reading from a caller that does not
+        read: read while you write. The server also stops reading while streams
+        have filled their queue and this stream has its share of it. So no input is
+        refused because the queue is full: it waits, as the caller's writes do.
 
         An input that cannot be translated or that the model fails on has the error
         in its result. The call itself fails as Translate does: for a config at
         fault, a message that is not valid, the deadline, and a server that stops.
-        Results not sent by then are lost. A call that is cancelled takes all its
-        inputs along.
+        Results not sent by then are lost. Cancelling a call cancels all its
+        inputs.
         """
 
     @abc.abstractmethod
@@ -298,11 +303,11 @@ class TranslationServiceServicer(metaclass=abc.ABCMeta):
         request: dragoman.v1.translation_pb2.ScoreRequest,
         context: _ServicerContext,
     ) -> typing.Union[dragoman.v1.translation_pb2.ScoreResponse, collections.abc.Awaitable[dragoman.v1.translation_pb2.ScoreResponse]]:
-        """Gives the log-probability of translations that the caller has.
+        """Gives the log-probability of translations that the caller provides.
 
-        One result per input, in order; errors are as those of Translate. It is the
-        decoding of Translate with the tokens forced, so that the `token_ids` of a
-        hypothesis get the very bits that came with it.
+        One result per input, in order; errors are as those of Translate. Scoring
+        is decoding with the tokens forced, so that the token ids of a hypothesis
+        get the same log-probabilities, bit for bit, that came with it.
         """
 
 def add_TranslationServiceServicer_to_server(servicer: TranslationServiceServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...

@@ -1,6 +1,6 @@
-"""Statistical word alignments of the training pairs, by which a head of cross-attention can be taught.
+"""Statistical word alignments of the training pairs, from which a head of cross-attention can learn.
 
-They come from eflomal (Östling & Tiedemann 2016), a program of its own: `pip install eflomal`.
+They come from eflomal (Östling & Tiedemann 2016), a separate program: `pip install eflomal`.
 """
 
 import shutil
@@ -26,7 +26,7 @@ def align_pairs(
     """Links the tokens of each pair by the words that they are pieces of.
 
     Args:
-        pairs: all that the program is to learn the words from.
+        pairs: the program learns its dictionary from all of them.
         spans: the part of a text that each of its tokens stands for.
         program: reads two files of lines and writes links, as eflomal-align does.
 
@@ -80,8 +80,8 @@ def _parse(line: str) -> WordLinks:
 def grow_diag_final_and(forward: WordLinks, reverse: WordLinks) -> WordLinks:
     """One alignment out of two that were made in opposite directions (Koehn et al. 2003).
 
-    What both have is grown by neighbours that one of them has, as long as a word without a link gets one; then by
-    those links of either whose words both have none yet.
+    The links of both are extended by neighbouring links of either as long as that links a word without a link, then by
+    links of either between two words without links.
     """
     union, found = forward | reverse, forward & reverse
     first_linked, second_linked = {i for i, _ in found}, {j for _, j in found}

@@ -1,8 +1,8 @@
-"""More pairs out of those there are, so that a model learns to copy and to stand sloppy typing.
+"""Changed copies of pairs, from which a model learns to copy text and to tolerate sloppy typing.
 
 A corpus of everyday sentences has one name ("Tom"), few numbers and no addresses. Here names, numbers and placeholders
 are replaced on both sides alike, sentences are put beside addresses and into markup, and some are written in capitals,
-in small letters or without a full stop. All is a pure function of the pairs and a seed.
+in small letters or without a full stop. The result depends on the pairs and a seed alone.
 """
 
 import csv
@@ -29,7 +29,7 @@ from dragoman_export.train.corpus import TextPair
 RENAMED_SHARE = 0.5  # of the pairs that name Tom or Mary
 MAX_REPETITIONS = 10  # changes of one pair by one transform, at most
 
-# The names of which corpora of examples are full, as their translators wrote them; group 1 is the genitive's ending.
+# The most frequent names in corpora of example sentences, as translators wrote them; group 1 is the genitive's ending.
 _NAMES: tuple[tuple[bool, Mapping[str, str]], ...] = (
     (False, {"en": "Tom()", "fr": "Tom()", "de": "Tom(s?)", "es": "Tom()"}),
     (True, {"en": "Mary()", "fr": "(?:Mary|Marie)()", "de": "(?:Mary|Maria)(s?)", "es": "(?:Mary|María|Maria)()"}),
@@ -41,7 +41,7 @@ _WORD = re.compile(r"\w+(?:[-'’]\w+)*")
 
 
 class Variant(NamedTuple):
-    """A changed pair, and the text that stands on both sides of it since."""
+    """A changed pair, and the text that was put on both of its sides."""
 
     pair: TextPair
     copied: tuple[str, ...] = ()
@@ -68,7 +68,7 @@ def augment(pairs: Sequence[TextPair], languages: tuple[str, str], seed: int, sh
 def _variants(
     rng: random.Random, transform: Transform, pairs: Sequence[TextPair], languages: tuple[str, str], num_wanted: int
 ) -> Iterator[TextPair]:
-    """Changes pairs in random order; where few can be changed, those several times, each time in another way."""
+    """Changes pairs in random order. If few can be changed, each is changed several times, in different ways."""
     remaining = rng.sample(pairs, len(pairs))
     for _ in range(MAX_REPETITIONS):
         usable = []
@@ -103,7 +103,7 @@ def rename(rng: random.Random, pair: TextPair, languages: tuple[str, str]) -> Va
 
 
 def replace_name(rng: random.Random, pair: TextPair, languages: tuple[str, str]) -> Variant | None:
-    """Something else to be copied for Tom, where he stands once on each side and owns nothing."""
+    """Copied text in place of Tom, where he stands once on each side and not in the genitive."""
     _, patterns = _NAMES[0]
     if not all(language in patterns for language in languages):
         return None
@@ -131,7 +131,7 @@ def _other_number(rng: random.Random, text: str) -> str:
 
 
 def replace_placeholder(rng: random.Random, pair: TextPair, languages: tuple[str, str]) -> Variant | None:
-    """Something else to be copied for a placeholder that stands once on each side."""
+    """Copied text in place of a placeholder that stands once on each side."""
     found = _PLACEHOLDER.findall(pair[0])
     make = count_placeholder if found and found[0][-1] in "di" else anything
     return _replace_single(pair, _PLACEHOLDER, _PLACEHOLDER, lambda: make(rng))
@@ -140,7 +140,7 @@ def replace_placeholder(rng: random.Random, pair: TextPair, languages: tuple[str
 def _replace_single(
     pair: TextPair, pattern: re.Pattern[str], competitor: re.Pattern[str], make: Callable[[], str]
 ) -> Variant | None:
-    """Puts an item for the pattern if each side has one, which is the only match of `competitor` too."""
+    """Replaces the pattern by an item if each side has one match, which is also the only match of `competitor`."""
     if any(len(regex.findall(side)) != 1 for regex in (pattern, competitor) for side in pair):
         return None
     item = make()
@@ -161,13 +161,13 @@ def replace_word(rng: random.Random, pair: TextPair, languages: tuple[str, str])
 
 
 def fill_frame(rng: random.Random, pair: TextPair, languages: tuple[str, str]) -> Variant | None:
-    """A sentence with text to be copied in its places, in place of the pair."""
+    """A sentence with copied text in its places, instead of the pair."""
     frame = rng.choice(FRAMES)
     return _fill(rng, (frame[languages[0]], frame[languages[1]])) if all(la in frame for la in languages) else None
 
 
 def surround(rng: random.Random, pair: TextPair, languages: tuple[str, str]) -> Variant | None:
-    """The pair with text to be copied before, behind or around it."""
+    """The pair with copied text before, behind or around it."""
     template = rng.choice(AROUND)
     templates = (template.replace(": ", " : ") if language == "fr" else template for language in languages)
     before, after = zip(*(t.split("{s}") for t in templates), strict=True)
@@ -226,7 +226,7 @@ TRANSFORMS: Mapping[Transform, float] = {
     in_small_letters: 2,
     without_stop: 2,
 }
-"""What changes pairs, and how many of them in proportion."""
+"""The transforms, and their shares of the changed pairs."""
 
 _PLACE = re.compile(r"\{(\w+)\}")
 with Path(__file__).with_name("frames.tsv").open(encoding="utf-8", newline="") as _lines:

@@ -1,28 +1,30 @@
-"""Which examples an epoch shows, in which batches and order, and the arrays of one batch.
+"""The examples of an epoch, their batches and order, and the arrays of one batch.
 
-A pure function of the corpus and a seed, so that an interrupted training finds its place again. Nothing here walks over
-sentences one by one: batches are made on another thread, which must not keep the one that trains from its work.
+All depends on the corpus and a seed alone, so that an interrupted training finds its place again. No code here loops
+over sentences: batches are made on another thread, which must not hold up the one that trains.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from dragoman_export.languages import Pair
 from dragoman_export.train.prepared import Links, PreparedText, TokenRows
+from dragoman_server.bundle.framing import Framing
 
 Ints = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class Direction:
-    """One translation direction: the source prefix (language tag) and the tokenized sides, without specials."""
+    """One translation direction: how its sources are framed, and the tokenized sides, without specials."""
 
     source_language: str
     target_language: str
-    prefix_ids: tuple[int, ...]
+    framing: Framing
     source: TokenRows
     target: TokenRows
     weight: float = 1.0  # how often an epoch shows each pair; 0.5 shows a random half of them
@@ -31,7 +33,7 @@ class Direction:
 
 def directions_of(
     texts: Sequence[PreparedText],
-    prefix_ids: Mapping[str, tuple[int, ...]],
+    framing_of: Callable[[Pair], Framing],
     both: bool,
     weights: Mapping[tuple[str, str], float],
 ) -> list[Direction]:
@@ -39,10 +41,12 @@ def directions_of(
     directions = []
     for text in texts:
         (first, second), links = text.languages, text.links
-        directions.append(Direction(first, second, prefix_ids[second], *text.sides, text.weight, links))
+        framing = framing_of((first, second))
+        directions.append(Direction(first, second, framing, *text.sides, text.weight, links))
         if both:
             turned = None if links is None else Links(links.second, links.first, links.offsets)
-            directions.append(Direction(second, first, prefix_ids[first], *text.sides[::-1], text.weight, turned))
+            framing = framing_of((second, first))
+            directions.append(Direction(second, first, framing, *text.sides[::-1], text.weight, turned))
     return [replace(d, weight=d.weight * weights.get((d.source_language, d.target_language), 1.0)) for d in directions]
 
 
@@ -82,8 +86,8 @@ def plan_epoch(directions: Sequence[Direction], options: BatchOptions, seed: int
     """The batches of one epoch, in order: every pair of every direction (by its weight), grouped by length, shuffled.
 
     Some pairs are joined to their (shuffled) neighbours up to a random length, so that the model also learns inputs of
-    several sentences, which a corpus of single sentences would never show it. The sources of a batch have one length,
-    as long as that fills at least half of it: attention over them needs no mask then.
+    several sentences, which a corpus of single sentences never has. The sources of a batch have one length as long as
+    that fills at least half of it, since attention over them needs no mask then.
     """
     rng = np.random.default_rng([seed, epoch])
     parts = [_examples(direction, options, rng) for direction in directions]
@@ -110,8 +114,8 @@ def plan_epoch(directions: Sequence[Direction], options: BatchOptions, seed: int
 
 def _examples(direction: Direction, options: BatchOptions, rng: np.random.Generator) -> tuple[Ints, Ints, Ints, Ints]:
     """The rows of all examples of a direction, and by example the number of rows, the source and target length."""
-    # Specials: the prefix and end-of-sentence on the source, end-of-sentence on the target.
-    extra = len(direction.prefix_ids) + 1
+    # Specials: those of the framing on the source, end-of-sentence on the target.
+    extra = direction.framing.num_specials
     source_lengths, target_lengths = direction.source.lengths, direction.target.lengths
     fitting = np.flatnonzero(
         (source_lengths + extra <= options.max_tokens) & (target_lengths + 1 <= options.max_tokens)
@@ -140,7 +144,7 @@ def _examples(direction: Direction, options: BatchOptions, rng: np.random.Genera
 
 
 def _batch_ends(source_lengths: Ints, target_lengths: Ints, batch_tokens: int) -> Ints:
-    """Cuts examples, sorted by source and then by target length, into batches; where each of them ends."""
+    """Cuts examples, sorted by source and then by target length, into batches; returns the end of each."""
     ends = []
     begin, num_examples = 0, len(source_lengths)
     while begin < num_examples:
@@ -164,7 +168,7 @@ class BatchArrays:
     source_mask: NDArray[np.bool_] | None  # [B, S], False at padding; None if there is none
     target_ids: Ints  # [B, T], the decoder's input, right-padded
     token_positions: Ints | None  # [N], of the target tokens among the B x T positions; None if there is no padding
-    labels: Ints  # [N], what follows each target token
+    labels: Ints  # [N], the token after each target token
     link_positions: Ints  # [K], among B x T x S: the row that has read the target token, and the source position
     link_weights: NDArray[np.float32]  # [K]; those of a target token sum to 1
     num_linked_tokens: int  # target tokens with links
@@ -183,10 +187,11 @@ class BatchMaker:
         self._pad_id, self._bos_id, self._eos_id = pad_id, bos_id, eos_id
         self._num_directions = len(directions)
         self._pool = _Pool([*(d.source for d in directions), *(d.target for d in directions)])
-        prefixes = {len(direction.prefix_ids) for direction in directions}
-        if len(prefixes) != 1:
-            raise ValueError("the directions' prefixes differ in length")
-        self._prefixes = np.array([direction.prefix_ids for direction in directions], dtype=np.int64)
+        framings = [direction.framing for direction in directions]
+        if len({(len(framing.source_prefix), len(framing.source_suffix)) for framing in framings}) != 1:
+            raise ValueError("what stands around the sources differs in length between directions")
+        self._prefixes = np.array([framing.source_prefix for framing in framings], dtype=np.int64)
+        self._suffixes = np.array([framing.source_suffix for framing in framings], dtype=np.int64)
         self._links = _LinkPool([direction.links for direction in directions], [len(d.source) for d in directions])
 
     def assemble(self, plan: EpochPlan, batch: int) -> BatchArrays:
@@ -202,7 +207,8 @@ class BatchMaker:
         prefix_length = self._prefixes.shape[1]
         source_ids = np.full((num_examples, width), self._pad_id, dtype=np.int64)
         source_ids[:, :prefix_length] = self._prefixes[directions]
-        source_ids[starts, source_lengths - 1] = self._eos_id
+        suffix_places = source_lengths[:, None] - np.arange(self._suffixes.shape[1], 0, -1)
+        source_ids[starts[:, None], suffix_places] = self._suffixes[directions]
         source_begins = self._pool.put(source_ids, rows_direction, rows, num_rows, prefix_length)
 
         target_ids = np.full((num_examples, height), self._pad_id, dtype=np.int64)
@@ -228,7 +234,7 @@ class BatchMaker:
 
 
 class _Pool:
-    """The rows of all sides of all directions in one array; a side that two directions share is there once."""
+    """The rows of all sides of all directions in one array, which has a side that two directions share once."""
 
     def __init__(self, sides: Sequence[TokenRows]) -> None:
         distinct = {id(side): side for side in sides}

@@ -14,10 +14,10 @@ from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainin
 from rich.progress import Progress as ProgressBar
 
 from dragoman_export.checkpoint import TOKENIZER_FILE, Checkpoint, load_tensors, unique_tensors
-from dragoman_export.languages import parse_pair
+from dragoman_export.languages import parse_pair_and_value
 from dragoman_export.model import Dimensions
+from dragoman_export.text_files import CorpusFile
 from dragoman_export.train.batches import BatchOptions
-from dragoman_export.train.corpus import CorpusFile
 from dragoman_export.train.optimizers import OptimizerName
 from dragoman_export.train.prepare import CorpusOptions, prepare
 from dragoman_export.train.prepared import Prepared
@@ -64,10 +64,8 @@ Seed = Annotated[int, typer.Option(min=0, help="Of all that is random.")]
 
 def parse_weight(text: str) -> tuple[tuple[str, str], float]:
     """`en-fr=2` -> (("en", "fr"), 2.0); raises ValueError for another form or a negative weight."""
-    direction, _, number = text.partition("=")
-    if not number:
-        raise ValueError(f"{text!r} is not of the form SOURCE-TARGET=WEIGHT, such as en-fr=2")
-    return parse_pair(direction), _weight(text, number)
+    direction, number = parse_pair_and_value(text, "WEIGHT")
+    return direction, _weight(text, number)
 
 
 def parse_file_weight(text: str) -> tuple[Path, float]:
@@ -187,7 +185,7 @@ def add_commands(app: typer.Typer, console: Console) -> None:
         seed: Annotated[int, typer.Option(min=0, help="Of the initial weights and the order of the data.")] = 1,
         device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     ) -> None:
-        """Train a model on sentence pairs. Killed at any moment, the same command goes on where it was."""
+        """Train a model on sentence pairs. After a kill at any moment, the same command continues."""
         _check_device(device)
         if (prepared is None) == (not pair):
             raise ValueError("give either --pair or --prepared")
@@ -245,9 +243,9 @@ def train(
 ) -> Checkpoint:
     """Trains a model and saves it in `folder`.
 
-    Text that is not prepared yet is, with a new tokenizer if the folder has none. The vocabulary sizes in `dimensions`
-    are wishes: a small corpus does not fill a large vocabulary. With `start_from` its tokenizer, dimensions and weights
-    are where training begins.
+    Text that is not prepared yet is prepared first, with a new tokenizer if the folder has none. The vocabulary sizes
+    in `dimensions` are upper bounds: a small corpus does not fill a large vocabulary. With `start_from`, training
+    begins with its tokenizer, dimensions and weights.
 
     Raises:
         ValueError: the training in the folder was begun with other values, or something in the arguments is wrong.
@@ -276,7 +274,7 @@ def train(
 
 
 def _settings(dimensions: Dimensions, options: TrainingOptions, directions: DirectionOptions) -> dict[str, Setting]:
-    """What a training that was begun must keep: the shape of its state, and its place in the data."""
+    """Settings that may not change when a training continues: the shape of its state, its place in the data."""
     shape = ("d_model", "num_heads", "d_feed_forward", "num_encoder_layers", "num_decoder_layers")
     weights = " ".join(sorted(f"{'-'.join(pair)}={weight:g}" for pair, weight in directions.weights.items()))
     return {
@@ -293,7 +291,7 @@ def _settings(dimensions: Dimensions, options: TrainingOptions, directions: Dire
 def _prepare_in(
     run: RunFolder, corpus: CorpusOptions, start_from: Checkpoint | None, dimensions: Dimensions, console: Console
 ) -> Prepared:
-    """With the tokenizer of `start_from`; or that of the training that was begun; or a new one, which is kept."""
+    """Prepares text with the tokenizer of `start_from`, of the training to continue, or a new one, which is saved."""
     path = run.path / TOKENIZER_FILE
     if start_from is not None:
         return prepare(corpus, start_from.tokenizer, console.print)

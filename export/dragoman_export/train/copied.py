@@ -1,4 +1,4 @@
-"""Made-up text that a translation keeps as it is: names, numbers, placeholders, addresses, paths, code."""
+"""Invented text that a translation copies: names, numbers, placeholders, addresses, paths, code."""
 
 import random
 import string
@@ -15,7 +15,7 @@ Rng = random.Random
 
 
 def invented_name(rng: Rng) -> str:
-    """A capitalised word that no corpus has, such as a product is called."""
+    """A capitalised word that no corpus has, such as the name of a product."""
     word = "".join(rng.choices(_SYLLABLES, k=rng.randint(2, 4))) + rng.choice(["", "", "n", "r", "x", "l"])
     return word.capitalize() if rng.random() < 0.85 else word[:3].upper() + rng.choice(["", "-2", "3000", " X"])
 
@@ -33,7 +33,7 @@ def number(rng: Rng, num_digits: int | None = None) -> str:
 
 
 def placeholder(rng: Rng) -> str:
-    """What a program fills in: `{0}`, `{name}`, `%s`, `%1$d`, `${HOME}`, `{{ value }}`."""
+    """A placeholder that a program fills in: `{0}`, `{name}`, `%s`, `%1$d`, `${HOME}`, `{{ value }}`."""
     word = _identifier(rng)
     return rng.choice(
         [
@@ -180,7 +180,7 @@ def in_back_quotes(rng: Rng) -> str:
 
 
 def anything(rng: Rng) -> str:
-    """One of all the kinds but numbers, which change the words around them."""
+    """Text of any kind but a number, which would change the words around it."""
     return rng.choice([placeholder, placeholder, url, email, path, in_back_quotes, in_back_quotes, technical])(rng)
 
 

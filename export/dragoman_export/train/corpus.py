@@ -1,4 +1,4 @@
-"""Parallel text: reading it, keeping the test set out, and setting some aside for development."""
+"""Parallel text: reading, removal of the test set, split into training and development text."""
 
 import unicodedata
 import zipfile
@@ -8,37 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from dragoman_export.languages import Pair, parse_pair
+from dragoman_export.text_files import CorpusFile, read_lines
 
 TextPair = tuple[str, str]
-
-
-@dataclass(frozen=True)
-class CorpusFile:
-    """`en-fr=pairs.tsv`: the languages of the two sides, and where they are."""
-
-    languages: tuple[str, str]
-    path: Path
-
-    @classmethod
-    def parse(cls, text: str, directions: Collection[Pair] = ()) -> "CorpusFile":
-        """Reads the languages as `parse_pair` does.
-
-        Raises:
-            ValueError: the text is not LANGUAGE-LANGUAGE=PATH, or there is no such file.
-        """
-        pair, _, path = text.partition("=")
-        if not path:
-            raise ValueError(f"{text!r} is not of the form LANGUAGE-LANGUAGE=PATH, such as en-fr=pairs.tsv")
-        if not Path(path).is_file():
-            raise ValueError(f"{path} does not exist or is not a file")
-        return cls(parse_pair(pair, directions), Path(path))
 
 
 def read_pairs(file: CorpusFile) -> Iterator[TextPair]:
     """Yields the pairs of a tab-separated UTF-8 file, or of the `.txt` and `.tsv` members of a zip of them.
 
-    The first two columns are read, unless the first line is a header that names columns by both languages: then these.
+    The first two columns are read, or, if the first line is a header with both languages, the columns that it names.
     Members that start with an underscore (`_about.txt` in the manythings.org archives) are documentation, not data.
 
     Raises:
@@ -84,16 +62,14 @@ def _read_columns(contents: IO[bytes], languages: tuple[str, str], origin: str) 
 
 
 def comparison_key(text: str) -> str:
-    """What two sentences have in common when they differ in case, punctuation and spacing only."""
+    """A key that is equal for sentences that differ in case, punctuation and spacing only."""
     letters = "".join(" " if unicodedata.category(c)[0] in "PSZ" else c for c in unicodedata.normalize("NFKC", text))
     return " ".join(letters.lower().split())
 
 
 def read_held_out(paths: Iterable[Path]) -> frozenset[str]:
     """The comparison keys of every line of the given files: sentences that may not be trained on."""
-    # Not splitlines, which also splits at characters that may stand within a sentence.
-    lines = (line for path in paths for line in path.read_text(encoding="utf-8").split("\n"))
-    return frozenset(comparison_key(line) for line in lines) - {""}
+    return frozenset(comparison_key(line) for path in paths for line in read_lines(path)) - {""}
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Batches made ahead of the training, on threads of their own."""
+"""Batches that are made ahead of the training, on separate threads."""
 
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence
@@ -32,7 +32,7 @@ class Batch:
 
     @classmethod
     def of(cls, arrays: BatchArrays, pinned: bool = False) -> "Batch":
-        """In page-locked memory if `pinned`, from which a GPU copies while others go on."""
+        """Tensors in page-locked memory if `pinned`, from which a GPU copies asynchronously."""
         tensors = {
             name: torch.from_numpy(value) for name, value in vars(arrays).items() if isinstance(value, np.ndarray)
         }

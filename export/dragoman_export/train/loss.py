@@ -1,4 +1,4 @@
-"""What training makes small: cross-entropy of the target tokens, and of the words that a head of attention looks at."""
+"""Training losses: cross-entropy of the target tokens, and of one attention head against word alignments."""
 
 import math
 from collections.abc import Sequence
@@ -46,8 +46,8 @@ def smoothed_cross_entropy(logits: Tensor, labels: Tensor, smoothing: float) -> 
 class GuidedHead:
     """One head of a cross-attention that is taught where to look (Garg et al. 2019).
 
-    Its scores are computed beside the attention itself, whose kernel need not show its weights then. Only the head's
-    own query and key, and what is below them, learn from it.
+    Its scores are computed beside the attention itself, so that a fused kernel, which has no weights, can be used. Only
+    the head's query and key and the layers below learn from it.
     """
 
     def __init__(self, attention: MultiHeadAttention, head: int) -> None:

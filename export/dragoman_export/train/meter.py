@@ -1,4 +1,4 @@
-"""How fast a training goes, and how busy it keeps its device."""
+"""Speed of a training, and utilisation of its device."""
 
 import time
 from collections.abc import Iterator
@@ -25,9 +25,9 @@ class Speed:
 class Meter:
     """Counts from the moment it was made.
 
-    A CPU is taken for busy while no batch is waited for. A GPU says little of itself: one step in a hundred is timed by
-    events with all of its work enqueued before any of it runs. So long computes the device for that many tokens, and
-    the rest of the time it waits: for batches, or for Python to enqueue more.
+    A CPU counts as busy unless the training waits for a batch. On a GPU, one step in a hundred is timed by events, with
+    all of its work enqueued before any of it runs. That is the time that the device computes for that many tokens. The
+    rest of the time it waits for batches, or for Python to enqueue more.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -47,7 +47,7 @@ class Meter:
 
     @contextmanager
     def step(self, batch: Batch) -> Iterator[None]:
-        """Around a step, or on a GPU around what enqueues it."""
+        """Surrounds a step, or on a GPU the calls that enqueue it."""
         self._num_steps += 1
         self._num_tokens += batch.num_tokens
         self._num_padded_tokens += batch.num_padded_tokens

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import sentencepiece as spm
 
+from dragoman_export.text_files import CorpusFile
 from dragoman_export.train.alignment import align_pairs
 from dragoman_export.train.augment import augment
 from dragoman_export.train.corpus import (
-    CorpusFile,
     ParallelText,
     TextPair,
     comparison_key,
@@ -24,7 +24,7 @@ from dragoman_export.train.tokenizer import open_tokenizer, train_tokenizer
 
 @dataclass(frozen=True)
 class CorpusOptions:
-    """Which text is trained on, and how it is changed."""
+    """The text to train on, and its changes."""
 
     files: tuple[CorpusFile, ...]
     weights: Mapping[Path, float] = field(
@@ -55,14 +55,14 @@ def prepare(
 ) -> Prepared:
     """Reads the files and turns them into token ids.
 
-    Files with a weight above 1 are there to be learned by heart: none of their sentences is set aside for development,
-    here or in another file.
+    Files with a weight above 1 are to be learned by heart: none of their sentences is set aside for development, here
+    or in another file.
 
     Args:
-        options: the files and what becomes of them.
-        tokenizer: a serialized SentencePiece model; or how many pieces one that is trained on these files has, at
-            most: a small corpus does not fill a large vocabulary.
-        report: is told in a line what was found in each file.
+        options: the files and their use.
+        tokenizer: a serialized SentencePiece model, or the largest number of pieces of a new one: a small corpus does
+            not fill a large vocabulary.
+        report: is called with a line about each file.
 
     Raises:
         ValueError: a file cannot be read, nothing is left to train on, or a tool fails.

@@ -1,4 +1,4 @@
-"""A corpus as training reads it: token ids in flat arrays, in memory or in a folder."""
+"""A corpus ready for training: token ids in flat arrays, in memory or in a folder."""
 
 import hashlib
 import json
@@ -46,7 +46,7 @@ class TokenRows:
 
 @dataclass(frozen=True)
 class Links:
-    """Which tokens of the pairs of a text belong together: of pair i those from `offsets[i]` to `offsets[i + 1]`."""
+    """Links between the tokens of a text's pairs: those of pair i are at `offsets[i]` to `offsets[i + 1]`."""
 
     first: NDArray[np.uint8]  # index of a token of the first side
     second: NDArray[np.uint8]
@@ -61,7 +61,7 @@ class Links:
 
 @dataclass(frozen=True)
 class PreparedText:
-    """The pairs of one file. `links` is None where no aligner saw them."""
+    """The pairs of one file. `links` is None if they were not aligned."""
 
     name: str
     languages: tuple[str, str]
@@ -76,14 +76,14 @@ class PreparedText:
 
 @dataclass(frozen=True)
 class Prepared:
-    """All texts, and the tokenizer that their token ids are of."""
+    """All texts, and the tokenizer of their token ids."""
 
     tokenizer: bytes
     texts: tuple[PreparedText, ...]
 
     @property
     def fingerprint(self) -> str:
-        """Tells one corpus, or one tokenizer, from another."""
+        """A digest that identifies the corpus, or its tokenizer."""
         digest = hashlib.sha256(self.tokenizer)
         for text in self.texts:
             digest.update(repr((text.languages, text.weight, text.links is None)).encode())

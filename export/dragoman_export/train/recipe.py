@@ -2,11 +2,12 @@
 
 import dataclasses
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import sentencepiece as spm
 
 from dragoman_export.checkpoint import Config
+from dragoman_export.languages import Pair
 from dragoman_export.model import Dimensions
 from dragoman_export.train.batches import directions_of
 from dragoman_export.train.corpus import TextPair
@@ -14,13 +15,15 @@ from dragoman_export.train.prepared import Prepared, TokenRows
 from dragoman_export.train.run_folder import RunFolder
 from dragoman_export.train.tokenizer import BOS_ID, EOS_ID, PAD_ID, language_tag
 from dragoman_export.train.training import DevelopmentSet, Report, Trainer, TrainingOptions
+from dragoman_server.bundle.framing import Framing, FramingTemplate
+from dragoman_server.bundle.languages import LanguageTable
 
 MAX_DEVELOPMENT_PAIRS = 200  # of a set, so that validation stays short
 
 
 @dataclasses.dataclass(frozen=True)
 class DirectionOptions:
-    """Which directions of the texts are trained on, and how often their pairs are shown."""
+    """The directions to train on, and how often an epoch shows their pairs."""
 
     both: bool = True
     weights: Mapping[tuple[str, str], float] = dataclasses.field(default_factory=dict)
@@ -38,18 +41,23 @@ def make_trainer(
 ) -> Trainer:
     """A trainer for all texts.
 
-    The vocabulary sizes in `dimensions` are replaced by what the tokenizer has.
+    The vocabulary sizes in `dimensions` are replaced by those of the tokenizer.
 
     Raises:
-        ValueError: the tokenizer has no tag for a language, a weight is for a direction that there is not, or the
+        ValueError: the tokenizer has no tag for a language, a weight is for an unknown direction, or the
             trainer refuses its options.
     """
     processor = spm.SentencePieceProcessor(model_proto=prepared.tokenizer)
     targets = {
         target for text in prepared.texts for target in (text.languages if directions.both else text.languages[1:])
     }
-    prefix_ids = {language: _prefix(processor, language) for language in sorted(targets)}
-    parts = directions_of(prepared.texts, prefix_ids, directions.both, directions.weights)
+    token_ids = {language: (_tag_id(processor, language),) for language in sorted(targets)}
+    template = FramingTemplate(source_prefix=("target",), source_suffix=(EOS_ID,), target_prefix=())
+
+    def framing_of(direction: Pair) -> Framing:
+        return template.of(direction, token_ids, EOS_ID)
+
+    parts = directions_of(prepared.texts, framing_of, directions.both, directions.weights)
     pairs_of_languages = dict.fromkeys((part.source_language, part.target_language) for part in parts)
     unknown = directions.weights.keys() - pairs_of_languages.keys()
     if unknown:
@@ -61,20 +69,20 @@ def make_trainer(
         pad_token_id=PAD_ID,
         bos_token_id=BOS_ID,
         eos_token_id=EOS_ID,
-        directions=tuple(pairs_of_languages),
-        source_prefix_ids={target: prefix_ids[target] for _, target in pairs_of_languages},
+        languages=LanguageTable.of(pairs_of_languages, token_ids),
+        framing=template,
         training={"pairs": dict(zip(_labels(prepared), map(len, prepared.texts), strict=True))},
     )
-    development = _development(prepared, processor, prefix_ids, directions.both)
+    development = _development(prepared, processor, framing_of, directions.both)
     return Trainer(folder, config, prepared.tokenizer, parts, development, options, device, report)
 
 
-def _prefix(processor: spm.SentencePieceProcessor, language: str) -> tuple[int, ...]:
+def _tag_id(processor: spm.SentencePieceProcessor, language: str) -> int:
     tag = language_tag(language)
-    token_id = processor.piece_to_id(tag)
+    token_id: int = processor.piece_to_id(tag)
     if not processor.is_control(token_id):
         raise ValueError(f"the tokenizer has no {tag}, so that no {language} can be asked for")
-    return (token_id,)
+    return token_id
 
 
 def _labels(prepared: Prepared) -> list[str]:
@@ -88,7 +96,7 @@ def _labels(prepared: Prepared) -> list[str]:
 
 
 def _development(
-    prepared: Prepared, processor: spm.SentencePieceProcessor, prefix_ids: Mapping[str, tuple[int, ...]], both: bool
+    prepared: Prepared, processor: spm.SentencePieceProcessor, framing_of: Callable[[Pair], Framing], both: bool
 ) -> list[DevelopmentSet]:
     sets = []
     for label, text in zip(_labels(prepared), prepared.texts, strict=True):
@@ -99,7 +107,7 @@ def _development(
         small = dataclasses.replace(text, weight=1.0, sides=(sides[0], sides[1]), links=None)
         turned: list[TextPair] = [(second, first) for first, second in pairs]
         first, second = text.languages
-        for direction, of_direction in zip(directions_of([small], prefix_ids, both, {}), (pairs, turned), strict=False):
+        for direction, of_direction in zip(directions_of([small], framing_of, both, {}), (pairs, turned), strict=False):
             name = label.replace(f"{first}-{second}", f"{direction.source_language}-{direction.target_language}", 1)
             sets.append(DevelopmentSet(name, of_direction, direction))
     return sets

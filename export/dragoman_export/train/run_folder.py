@@ -1,4 +1,4 @@
-"""The folder of one training: what it was begun with, its state, its snapshots."""
+"""The folder of one training: its settings, its state, its snapshots."""
 
 import json
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ Setting = str | int | float | bool
 
 
 class RunFolder:
-    """Every file is written under another name and renamed, so that a kill leaves the old one."""
+    """Every file is written under a temporary name and renamed, so that a kill leaves the old file."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -31,10 +31,10 @@ class RunFolder:
         return (self.path / STATE_FILE).exists()
 
     def check(self, settings: Mapping[str, Setting]) -> None:
-        """Makes sure that a training with these settings can begin or go on here.
+        """Makes sure that a training with these settings can begin or continue here.
 
         Raises:
-            ValueError: it was begun with others, or the folder has a model that was not trained in it.
+            ValueError: it was begun with other settings, or the folder has a model that was not trained in it.
         """
         if not self.is_begun and (self.has_state or (self.path / WEIGHTS_FILE).exists()):
             raise ValueError(f"{self.path} has a model, and no note of how it was trained: give another folder")

@@ -39,7 +39,7 @@ def train_tokenizer(sentences: Iterable[str], vocabulary_size: int, languages: S
             byte_fallback=True,
             character_coverage=0.99995,
             split_digits=True,
-            hard_vocab_limit=False,  # a small corpus gets the vocabulary it can fill
+            hard_vocab_limit=False,  # a small corpus gets a smaller vocabulary
             pad_id=PAD_ID,
             unk_id=UNK_ID,
             bos_id=BOS_ID,

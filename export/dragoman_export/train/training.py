@@ -76,7 +76,7 @@ class DevelopmentSet:
 
 @dataclass(frozen=True)
 class Progress:
-    """What a progress display may show after a step."""
+    """Figures for a progress display after a step."""
 
     step: int
     epoch: int
@@ -125,7 +125,7 @@ class Trainer:
         device: str = "cpu",
         report: Report = lambda _: None,
     ) -> None:
-        """Raises ValueError if the model has no such layer or head as is to learn word alignment."""
+        """Raises ValueError if the model lacks the layer or head that should learn word alignment."""
         self.folder, self.config, self.tokenizer, self.options = folder, config, tokenizer, options
         self.directions, self.development, self.report = directions, development, report
         self.device = torch.device(device)
@@ -163,7 +163,7 @@ class Trainer:
         return self.finish()
 
     def train(self, pause_after_seconds: float = math.inf) -> bool:
-        """Trains to the end, or as long as it may, and saves the state; returns whether it came to the end.
+        """Trains to the end or until its time is up, and saves the state; returns whether it came to the end.
 
         Raises:
             FloatingPointError: the loss diverges.
@@ -232,12 +232,12 @@ class Trainer:
         return min(1.0, max(epochs / self.options.epochs, self.elapsed_seconds / 60 / self.options.max_minutes))
 
     def learning_rate(self, fraction: float) -> float:
-        """Linear warm-up by steps, then linear in what is left of the run."""
+        """Linear warm-up by steps, then a linear fall over the rest of the run."""
         warmup = min(1.0, (self.step + 1) / self.options.warmup_steps)
         return self.options.peak_learning_rate * warmup * (1.0 - fraction)
 
     def _enqueue(self, batch: Batch, fraction: float, meter: Meter) -> None:
-        """One step, without waiting for a GPU to take it."""
+        """One step, without waiting for a GPU to compute it."""
         rate = self.learning_rate(fraction)
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
@@ -258,7 +258,7 @@ class Trainer:
         self._in_flight.append(_Step(progress, losses, done))
 
     def _losses_of(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Mean over target tokens of the smoothed cross-entropy; mean over linked ones of the alignment loss."""
+        """Mean smoothed cross-entropy over target tokens; mean alignment loss over linked target tokens."""
         is_cuda = self.device.type == "cuda"
         is_guided = self._guided is not None and batch.num_linked_tokens > 0
         if self._guided is not None:
@@ -306,8 +306,8 @@ class Trainer:
         scores = {}
         for development in self.development:
             sources, references = zip(*development.pairs, strict=True)
-            target = development.direction.target_language
-            texts = translate_texts(self.model, self.config, tokenizer, sources, target)
+            languages = (development.direction.source_language, development.direction.target_language)
+            texts = translate_texts(self.model, self.config, tokenizer, sources, languages)
             scores[development.name] = corpus_scores(texts, references)
         self.model.train()
         return Validation(self.step, scores, losses)
@@ -361,7 +361,7 @@ class Trainer:
         if self.device.type != "cuda":
             yield
             return
-        # Without this, every new tensor would be filled for the sake of those who read what they have not written.
+        # Otherwise every new tensor would be filled, which helps only code that reads uninitialised memory.
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
         torch.use_deterministic_algorithms(True, warn_only=True)
         try:
@@ -370,7 +370,7 @@ class Trainer:
             torch.use_deterministic_algorithms(False)
 
     def _save_is_due(self) -> bool:
-        """By time at first often, then ever more rarely, so that a kill costs at most a fifth of a long run."""
+        """Saves often at first, then more and more rarely, so that a kill costs at most a fifth of a long run."""
         first, last = self.options.save_seconds
         return self.elapsed_seconds - self._saved_at >= min(last, max(first, self._saved_at / 4))
 
@@ -410,7 +410,7 @@ class Trainer:
 
 
 def _flash(is_cuda: bool) -> AbstractContextManager[None]:
-    """Not cuDNN's attention, which makes a plan for every shape that it has not seen."""
+    """Turns cuDNN's attention off, which makes a plan for every new shape."""
     if not is_cuda:
         return nullcontext()
     kernels = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]

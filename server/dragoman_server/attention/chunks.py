@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 from dragoman.attention.sizes import BYTES_PER_WEIGHT
 from dragoman.attention.weights import cross_rollout, reduce, self_rollout, to_wire
 from dragoman.types import AttentionKind
-from dragoman_server.attention.attention_pass import AttentionPass
 from dragoman_server.attention.selection import Selection
-from dragoman_server.attention.worker import give_back_memory
+from dragoman_server.runtime.attention_pass import AttentionPass
+from dragoman_server.runtime.memory import give_back_memory
 
 MAX_CHUNK_BYTES = 512 << 10
 

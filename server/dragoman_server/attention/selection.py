@@ -2,25 +2,29 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TypeVar, get_args
 
 from dragoman.attention.sizes import attention_bytes
-from dragoman.types import AttentionKind, WeightType
+from dragoman.types import AttentionKind, Reduction, WeightType
 from dragoman_server.bundle.manifest import Alignment, AlignmentMethod, Architecture, Manifest
-from dragoman_server.calls import AlignCall, SelectionFields
-from dragoman_server.decoding_options import unknown_enum_value
-from dragoman_server.errors import FieldViolation, InvalidInputError
+from dragoman_server.errors import FieldViolation, InvalidInputError, Reason, UnknownValue
 
-HeadReduction = Literal["mean", "max"]
-LayerReduction = Literal["mean"]
+_Value = TypeVar("_Value")
 
-# By the numbers of the API, as are those below.
-KINDS: Mapping[int, AttentionKind] = {1: "encoder", 2: "decoder", 3: "cross"}
-WEIGHT_TYPES: Mapping[int, WeightType] = {0: "u16", 1: "f32", 2: "f16", 3: "u16", 4: "u8"}
-METHODS: Mapping[int, AlignmentMethod] = {1: "output_row", 2: "shifted"}
-_HEAD_REDUCTIONS: Mapping[int, HeadReduction | None] = {0: None, 1: "mean", 2: "max"}
-_LAYER_REDUCTIONS: Mapping[int, LayerReduction | None] = {0: None, 1: "mean"}
-_MAX = 2  # of the reductions, the one that layers do not have
+DEFAULT_WEIGHT_TYPE: WeightType = "u16"
+
+
+@dataclass(frozen=True, slots=True)
+class SelectionFields:
+    """The fields of `AttentionSelection` as they came in; None where absent."""
+
+    kinds: Sequence[AttentionKind | UnknownValue] = ()
+    layers: Sequence[int] = ()
+    heads: Sequence[int] = ()
+    head_reduction: Reduction | UnknownValue | None = None
+    layer_reduction: Reduction | UnknownValue | None = None
+    rollout: bool = False
+    weight_type: WeightType | UnknownValue | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,8 +34,8 @@ class Selection:
     kinds: tuple[AttentionKind, ...]  # in the order of the API
     layers: Mapping[AttentionKind, tuple[int, ...]]
     heads: tuple[int, ...]
-    head_reduction: HeadReduction | None
-    layer_reduction: LayerReduction | None
+    head_reduction: Reduction | None
+    layer_reduction: Reduction | None  # the mean, if any
     rollout: bool
     weight_type: WeightType
 
@@ -74,23 +78,19 @@ def resolve_selection(
     kinds = _kinds(fields.kinds, has_target, violations)
     layers = {
         kind: _places(fields.layers, num_layers, "selection.layers", f"layers of the {kind} attention", violations)
-        for kind, num_layers in _num_layers(architecture).items()
+        for kind, num_layers in architecture.num_layers.items()
         if kind in kinds
     }
     heads = _places(fields.heads, architecture.num_heads, "selection.heads", "heads", violations)
-    for name, value, known in (
-        ("head_reduction", fields.head_reduction, _HEAD_REDUCTIONS),
-        ("layer_reduction", fields.layer_reduction, _LAYER_REDUCTIONS),
-        ("weight_type", fields.weight_type, WEIGHT_TYPES),
-    ):
-        field = f"selection.{name}"
-        if name == "layer_reduction" and value == _MAX:
-            violations.append(FieldViolation(field, "is REDUCTION_MAX, must be REDUCTION_MEAN", "NOT_FOR_LAYERS"))
-        elif value not in known:
-            violations.append(unknown_enum_value(field, value))
+    head_reduction: Reduction | None = _known(fields.head_reduction, "selection.head_reduction", violations)
+    layer_reduction: Reduction | None = _known(fields.layer_reduction, "selection.layer_reduction", violations)
+    if layer_reduction == "max":
+        description = "is REDUCTION_MAX, must be REDUCTION_MEAN"
+        violations.append(FieldViolation("selection.layer_reduction", description, Reason.NOT_FOR_LAYERS))
+    weight_type: WeightType | None = _known(fields.weight_type, "selection.weight_type", violations)
     if fields.rollout:
         violations += [
-            FieldViolation(f"selection.{name}", "must be absent with rollout", "NOT_WITH_ROLLOUT")
+            FieldViolation(f"selection.{name}", "must be absent with rollout", Reason.NOT_WITH_ROLLOUT)
             for name in ("layers", "heads", "head_reduction", "layer_reduction")
             if getattr(fields, name)
         ]
@@ -100,58 +100,69 @@ def resolve_selection(
         kinds,
         layers,
         heads,
-        _HEAD_REDUCTIONS[fields.head_reduction],
-        _LAYER_REDUCTIONS[fields.layer_reduction],
+        head_reduction,
+        layer_reduction,
         fields.rollout,
-        WEIGHT_TYPES[fields.weight_type],
+        weight_type or DEFAULT_WEIGHT_TYPE,
     )
 
 
-def resolve_alignment(call: AlignCall, manifest: Manifest) -> Alignment | InvalidInputError:
-    """From which weights to align, or everything that is wrong with what the caller asks for."""
+def resolve_alignment(
+    method: AlignmentMethod | UnknownValue | None, layer: int | None, heads: Sequence[int], manifest: Manifest
+) -> Alignment | InvalidInputError:
+    """From which weights to align, or everything that is wrong with what the caller asks for.
+
+    Args:
+        method: None is the model's.
+        layer: of the decoder; None is the model's.
+        heads: of the layer; none are all, or the model's where the layer is the model's, too.
+        manifest: of the model.
+    """
     architecture = manifest.architecture
     violations: list[FieldViolation] = []
     best = manifest.best_alignment
-    if call.method and call.method not in METHODS:
-        violations.append(unknown_enum_value("method", call.method))
-    layer, heads = best.layer, best.heads
-    if call.layer is not None:
-        (layer,) = _places([call.layer], architecture.num_decoder_layers, "layer", "decoder layers", violations) or (0,)
-    if call.heads or call.layer is not None:
-        heads = _places(call.heads, architecture.num_heads, "heads", "heads", violations)
+    known_method: AlignmentMethod | None = _known(method, "method", violations)
+    chosen_layer, chosen_heads = best.layer, best.heads
+    if layer is not None:
+        places = _places([layer], architecture.num_decoder_layers, "layer", "decoder layers", violations)
+        (chosen_layer,) = places or (0,)
+    if heads or layer is not None:
+        chosen_heads = _places(heads, architecture.num_heads, "heads", "heads", violations)
     if violations:
         return InvalidInputError(*violations)
-    return Alignment(METHODS.get(call.method, best.method), layer, heads)
+    return Alignment(known_method or best.method, chosen_layer, chosen_heads)
 
 
 def check_size(num_bytes: int, most: int) -> Iterator[FieldViolation]:
     """What is wrong where the answer would have more than `most` bytes of weights."""
     if num_bytes > most:
         description = f"asks for {num_bytes} bytes of weights, may ask for at most {most}: select less, or reduce"
-        yield FieldViolation("selection", description, "ATTENTION_TOO_LARGE")
+        yield FieldViolation("selection", description, Reason.ATTENTION_TOO_LARGE)
 
 
-def _num_layers(architecture: Architecture) -> dict[AttentionKind, int]:
-    return {
-        "encoder": architecture.num_encoder_layers,
-        "decoder": architecture.num_decoder_layers,
-        "cross": architecture.num_decoder_layers,
-    }
-
-
-def _kinds(numbers: Sequence[int], has_target: bool, violations: list[FieldViolation]) -> tuple[AttentionKind, ...]:
+def _kinds(
+    kinds: Sequence[AttentionKind | UnknownValue], has_target: bool, violations: list[FieldViolation]
+) -> tuple[AttentionKind, ...]:
     """The kinds in the order of the API."""
-    if not numbers:
+    if not kinds:
         return ("cross",) if has_target else ("encoder",)
-    for index, number in enumerate(numbers):
+    for index, kind in enumerate(kinds):
         field = f"selection.kinds[{index}]"
-        if number not in KINDS:
-            violations.append(unknown_enum_value(field, number))
-        elif number in numbers[:index]:
-            violations.append(FieldViolation(field, f"has {KINDS[number]} once more", "DUPLICATE"))
-        elif not has_target and KINDS[number] != "encoder":
-            violations.append(FieldViolation(field, f"is {KINDS[number]}, which needs a target", "NO_TARGET"))
-    return tuple(kind for number, kind in KINDS.items() if number in numbers)
+        if isinstance(kind, UnknownValue):
+            violations.append(kind.violation(field))
+        elif kind in kinds[:index]:
+            violations.append(FieldViolation(field, f"has {kind} once more", Reason.DUPLICATE))
+        elif not has_target and kind != "encoder":
+            violations.append(FieldViolation(field, f"is {kind}, which needs a target", Reason.NO_TARGET))
+    return tuple(kind for kind in get_args(AttentionKind) if kind in kinds)
+
+
+def _known(value: _Value | UnknownValue | None, field: str, violations: list[FieldViolation]) -> _Value | None:
+    """The value of an enum; None where it is absent or unknown."""
+    if isinstance(value, UnknownValue):
+        violations.append(value.violation(field))
+        return None
+    return value
 
 
 def _places(
@@ -164,8 +175,8 @@ def _places(
         resolved = place + number if place < 0 else place
         if not 0 <= resolved < number:
             description = f"is {place}, must be from {-number} to {number - 1}: there are {number} {what}"
-            violations.append(FieldViolation(field, description, "OUT_OF_RANGE"))
+            violations.append(FieldViolation(field, description, Reason.OUT_OF_RANGE))
         elif resolved in found:
-            violations.append(FieldViolation(field, f"is {place}, which is {resolved} once more", "DUPLICATE"))
+            violations.append(FieldViolation(field, f"is {place}, which is {resolved} once more", Reason.DUPLICATE))
         found.add(resolved)
     return tuple(sorted(found)) if places else tuple(range(number))

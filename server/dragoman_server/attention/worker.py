@@ -2,15 +2,15 @@
 
 import asyncio
 import contextlib
-import ctypes
 import logging
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
-from dragoman_server.attention.attention_pass import AttentionPass
 from dragoman_server.errors import DeadlineError, InferenceError, QueueFullError
+from dragoman_server.runtime.attention_pass import AttentionPass
+from dragoman_server.runtime.memory import give_back_memory
 
 logger = logging.getLogger(__name__)
 
@@ -84,9 +84,3 @@ class AttentionWorker:
     def close(self) -> None:
         """Ends the thread after its present work; what waits fails."""
         self._thread.shutdown(cancel_futures=True)
-
-
-def give_back_memory() -> None:
-    """Has the allocator return what is free, which glibc keeps where large arrays of many sizes come and go."""
-    with contextlib.suppress(AttributeError):  # another C library
-        ctypes.CDLL(None).malloc_trim(0)

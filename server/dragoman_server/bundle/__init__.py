@@ -1,1 +1,1 @@
-"""The model bundle: its format, opening one, and the replay of its parity certificate."""
+"""The model bundle: its format, and opening one."""

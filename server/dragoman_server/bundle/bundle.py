@@ -16,7 +16,6 @@ from dragoman_server.bundle.manifest import (
     DECODER_STEP_FILE,
     ENCODER_FILE,
     MANIFEST_FILE,
-    TOKENIZER_FILES,
     WEIGHTS_FILE,
     FileName,
     Manifest,
@@ -25,10 +24,11 @@ from dragoman_server.bundle.rules import about
 from dragoman_server.bundle.tokenizer_rules import check_tokenizer
 from dragoman_server.errors import BundleError
 from dragoman_server.text.tokenizer import TextCodec, load_tokenizer
+from dragoman_server.text.tokenizer_files import TOKENIZER_FILES
 
 _GRAPH_FILES: tuple[FileName, ...] = (ENCODER_FILE, DECODER_STEP_FILE, ATTENTION_FILE)
 
-# Several times what the largest models need, and little enough to be read and checked at once.
+# Several times the sizes of the largest models, and small enough to be read and checked at once.
 MAX_MANIFEST_BYTES = 4 << 20
 MAX_GRAPH_BYTES = 4 << 20
 MAX_TOKENIZER_BYTES = 32 << 20
@@ -36,7 +36,7 @@ MAX_TOKENIZER_BYTES = 32 << 20
 
 def embedded_bundle() -> Path:
     """The default model that is shipped inside this package."""
-    return Path(str(resources.files("dragoman_server"))) / "models" / "default"
+    return Path(str(resources.files("dragoman_server"))) / "embedded"
 
 
 def file_sha256(path: Path) -> str:
@@ -47,7 +47,7 @@ def file_sha256(path: Path) -> str:
 
 @dataclass(frozen=True)
 class Bundle:
-    """An opened bundle: its files are the ones the manifest was written for, and fit it and each other."""
+    """An opened bundle: its files have the manifest's hashes, and fit the manifest and each other."""
 
     folder: Path
     manifest: Manifest
@@ -57,11 +57,11 @@ class Bundle:
     def open(cls, folder: Path) -> "Bundle":
         """Reads the manifest, and checks every file against it, without running anything.
 
-        A model is code, so nothing but the files in the manifest is ever opened, and none through a link: a link could
-        lead out of the bundle. No file is read to its end before it is known that its size is as it must be.
+        A model is code, so only the files in the manifest are opened, and none through a link, which could lead out of
+        the bundle. No file is read before its size was checked.
 
         Raises:
-            BundleError: naming the file, and the field or the part of it that is not as it must be.
+            BundleError: naming the file, and the field or the part of it at fault.
         """
         if not folder.is_dir():
             raise BundleError(f"{folder} is not a directory; a model bundle is one, with a {MANIFEST_FILE} in it")
@@ -83,11 +83,6 @@ class Bundle:
     def has_attention(self) -> bool:
         """Whether there is an attention graph."""
         return ATTENTION_FILE in self.manifest.files
-
-    @property
-    def tokenizer_path(self) -> Path:
-        """The first of the tokenizer's files: all of it where the kind is sentencepiece."""
-        return self.folder / TOKENIZER_FILES[self.manifest.tokenizer][0]
 
     @cached_property
     def tokenizer(self) -> TextCodec:
@@ -126,7 +121,7 @@ class Bundle:
 
 
 def _plain(path: Path) -> Path:
-    """The path of what is a file itself, and no link, pipe or device."""
+    """The path, if it is a file itself and no link, pipe or device."""
     if path.is_symlink() or not path.is_file():
         raise ValueError("it is missing or not a plain file")
     return path

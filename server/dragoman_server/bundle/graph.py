@@ -1,7 +1,7 @@
-"""Reading an ONNX graph without running anything: enough of it to be held against a manifest.
+"""Reading an ONNX graph without running it, for comparison with a manifest.
 
-The messages are those of onnx.proto with the fields that the exporter writes and no others, so that whoever reads a
-graph by these reads all of it: one that has any other field (a subgraph, a function, a sparse tensor) is refused.
+The messages are those of onnx.proto with the fields that the exporter writes and no others. So a graph is read
+completely: one that has any other field (a subgraph, a function, a sparse tensor) is refused.
 """
 
 from collections.abc import Iterator
@@ -11,14 +11,14 @@ from typing import Any
 import numpy as np
 from google.protobuf import descriptor_pb2, descriptor_pool, message, message_factory
 
-_PACKAGE = "dragoman.bundle"  # not `onnx`, whose own package may be there too
+_PACKAGE = "dragoman.bundle"  # not `onnx`, the name of another package
 _SCALARS = {
     "int64": descriptor_pb2.FieldDescriptorProto.TYPE_INT64,
     "float": descriptor_pb2.FieldDescriptorProto.TYPE_FLOAT,
     "string": descriptor_pb2.FieldDescriptorProto.TYPE_STRING,
     "bytes": descriptor_pb2.FieldDescriptorProto.TYPE_BYTES,
 }
-# By message: the number and the type of each field; * is any number of them. Enums are int64 on the wire.
+# By message: the number and the type of each field; * is repeated. Enums are int64 on the wire.
 _MESSAGES = {
     "Model": {
         "ir_version": (1, "int64"),
@@ -64,7 +64,7 @@ _MESSAGES = {
     "Shape": {"dim": (1, "Dimension*")},
     "Dimension": {"dim_value": (1, "int64"), "dim_param": (2, "string")},
 }
-# Fields of Attribute by what `type` says.
+# Fields of Attribute by its `type`.
 _ATTRIBUTE_FIELDS = {1: "f", 2: "i", 3: "s", 7: "ints"}
 _EXTERNAL = 1
 DTYPES = {1: "float32", 2: "uint8", 3: "int8", 6: "int32", 7: "int64"}
@@ -72,7 +72,7 @@ DTYPES = {1: "float32", 2: "uint8", 3: "int8", 6: "int32", 7: "int64"}
 
 @dataclass(frozen=True, slots=True)
 class Value:
-    """An input or output of a graph, as it is declared."""
+    """A declared input or output of a graph."""
 
     dtype: str
     shape: tuple[int | str, ...]  # a string is an axis of any length
@@ -94,7 +94,7 @@ class Tensor:
 
     @property
     def num_bytes(self) -> int:
-        """What the shape needs; exact, however large."""
+        """Size by shape and type; exact, however large."""
         return self.dtype.itemsize * int(np.prod(np.array(self.shape, object)))
 
 
@@ -110,7 +110,7 @@ class Node:
 
 @dataclass(frozen=True, slots=True)
 class Graph:
-    """What a file says, checked for nothing but that it says it."""
+    """The contents of a file, unchecked."""
 
     ir_version: int
     operator_sets: dict[str, int]  # version by domain; that of ONNX's own is ""
@@ -121,7 +121,7 @@ class Graph:
 
 
 def read_graph(contents: bytes) -> Graph:
-    """Raises ValueError where this is no graph or has what no graph of a bundle has."""
+    """Raises ValueError where this is no graph, or has parts that no graph of a bundle has."""
     try:
         model = _Model.FromString(contents)
         model.DiscardUnknownFields()

@@ -1,7 +1,7 @@
-"""What the graphs of a bundle must be, by its manifest: held against tables, before ONNX Runtime sees them.
+"""Rules for the graphs of a bundle, by its manifest, checked before ONNX Runtime opens them.
 
-A graph of these operators ends: there are no loops, and nothing is computed before there is an input. Whether it
-computes what it should, only the replay of the parity certificate shows.
+A graph of these operators terminates: there are no loops, and nothing is computed without an input. Only the replay of
+the parity certificate shows whether its results are right.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -75,24 +75,24 @@ _OPERATORS: dict[str, set[str]] = {
     "Unsqueeze": set(),
     "Where": set(),
 }
-# Those that a graph has at one precision alone.
+# Operators of one precision.
 _PRECISION_OPERATORS: dict[str, Precision] = {
     "DequantizeLinear": "int8",
     "Gemm": "fp32",
     "com.microsoft.MatMulIntegerToFloat": "int8",
     "QuantizeLinear": "int8",
 }
-# Twice what the exporter needs for a layer at most. ONNX Runtime takes minutes to open a graph of tens of thousands.
+# At most twice the exporter's number for a layer. ONNX Runtime takes minutes to open a graph of tens of thousands.
 _MAX_LAYER_OPERATORS = 200
-# What a graph itself holds are numbers and short lists of them.
+# A graph itself holds numbers and short lists of numbers.
 _MAX_CONSTANT_BYTES = 256
-# Between two weights in their file; each begins where the widest vector loads want it.
+# Padding between two weights in their file, which are aligned for the widest vector loads.
 _MAX_GAP_BYTES = 63
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """What the graphs say of themselves and no signature shows."""
+    """Sizes that the graphs have and no signature shows."""
 
     source_vocabulary_size: int
     target_vocabulary_size: int
@@ -103,7 +103,7 @@ class Sizes:
 
 @dataclass(frozen=True)
 class _NodeRule:
-    """What operators must be, and what follows "must" in the message."""
+    """A rule for operators; the demand follows "must" in the message."""
 
     operators: set[str]
     holds: Callable[[Node, Graph, Manifest], bool]
@@ -134,13 +134,15 @@ _SIZE_RULES: tuple[Rule[Sizes], ...] = (
     *(
         Rule[Sizes](
             name,
-            lambda token_id, sizes: token_id < sizes.source_vocabulary_size,
+            lambda part, sizes: isinstance(part, str) or part < sizes.source_vocabulary_size,
             "be below {0.source_vocabulary_size}, as the graphs have embeddings for a source",
         )
         for name in (
             "eos_token_id",
             "pad_token_id",
-            "source_prefix_ids[*][*]",
+            "languages.token_ids[*][*]",
+            "framing.source_prefix[*]",
+            "framing.source_suffix[*]",
             "parity.golden[*].source_ids[*]",
         )
     ),
@@ -148,10 +150,10 @@ _SIZE_RULES: tuple[Rule[Sizes], ...] = (
 
 
 def check_graphs(graphs: Mapping[str, Graph], manifest: Manifest) -> Sizes:
-    """Holds the graphs, by file name, against the manifest.
+    """Compares the graphs, by file name, with the manifest.
 
     Raises:
-        ValueError: naming the file and the first thing that is not as it must be.
+        ValueError: naming the file and the first fault.
     """
     # A calibrated int8 graph keeps keys and values in int8.
     state = graphs[DECODER_STEP_FILE].inputs.get(manifest.state.self_kv[0])
@@ -168,7 +170,7 @@ def check_graphs(graphs: Mapping[str, Graph], manifest: Manifest) -> Sizes:
 
 
 def weights_size(graphs: Mapping[str, Graph]) -> int:
-    """The size of the file of weights in bytes, every one of which the graphs have a use for.
+    """The size of the file of weights in bytes; the graphs use every byte.
 
     Raises:
         ValueError: two weights overlap, there is a gap, or graphs differ in one of the same name.
@@ -182,7 +184,7 @@ def weights_size(graphs: Mapping[str, Graph]) -> int:
 
 
 def check_weights(graphs: Mapping[str, Graph], weights: NDArray[np.uint8]) -> None:
-    """Raises ValueError naming a weight with values that are no numbers."""
+    """Raises ValueError naming a weight with values that are not numbers."""
     for name, tensor in _weights(graphs).items():
         _check_finite(name, weights[tensor.offset : tensor.offset + tensor.size].view(tensor.dtype))
 
@@ -238,7 +240,7 @@ def _check_tensors(graph: Graph, manifest: Manifest) -> None:
 
 
 def _check_finite(name: str, values: NDArray[Any]) -> None:
-    # Minus infinity is what is masked out. A comparison with NaN is false.
+    # Minus infinity masks. A comparison with NaN is false.
     if values.dtype.kind == "f" and not values.max() < np.inf:
         raise ValueError(f"tensor {name!r:.80} has values that are not finite")
 
@@ -248,7 +250,7 @@ def _check_nodes(graph: Graph, manifest: Manifest) -> None:
     if len(graph.nodes) > (most := _MAX_LAYER_OPERATORS * (layers + 1)):
         raise ValueError(f"it has {len(graph.nodes)} operators; with {layers} layers it has at most {most}")
     known = {*graph.inputs, *graph.tensors, ""}
-    varying = set(graph.inputs)  # what there is only once there are inputs
+    varying = set(graph.inputs)  # values that depend on inputs
     for node in graph.nodes:
         for fault in _faults(node, graph, manifest):
             raise ValueError(f"operator {node.operator!r:.80}, which makes {node.outputs!r:.80}, {fault}")
@@ -257,7 +259,7 @@ def _check_nodes(graph: Graph, manifest: Manifest) -> None:
         if not node.outputs or not known.isdisjoint(node.outputs):
             raise ValueError(f"operator {node.operator} makes {node.outputs!r:.80}: nothing, or what there is already")
         if varying.isdisjoint(node.inputs):
-            # ONNX Runtime would compute it when it opens the graph, however long that takes.
+            # ONNX Runtime would compute it when it opens the graph, which may take for ever.
             raise ValueError(f"operator {node.operator}, which makes {node.outputs!r:.80}, depends on no input")
         known.update(node.outputs)
         varying.update(node.outputs)

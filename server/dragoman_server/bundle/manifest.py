@@ -1,6 +1,6 @@
-"""The bundle format: the names of its files, and what stands in `manifest.json`; written by the exporter, read here.
+"""The bundle format: the names of its files, and the fields of `manifest.json`; written by the exporter, read here.
 
-Types and ranges are declared with the fields, what fields must be to each other in `_RULES`.
+Types and ranges are declared with the fields, rules between fields in `_RULES`.
 """
 
 import dataclasses
@@ -13,12 +13,17 @@ from typing import Annotated, Any, Final, Literal, TypedDict, TypeVar
 import msgspec
 from msgspec import Meta
 
-from dragoman_server.bundle import strict_json
+from dragoman.types import AttentionKind
+from dragoman_server.bundle.fields import Count, LogProb, Name, Sha256, TokenId, TokenIds
+from dragoman_server.bundle.framing import FRAMING_RULES, Framing, FramingTemplate
+from dragoman_server.bundle.languages import Direction, LanguageTable
 from dragoman_server.bundle.rules import Rule, are_distinct, check
+from dragoman_server.text import strict_json
+from dragoman_server.text.tokenizer_files import TOKENIZER_FILES, TokenizerFile, TokenizerKind
 
 _T = TypeVar("_T")
 
-FORMAT_VERSION = 4
+FORMAT_VERSION = 5
 MANIFEST_FILE = "manifest.json"
 # Nothing else is ever opened.
 FileName = Literal[
@@ -26,10 +31,7 @@ FileName = Literal[
     "decoder_step.onnx",
     "attention.onnx",
     "weights.bin",
-    "tokenizer.model",
-    "source.spm",
-    "target.spm",
-    "vocab.json",
+    TokenizerFile,
 ]
 ENCODER_FILE: Final = "encoder.onnx"
 DECODER_STEP_FILE: Final = "decoder_step.onnx"
@@ -37,32 +39,14 @@ ATTENTION_FILE: Final = "attention.onnx"
 WEIGHTS_FILE: Final = "weights.bin"
 
 Precision = Literal["fp32", "int8"]
-TokenizerKind = Literal["sentencepiece", "marian"]  # one joint model; or Marian's two models and a vocabulary
-TOKENIZER_FILES: dict[TokenizerKind, tuple[FileName, ...]] = {
-    "sentencepiece": ("tokenizer.model",),
-    "marian": ("source.spm", "target.spm", "vocab.json"),
-}
-# From which row of cross-attention a target token is aligned: that of the step which emits it, or of the step which
+# The row of cross-attention by which a target token is aligned: that of the step which emits it, or of the step which
 # reads it, one later (Shift-Att, Chen et al. 2020).
 AlignmentMethod = Literal["output_row", "shifted"]
-# How lines are cut into segments where a caller does not say. Most models were trained on single sentences.
+# The segmentation of calls that do not choose one. Most models were trained on single sentences.
 DefaultSegmentation = Literal["sentence", "line", "packed"]
 
-# What no model comes near, so that sums and products of these are safe.
-Count = Annotated[int, Meta(ge=1, le=1 << 20)]
-TokenId = Annotated[int, Meta(ge=0, lt=1 << 24)]
-TokenIds = Annotated[tuple[TokenId, ...], Meta(min_length=1, max_length=1 << 16)]
-LogProb = Annotated[float, Meta(ge=-1e4, le=1e-3)]  # rounding may put it above 0
-Name = Annotated[str, Meta(max_length=128, pattern=r"^\w([\w .,:/+()~#=-]*[\w)])?\Z")]
-LanguageCode = Annotated[str, Meta(max_length=35, pattern=r"^[A-Za-z0-9]+([_-][A-Za-z0-9]+)*\Z")]
-Direction = tuple[LanguageCode, LanguageCode]  # from, to
-Sha256 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
-
-# Beyond this a replay shows nothing. fp32 differs by rounding alone.
+# A replay with a larger tolerance would show nothing. fp32 differs by rounding alone.
 _MAX_TOLERANCE: dict[Precision, float] = {"fp32": 0.01, "int8": 5.0}
-
-# Fields that may be absent: bundles were written before there were these.
-_OPTIONAL_FIELDS = {"alignment", "segmentation", "source_pieces"}
 
 
 @dataclass(frozen=True)
@@ -75,30 +59,39 @@ class Architecture:
     d_head: Annotated[int, Meta(ge=1, le=1024)]
     vocabulary_size: Count  # of the target
 
+    @property
+    def num_layers(self) -> dict[AttentionKind, int]:
+        """Number of layers with attention of a kind."""
+        return {
+            "encoder": self.num_encoder_layers,
+            "decoder": self.num_decoder_layers,
+            "cross": self.num_decoder_layers,
+        }
+
 
 @dataclass(frozen=True)
 class Limits:
     """All in tokens."""
 
-    max_source_tokens: Count  # with language tag and end-of-sentence
-    max_target_tokens: Count  # with end-of-sentence
+    max_source_tokens: Count  # specials included
+    max_target_tokens: Count  # specials included
     segment_tokens: Count  # up to which sentences stay together where lines are "packed"
 
 
 @dataclass(frozen=True)
 class Generation:
-    """The bundle's generation defaults: how it decodes where a caller does not say. Definitions are Hugging Face's."""
+    """The bundle's defaults of decoding options. Definitions are Hugging Face's."""
 
     beam_size: Annotated[int, Meta(ge=1, le=4096)] = 1  # 1 is greedy
     # The score is sum_logprob / num_tokens ** length_penalty. The range is that of calls.
     length_penalty: Annotated[float, Meta(ge=-10.0, le=10.0)] = 1.0
     early_stopping: bool = False  # whether to stop as soon as there are beam_size hypotheses
-    suppressed_token_ids: tuple[TokenId, ...] = ()  # never generated, whatever a caller says
+    suppressed_token_ids: tuple[TokenId, ...] = ()  # never generated, whatever the options of a call
 
 
 @dataclass(frozen=True)
 class Alignment:
-    """From which cross-attention weights words are aligned where a caller does not say."""
+    """The default cross-attention weights for word alignment."""
 
     method: AlignmentMethod
     layer: Annotated[int, Meta(ge=0)]  # of the decoder, from 0
@@ -116,12 +109,13 @@ class StateTensors:
 
 @dataclass(frozen=True)
 class Golden:
-    """One sentence of the parity certificate with what PyTorch made of it."""
+    """One sentence of the parity certificate with PyTorch's translation."""
 
+    direction: Direction
     source_ids: TokenIds
-    token_ids: TokenIds  # greedy, end-of-sentence included
+    source_pieces: tuple[str, ...]  # the tokenizer's vocabulary entries of source_ids
+    token_ids: TokenIds  # forced ones, then greedy ones, end-of-sentence included
     token_logprobs: tuple[LogProb, ...]
-    source_pieces: tuple[str, ...] | None = None  # what the tokenizer's vocabulary has under source_ids
 
 
 @dataclass(frozen=True)
@@ -143,8 +137,8 @@ class Manifest:
     name: Name
     architecture: Architecture
     precision: Precision
-    directions: Annotated[tuple[Direction, ...], Meta(min_length=1)]
-    source_prefix_ids: dict[LanguageCode, tuple[TokenId, ...]]  # by target language: control ids that open every source
+    languages: LanguageTable
+    framing: FramingTemplate
     decoder_start_token_id: TokenId
     eos_token_id: TokenId
     pad_token_id: TokenId
@@ -154,13 +148,13 @@ class Manifest:
     files: dict[FileName, Sha256]
     tokenizer: TokenizerKind = "sentencepiece"
     generation: Generation = field(default_factory=Generation)
-    alignment: Alignment | None = None  # None, or absent, where it was never tuned
+    alignment: Alignment | None = None  # None where it was never tuned
     segmentation: DefaultSegmentation = "sentence"
     format_version: int = FORMAT_VERSION
 
     @property
     def best_alignment(self) -> Alignment:
-        """What was tuned, else what is best for most models."""
+        """The tuned choice, else one that is good for most models."""
         return self.alignment or default_alignment(self.architecture)
 
     @property
@@ -168,23 +162,28 @@ class Manifest:
         """The files that the bundle has beside its manifest; it may have ATTENTION_FILE."""
         return required_files(self.tokenizer)
 
+    def framing_of(self, direction: tuple[str, str]) -> Framing:
+        """The specials around texts in one direction."""
+        return self.framing.of(direction, self.languages.token_ids, self.eos_token_id)
+
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self), indent=1) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> "Manifest":
-        """Raises ValueError naming the first field that is missing, unknown, or not as it must be."""
+        """Raises ValueError naming the first field that is missing, unknown, or at fault."""
         values = strict_json.loads(text)
         if not isinstance(values, dict):
             raise ValueError("the manifest is not a JSON object")
-        # Before anything else: a newer format may have other fields.
-        if values.get("format_version") != FORMAT_VERSION:
+        # Before anything else: another format may have other fields.
+        if (version := values.get("format_version")) != FORMAT_VERSION:
             raise ValueError(
-                f"format_version is {values.get('format_version')!r:.80}; this server reads version {FORMAT_VERSION}"
+                f"format_version is {version!r:.80}; this server reads version {FORMAT_VERSION}{_remedy(values)}"
             )
         manifest = _convert(values, cls)
         for fault in _other_fields(values, dataclasses.asdict(manifest), ""):
             raise ValueError(fault)
+        check(FRAMING_RULES, manifest, manifest)
         check(_RULES, manifest, manifest)
         return manifest
 
@@ -196,19 +195,19 @@ def required_files(tokenizer: TokenizerKind) -> tuple[FileName, ...]:
 
 class _Names(TypedDict):
     name: Name
-    directions: tuple[Direction, ...]
+    languages: LanguageTable
 
 
-def check_names(name: str, directions: tuple[tuple[str, str], ...]) -> None:
-    """Raises ValueError where no bundle may have this name or these languages; for those who are about to make one."""
-    _convert({"name": name, "directions": directions}, _Names)
+def check_names(name: str, languages: LanguageTable) -> None:
+    """Raises ValueError where no bundle may have this name or these languages; to be called before one is made."""
+    _convert({"name": name, "languages": dataclasses.asdict(languages)}, _Names)
 
 
 def default_alignment(architecture: Architecture) -> Alignment:
-    """For models that nobody tuned: shifted rows of all heads of the middle layer, the third of six.
+    """For untuned models: shifted rows of all heads of the middle layer, the third of six.
 
-    It is the one of Chen et al. 2020, "Accurate Word Alignment Induction from Neural Machine Translation". Of an even
-    number of layers it is the earlier of the two in the middle.
+    This is the choice of Chen et al. 2020, "Accurate Word Alignment Induction from Neural Machine Translation". Of an
+    even number of layers it is the earlier of the two in the middle.
     """
     layer = (architecture.num_decoder_layers - 1) // 2
     return Alignment("shifted", layer, tuple(range(architecture.num_heads)))
@@ -223,38 +222,63 @@ def state_tensors(num_decoder_layers: int) -> StateTensors:
     return StateTensors(self_kv, cross_kv)
 
 
-def _opens_with_a_prefix(source_ids: tuple[int, ...], manifest: Manifest) -> bool:
-    return any(source_ids[: len(prefix)] == prefix for prefix in manifest.source_prefix_ids.values())
+def present(state_tensor: str) -> str:
+    """The output of the step graph that continues one of its state inputs."""
+    return state_tensor.replace("past_key_values.", "present.")
+
+
+def _remedy(values: dict[str, Any]) -> str:
+    """The end of a message about an older bundle: the command that makes a new one."""
+    version = values.get("format_version")
+    if type(version) is not int or version > FORMAT_VERSION:
+        return ""
+    if values.get("tokenizer") == "marian":
+        precision = values.get("precision")
+        command = "import MODEL NEW_BUNDLE" + (f" --precision {precision}" if precision == "int8" else "")
+    else:
+        command = ("quantize" if values.get("precision") == "int8" else "export") + " CHECKPOINT NEW_BUNDLE"
+    return f": make the bundle anew from its source by `dragoman-export {command}`"
+
+
+def _leaves_room(template: FramingTemplate, manifest: Manifest) -> bool:
+    num_source, num_target = template.max_specials(manifest.languages)
+    limits = manifest.limits
+    # A token of text, and in a target end-of-sentence.
+    return num_source + 1 <= limits.max_source_tokens and num_target + 2 <= limits.max_target_tokens
 
 
 _RULES: tuple[Rule[Manifest], ...] = (
-    Rule("directions", are_distinct, "name each direction once"),
-    Rule("directions[*]", lambda d, m: d[1] in m.source_prefix_ids, "have its target language in source_prefix_ids"),
-    Rule("source_prefix_ids", lambda ids, m: are_distinct(tuple(ids.values()), m), "have other ids for every language"),
+    Rule("limits.max_target_tokens", lambda limit, _: limit >= 2, "be at least 2: a token and end-of-sentence"),
     Rule(
-        "source_prefix_ids[*]",
-        lambda ids, m: len(ids) + 2 <= m.limits.max_source_tokens,
-        "leave room for text, with limits.max_source_tokens {0.limits.max_source_tokens}",
+        "framing",
+        _leaves_room,
+        "leave room for text, with limits of {0.limits.max_source_tokens} and {0.limits.max_target_tokens} tokens",
     ),
     Rule(
         "limits.segment_tokens",
         lambda limit, m: limit <= m.limits.max_source_tokens,
         "be at most limits.max_source_tokens, {0.limits.max_source_tokens}",
     ),
-    Rule("limits.max_target_tokens", lambda limit, _: limit >= 2, "be at least 2: a token and end-of-sentence"),
     *(
         Rule(
             name,
-            lambda token_id, m: token_id < m.architecture.vocabulary_size,
+            lambda part, m: isinstance(part, str) or part < m.architecture.vocabulary_size,
             "be below architecture.vocabulary_size, {0.architecture.vocabulary_size}",
         )
         for name in (
+            "framing.target_prefix[*]",
             "decoder_start_token_id",
             "eos_token_id",
             "generation.suppressed_token_ids[*]",
             "parity.golden[*].token_ids[*]",
         )
     ),
+    Rule(
+        "languages.token_ids[*][*]",
+        lambda token_id, m: not m.framing.forces_a_language or token_id < m.architecture.vocabulary_size,
+        "be below architecture.vocabulary_size, {0.architecture.vocabulary_size}: targets begin with it",
+    ),
+    Rule("framing.target_prefix[*]", lambda part, m: part != m.eos_token_id, "not be eos_token_id, {0.eos_token_id}"),
     Rule(
         "state",
         lambda state, m: state == state_tensors(m.architecture.num_decoder_layers),
@@ -301,11 +325,11 @@ _RULES: tuple[Rule[Manifest], ...] = (
         lambda ids, m: len(ids) <= m.limits.max_target_tokens,
         "be no longer than limits.max_target_tokens, {0.limits.max_target_tokens}",
     ),
-    Rule("parity.golden[*].source_ids", _opens_with_a_prefix, "begin with the ids of one of source_prefix_ids"),
+    Rule("parity.golden[*].direction", lambda d, m: d in m.languages, "be one of languages.directions"),
     Rule(
-        "parity.golden[*].source_ids",
-        lambda ids, m: ids[-1] == m.eos_token_id,
-        "end with eos_token_id, {0.eos_token_id}",
+        "parity.golden[*]",
+        lambda golden, m: m.framing_of(golden.direction).frames(golden.source_ids, golden.token_ids),
+        "have ids in the framing of its direction",
     ),
     Rule(
         "files",
@@ -316,11 +340,11 @@ _RULES: tuple[Rule[Manifest], ...] = (
 
 
 def _other_fields(found: Any, kept: Any, path: str) -> Iterator[str]:
-    """What differs between a document and what was read of it: fields that there are not, or that are left out."""
+    """Faults of fields that a document has beyond those that were read, or lacks."""
     if isinstance(kept, dict):
         if unknown := sorted(found.keys() - kept.keys()):
             yield f"{path or 'the manifest'} has the unknown field {unknown[0]!r:.80}"
-        if missing := sorted(kept.keys() - found.keys() - _OPTIONAL_FIELDS):
+        if missing := sorted(kept.keys() - found.keys()):
             yield f"{path or 'the manifest'} has no field {missing[0]}"
         for key in found:
             yield from _other_fields(found[key], kept[key], f"{path}.{key}".lstrip("."))
@@ -337,7 +361,9 @@ def _convert(values: dict[str, Any], kind: type[_T]) -> _T:
         # It says, for instance: Expected `int`, got `str` - at `$.limits.segment_tokens`
         text, _, place = str(error).replace("`", "").partition(" - at ")
     path = place.removeprefix("key in ").lstrip("$.")
-    if not path or "..." in path or place.startswith("key"):  # it is no more precise where an object has any keys
+    if (
+        not path or "..." in path or place.startswith("key")
+    ):  # it does not name the key where an object may have any keys
         raise ValueError(f"{path or 'the manifest'}: {text}")
     value: Any = values
     for name, index in re.findall(r"(\w+)|\[(\d+)\]", path):

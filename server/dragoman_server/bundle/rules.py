@@ -1,4 +1,4 @@
-"""Rules: what the fields of a manifest must be beside their types and ranges, declared and checked one by one."""
+"""Rules for the fields of a manifest beyond their types and ranges, declared and checked one by one."""
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -11,12 +11,12 @@ Facts = TypeVar("Facts")
 
 @dataclass(frozen=True)
 class Rule(Generic[Facts]):
-    """What every value of one field must be.
+    """A rule for every value of one field.
 
     Args:
         field: its path, such as `parity.golden[*].source_ids`; `*` is every element of a list or entry of an object.
-        holds: whether a value, given the facts, is as it must be.
-        demand: what follows "must" in the message; the facts are formatted into it as `{0}`.
+        holds: whether a value, given the facts, obeys the rule.
+        demand: follows "must" in the message; the facts are formatted into it as `{0}`.
     """
 
     field: str
@@ -25,7 +25,7 @@ class Rule(Generic[Facts]):
 
 
 def check(rules: Iterable[Rule[Facts]], manifest: object, facts: Facts) -> None:
-    """Raises ValueError naming the first value at fault, its path and the demand. What is None has no values."""
+    """Raises ValueError naming the first value at fault, its path and the demand. None has no values."""
     for rule in rules:
         for path, value in _values(manifest, re.findall(r"\w+|\*", rule.field), ""):
             if not rule.holds(value, facts):
@@ -35,7 +35,7 @@ def check(rules: Iterable[Rule[Facts]], manifest: object, facts: Facts) -> None:
 
 @contextmanager
 def about(file: str) -> Iterator[None]:
-    """Puts the name of a file before what is wrong with it; raises ValueError also where it cannot be read."""
+    """Puts the name of a file before a fault of it; raises ValueError also where it cannot be read."""
     try:
         yield
     except OSError as error:
@@ -45,7 +45,7 @@ def about(file: str) -> Iterator[None]:
 
 
 def are_distinct(values: Sequence[Any], _: object) -> bool:
-    """Whether no value is there twice."""
+    """Whether no value occurs twice."""
     return len(set(values)) == len(values)
 
 

@@ -1,9 +1,10 @@
-"""The inputs and outputs of a bundle's graphs by its manifest; `dragoman_export.graphs` says what they are."""
+"""The inputs and outputs of a bundle's graphs by its manifest; `dragoman_export.graph.graphs` describes them."""
 
 from typing import NamedTuple
 
+from dragoman.types import AttentionKind
 from dragoman_server.bundle.graph import Value
-from dragoman_server.bundle.manifest import DECODER_STEP_FILE, ENCODER_FILE, Architecture, StateTensors
+from dragoman_server.bundle.manifest import DECODER_STEP_FILE, ENCODER_FILE, Architecture, StateTensors, present
 
 
 class Signature(NamedTuple):
@@ -64,17 +65,18 @@ def _decoder_step(architecture: Architecture, state: StateTensors, cache: str) -
             "score_logprobs": _floats("batch", 1),
             "all_logits": _floats("all", vocabulary_size),
             "all_logprobs": _floats("all", vocabulary_size),
-            **{name.replace("past_key_values.", "present."): value for name, value in pool.items()},
+            **{present(name): value for name, value in pool.items()},
         },
     )
 
 
 def _attention(architecture: Architecture) -> Signature:
     width = architecture.num_heads * architecture.d_head
-    kinds = {
-        "encoder": (architecture.num_encoder_layers, "source", "source"),
-        "decoder": (architecture.num_decoder_layers, "target", "target"),
-        "cross": (architecture.num_decoder_layers, "target", "source"),
+    num_layers = architecture.num_layers
+    axes: dict[AttentionKind, tuple[str, str]] = {
+        "encoder": ("source", "source"),
+        "decoder": ("target", "target"),
+        "cross": ("target", "source"),
     }
     return Signature(
         {
@@ -84,12 +86,12 @@ def _attention(architecture: Architecture) -> Signature:
             "hidden_states": _floats("rows", width),
             "labels": _ints("rows"),
             "heads": _ints("heads"),
-            **{f"{kind}_layers": _ints(number) for kind, (number, *_) in kinds.items()},
+            **{f"{kind}_layers": _ints(number) for kind, number in num_layers.items()},
         },
         {
             **{
-                f"{kind}_attentions.{layer}": _floats("batch", f"{kind}_{layer}_heads", *axes)
-                for kind, (number, *axes) in kinds.items()
+                f"{kind}_attentions.{layer}": _floats("batch", f"{kind}_{layer}_heads", *axes[kind])
+                for kind, number in num_layers.items()
                 for layer in range(number)
             },
             "decoder_hidden_states": _floats("batch", "target", width),

@@ -1,15 +1,16 @@
-"""What the tokenizer of a bundle must be, by its manifest and its graphs."""
+"""Rules for the tokenizer of a bundle, by its manifest and its graphs."""
 
 from dataclasses import dataclass
 
 from dragoman_server.bundle.graph_rules import Sizes
-from dragoman_server.bundle.manifest import Golden, Manifest, TokenizerKind
+from dragoman_server.bundle.manifest import Golden, Manifest
 from dragoman_server.bundle.rules import Rule, check
 from dragoman_server.text.tokenizer import TextCodec
+from dragoman_server.text.tokenizer_files import TokenizerKind
 
-# Embeddings that no piece has the id of. An id without a piece can be chosen; Marian's tokenizer takes it for unknown.
+# Embeddings whose id no piece has. The model may choose such an id; Marian's tokenizer takes it for unknown.
 _MAX_SPARE_ROWS: dict[TokenizerKind, int] = {"sentencepiece": 0, "marian": 255}
-# Of the pieces of a SentencePiece model that must have ids in a vocabulary of its own: those of Marian's all do.
+# Share of a SentencePiece model's pieces that must have ids in a separate vocabulary; in Marian's, all have.
 _MIN_KNOWN_SHARE = 0.5
 
 
@@ -21,6 +22,16 @@ class _Facts:
 
     def is_control(self, token_id: int) -> bool:
         return token_id < self.tokenizer.vocabulary.size and self.tokenizer.is_control(token_id)
+
+    def is_word(self, token_id: int) -> bool:
+        """Whether an id is a piece of text, such as a task has."""
+        is_known = token_id < self.tokenizer.vocabulary.size and token_id != self.tokenizer.unknown_id
+        return is_known and not self.tokenizer.is_control(token_id)
+
+    @property
+    def has_task(self) -> bool:
+        """Whether sources begin with a task in words, with the names of languages in words."""
+        return any(isinstance(part, int) and self.is_word(part) for part in self.manifest.framing.source_prefix)
 
 
 def check_tokenizer(tokenizer: TextCodec, manifest: Manifest, sizes: Sizes) -> None:
@@ -35,7 +46,7 @@ def _fits(kind: TokenizerKind, facts: _Facts) -> bool:
 
 
 def _has_its_pieces(golden: Golden, facts: _Facts) -> bool:
-    return golden.source_pieces in (None, tuple(facts.tokenizer.pieces(golden.source_ids)))
+    return golden.source_pieces == tuple(facts.tokenizer.pieces(golden.source_ids))
 
 
 _RULES: tuple[Rule[_Facts], ...] = (
@@ -64,15 +75,28 @@ _RULES: tuple[Rule[_Facts], ...] = (
     *(
         Rule[_Facts](
             name,
-            lambda token_id, facts: facts.is_control(token_id),
+            lambda part, facts: isinstance(part, str) or facts.is_control(part),
             "be a control symbol of the tokenizer, which no text has",
         )
-        for name in ("decoder_start_token_id", "eos_token_id", "source_prefix_ids[*][*]")
+        for name in ("decoder_start_token_id", "eos_token_id", "framing.source_suffix[*]", "framing.target_prefix[*]")
     ),
     Rule(
-        "source_prefix_ids[*][*]",
-        lambda token_id, facts: token_id not in (facts.manifest.eos_token_id, facts.manifest.pad_token_id),
-        "not be end-of-sentence or padding",
+        "framing.source_prefix[*]",
+        lambda part, facts: isinstance(part, str) or facts.is_control(part) or facts.is_word(part),
+        "be a piece or a control symbol of the tokenizer",
+    ),
+    Rule(
+        "languages.token_ids[*][*]",
+        lambda token_id, facts: facts.is_control(token_id) or (facts.has_task and facts.is_word(token_id)),
+        "be a control symbol of the tokenizer, which no text has",
+    ),
+    *(
+        Rule[_Facts](
+            name,
+            lambda part, facts: part not in (facts.manifest.eos_token_id, facts.manifest.pad_token_id),
+            "not be end-of-sentence or padding",
+        )
+        for name in ("languages.token_ids[*][*]", "framing.source_prefix[*]")
     ),
     Rule(
         "parity.golden[*]",

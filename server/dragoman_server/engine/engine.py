@@ -17,7 +17,7 @@ from functools import partial
 from typing import Protocol
 
 from dragoman_server.config import EngineOptions
-from dragoman_server.deadlines import has_passed
+from dragoman_server.engine.deadlines import has_passed
 from dragoman_server.engine.departures import Departures
 from dragoman_server.engine.lane import Lane
 from dragoman_server.engine.runner import Runner

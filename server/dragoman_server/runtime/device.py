@@ -3,6 +3,9 @@
 import threading
 from typing import Protocol, Self
 
+from dragoman_server.config import EngineOptions
+from dragoman_server.runtime.cpus import available_cpus
+
 
 class Stepper(Protocol):
     """What has work for the lanes: an engine."""
@@ -36,6 +39,12 @@ class Device:
         ]
         for thread in self._threads:
             thread.start()
+
+    @classmethod
+    def of(cls, options: EngineOptions) -> Self:
+        """The CPUs that this process may use, with as many lanes as these options say."""
+        num_lanes, _ = options.shape(available_cpus())
+        return cls(num_lanes)
 
     @property
     def num_lanes(self) -> int:

@@ -10,11 +10,11 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from dragoman_server.bundle.bundle import Bundle
-from dragoman_server.bundle.manifest import DECODER_STEP_FILE, ENCODER_FILE, Manifest
+from dragoman_server.bundle.manifest import DECODER_STEP_FILE, ENCODER_FILE, Manifest, present
 from dragoman_server.config import EngineOptions
-from dragoman_server.cpus import available_cpus
 from dragoman_server.engine.search import StepOutput
 from dragoman_server.engine.slots import Move
+from dragoman_server.runtime.cpus import available_cpus
 from dragoman_server.runtime.kv_pool import KvPool
 from dragoman_server.runtime.session import open_session
 
@@ -223,8 +223,3 @@ def encoder_feeds(sources: Sequence[Sequence[int]]) -> dict[str, NDArray[Any]]:
 def _bind_array(bind: Any, name: str, array: NDArray[Any]) -> None:
     """Binds memory that stays where it is for as long as the binding is used."""
     bind(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
-
-
-def present(name: str) -> str:
-    """The graph output that continues a state input, in Hugging Face optimum's naming."""
-    return name.replace("past_key_values.", "present.")

@@ -19,12 +19,12 @@ _UNSPACED_LANGUAGES = frozenset(("zh", "zho", "cmn", "gan", "hak", "lzh", "nan",
 _WIDE_GAP = re.compile(r"\s{3,}|[^\S\t]?\t\s?")
 
 
-class Segmentation(enum.IntEnum):
-    """How a line is cut; the numbers are those of the API. Line breaks always cut."""
+class Segmentation(enum.Enum):
+    """How a line is cut; a bundle's manifest has the values. Line breaks always cut."""
 
-    LINE = 1  # never
-    SENTENCE = 2  # into single sentences
-    PACKED = 3  # into sentences where the line is too long, packed together again
+    LINE = "line"  # never
+    SENTENCE = "sentence"  # into single sentences
+    PACKED = "packed"  # into sentences where the line is too long, packed together again
 
 
 @dataclass(frozen=True, slots=True)

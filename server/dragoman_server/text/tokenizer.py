@@ -7,9 +7,9 @@ from typing import NamedTuple, Protocol
 
 from sentencepiece import SentencePieceProcessor
 
-from dragoman_server.bundle import strict_json
-from dragoman_server.bundle.manifest import TOKENIZER_FILES, TokenizerKind
 from dragoman_server.errors import BundleError
+from dragoman_server.text import strict_json
+from dragoman_server.text.tokenizer_files import TOKENIZER_FILES, TokenizerKind
 
 Span = tuple[int, int]  # [begin, end) in code points
 

@@ -1,14 +1,18 @@
 """AttentionService on the wire: gRPC calls to calls of the attender, nothing else."""
 
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+
 from dragoman.v1 import attention_pb2 as pb
 from dragoman.v1 import attention_pb2_grpc
-from dragoman_server.attention.attender import Attender
-from dragoman_server.attention.chunks import Chunk
-from dragoman_server.attention.results import AttentionHeader
+from dragoman_server.service.attention import Attender
 from dragoman_server.wire.attention_messages import align_response, attention_response, read_align, read_attention
 from dragoman_server.wire.translation import Context, call_context
 
 SERVICE_NAME = "dragoman.v1.AttentionService"
+
+# A caller who takes nothing for so long is let go, for others wait for its place.
+STALL_SECONDS = {f"{SERVICE_NAME}/GetAttention": 60.0}
 
 
 class AttentionServicer(attention_pb2_grpc.AttentionServiceServicer):
@@ -17,15 +21,13 @@ class AttentionServicer(attention_pb2_grpc.AttentionServiceServicer):
     def __init__(self, attender: Attender) -> None:
         self._attender = attender
 
-    async def GetAttention(  # type: ignore[override]
+    async def GetAttention(
         self, request: pb.GetAttentionRequest, context: Context
-    ) -> None:
+    ) -> AsyncGenerator[pb.GetAttentionResponse, None]:
         """Sends attention weights."""
-
-        async def send(part: AttentionHeader | Chunk) -> None:
-            await context.write(attention_response(part))
-
-        await self._attender.attention(read_attention(request), call_context(context), send)
+        async with aclosing(self._attender.attention(read_attention(request), call_context(context))) as parts:
+            async for part in parts:
+                yield attention_response(part)
 
     async def Align(self, request: pb.AlignRequest, context: Context) -> pb.AlignResponse:
         """Aligns texts with their translations."""

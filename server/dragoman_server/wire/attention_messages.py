@@ -3,7 +3,6 @@
 from collections.abc import Iterable, Iterator
 
 from dragoman.attention.alignment import Link, pharaoh
-from dragoman.types import AttentionKind, WeightType
 from dragoman.v1 import attention_pb2 as pb
 from dragoman.v1 import translation_pb2
 from dragoman_server.attention.chunks import Chunk
@@ -15,29 +14,15 @@ from dragoman_server.attention.results import (
     SourceToken,
     TargetToken,
 )
-from dragoman_server.bundle.manifest import Alignment, AlignmentMethod
-from dragoman_server.calls import AlignCall, AttentionCall, DecodingFields, SelectionFields, TranslateConfig
+from dragoman_server.attention.selection import SelectionFields
+from dragoman_server.bundle.manifest import Alignment
 from dragoman_server.errors import DragomanError
+from dragoman_server.service.calls import AlignCall, AttentionCall, DecodingFields, TranslateConfig
+from dragoman_server.text.segmentation import Segmentation
 from dragoman_server.text.tokenizer import Span
-from dragoman_server.wire.messages import FINISH_REASONS, read_options, read_pair
+from dragoman_server.wire import enums
+from dragoman_server.wire.messages import read_options, read_pair
 from dragoman_server.wire.status import status_of
-
-_KINDS: dict[AttentionKind, pb.AttentionKind.ValueType] = {
-    "encoder": pb.ATTENTION_KIND_ENCODER,
-    "decoder": pb.ATTENTION_KIND_DECODER,
-    "cross": pb.ATTENTION_KIND_CROSS,
-}
-_METHODS: dict[AlignmentMethod, pb.AlignmentMethod.ValueType] = {
-    "output_row": pb.ALIGNMENT_METHOD_OUTPUT_ROW,
-    "shifted": pb.ALIGNMENT_METHOD_SHIFTED,
-}
-_WEIGHT_TYPES: dict[WeightType, pb.WeightType.ValueType] = {
-    "f32": pb.WEIGHT_TYPE_F32,
-    "f16": pb.WEIGHT_TYPE_F16,
-    "u16": pb.WEIGHT_TYPE_U16,
-    "u8": pb.WEIGHT_TYPE_U8,
-}
-
 
 # -- requests ----------------------------------------------------------------------------------
 
@@ -49,13 +34,13 @@ def read_attention(message: pb.GetAttentionRequest) -> AttentionCall:
         read_pair(message),
         _read_config(message, read_options(message.options)),
         SelectionFields(
-            tuple(selection.kinds),
+            tuple(enums.read(enums.KINDS, number) for number in selection.kinds),
             tuple(selection.layers),
             tuple(selection.heads),
-            selection.head_reduction,
-            selection.layer_reduction,
+            enums.read(enums.REDUCTIONS, selection.head_reduction),
+            enums.read(enums.REDUCTIONS, selection.layer_reduction),
             selection.rollout,
-            selection.weight_type,
+            enums.read(enums.WEIGHT_TYPES, selection.weight_type),
         ),
         message.WhichOneof("target") == "source_only",
     )
@@ -66,7 +51,7 @@ def read_align(message: pb.AlignRequest) -> AlignCall:
     return AlignCall(
         [read_pair(pair) for pair in message.inputs],
         _read_config(message, read_options(message.options)),
-        message.method,
+        enums.read(enums.METHODS, message.method),
         message.layer if message.HasField("layer") else None,
         tuple(message.heads),
     )
@@ -78,8 +63,8 @@ def _read_config(message: pb.GetAttentionRequest | pb.AlignRequest, options: Dec
         message.target_language_code,
         message.model,
         options,
-        translation_pb2.SEGMENTATION_LINE,
-        message.priority,
+        Segmentation.LINE,
+        enums.read(enums.PRIORITIES, message.priority),
     )
 
 
@@ -101,12 +86,12 @@ def attention_response(part: AttentionHeader | Chunk) -> pb.GetAttentionResponse
     selection = part.selection
     for tensor in part.tensors:
         header.tensors.add(
-            kind=_KINDS[tensor.kind],
+            kind=enums.KIND_NUMBERS[tensor.kind],
             target=tensor.target,
             shape=tensor.shape,
             layers=selection.layers[tensor.kind],
             heads=selection.heads,
-            weight_type=_WEIGHT_TYPES[selection.weight_type],
+            weight_type=enums.WEIGHT_TYPE_NUMBERS[selection.weight_type],
         )
     return pb.GetAttentionResponse(header=header)
 
@@ -118,7 +103,7 @@ def align_response(outcome: AlignOutcome) -> pb.AlignResponse:
         model=outcome.model,
         source_language_code=outcome.direction.source,
         target_language_code=outcome.direction.target,
-        method=_METHODS[alignment.method],
+        method=enums.METHOD_NUMBERS[alignment.method],
         layer=alignment.layer,
         heads=alignment.heads,
     )
@@ -131,7 +116,8 @@ def align_response(outcome: AlignOutcome) -> pb.AlignResponse:
 
 
 def _choice(alignment: Alignment) -> pb.AlignmentChoice:
-    return pb.AlignmentChoice(method=_METHODS[alignment.method], layer=alignment.layer, heads=alignment.heads)
+    method = enums.METHOD_NUMBERS[alignment.method]
+    return pb.AlignmentChoice(method=method, layer=alignment.layer, heads=alignment.heads)
 
 
 def _alignment(pair: AlignedPair) -> pb.Alignment:
@@ -150,7 +136,6 @@ def _alignment(pair: AlignedPair) -> pb.Alignment:
 
 
 def _attention_target(target: AttentionTarget) -> pb.AttentionTarget:
-    reason = target.finish_reason
     return pb.AttentionTarget(
         text=target.text,
         tokens=map(_token, target.tokens),
@@ -158,7 +143,7 @@ def _attention_target(target: AttentionTarget) -> pb.AttentionTarget:
         spans=_spans(target.spans),
         sum_logprob=target.sum_logprob,
         score=target.score,
-        finish_reason=translation_pb2.FINISH_REASON_UNSPECIFIED if reason is None else FINISH_REASONS[reason],
+        finish_reason=enums.FINISH_REASON_NUMBERS[target.finish_reason],
     )
 
 

@@ -10,15 +10,16 @@ import logging
 import math
 import secrets
 import time
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import aclosing
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import grpc
 from google.protobuf.message import DecodeError
 from google.rpc.status_pb2 import Status
 
-from dragoman_server.deadlines import has_passed
-from dragoman_server.errors import DragomanError, DrainingError, MalformedMessageError
+from dragoman_server.engine.deadlines import has_passed
+from dragoman_server.errors import DeadlineError, DragomanError, DrainingError, MalformedMessageError
 from dragoman_server.metrics import Metrics
 from dragoman_server.wire.status import CODES, internal_status, reason_of, status_of
 
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     _Handler = grpc.RpcMethodHandler[Any, Any]  # generic in its stubs alone
 _Context = grpc.aio.ServicerContext[Any, Any]
 _Behaviour = Callable[[Any, _Context], Awaitable[Any]]
+_StreamBehaviour = Callable[[Any, _Context], AsyncGenerator[Any, None]]
 
 # When a caller leaves, the stream of its requests ends as if it were complete, and only then is the handler cancelled.
 _SECONDS_TO_LEAVE = 0.05
@@ -40,15 +42,22 @@ _UNKNOWN_METHOD = "unknown"
 
 
 class Guard(grpc.aio.ServerInterceptor):
-    """Wraps the handler of every method; those of streams must be coroutines that `write`.
+    """Wraps the handler of every method; those of streams of responses must be asynchronous generators.
+
+    The next response is asked for when gRPC has room for it, which it has not while the caller does not read.
+
+    Args:
+        metrics: count calls.
+        stall_seconds: by method, how long its callers may take nothing of the responses; without a limit where absent.
 
     Attributes:
         num_calls: calls that have come in so far, of whatever method.
     """
 
-    def __init__(self, metrics: Metrics) -> None:
+    def __init__(self, metrics: Metrics, stall_seconds: Mapping[str, float]) -> None:
         self.num_calls = 0
         self._metrics = metrics
+        self._stall_seconds = stall_seconds
         self._guarded: dict[str, _Handler] = {}
 
     async def intercept_service(
@@ -68,27 +77,36 @@ class Guard(grpc.aio.ServerInterceptor):
         return self._guarded[method]
 
     def _guard(self, method: str, handler: "_Handler") -> "_Handler":
-        behaviour = cast(
-            _Behaviour,
-            handler.unary_unary or handler.unary_stream or handler.stream_unary or handler.stream_stream,
-        )
-        parse = handler.request_deserializer
+        parse, stall_seconds = handler.request_deserializer, self._stall_seconds.get(method)
+
+        async def request(messages: AsyncIterable[bytes], context: _Context) -> Any:
+            return _parsed_stream(parse, messages) if handler.request_streaming else await _only(parse, context)
 
         async def guarded(messages: AsyncIterable[bytes], context: _Context) -> Any:
             async def answer() -> Any:
-                request = _parsed_stream(parse, messages) if handler.request_streaming else await _only(parse, context)
-                return await behaviour(request, context)
+                behaviour = cast(_Behaviour, handler.unary_unary or handler.stream_unary)
+                return await behaviour(await request(messages, context), context)
 
             return await self._answer(method, context, answer)
 
+        async def guarded_stream(messages: AsyncIterable[bytes], context: _Context) -> None:
+            async def answer() -> None:
+                behaviour = cast(_StreamBehaviour, handler.unary_stream or handler.stream_stream)
+                async with aclosing(behaviour(await request(messages, context), context)) as responses:
+                    async for response in responses:
+                        await _write(context, response, stall_seconds)
+
+            await self._answer(method, context, answer)
+
         # To grpc every request is a stream, which looks the same on the wire: it would not call the handler of a single
         # request that does not come, nor answer it. Without a deserializer it hands over bytes.
-        wrap = (
-            grpc.stream_stream_rpc_method_handler
-            if handler.response_streaming
-            else grpc.stream_unary_rpc_method_handler
+        if handler.response_streaming:
+            return grpc.stream_stream_rpc_method_handler(
+                guarded_stream, request_deserializer=None, response_serializer=handler.response_serializer
+            )
+        return grpc.stream_unary_rpc_method_handler(
+            guarded, request_deserializer=None, response_serializer=handler.response_serializer
         )
-        return wrap(guarded, request_deserializer=None, response_serializer=handler.response_serializer)
 
     async def _answer(self, method: str, context: _Context, answer: Callable[[], Awaitable[_T]]) -> _T:
         started = time.monotonic()
@@ -161,6 +179,17 @@ async def _parsed_stream(parse: Callable[[bytes], _T] | None, messages: AsyncIte
     async for message in messages:
         yield _parsed(parse, message)
     await asyncio.sleep(_SECONDS_TO_LEAVE)
+
+
+async def _write(context: _Context, response: Any, stall_seconds: float | None) -> None:
+    if stall_seconds is None:
+        await context.write(response)
+        return
+    try:
+        async with asyncio.timeout(stall_seconds):
+            await context.write(response)
+    except TimeoutError as error:
+        raise DeadlineError(f"nothing was read for {stall_seconds:g} seconds") from error
 
 
 def _failed(method: str, error: Exception) -> Status:

@@ -1,7 +1,7 @@
 """grpc.health.v1: whether the server takes calls. Never waits for the engine or a queue."""
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import AsyncGenerator, Iterable
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -47,13 +47,13 @@ class HealthServicer(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
             await context.abort(grpc.StatusCode.NOT_FOUND, "there is no such service")
         return HealthCheckResponse(status=status)
 
-    async def Watch(self, request: HealthCheckRequest, context: Context) -> None:
+    async def Watch(self, request: HealthCheckRequest, _: Context) -> AsyncGenerator[HealthCheckResponse, None]:
         """The status of a service, and each change of it."""
         last = None
         while True:
             status = self._status_of(request.service)
             if status != last:
-                await context.write(HealthCheckResponse(status=status))
+                yield HealthCheckResponse(status=status)
                 last = status
             if self._is_draining:
                 raise DrainingError("the server is stopping")

@@ -5,38 +5,27 @@ from typing import TYPE_CHECKING
 
 from dragoman.v1 import attention_pb2
 from dragoman.v1 import translation_pb2 as pb
-from dragoman_server.calls import DecodingFields, ExchangeInput, Pair, TextInput, TranslateConfig
-from dragoman_server.engine.sequence import FinishReason, Hypothesis
+from dragoman_server.attention.signals import Signals
+from dragoman_server.engine.sequence import Hypothesis
 from dragoman_server.errors import DragomanError
-from dragoman_server.results import (
+from dragoman_server.service.calls import DecodingFields, ExchangeInput, Pair, TextInput, TranslateConfig
+from dragoman_server.service.results import (
     Candidate,
     ExchangeOutcome,
     ScoreOutcome,
+    StreamOutcome,
     TranslatedSegment,
     TranslatedText,
     TranslateOutcome,
 )
-from dragoman_server.signals import Signals, Suspicion
+from dragoman_server.text.segmentation import Segmentation
+from dragoman_server.wire import enums
 from dragoman_server.wire.status import status_of
 
 if TYPE_CHECKING:
     from google.protobuf.internal.containers import RepeatedCompositeFieldContainer
 
 _TranslationConfig = pb.TranslateRequest | pb.StreamTranslationRequest | pb.ExchangeConfig
-
-FINISH_REASONS = {
-    FinishReason.STOP: pb.FINISH_REASON_STOP,
-    FinishReason.LENGTH: pb.FINISH_REASON_LENGTH,
-}
-_SUSPICIONS = {
-    Suspicion.UNCOVERED: pb.SUSPICION_UNCOVERED,
-    Suspicion.DETACHED: pb.SUSPICION_DETACHED,
-    Suspicion.REPETITIVE: pb.SUSPICION_REPETITIVE,
-    Suspicion.LENGTH: pb.SUSPICION_LENGTH,
-    Suspicion.CUT_OFF: pb.SUSPICION_CUT_OFF,
-    Suspicion.NOT_COPIED: pb.SUSPICION_NOT_COPIED,
-    Suspicion.UNKNOWN_SCRIPT: pb.SUSPICION_UNKNOWN_SCRIPT,
-}
 
 
 # -- requests ----------------------------------------------------------------------------------
@@ -49,14 +38,17 @@ def read_config(message: _TranslationConfig) -> TranslateConfig:
         message.target_language_code,
         message.model,
         read_options(message.options),
-        message.segmentation,
-        message.priority,
+        enums.read(enums.SEGMENTATIONS, message.segmentation),
+        enums.read(enums.PRIORITIES, message.priority),
     )
 
 
 def read_options(message: pb.DecodingOptions) -> DecodingFields:
     """The options that are set: each has presence, or has no value that means anything."""
-    return DecodingFields(**{field.name: value for field, value in message.ListFields()})
+    fields = {field.name: value for field, value in message.ListFields()}
+    if "early_stopping" in fields:
+        fields["early_stopping"] = enums.read(enums.EARLY_STOPPINGS, message.early_stopping)
+    return DecodingFields(**fields)
 
 
 def read_score_config(message: pb.ScoreRequest) -> TranslateConfig:
@@ -66,8 +58,8 @@ def read_score_config(message: pb.ScoreRequest) -> TranslateConfig:
         message.target_language_code,
         message.model,
         DecodingFields(length_penalty=message.length_penalty if message.HasField("length_penalty") else None),
-        pb.SEGMENTATION_LINE,
-        message.priority,
+        Segmentation.LINE,
+        enums.read(enums.PRIORITIES, message.priority),
     )
 
 
@@ -109,6 +101,19 @@ def translate_response(outcome: TranslateOutcome) -> pb.TranslateResponse:
     return response
 
 
+def stream_response(part: str | StreamOutcome) -> pb.StreamTranslationResponse:
+    """A piece of a translation; or the whole, at its end."""
+    if isinstance(part, str):
+        return pb.StreamTranslationResponse(delta=part)
+    response = pb.StreamTranslationResponse(
+        model=part.model,
+        source_language_code=part.direction.source,
+        target_language_code=part.direction.target,
+    )
+    _write_translation(response.translation, part.result)
+    return response
+
+
 def exchange_response(outcome: ExchangeOutcome) -> pb.ExchangeTranslationsResponse:
     """The answer to one text of a stream."""
     response = pb.ExchangeTranslationsResponse(
@@ -139,7 +144,7 @@ def score_response(outcome: ScoreOutcome) -> pb.ScoreResponse:
     return response
 
 
-def write_translation(message: pb.Translation, translated: TranslatedText) -> None:
+def _write_translation(message: pb.Translation, translated: TranslatedText) -> None:
     """Fills in a translated text."""
     message.text = translated.text
     for segment in translated.segments:
@@ -156,7 +161,7 @@ def _write_result(message: pb.TranslationResult, result: TranslatedText | Dragom
     if isinstance(result, DragomanError):
         message.error.CopyFrom(status_of(result))
     else:
-        write_translation(message.translation, result)
+        _write_translation(message.translation, result)
 
 
 def _write_segment(message: pb.Segment, segment: TranslatedSegment) -> None:
@@ -176,7 +181,7 @@ def _write_signals(message: pb.Signals, signals: Signals) -> None:
     message.end_of_sentence_share = signals.end_of_sentence_share
     message.repetition = signals.repetition
     message.length_ratio = signals.length_ratio
-    message.suspicions.extend(_SUSPICIONS[suspicion] for suspicion in signals.suspicions)
+    message.suspicions.extend(enums.SUSPICION_NUMBERS[suspicion] for suspicion in signals.suspicions)
 
 
 def _write_hypothesis(message: pb.Hypothesis, candidate: Candidate) -> None:
@@ -184,7 +189,7 @@ def _write_hypothesis(message: pb.Hypothesis, candidate: Candidate) -> None:
     message.text = candidate.text
     message.sum_logprob = hypothesis.sum_logprob
     message.score = hypothesis.score
-    message.finish_reason = FINISH_REASONS[hypothesis.finish_reason]
+    message.finish_reason = enums.FINISH_REASON_NUMBERS[hypothesis.finish_reason]
     _write_tokens(message.tokens, hypothesis, candidate.pieces)
 
 

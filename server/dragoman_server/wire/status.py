@@ -21,6 +21,7 @@ from dragoman_server.errors import (
     ModelNotFoundError,
     NoAttentionError,
     QueueFullError,
+    Reason,
     UnsupportedLanguageError,
 )
 
@@ -38,21 +39,21 @@ class Code(NamedTuple):
     """The outside of an error class: its gRPC code, and the reason in its ErrorInfo."""
 
     code: grpc.StatusCode
-    reason: str
+    reason: Reason
 
 
 CODES: Final[Mapping[type[DragomanError], Code]] = {
     # The reason is that of the violations where they have only one.
-    InvalidInputError: Code(grpc.StatusCode.INVALID_ARGUMENT, "INVALID_INPUT"),
-    MalformedMessageError: Code(grpc.StatusCode.INVALID_ARGUMENT, "MALFORMED_MESSAGE"),
-    UnsupportedLanguageError: Code(grpc.StatusCode.NOT_FOUND, "UNSUPPORTED_LANGUAGE_PAIR"),
-    ModelNotFoundError: Code(grpc.StatusCode.NOT_FOUND, "MODEL_NOT_FOUND"),
-    NoAttentionError: Code(grpc.StatusCode.FAILED_PRECONDITION, "NO_ATTENTION_GRAPH"),
-    QueueFullError: Code(grpc.StatusCode.RESOURCE_EXHAUSTED, "QUEUE_FULL"),
-    DeadlineError: Code(grpc.StatusCode.DEADLINE_EXCEEDED, "DEADLINE_EXCEEDED"),
-    DrainingError: Code(grpc.StatusCode.UNAVAILABLE, "DRAINING"),
-    EngineDeadError: Code(grpc.StatusCode.UNAVAILABLE, "ENGINE_DEAD"),
-    InferenceError: Code(grpc.StatusCode.INTERNAL, "INFERENCE_FAILED"),
+    InvalidInputError: Code(grpc.StatusCode.INVALID_ARGUMENT, Reason.INVALID_INPUT),
+    MalformedMessageError: Code(grpc.StatusCode.INVALID_ARGUMENT, Reason.MALFORMED_MESSAGE),
+    UnsupportedLanguageError: Code(grpc.StatusCode.NOT_FOUND, Reason.UNSUPPORTED_LANGUAGE_PAIR),
+    ModelNotFoundError: Code(grpc.StatusCode.NOT_FOUND, Reason.MODEL_NOT_FOUND),
+    NoAttentionError: Code(grpc.StatusCode.FAILED_PRECONDITION, Reason.NO_ATTENTION_GRAPH),
+    QueueFullError: Code(grpc.StatusCode.RESOURCE_EXHAUSTED, Reason.QUEUE_FULL),
+    DeadlineError: Code(grpc.StatusCode.DEADLINE_EXCEEDED, Reason.DEADLINE_EXCEEDED),
+    DrainingError: Code(grpc.StatusCode.UNAVAILABLE, Reason.DRAINING),
+    EngineDeadError: Code(grpc.StatusCode.UNAVAILABLE, Reason.ENGINE_DEAD),
+    InferenceError: Code(grpc.StatusCode.INTERNAL, Reason.INFERENCE_FAILED),
 }
 
 
@@ -88,7 +89,7 @@ def reason_of(status: Status) -> str:
 
 def internal_status(error_id: str) -> Status:
     """The status of a fault of ours: nothing but an id that stands in the server's log too."""
-    info = ErrorInfo(reason="INTERNAL", domain=DOMAIN, metadata={"error_id": error_id})
+    info = ErrorInfo(reason=Reason.INTERNAL, domain=DOMAIN, metadata={"error_id": error_id})
     message = f"the server failed; its log has the details under error id {error_id}"
     return _status(grpc.StatusCode.INTERNAL, message, [info])
 

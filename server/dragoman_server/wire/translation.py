@@ -2,16 +2,21 @@
 
 import math
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
 from typing import Any
 
 import grpc
 
 from dragoman.v1 import translation_pb2 as pb
 from dragoman.v1 import translation_pb2_grpc
-from dragoman_server.calls import CallContext, ExchangeInput, ScoreCall, StreamCall, TranslateCall, TranslateConfig
-from dragoman_server.results import ExchangeOutcome
-from dragoman_server.translator import Translator
+from dragoman_server.service.calls import (
+    CallContext,
+    ScoreCall,
+    StreamCall,
+    TranslateCall,
+)
+from dragoman_server.service.translate import Translator
 from dragoman_server.wire.messages import (
     exchange_response,
     read_config,
@@ -20,8 +25,8 @@ from dragoman_server.wire.messages import (
     read_pair,
     read_score_config,
     score_response,
+    stream_response,
     translate_response,
-    write_translation,
 )
 
 SERVICE_NAME = "dragoman.v1.TranslationService"
@@ -30,10 +35,7 @@ Context = grpc.aio.ServicerContext[Any, Any]
 
 
 class TranslationServicer(translation_pb2_grpc.TranslationServiceServicer):
-    """Errors are raised as they are: the guard turns them into a status.
-
-    Streams of responses are coroutines that write, for the guard's sake; the stubs know generators alone.
-    """
+    """Errors are raised as they are: the guard turns them into a status."""
 
     def __init__(self, translator: Translator) -> None:
         self._translator = translator
@@ -44,37 +46,23 @@ class TranslationServicer(translation_pb2_grpc.TranslationServiceServicer):
         call = TranslateCall(inputs, read_config(request), request.include_signals)
         return translate_response(await self._translator.translate(call, call_context(context)))
 
-    async def StreamTranslation(  # type: ignore[override]
+    async def StreamTranslation(
         self, request: pb.StreamTranslationRequest, context: Context
-    ) -> None:
+    ) -> AsyncGenerator[pb.StreamTranslationResponse, None]:
         """Translates a text and sends it while it is decoded."""
-
-        async def send(delta: str) -> None:
-            await context.write(pb.StreamTranslationResponse(delta=delta))
-
         call = StreamCall(read_input(request.input), read_config(request))
-        outcome = await self._translator.stream(call, call_context(context), send)
-        response = pb.StreamTranslationResponse(
-            model=outcome.model,
-            source_language_code=outcome.direction.source,
-            target_language_code=outcome.direction.target,
-        )
-        write_translation(response.translation, outcome.result)
-        await context.write(response)
+        async with aclosing(self._translator.stream(call, call_context(context))) as parts:
+            async for part in parts:
+                yield stream_response(part)
 
-    async def ExchangeTranslations(  # type: ignore[override]
+    async def ExchangeTranslations(
         self, requests: AsyncIterator[pb.ExchangeTranslationsRequest], context: Context
-    ) -> None:
+    ) -> AsyncGenerator[pb.ExchangeTranslationsResponse, None]:
         """Translates a stream of texts."""
-
-        async def messages() -> AsyncIterator[TranslateConfig | ExchangeInput]:
-            async for request in requests:
-                yield read_exchange(request)
-
-        async def send(outcome: ExchangeOutcome) -> None:
-            await context.write(exchange_response(outcome))
-
-        await self._translator.exchange(messages(), call_context(context), send)
+        messages = (read_exchange(request) async for request in requests)
+        async with aclosing(self._translator.exchange(messages, call_context(context))) as outcomes:
+            async for outcome in outcomes:
+                yield exchange_response(outcome)
 
     async def Score(self, request: pb.ScoreRequest, context: Context) -> pb.ScoreResponse:
         """Gives the log-probabilities of given translations."""

@@ -11,8 +11,8 @@ import pytest
 from rich.console import Console
 
 from dragoman_export import __main__
-from dragoman_export.align_tune import ForcedPair, candidates, error_rates, tune, write_alignment
-from dragoman_export.gold_alignment import GoldAlignments, GoldPair, alignment_error_rate
+from dragoman_export.bundle.align_tune import ForcedPair, candidates, error_rates, tune, write_alignment
+from dragoman_export.bundle.gold_alignment import GoldAlignments, GoldPair, alignment_error_rate
 from dragoman_server.bundle.bundle import Bundle, embedded_bundle
 from dragoman_server.bundle.manifest import Alignment, Precision, default_alignment
 from dragoman_server.text.tokenizer import load_tokenizer

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from dragoman_export import __main__
-from dragoman_export.bundle_writer import export
+from dragoman_export.bundle.writer import export
 from dragoman_export.checkpoint import Checkpoint
 from dragoman_server.bundle.bundle import Bundle
+from dragoman_server.bundle.languages import LanguageTable
 from dragoman_server.bundle.manifest import Precision
 from support.bundles import edit_manifest, put
 from support.tiny_model import random_sources
@@ -47,7 +48,7 @@ def test_every_command_refuses_what_the_server_refuses(
     assert {path: path.read_bytes() for path in bundle.iterdir()} == files
 
 
-@pytest.mark.parametrize("changes", [{"name": "two\nlines"}, {"directions": (("en", "f r"),)}])
+@pytest.mark.parametrize("changes", [{"name": "two\nlines"}, {"languages": LanguageTable.of([("en", "f r")])}])
 def test_a_bundle_that_could_not_be_opened_is_not_begun(
     changes: dict[str, str], tiny_checkpoint: Checkpoint, tmp_path: Path
 ) -> None:

@@ -9,16 +9,16 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from onnx import TensorProto
 
-from dragoman_export.calibration import with_int8_key_values
+from dragoman_export.bundle.calibration import with_int8_key_values
 from dragoman_export.checkpoint import Checkpoint
-from dragoman_export.greedy import translate
-from dragoman_export.layer_writer import LayerWriter
+from dragoman_export.graph.builder import GraphBuilder, WeightFile
+from dragoman_export.graph.layers import LayerWriter
+from dragoman_export.greedy import Source, translate
 from dragoman_export.model import Dimensions, Transformer
-from dragoman_export.onnx_builder import GraphBuilder, WeightFile
 from support.tiny_model import random_source
 
 
-def _sources(checkpoint: Checkpoint) -> list[tuple[int, ...]]:
+def _sources(checkpoint: Checkpoint) -> list[Source]:
     rng = random.Random(3)
     return [random_source(checkpoint, length, rng) for length in (3, 9, 14)]
 
@@ -33,7 +33,7 @@ def test_keys_and_values_that_fill_int8_change_nothing_that_the_model_says(tiny_
     scaled = _with_int8_key_values(tiny_checkpoint)
     target = torch.tensor([[1, 20, 21, 22, 23]])
     for source in sources:
-        ids = torch.tensor([source])
+        ids = torch.tensor([source.ids])
         mask = torch.ones_like(ids, dtype=torch.bool)
         with torch.inference_mode():
             expected, expected_weights = tiny_checkpoint.model(ids, mask, target)
@@ -52,7 +52,7 @@ def test_every_channel_of_keys_and_values_fills_its_range(tiny_checkpoint: Check
         projection.register_forward_hook(lambda _, __, output: seen.append(output.flatten(0, -2)))
     with torch.inference_mode():
         for source in sources:
-            ids = torch.tensor([source])
+            ids = torch.tensor([source.ids])
             scaled(ids, torch.ones_like(ids, dtype=torch.bool), torch.tensor([[1]]))
     for of_projection in (seen[0::2], seen[1::2]):
         states = torch.cat(of_projection)

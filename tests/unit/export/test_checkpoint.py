@@ -7,6 +7,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from dragoman_export.checkpoint import CONFIG_FILE, TOKENIZER_FILE, WEIGHTS_FILE, Checkpoint, Config, unique_tensors
+from dragoman_server.bundle.framing import FramingTemplate
+from dragoman_server.bundle.languages import LanguageTable
 from dragoman_server.bundle.manifest import Generation
 from support.marian_tokenizer import write_tokenizer
 from support.tiny_model import random_checkpoint
@@ -47,6 +49,20 @@ def test_a_configuration_from_before_there_were_generation_defaults_is_read(tmp_
     config = random_checkpoint().config
     values = json.loads(config.to_json())
     del values["tokenizer"], values["generation"]
+    (tmp_path / CONFIG_FILE).write_text(json.dumps(values), encoding="utf-8")
+    assert Config.read(tmp_path / CONFIG_FILE) == config
+
+
+@pytest.mark.parametrize("has_tags", [True, False])
+def test_a_configuration_from_before_there_were_framings_is_read(tmp_path: Path, has_tags: bool) -> None:
+    config = random_checkpoint().config
+    if not has_tags:
+        languages, framing = LanguageTable.of([("en", "fr")]), FramingTemplate((), (config.eos_token_id,), ())
+        config = dataclasses.replace(config, languages=languages, framing=framing)
+    values = json.loads(config.to_json())
+    del values["languages"], values["framing"], values["segmentation"]
+    values["directions"] = [*config.languages]
+    values["source_prefix_ids"] = {code: config.languages.token_ids.get(code, ()) for _, code in config.languages}
     (tmp_path / CONFIG_FILE).write_text(json.dumps(values), encoding="utf-8")
     assert Config.read(tmp_path / CONFIG_FILE) == config
 

@@ -12,6 +12,7 @@ import torch
 from dragoman import __version__
 from dragoman_export.checkpoint import Checkpoint, unique_tensors
 from dragoman_server.bundle.bundle import Bundle, embedded_bundle
+from dragoman_server.bundle.languages import LanguageTable
 from dragoman_server.bundle.manifest import DECODER_STEP_FILE
 from dragoman_server.text.tokenizer import load_tokenizer
 from support.export_command import ExportCommand
@@ -68,7 +69,6 @@ def test_a_checkpoint_is_exported_quantized_verified_and_evaluated(
     assert "nrefs:1|case:mixed" in run.out
 
 
-@pytest.mark.timeout(300)
 def test_the_sequence_of_the_readme(run: ExportCommand, pairs: Path, tmp_path: Path) -> None:
     """A bundle is verified on sentences such as it was measured on, whoever verifies it."""
     model, fp32, int8 = tmp_path / "my-model", tmp_path / "my-bundle-fp32", tmp_path / "my-bundle-int8"
@@ -118,7 +118,8 @@ def test_a_language_without_samples_is_said_to_have_none(
     is_calibrated: bool,
     effect: str,
 ) -> None:
-    config = dataclasses.replace(tiny_checkpoint.config, directions=tuple((source, "fr") for source in sources))
+    languages = LanguageTable.of(((source, "fr") for source in sources), tiny_checkpoint.config.languages.token_ids)
+    config = dataclasses.replace(tiny_checkpoint.config, languages=languages)
     dataclasses.replace(tiny_checkpoint, config=config).save(tmp_path / "model")
     assert run("quantize", tmp_path / "model", tmp_path / "bundle", "--num-sources", 10) == 0, run.err
     assert f"{effect} Give some with --sources." in run.err
@@ -194,10 +195,10 @@ def test_a_bundle_of_other_dimensions_does_not_verify(
     [
         (("export", "missing", "out"), "missing"),
         (("verify", "missing", "missing"), "missing"),
-        (("train", "out", "--pair", "pairs.tsv"), "'pairs.tsv' is not of the form LANGUAGE-LANGUAGE=PATH"),
+        (("train", "out", "--pair", "pairs.tsv"), "'pairs.tsv' is not of the form SOURCE-TARGET=FILE"),
         (("train", "out", "--pair", "en-fr=none.tsv"), "none.tsv does not exist"),
         (("evaluate", "missing", "--test", "en-fr=a"), "missing"),
-        (("evaluate", DEFAULT, "--test", "en-fr=a"), "is not of the form LANGUAGE-LANGUAGE=SOURCE_FILE,REFERENCE_FILE"),
+        (("evaluate", DEFAULT, "--test", "en-fr=a"), "is not of the form SOURCE-TARGET=SOURCE_FILE,REFERENCE_FILE"),
         (("evaluate", DEFAULT, "--test", "en=a,b"), "'en' is not of the form SOURCE-TARGET"),
     ],
 )
@@ -251,14 +252,15 @@ def test_names_and_languages_of_an_imported_model_can_be_given(run: ExportComman
     write_marian(tmp_path / "single")
     options = ("--name", "opus", "--num-sources", 1)
     assert run("import", tmp_path / "single", tmp_path / "a", *options, "--pair", "eng-fra") == 0, run.err
-    assert Bundle.open(tmp_path / "a").manifest.directions == (("en", "fr"),)
+    assert [*Bundle.open(tmp_path / "a").manifest.languages] == [("en", "fr")]
     assert Bundle.open(tmp_path / "a").manifest.name == "opus"
     write_marian(tmp_path / "several", targets=("fra", "pt_BR"))
     assert run("import", tmp_path / "several", tmp_path / "b", *options, "--from", "eng") == 0, run.err
     manifest = Bundle.open(tmp_path / "b").manifest
-    assert manifest.directions == (("en", "fr"), ("en", "pt-BR"))
+    assert [*manifest.languages] == [("en", "fr"), ("en", "pt-BR")]
     tokens = json.loads((tmp_path / "b" / "vocab.json").read_text(encoding="utf-8"))
-    assert manifest.source_prefix_ids == {"fr": (tokens[">>fra<<"],), "pt-BR": (tokens[">>pt_BR<<"],)}
+    assert manifest.languages.token_ids == {"fr": (tokens[">>fra<<"],), "pt-BR": (tokens[">>pt_BR<<"],)}
+    assert manifest.languages.aliases == {"fra": "fr"}
 
 
 def test_an_import_over_a_folder_or_from_none_is_refused(run: ExportCommand, tmp_path: Path) -> None:

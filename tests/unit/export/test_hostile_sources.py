@@ -277,13 +277,21 @@ def test_a_hostile_model_is_refused_in_one_sentence(
 # -- checkpoints of our own --------------------------------------------------------------------------------------------
 
 
-def dimensions(**values: Any) -> Damage:
+def part(name: str, **values: Any) -> Damage:
     def damage(folder: Path) -> None:
         contents = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        contents["dimensions"] |= values
+        contents[name] |= values
         (folder / "config.json").write_text(json.dumps(contents), encoding="utf-8")
 
     return damage
+
+
+def dimensions(**values: Any) -> Damage:
+    return part("dimensions", **values)
+
+
+def languages(**values: Any) -> Damage:
+    return part("languages", **values)
 
 
 def without(field: str) -> Damage:
@@ -311,15 +319,26 @@ CHECKPOINT: dict[str, tuple[Damage, str]] = {
     "a text for a size": (dimensions(d_model="64"), "dimensions.d_model"),
     "an activation that there is not": (dimensions(activation="tanh"), "dimensions.activation"),
     "dimensions that are no object": (config(dimensions=[]), "dimensions"),
-    "a missing field": (without("directions"), "config.json: Object missing required field `directions`"),
+    "a missing field": (without("languages"), "config.json: Object missing required field `languages`"),
     "a model of Hugging Face": (config(model_type="marian"), "read by dragoman-export import"),
     "an unknown field": (config(extra=1), "config.json has the unknown field 'extra'"),
-    "no directions": (config(directions=[]), "config.json: directions is empty"),
-    "a direction of one language": (config(directions=[["en"]]), "directions[0]"),
-    "a direction without prefix": (config(directions=[["en", "xx"]]), "source_prefix_ids has no entry for 'xx'"),
+    "no directions": (languages(directions=[]), "`$.languages.directions`"),
+    "a direction of one language": (languages(directions=[{"sources": ["en"]}]), "missing required field `targets`"),
+    "a direction whose framing is unknown": (
+        languages(directions=[{"sources": ["en"], "targets": ["xx"]}]),
+        "languages.directions[0].targets[0] is 'xx', must have languages.token_ids",
+    ),
+    "a language outside the vocabulary": (
+        languages(token_ids={"de": [10**6], "fr": [1]}),
+        "languages.token_ids is 1000000",
+    ),
     "a prefix outside the vocabulary": (
-        config(source_prefix_ids={"de": [10**9], "fr": [1]}),
-        "source_prefix_ids is 1000000000",
+        config(framing={"source_prefix": [10**6], "source_suffix": [3], "target_prefix": []}),
+        "framing.source_prefix is 1000000",
+    ),
+    "an old form with nonsense in it": (
+        config(source_prefix_ids=[], directions=5),
+        "Expected `array`, got `int` - at `$.directions`",
     ),
     "a negative id": (config(eos_token_id=-1), "config.json: eos_token_id is -1"),
     "a negative length of segments": (config(segment_tokens=-5), "config.json: segment_tokens is -5"),

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from dragoman_export.huggingface import (
+from dragoman_export.families.huggingface import (
     GENERATION_FILE,
     PICKLE_FILE,
     WEIGHTS_FILE,

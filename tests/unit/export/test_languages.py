@@ -2,7 +2,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dragoman_export.languages import Pair, parse_pair, standard_tag, standard_tags
+from dragoman_export.languages import Pair, aliases, parse_pair, standard_tag, standard_tags
+from dragoman_server.bundle.languages import LanguageTable
 
 
 @pytest.mark.parametrize(
@@ -68,6 +69,21 @@ def test_no_two_target_languages_have_one_tag(codes: set[str]) -> None:
 
 
 @pytest.mark.parametrize(
+    ("codes", "others", "expected"),
+    [
+        (["fra", "deu"], ["en"], {"fra": "fr", "deu": "de"}),
+        (["fra", "deu"], ["FRA"], {"deu": "de"}),
+        # A code that reads as a tag of the model is that one's.
+        (["pt_br", "pt_BR", "fr"], [], {}),
+        (["cmn", "zho"], [], {"cmn": "zh-x-cmn", "zho": "zh"}),
+        (["zho_Hans", "zho_hans"], [], {"zho_Hans": "zh-Hans"}),
+    ],
+)
+def test_the_models_own_codes_are_aliases(codes: list[str], others: list[str], expected: dict[str, str]) -> None:
+    assert aliases(standard_tags(codes), others) == expected
+
+
+@pytest.mark.parametrize(
     ("text", "pair"),
     [
         ("en-fr", ("en", "fr")),
@@ -88,16 +104,16 @@ def test_a_pair_is_divided_where_there_are_two_languages(text: str, pair: Pair) 
 
 
 def test_of_several_readings_the_models_own_is_taken() -> None:
-    assert parse_pair("en-pt-br", [("en", "pt-BR")]) == ("en", "pt-BR")
-    assert parse_pair("en-pt-br", [("en-PT", "br")]) == ("en-PT", "br")
+    assert parse_pair("en-pt-br", LanguageTable.of([("en", "pt-BR")])) == ("en", "pt-BR")
+    assert parse_pair("en-pt-br", LanguageTable.of([("en-PT", "br")])) == ("en-PT", "br")
     with pytest.raises(ValueError, match="'en-pt-br' can be read in several ways; write en:pt-BR or en-PT:br"):
-        parse_pair("en-pt-br", [("en", "fr")])
+        parse_pair("en-pt-br", LanguageTable.of([("en", "fr")]))
 
 
 def test_a_direction_comes_back_as_the_model_has_it() -> None:
-    assert parse_pair("en-fr", [("eng", "fra")]) == ("eng", "fra")
-    assert parse_pair("klingon-tt2", [("klingon", "tt2")]) == ("klingon", "tt2")
-    assert parse_pair("en-de", [("eng", "fra")]) == ("en", "de")
+    assert parse_pair("en-fr", LanguageTable.of([("eng", "fra")])) == ("eng", "fra")
+    assert parse_pair("klingon-tt2", LanguageTable.of([("klingon", "tt2")])) == ("klingon", "tt2")
+    assert parse_pair("en-de", LanguageTable.of([("eng", "fra")])) == ("en", "de")
 
 
 @pytest.mark.parametrize("text", ["", "-", ":", "en", "en-", "-fr", "en:", "en-klingon", "english-french"])

@@ -10,8 +10,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from dragoman_export.marian import Languages, read_marian
-from support.marian_model import write_marian
+from dragoman_export.families.marian import read_marian
+from dragoman_export.languages import Languages
+from dragoman_server.bundle.framing import FramingTemplate
+from dragoman_server.bundle.languages import LanguageTable
+from support.marian_model import EOS_ID, write_marian
 
 Edit = Callable[[dict[str, Any]], None]
 
@@ -60,7 +63,6 @@ def edit_tensors(folder: Path, edit: Edit) -> None:
 @pytest.mark.parametrize(
     ("change", "fault"),
     [
-        ({"model_type": "m2m_100"}, "has model_type 'm2m_100'; only marian can be imported"),
         ({"d_model": None}, "d_model is None, not an integer"),
         ({"eos_token_id": [0, 2]}, r"eos_token_id is \[0, 2\], not an integer"),
         ({"is_encoder_decoder": False}, "is_encoder_decoder is False, must be True"),
@@ -198,14 +200,14 @@ def test_a_missing_tokenizer_file_is_named(folder: Path, name: str) -> None:
 
 
 def test_the_pair_comes_from_the_folder_or_from_whoever_imports(folder: Path) -> None:
-    assert read_marian(folder, "model", Languages()).config.directions == (("en", "fr"),)
+    assert [*read_marian(folder, "model", Languages()).config.languages] == [("en", "fr")]
     config = read_marian(folder, "model", Languages(pair="por_br-zho")).config
-    assert config.directions == (("pt-BR", "zh"),)
-    assert config.source_prefix_ids == {"zh": ()}
+    assert config.languages == LanguageTable.of([("pt-BR", "zh")])
+    assert config.framing == FramingTemplate((), (EOS_ID,), ())
     (folder / "tokenizer_config.json").unlink()
     with pytest.raises(ValueError, match="give them with --pair, such as en-fr"):
         read_marian(folder, "model", Languages())
-    assert read_marian(folder, "model", Languages(pair="eng-fra")).config.directions == (("en", "fr"),)
+    assert [*read_marian(folder, "model", Languages(pair="eng-fra")).config.languages] == [("en", "fr")]
 
 
 @pytest.mark.parametrize("pair", ["en", "en-", "-fr", ""])
@@ -222,9 +224,11 @@ def test_a_source_language_alone_is_refused_by_a_model_of_one_target(folder: Pat
 def test_target_languages_are_those_of_the_vocabularys_tokens(several: Path) -> None:
     vocabulary = json.loads((several / "vocab.json").read_text(encoding="utf-8"))
     config = read_marian(several, "model", Languages()).config
-    assert sorted(config.directions) == [("en", "de"), ("en", "fr")]
-    assert config.source_prefix_ids == {"de": (vocabulary[">>deu<<"],), "fr": (vocabulary[">>fra<<"],)}
-    assert {source for source, _ in read_marian(several, "model", Languages(source="nld")).config.directions} == {"nl"}
+    assert sorted(config.languages) == [("en", "de"), ("en", "fr")]
+    assert config.languages.token_ids == {"de": (vocabulary[">>deu<<"],), "fr": (vocabulary[">>fra<<"],)}
+    assert config.languages.aliases == {"deu": "de", "fra": "fr"}
+    assert config.framing == FramingTemplate(("target",), (EOS_ID,), ())
+    assert read_marian(several, "model", Languages(source="nld")).config.languages.sources == {"nl"}
 
 
 def test_several_targets_need_a_source_language_and_no_pair(several: Path) -> None:

@@ -4,25 +4,27 @@ from pathlib import Path
 
 import pytest
 
-from dragoman_export.checkpoint import Checkpoint
-from dragoman_export.languages import standard_tag
-from dragoman_export.sources import (
+from dragoman_export.bundle.sources import (
     languages_without_samples,
     measured_sources,
     read_sources,
     sample_sentences,
     sample_sources,
 )
-from dragoman_export.train.corpus import CorpusFile
+from dragoman_export.checkpoint import Checkpoint
+from dragoman_export.greedy import Source
+from dragoman_export.languages import standard_tag
+from dragoman_export.text_files import CorpusFile
 from dragoman_server.bundle.bundle import Bundle
+from dragoman_server.bundle.languages import Direction, DirectionGroup, LanguageTable
 from dragoman_server.bundle.manifest import Golden, Precision
 
 SAMPLES = {path.name.removesuffix(".txt"): path for path in (resources.files("dragoman_export") / "samples").iterdir()}
 
 
 def translating(checkpoint: Checkpoint, *directions: tuple[str, str]) -> Checkpoint:
-    prefixes = {target: checkpoint.config.source_prefix_ids["fr"] for _, target in directions}
-    config = dataclasses.replace(checkpoint.config, directions=directions, source_prefix_ids=prefixes)
+    token_ids = {target: checkpoint.config.languages.token_ids["fr"] for _, target in directions}
+    config = dataclasses.replace(checkpoint.config, languages=LanguageTable.of(directions, token_ids))
     return dataclasses.replace(checkpoint, config=config)
 
 
@@ -65,19 +67,34 @@ def test_samples_are_of_the_language_and_in_its_script(language: str, samples: s
 
 def test_directions_take_turns_and_begin_with_different_samples(tiny_checkpoint: Checkpoint) -> None:
     sources = sample_sources(tiny_checkpoint, 200)
-    tags = tiny_checkpoint.config.source_prefix_ids
-    assert [source[:1] for source in sources[:4]] == [tags["de"], tags["fr"], tags["de"], tags["fr"]]
+    tags = tiny_checkpoint.config.languages.token_ids
+    assert [source.ids[:1] for source in sources[:4]] == [tags["de"], tags["fr"], tags["de"], tags["fr"]]
+    assert [source.direction for source in sources[:2]] == [("en", "de"), ("en", "fr")]
     assert len(set(sources)) == len(sources) > 100
-    assert sources[0][1:] != sources[1][1:]
-    assert all(source[-1] == tiny_checkpoint.config.eos_token_id for source in sources)
+    assert sources[0].ids[1:] != sources[1].ids[1:]
+    assert all(source.ids[-1] == tiny_checkpoint.config.eos_token_id for source in sources)
     assert sample_sources(tiny_checkpoint, 5) == sources[:5]
+
+
+def test_of_any_languages_to_any_all_are_among_the_first(tiny_checkpoint: Checkpoint) -> None:
+    codes = tuple(sorted(SAMPLES))
+    token_ids: dict[str, tuple[int, ...]] = {code: (number,) for number, code in enumerate(codes, start=6)}
+    languages = LanguageTable((DirectionGroup(codes, codes),), token_ids)
+    dimensions = dataclasses.replace(tiny_checkpoint.config.dimensions, max_positions=1000)
+    config = dataclasses.replace(tiny_checkpoint.config, languages=languages, dimensions=dimensions)
+    sources = sample_sources(dataclasses.replace(tiny_checkpoint, config=config), 3 * len(codes))
+    # The first turn would translate each language to itself.
+    for turn in (sources[: len(codes)], sources[len(codes) : 2 * len(codes)]):
+        assert {source.direction.source for source in turn} == {source.direction.target for source in turn} == {*codes}
+    assert len({source.direction for source in sources}) == len(sources)
 
 
 def test_samples_that_the_model_cannot_read_are_left_out(tiny_checkpoint: Checkpoint) -> None:
     dimensions = dataclasses.replace(tiny_checkpoint.config.dimensions, max_positions=40)
     config = dataclasses.replace(tiny_checkpoint.config, dimensions=dimensions)
     sources = sample_sources(dataclasses.replace(tiny_checkpoint, config=config), 200)
-    assert 0 < max(map(len, sources)) <= 40 < max(map(len, sample_sources(tiny_checkpoint, 200)))
+    assert 0 < max(len(source.ids) for source in sources) <= 40
+    assert max(len(source.ids) for source in sample_sources(tiny_checkpoint, 200)) > 40
 
 
 def test_languages_without_samples_are_named(tiny_checkpoint: Checkpoint) -> None:
@@ -92,7 +109,7 @@ def test_random_tokens_stand_in_where_there_are_no_samples(tiny_checkpoint: Chec
     assert sample_sources(unknown, 200) == []
     sources = read_sources(unknown, (), 30)
     assert len(sources) == 30
-    assert len({len(source) for source in sources}) > 5
+    assert len({len(source.ids) for source in sources}) > 5
     assert read_sources(unknown, (), 30) == sources
 
 
@@ -124,8 +141,8 @@ def test_a_file_of_another_direction_is_refused(tiny_checkpoint: Checkpoint, tmp
         read_sources(tiny_checkpoint, [CorpusFile(("fr", "en"), tmp_path)], 1)
 
 
-def with_golden(bundle: Bundle, *sources: tuple[int, ...]) -> Bundle:
-    golden = tuple(Golden(source, (2,), (0.0,)) for source in sources)
+def with_golden(bundle: Bundle, *sources: Source) -> Bundle:
+    golden = tuple(Golden(source.direction, source.ids, (), (2,), (0.0,)) for source in sources)
     parity = dataclasses.replace(bundle.manifest.parity, golden=golden, num_sentences=12)
     return dataclasses.replace(bundle, manifest=dataclasses.replace(bundle.manifest, parity=parity))
 
@@ -135,6 +152,6 @@ def test_the_sentences_that_a_bundle_was_measured_on_are_known_from_its_golden_o
 ) -> None:
     samples = sample_sources(tiny_checkpoint, 12)
     assert measured_sources(tiny_checkpoint, with_golden(tiny_bundles["int8"], *samples[:8])) == samples
-    others = ((5, 6, 2), (7, 8, 2))
+    others = (Source(Direction("en", "fr"), (5, 6, 2)), Source(Direction("en", "fr"), (7, 8, 2)))
     assert measured_sources(tiny_checkpoint, with_golden(tiny_bundles["int8"], *others)) == list(others)
     assert measured_sources(tiny_checkpoint, with_golden(tiny_bundles["fp32"], *others)) == samples

@@ -6,8 +6,10 @@ import pytest
 
 from dragoman_server.bundle.bundle import Bundle
 from dragoman_server.bundle.manifest import Precision
-from dragoman_server.text.tokenizer import Tokenizer
-from dragoman_server.translator import Translator
+from dragoman_server.registry.model import Model
+from dragoman_server.registry.registry import Registry
+from dragoman_server.service.translate import Translator
+from dragoman_server.text.tokenizer import TextCodec
 from support.calls import INPUT_LIMITS, MAX_ROWS, MAX_SEGMENTS
 from support.server_parts import FakeEngine, tiny_bundle
 
@@ -18,8 +20,8 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 
 
 @pytest.fixture(scope="session")
-def tokenizer(bundle: Bundle) -> Tokenizer:
-    return Tokenizer(bundle.tokenizer_path)
+def tokenizer(bundle: Bundle) -> TextCodec:
+    return bundle.tokenizer
 
 
 @pytest.fixture
@@ -28,9 +30,13 @@ def engine() -> FakeEngine:
 
 
 @pytest.fixture
-def translator(bundle: Bundle, tokenizer: Tokenizer, engine: FakeEngine) -> Iterator[Translator]:
-    manifest = bundle.manifest
-    translator = Translator(manifest, bundle.resource_name, tokenizer, engine, INPUT_LIMITS, MAX_SEGMENTS, MAX_ROWS)
+def registry(bundle: Bundle, engine: FakeEngine) -> Registry:
+    return Registry(Model(bundle, engine))
+
+
+@pytest.fixture
+def translator(registry: Registry) -> Iterator[Translator]:
+    translator = Translator(registry, INPUT_LIMITS, MAX_SEGMENTS, MAX_ROWS)
     yield translator
     translator.close()
 

@@ -3,8 +3,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from dragoman_server.addresses import check_free, parse_address
+from dragoman_server.config import parse_address
 from dragoman_server.errors import StartError
+from dragoman_server.wire.addresses import check_free
 
 
 @pytest.mark.parametrize(

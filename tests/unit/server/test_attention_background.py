@@ -8,8 +8,8 @@ from pathlib import Path
 import onnxruntime as ort
 import pytest
 
-from dragoman_server.attention import background as background_module
-from dragoman_server.attention.background import Background
+from dragoman_server.runtime import background as background_module
+from dragoman_server.runtime.background import Background
 
 ON_LINUX = pytest.mark.skipif(sys.platform != "linux", reason="other systems have no policies of threads")
 

@@ -7,9 +7,9 @@ from typing import cast
 
 import pytest
 
-from dragoman_server.attention.attention_pass import AttentionPass
 from dragoman_server.attention.worker import AttentionWorker
 from dragoman_server.errors import DeadlineError, InferenceError, QueueFullError
+from dragoman_server.runtime.attention_pass import AttentionPass
 
 PASS = cast(AttentionPass, object())
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from dragoman_server.bundle.bundle import Bundle, embedded_bundle
+from dragoman_server.bundle.languages import LanguageTable
 from dragoman_server.bundle.manifest import (
     MANIFEST_FILE,
     WEIGHTS_FILE,
@@ -22,6 +23,8 @@ from dragoman_server.bundle.manifest import (
 )
 from dragoman_server.errors import BundleError
 from support.bundles import ManifestEdit, edit_manifest, put
+
+GROUP = {"sources": ["fr", "en"], "targets": ["es", "de"]}
 
 
 def alignment(**changes: Any) -> dict[str, Any]:
@@ -39,15 +42,32 @@ def test_a_manifest_survives_being_written_and_read(tiny_bundles: dict[Precision
             assert Manifest.from_json(manifest.to_json()) == manifest
 
 
-def test_a_bundle_that_does_not_say_is_given_single_sentences(folder: Path) -> None:
-    edit_manifest(folder, lambda values: values.pop("segmentation"))
+@pytest.mark.parametrize("segmentation", ["sentence", "line", "packed"])
+def test_a_bundle_says_how_lines_are_cut_by_default(folder: Path, segmentation: str) -> None:
     assert Bundle.open(folder).manifest.segmentation == "sentence"
-    assert Bundle.open(embedded_bundle()).manifest.segmentation == "sentence"
+    edit_manifest(folder, put("segmentation", segmentation))
+    assert Bundle.open(folder).manifest.segmentation == segmentation
 
 
-def test_a_bundle_from_before_alignment_was_tuned_is_read(folder: Path) -> None:
-    edit_manifest(folder, lambda values: values.pop("alignment"))
-    assert Bundle.open(folder).manifest.alignment is None
+@pytest.mark.parametrize(
+    ("changes", "command"),
+    [
+        ({"precision": "fp32"}, "export CHECKPOINT NEW_BUNDLE"),
+        ({"precision": "int8"}, "quantize CHECKPOINT NEW_BUNDLE"),
+        ({"precision": "fp32", "tokenizer": "marian"}, "import MODEL NEW_BUNDLE"),
+        ({"precision": "int8", "tokenizer": "marian"}, "import MODEL NEW_BUNDLE --precision int8"),
+    ],
+)
+def test_an_older_bundle_is_refused_with_the_command_that_makes_a_new_one(
+    folder: Path, changes: dict[str, str], command: str
+) -> None:
+    edit_manifest(folder, lambda values: values.update(changes, format_version=4))
+    with pytest.raises(BundleError) as refusal:
+        Bundle.open(folder)
+    assert str(refusal.value) == (
+        f"{folder / MANIFEST_FILE}: format_version is 4; this server reads version 5: make the bundle anew from its "
+        f"source by `dragoman-export {command}`"
+    )
 
 
 @pytest.mark.parametrize(("num_layers", "layer"), [(1, 0), (2, 0), (3, 1), (6, 2), (12, 5)])
@@ -74,7 +94,8 @@ LONG = "x" * 1_000_000
 @pytest.mark.parametrize(
     ("edit", "fault"),
     [
-        (put("format_version", 1), "format_version is 1; this server reads version 4"),
+        (put("format_version", 6), "format_version is 6; this server reads version 5$"),
+        (put("format_version", True), "format_version is True; this server reads version 5$"),
         (put("format_version", LONG), "format_version is 'x+; this server"),
         (lambda values: values.pop("format_version"), "format_version is None"),
         (lambda values: values.pop("limits"), "missing required field limits"),
@@ -106,7 +127,7 @@ LONG = "x" * 1_000_000
         (put("limits", "max_target_tokens", -1), "limits.max_target_tokens is -1: Expected int >= 1"),
         (put("limits", "max_source_tokens", 10**12), "limits.max_source_tokens is 10{12}: Expected int <= "),
         (put("limits", "max_source_tokens", 1e12), "limits.max_source_tokens is 10{12}.0: Expected int, got float"),
-        (put("limits", "max_source_tokens", 1), r"source_prefix_ids\[\w+\] is \(\d+,\), must leave room for text"),
+        (put("limits", "max_source_tokens", 2), r"framing is .*, must leave room for text, with limits of 2 and 160"),
         (put("limits", "max_target_tokens", 1), "limits.max_target_tokens is 1, must be at least 2"),
         (
             put("limits", "segment_tokens", 1000),
@@ -119,22 +140,52 @@ LONG = "x" * 1_000_000
         (put("limits", "max_target_tokens", 2), r"golden\[0\].token_ids is .* must be no longer than limits"),
         # token ids
         (put("eos_token_id", -1), "eos_token_id is -1: Expected int >= 0"),
-        (put("eos_token_id", 10**6), "eos_token_id is 1000000, must be below architecture.vocabulary_size"),
+        (put("eos_token_id", 4), r"framing.source_suffix is \(3,\), must have eos_token_id, 4"),
+        (
+            lambda values: [put("eos_token_id", 10**6)(values), put("framing", "source_suffix", [10**6])(values)],
+            "eos_token_id is 1000000, must be below architecture.vocabulary_size",
+        ),
         (put("decoder_start_token_id", 10**6), "decoder_start_token_id is 1000000, must be below architecture"),
         (put("decoder_start_token_id", 10**12), "decoder_start_token_id is 10{12}: Expected int <= "),
-        (put("source_prefix_ids", {}), r"directions\[0\] is \('en', 'de'\), must have its target language in source_p"),
-        (put("source_prefix_ids", []), r"source_prefix_ids is \[\]: Expected object"),
-        (put("source_prefix_ids", "fr", ["x"]), r"source_prefix_ids\[...\]\[0\]: Expected int, got str"),
-        (put("source_prefix_ids", "fr", [-1]), r"source_prefix_ids\[...\]\[0\]: Expected int >= 0"),
-        (put("source_prefix_ids", "fr", [4]), r"source_prefix_ids is \['de', 'fr'\], must have other ids for every"),
-        (put("source_prefix_ids", "fr", [5] * 159), r"source_prefix_ids\[fr\] is .*, must leave room for text"),
-        # directions
-        (put("directions", "en-fr"), "directions is 'en-fr': Expected array"),
-        (put("directions", []), r"directions is \[\]: Expected array of length >= 1"),
-        (put("directions", 0, ["en"]), r"directions\[0\] is \['en'\]: Expected array of length 2"),
-        (put("directions", 0, ["en", ""]), r"directions\[0\]\[1\] is '': Expected str matching"),
-        (put("directions", 0, ["e n", "fr"]), r"directions\[0\]\[0\] is 'e n': Expected str matching"),
-        (put("directions", 1, ["en", "de"]), "directions is .*, must name each direction once"),
+        # languages
+        (put("languages", "directions", "en-fr"), "languages.directions is 'en-fr': Expected array"),
+        (put("languages", "directions", []), r"languages.directions is \[\]: Expected array of length >= 1"),
+        (put("languages", "directions", 0, ["en", "fr"]), r"directions\[0\] is \['en', 'fr'\]: Expected object"),
+        (put("languages", "directions", 0, "targets", []), r"targets is \[\]: Expected array of length >= 1"),
+        (
+            put("languages", "directions", 0, "targets", [""]),
+            r"directions\[0\].targets\[0\] is '': Expected str matching",
+        ),
+        (put("languages", "directions", 0, "sources", ["e n"]), r"sources\[0\] is 'e n': Expected str matching"),
+        (put("languages", "directions", 0, "sources", ["en"] * 2), r"sources is .*, must name each language once"),
+        (put("languages", "directions", 0, "targets", ["de"] * 2), r"targets is .*, must name each language once"),
+        (put("languages", "directions", 1, GROUP), "languages.directions is .*, must name each direction once"),
+        (put("languages", "token_ids", {}), r"directions\[0\].targets\[0\] is 'de', must have languages.token_ids"),
+        (put("languages", "token_ids", []), r"languages.token_ids is \[\]: Expected object"),
+        (put("languages", "token_ids", "fr", []), r"token_ids\[...\]: Expected array of length >= 1"),
+        (put("languages", "token_ids", "fr", ["x"]), r"token_ids\[...\]\[0\]: Expected int, got str"),
+        (put("languages", "token_ids", "fr", [-1]), r"token_ids\[...\]\[0\]: Expected int >= 0"),
+        (put("languages", "token_ids", "fr", [4]), "token_ids is .*, must have other ids for every language"),
+        (put("languages", "token_ids", "fr", [5] * 159), "framing is .*, must leave room for text"),
+        (put("languages", "aliases", "fra", "es"), r"aliases\[fra\] is 'es', must be a language of"),
+        (put("languages", "aliases", {"DE": "fr"}), "languages is .*, must have codes and aliases that differ"),
+        (
+            put("languages", "aliases", {"fr_X": "fr", "FR-x": "de"}),
+            "languages is .*, must have codes and aliases that",
+        ),
+        # framing
+        (put("framing", "source_prefix", ["text"]), r"source_prefix\[0\] is 'text': Invalid enum value"),
+        (put("framing", "source_prefix", [0.5]), r"source_prefix\[0\] is 0.5: Expected"),
+        (put("framing", "source_prefix", ["source"]), r"sources\[0\] is 'en', must have languages.token_ids"),
+        (put("framing", "source_suffix", []), r"source_suffix is \(\), must have eos_token_id, 3"),
+        (put("framing", "target_prefix", [10**6]), r"target_prefix\[0\] is 1000000, must be below architecture.vocab"),
+        (put("framing", "target_prefix", [3]), r"target_prefix\[0\] is 3, must not be eos_token_id, 3"),
+        (put("framing", "target_prefix", ["target"] * 159), "framing is .*, must leave room for text"),
+        (
+            put("framing", "target_prefix", ["target"]),
+            r"golden\[0\] is .*, must have ids in the framing of its direction",
+        ),
+        (lambda values: values["framing"].pop("target_prefix"), "framing is .* missing required field target_prefix"),
         # generation
         (put("generation", "beam_size", 0), r"generation\.beam_size is 0: Expected int >= 1"),
         (put("generation", "beam_size", 4.0), "beam_size is 4.0: Expected int, got float"),
@@ -179,8 +230,15 @@ LONG = "x" * 1_000_000
         (put("parity", "golden", 1, "token_ids", []), r"golden\[1\]\.token_ids is \[\]: Expected array of length >= 1"),
         (put("parity", "golden", 1, "token_ids", 0, 10**6), r"token_ids\[0\] is 1000000, must be below architecture"),
         (put("parity", "golden", 1, "source_ids", 1, -1), r"golden\[1\]\.source_ids\[1\] is -1: Expected int >= 0"),
-        (put("parity", "golden", 1, "source_ids", 0, 9), r"source_ids is .*, must begin with the ids of one of"),
-        (put("parity", "golden", 1, "source_ids", -1, 9), r"source_ids is .*, must end with eos_token_id, 3"),
+        (put("parity", "golden", 1, "source_ids", 0, 9), r"golden\[1\] is .*, must have ids in the framing of its dir"),
+        (
+            put("parity", "golden", 1, "source_ids", -1, 9),
+            r"golden\[1\] is .*, must have ids in the framing of its dir",
+        ),
+        (put("parity", "golden", 1, "source_ids", [3]), r"golden\[1\] is .*, must have ids in the framing of its dir"),
+        (put("parity", "golden", 1, "direction", ["fr", "en"]), r"golden\[1\].direction is .*, must be one of lang"),
+        (put("parity", "golden", 1, "direction", ["en"]), r"direction is \['en'\]: Expected array of length 2"),
+        (lambda values: values["parity"]["golden"][1].pop("source_pieces"), "missing required field source_pieces"),
         # files
         (put("files", "../weights.bin", "0"), "files: Invalid enum value '../weights.bin'"),
         (put("files", "/etc/passwd", "0"), "files: Invalid enum value '/etc/passwd'"),
@@ -300,8 +358,8 @@ def test_weights_larger_than_the_memory_are_not_read(folder: Path, monkeypatch: 
 
 
 def test_names_are_known_to_be_wrong_before_a_bundle_is_made() -> None:
-    check_names("opus-mt/en.fr (2)", (("en", "pt_BR"),))
+    check_names("opus-mt/en.fr (2)", LanguageTable.of([("en", "pt_BR")]))
     with pytest.raises(ValueError, match="name is 'a\\\\nb': Expected"):
-        check_names("a\nb", (("en", "fr"),))
-    with pytest.raises(ValueError, match=r"directions\[0\]\[1\] is 'f r': Expected"):
-        check_names("opus", (("en", "f r"),))
+        check_names("a\nb", LanguageTable.of([("en", "fr")]))
+    with pytest.raises(ValueError, match=r"directions\[0\].targets\[0\] is 'f r': Expected"):
+        check_names("opus", LanguageTable.of([("en", "f r")]))

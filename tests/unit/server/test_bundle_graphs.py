@@ -72,15 +72,16 @@ def test_fp32_graphs_are_not_int8(folder: Path, int8_folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("field", "name"), [("pad_token_id", "pad_token_id"), ("source_prefix_ids", r"source_prefix_ids\[fr\]\[0\]")]
+    ("field", "name"), [("pad_token_id", "pad_token_id"), ("token_ids", r"languages\.token_ids\[fr\]\[0\]")]
 )
 def test_an_id_that_has_no_embedding_is_refused(folder: Path, field: str, name: str) -> None:
     def edit(values: dict[str, Any]) -> None:
-        (first,) = values["source_prefix_ids"]["fr"]
+        token_ids = values["languages"]["token_ids"]
+        (first,) = token_ids["fr"]
         if field == "pad_token_id":
             values[field] = 400
             return
-        values[field]["fr"] = [400]
+        token_ids["fr"] = [400]
         for golden in values["parity"]["golden"]:
             golden["source_ids"][0] = 400 if golden["source_ids"][0] == first else golden["source_ids"][0]
 

@@ -9,7 +9,6 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper
 
-from dragoman_server.attention.attention_pass import AttentionPass
 from dragoman_server.bundle.bundle import Bundle
 from dragoman_server.bundle.manifest import (
     ATTENTION_FILE,
@@ -18,8 +17,9 @@ from dragoman_server.bundle.manifest import (
     WEIGHTS_FILE,
     Precision,
 )
-from dragoman_server.bundle.parity import replay, replay_attention
 from dragoman_server.errors import BundleError
+from dragoman_server.registry.parity import replay, replay_attention
+from dragoman_server.runtime.attention_pass import AttentionPass
 from dragoman_server.runtime.runner import OnnxRunner
 from support.bundles import edit_graph, edit_manifest, node, replace_file, weight
 

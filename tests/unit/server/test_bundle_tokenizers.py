@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
-from dragoman_export.bundle_writer import export
-from dragoman_export.marian import Languages, read_marian
-from dragoman_export.sources import read_sources
+from dragoman_export.bundle.sources import read_sources
+from dragoman_export.bundle.writer import export
+from dragoman_export.families.marian import read_marian
+from dragoman_export.languages import Languages
 from dragoman_export.train.tokenizer import train_tokenizer
 from dragoman_server.bundle.bundle import Bundle, embedded_bundle
+from dragoman_server.bundle.manifest import MANIFEST_FILE
 from dragoman_server.errors import BundleError
 from support.bundles import edit_manifest, put, replace_file
 from support.marian_model import write_marian
@@ -33,6 +34,17 @@ def replace_id(old: int, new: int) -> Callable[[dict[str, Any]], None]:
     def edit(values: dict[str, Any]) -> None:
         for golden in values["parity"]["golden"]:
             golden["source_ids"] = [new if token_id == old else token_id for token_id in golden["source_ids"]]
+
+    return edit
+
+
+def reframed(prefix: list[int], suffix: list[int]) -> Callable[[dict[str, Any]], None]:
+    """Puts ids before the certificate's sources and behind them, and the pieces that the tokenizer has for them."""
+
+    def edit(values: dict[str, Any]) -> None:
+        for golden in values["parity"]["golden"]:
+            golden["source_ids"] = [*prefix, *golden["source_ids"], *suffix]
+            golden["source_pieces"] = tokenizer().id_to_piece(golden["source_ids"])
 
     return edit
 
@@ -65,29 +77,39 @@ def test_a_tokenizer_of_as_many_pieces_but_of_another_model_is_refused(folder: P
     )
 
 
-def test_a_certificate_from_before_there_were_pieces_is_read(folder: Path) -> None:
-    edit_manifest(folder, lambda values: [golden.pop("source_pieces") for golden in values["parity"]["golden"]])
-    assert all(golden.source_pieces is None for golden in Bundle.open(folder).manifest.parity.golden)
-
-
 @pytest.mark.parametrize(
     ("edits", "fault"),
     [
         ([put("pad_token_id", 9)], "pad_token_id is 9, must be 0, which the tokenizer has for padding"),
         (
-            [put("eos_token_id", 2), replace_id(3, 2)],
+            [put("eos_token_id", 2), put("framing", "source_suffix", [2]), replace_id(3, 2)],
             "eos_token_id is 2, must be 3, which the tokenizer has",
         ),
         ([put("decoder_start_token_id", 9)], "decoder_start_token_id is 9, must be a control symbol"),
         ([put("decoder_start_token_id", 1)], "decoder_start_token_id is 1, must be a control symbol"),
-        ([put("source_prefix_ids", "fr", [9]), replace_id(5, 9)], r"ids\[fr\]\[0\] is 9, must be a control symbol"),
         (
-            [put("source_prefix_ids", "fr", [3]), replace_id(5, 3)],
+            [put("languages", "token_ids", "fr", [9]), replace_id(5, 9)],
+            r"ids\[fr\]\[0\] is 9, must be a control symbol",
+        ),
+        (
+            [put("languages", "token_ids", "fr", [3]), replace_id(5, 3)],
             r"ids\[fr\]\[0\] is 3, must not be end-of-sent",
         ),
         (
-            [put("source_prefix_ids", "fr", [0]), replace_id(5, 0)],
+            [put("languages", "token_ids", "fr", [0]), replace_id(5, 0)],
             r"ids\[fr\]\[0\] is 0, must not be end-of-sent",
+        ),
+        (
+            [put("framing", "source_prefix", [1, "target"]), reframed([1], [])],
+            r"source_prefix\[0\] is 1, must be a piece or",
+        ),
+        (
+            [put("framing", "source_prefix", [0, "target"]), reframed([0], [])],
+            r"source_prefix\[0\] is 0, must not be end-of",
+        ),
+        (
+            [put("framing", "source_suffix", [3, 9]), reframed([], [9])],
+            r"source_suffix\[1\] is 9, must be a control symbol",
         ),
     ],
 )
@@ -98,6 +120,33 @@ def test_an_id_that_the_tokenizer_has_for_something_else_is_refused(
     for edit in edits:
         edit_manifest(folder, edit)
     refused(folder, f"manifest.json: .*{fault}")
+
+
+def test_a_task_and_the_names_of_languages_may_be_words(folder: Path) -> None:
+    """As T5 has them."""
+    task, *names = (tokenizer().encode(word) for word in ("the", "dog", "cat"))
+    token_ids = dict(zip(("de", "fr"), names, strict=True))
+
+    def edit(values: dict[str, Any]) -> None:
+        values["framing"]["source_prefix"] = [*task, "target"]
+        values["languages"]["token_ids"] = token_ids
+        for golden in values["parity"]["golden"]:
+            golden["source_ids"] = [*task, *token_ids[golden["direction"][1]], *golden["source_ids"][1:]]
+            golden["source_pieces"] = tokenizer().id_to_piece(golden["source_ids"])
+
+    edit_manifest(folder, edit)
+    assert Bundle.open(folder).manifest.framing_of(("en", "fr")).source_prefix == (*task, *token_ids["fr"])
+    unknown_id = tokenizer().unk_id()
+    token_ids["fr"] = [unknown_id]
+    edit_manifest(folder, put("languages", "token_ids", token_ids))
+    edit_manifest(folder, put("parity", "golden", [golden_of(folder, "de")]))
+    refused(folder, rf"token_ids\[fr\]\[0\] is {unknown_id}, must be a control symbol")
+
+
+def golden_of(folder: Path, target: str) -> dict[str, Any]:
+    """A sentence of the certificate that is translated into this language."""
+    golden = json.loads((folder / MANIFEST_FILE).read_text(encoding="utf-8"))["parity"]["golden"]
+    return next(sentence for sentence in golden if sentence["direction"][1] == target)
 
 
 @pytest.mark.parametrize("contents", [b"", b"not a model", b"\x0a\xff\xff\xff\xff\x0f"])
@@ -111,7 +160,6 @@ def test_what_is_no_tokenizer_is_refused(folder: Path, contents: bytes) -> None:
 
 @pytest.fixture(scope="module")
 def marian_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("marian")
     write_marian(folder / "source")
     checkpoint = read_marian(folder / "source", "opus", Languages())

@@ -1,155 +1,240 @@
-import dataclasses
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
-import typer
 
 import dragoman
-from dragoman_server import __main__, cli
-from dragoman_server.config import Config, EngineOptions, InputLimits
+from dragoman_server import __main__, app
+from dragoman_server.cli import read_config
+from dragoman_server.config import CONFIG_FILE, OPTIONS, Config, Option
+from dragoman_server.errors import StartError
 
-NAMES = {
-    field.name
-    for options in (Config, EngineOptions, InputLimits)
-    for field in dataclasses.fields(options)
-    if field.name not in ("engine", "limits")
+# For every option, a text that is not its default and the value that it spells.
+VALUES: dict[str, tuple[str, Any]] = {option.name: ("4321", 4321) for option in OPTIONS} | {
+    "model": ("/bundles/null", Path("/bundles/null")),
+    "listen": ("[::1]:1", "[::1]:1"),
+    "metrics_listen": ("h:2", "h:2"),
+    "shutdown_grace_seconds": ("0.5", 0.5),
+    "lanes": ("3", 3),
+    "num_threads": ("2", 2),
+    "max_running": ("128", 128),
 }
 
 
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Config]:
-    """Runs the command with a server that only takes down its options."""
+def write(tmp_path: Path) -> Callable[[str], Path]:
+    """Writes a configuration file."""
+
+    def write(text: str) -> Path:
+        path = tmp_path / "dragoman.toml"
+        path.write_text(text, encoding="utf-8")
+        return path
+
+    return write
+
+
+def faults(*arguments: str, **environ: str) -> str:
+    with pytest.raises(StartError) as caught:
+        read_config(arguments, environ)
+    return str(caught.value)
+
+
+def test_without_options_the_defaults_hold() -> None:
+    assert read_config([], {}) == Config()
+
+
+@pytest.mark.parametrize("option", OPTIONS, ids=lambda option: option.name)
+@pytest.mark.parametrize("source", ["flag", "flag with =", "variable", "file"])
+def test_an_option_reaches_the_config(option: Option, source: str, write: Callable[[str], Path]) -> None:
+    text, value = VALUES[option.name]
+    key = f"{option.name} = {value if isinstance(value, int | float) else repr(str(value))}"
+    arguments, environ = {
+        "flag": ([option.flag, text], {}),
+        "flag with =": ([f"{option.flag}={text}"], {}),
+        "variable": ([], {option.variable: text}),
+        "file": (["--config", str(write(key))], {}),
+    }[source]
+    config = read_config(arguments, environ)
+    assert config == Config.of({option.name: value})
+    assert config != Config()
+
+
+def test_flags_count_before_variables_before_the_file(write: Callable[[str], Path]) -> None:
+    path = write("max_running = 1\nmax_waiting = 1\nmax_inputs = 1")
+    variables = {"DRAGOMAN_CONFIG": str(path), "DRAGOMAN_MAX_RUNNING": "2", "DRAGOMAN_MAX_WAITING": "2"}
+    config = read_config(["--max-running", "3"], variables)
+    assert (config.engine.max_running, config.engine.max_waiting, config.limits.max_inputs) == (3, 2, 1)
+
+
+def test_a_flag_names_another_file_than_the_variable(write: Callable[[str], Path]) -> None:
+    path = write("max_inputs = 1")
+    assert read_config(["--config", str(path)], {"DRAGOMAN_CONFIG": "/no/such/file"}).limits.max_inputs == 1
+
+
+def test_an_empty_variable_is_none() -> None:
+    assert read_config([], {"DRAGOMAN_MODEL": "", "DRAGOMAN_MAX_RUNNING": "", "DRAGOMAN_CONFIG": ""}) == Config()
+
+
+def test_a_relative_path_counts_from_the_folder_of_the_file(write: Callable[[str], Path]) -> None:
+    path = write('model = "bundles/en-fr"')
+    assert read_config(["--config", str(path)], {}).model == path.parent / "bundles/en-fr"
+    assert read_config(["--config", str(path), "--model", "here"], {}).model == Path("here")
+
+
+@pytest.mark.parametrize("given", ["--lanes auto", "DRAGOMAN_LANES=auto", 'lanes = "auto"'])
+def test_lanes_may_be_auto(given: str, write: Callable[[str], Path]) -> None:
+    lanes_of = write("lanes = 2" if given[0].isupper() or given[0] == "-" else given)
+    arguments = given.split() if given.startswith("-") else []
+    environ = {"DRAGOMAN_LANES": "auto"} if given.startswith("D") else {}
+    assert read_config([*arguments, "--config", str(lanes_of)], environ).engine.lanes == "auto"
+
+
+def test_all_faults_are_told_together_each_with_its_origin(write: Callable[[str], Path]) -> None:
+    path = write('# ours\nmax_encoder_tokens = "many"\n\nmax_inptus = 3\n[engine]\nlanes = 2\n')
+    arguments = ["--config", str(path), "--lanes", "0", "--num-thread=4", "--model", "a", "--model=b", "--listen"]
+    found = faults(*arguments, DRAGOMAN_MAX_WAITING="-1", DRAGOMAN_SHUTDOWN_GRACE_SECONDS="nan")
+    for sentence in (
+        "There is no option --num-thread; is --num-threads meant?",
+        "The option --model is given twice.",
+        "The option --listen has no value.",
+        f"{path}, line 4: There is no option max_inptus; is max_inputs meant?",
+        f"{path}, line 5: There is no option engine.",
+        f"{path}, line 2: max_encoder_tokens must be a whole number from 1 to 1000000 and is 'many'.",
+        "--lanes must be auto or a whole number from 1 to 1024 and is '0'.",
+        "DRAGOMAN_MAX_WAITING must be a whole number from 1 to 1000000 and is '-1'.",
+        "DRAGOMAN_SHUTDOWN_GRACE_SECONDS must be a number from 0 to 86400 and is 'nan'.",
+    ):
+        assert sentence in found
+        found = found.replace(sentence, "")
+    assert found.strip() == ""
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("max_running = true", "line 1: max_running must be a whole number from 1 to 4096 and is True."),
+        ("max_running = 1.5", "line 1: max_running must be a whole number from 1 to 4096 and is 1.5."),
+        ('max_running = "5"', "line 1: max_running must be a whole number from 1 to 4096 and is '5'."),
+        ("listen = 50051", "line 1: listen must be HOST:PORT and is 50051."),
+        ('\n"listen" = "x"', "line 2: listen must be HOST:PORT with a port from 0 to 65535"),
+        ("model = [1]", "line 1: model must be FOLDER and is [1]."),
+        ("limits.max_inputs = 5", "line 1: There is no option limits."),
+        ("config = 'other.toml'", "line 1: There is no option config."),
+        ('"max\\u005frunning" = 0', "dragoman.toml: max_running must be a whole number"),
+        (
+            "max_running 5",
+            "dragoman.toml is not TOML: Expected '=' after a key",
+        ),
+        ("max_inputs = 1\nmax_inputs = 2", "dragoman.toml is not TOML: Cannot overwrite a value"),
+    ],
+)
+def test_what_is_wrong_in_a_file_is_named(text: str, named: str, write: Callable[[str], Path]) -> None:
+    assert named in faults("--config", str(write(text)))
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    assert (
+        faults("--config", "/no/such/file")
+        == "--config is /no/such/file, which cannot be read: No such file or directory."
+    )
+    assert (
+        faults(DRAGOMAN_CONFIG=str(tmp_path)) == f"DRAGOMAN_CONFIG is {tmp_path}, which cannot be read: Is a directory."
+    )
+    path = tmp_path / "latin"
+    path.write_bytes(b"model = '\xe9'")
+    assert faults("--config", str(path)) == f"{path} is not UTF-8 text."
+
+
+def test_a_fault_in_the_file_does_not_hide_that_of_a_flag() -> None:
+    found = faults("--config", "/no/such/file", "--lanes", "0")
+    assert "which cannot be read" in found
+    assert "--lanes must be" in found
+
+
+def test_what_is_no_option_is_named() -> None:
+    assert faults("bundle") == "The argument 'bundle' belongs to no option."
+    assert faults("--modle", "bundle") == "There is no option --modle; is --model meant?"
+    assert faults("--max-run", "5") == "There is no option --max-run; is --max-running meant?"
+    assert faults("--xyz") == "There is no option --xyz."
+    assert faults("--model=") == "The option --model has no value."
+
+
+# -- the command -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """Runs the command; returns its exit code, and what it wrote to stdout and stderr."""
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["dragoman-server", *arguments])
+        with pytest.raises(SystemExit) as caught:
+            __main__.main()
+        assert isinstance(caught.value.code, int)
+        return caught.value.code, *capfd.readouterr()
+
+    return run
+
+
+def test_the_command_serves_as_configured(
+    run: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
     configs: list[Config] = []
 
     async def serve(config: Config) -> int:
         configs.append(config)
         return 7
 
-    def run(*arguments: str) -> Config:
-        monkeypatch.setattr(sys, "argv", ["dragoman-server", *arguments])
-        with pytest.raises(SystemExit) as caught:
-            __main__.main()
-        assert caught.value.code == 7
-        return configs.pop()
-
-    monkeypatch.setattr(cli, "serve", serve)
-    return run
-
-
-def flattened(config: Config) -> dict[str, object]:
-    return {
-        name: getattr(part, name)
-        for part in (config, config.engine, config.limits)
-        for name in NAMES
-        if hasattr(part, name)
-    }
-
-
-def test_every_option_has_a_flag_and_an_environment_variable() -> None:
-    parameters = {p.name: p for p in typer.main.get_command(cli.app).params if p.name not in ("help", "version")}
-    assert parameters.keys() == NAMES
-    for name, parameter in parameters.items():
-        assert parameter.opts == ["--" + name.replace("_", "-")]
-        assert parameter.envvar == f"DRAGOMAN_{name.upper()}"
-
-
-def test_without_arguments_the_defaults_are_those_of_the_config(run: Callable[..., Config]) -> None:
-    assert run() == Config()
-
-
-@pytest.mark.parametrize("name", sorted(NAMES))
-@pytest.mark.parametrize("by_flag", [True, False])
-def test_an_option_reaches_the_config(
-    name: str, by_flag: bool, run: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    value = {"model": "/bundles/x", "listen": "[::1]:1", "metrics_listen": "h:2"}.get(name, "4321")
-    if by_flag:
-        config = run("--" + name.replace("_", "-"), value)
-    else:
-        monkeypatch.setenv(f"DRAGOMAN_{name.upper()}", value)
-        config = run()
-    expected = flattened(Config()) | {name: Path(value) if name == "model" else value}
-    assert {k: str(v) for k, v in flattened(config).items() if k != "shutdown_grace_seconds"} == {
-        k: str(v) for k, v in expected.items() if k != "shutdown_grace_seconds"
-    }
-    assert config.shutdown_grace_seconds == (4321 if name == "shutdown_grace_seconds" else 30)
+    monkeypatch.setattr(app, "serve", serve)
+    monkeypatch.setattr(os, "environ", {**os.environ, "DRAGOMAN_LANES": "2"})
+    code, _, _ = run("--max-inputs", "5")
+    assert code == 7
+    assert configs == [Config.of({"max_inputs": 5, "lanes": 2})]
 
 
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
         (["--listen", "nowhere"], "listen must be HOST:PORT"),
-        (["--max-running", "0"], "max_running must be from 1"),
-        (["--lanes", "0"], "lanes must be from 1"),
+        (["--max-running", "0"], "--max-running must be a whole number from 1"),
+        (["--max-running", "many"], "is 'many'"),
+        (["--lanes", "0"], "--lanes must be auto or a whole number from 1"),
+        (["--model", "a", "--model=b"], "The option --model is given twice."),
         (["--model", "/no/such/folder", "--listen", "127.0.0.1:0", "--metrics-listen", "127.0.0.1:0"], "/no/such"),
     ],
 )
 def test_what_keeps_the_server_from_starting_is_one_line(
-    arguments: list[str], named: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    arguments: list[str], named: str, run: Callable[..., tuple[int, str, str]]
 ) -> None:
-    monkeypatch.setattr(sys, "argv", ["dragoman-server", *arguments])
-    with pytest.raises(SystemExit) as caught:
-        __main__.main()
-    assert caught.value.code == 2
-    output = capfd.readouterr()
-    assert output.out == ""
-    assert output.err.count("\n") == 1
-    assert output.err.startswith("dragoman-server: ")
-    assert named in output.err
-
-
-@pytest.mark.parametrize(
-    ("arguments", "named"),
-    [
-        (["--max-running", "many"], "--max-running"),
-        (["--lanes", "all"], "must be auto or a number and is 'all'"),
-        (["--model", "a", "--model=b"], "The option --model is given twice."),
-    ],
-)
-def test_what_is_no_command_line_is_named(
-    arguments: list[str], named: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(sys, "argv", ["dragoman-server", *arguments])
-    monkeypatch.setenv("COLUMNS", "200")
-    with pytest.raises(SystemExit) as caught:
-        __main__.main()
-    assert caught.value.code == 2
-    error = capfd.readouterr().err
+    code, output, error = run(*arguments)
+    assert code == 2
+    assert output == ""
+    assert error.count("\n") == 1
+    assert error.startswith("dragoman-server: ")
     assert named in error
-    assert "Traceback" not in error
 
 
-def test_lanes_are_chosen_where_they_are_auto(run: Callable[..., Config]) -> None:
-    assert run("--lanes", "auto").engine.lanes is None
-    assert run("--lanes", "3").engine.lanes == 3
+def test_the_version_is_that_of_the_distribution(run: Callable[..., tuple[int, str, str]]) -> None:
+    assert run("--version") == (0, f"dragoman-server {dragoman.__version__}\n", "")
 
 
-def test_the_version_is_that_of_the_distribution(
-    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(sys, "argv", ["dragoman-server", "--version"])
-    with pytest.raises(SystemExit) as caught:
-        __main__.main()
-    assert caught.value.code == 0
-    assert capfd.readouterr().out == f"dragoman-server {dragoman.__version__}\n"
-
-
-def test_help_names_every_option(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(sys, "argv", ["dragoman-server", "--help"])
+def test_help_names_every_option(run: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "200")
-    with pytest.raises(SystemExit) as caught:
-        __main__.main()
-    assert caught.value.code == 0
-    text = capfd.readouterr().out
-    for name in NAMES:
-        assert "--" + name.replace("_", "-") in text
-        assert f"DRAGOMAN_{name.upper()}" in text
+    code, output, _ = run("--help")
+    assert code == 0
+    output = " ".join(output.split())
+    for option in (CONFIG_FILE, *OPTIONS):
+        assert f" {option.flag} {option.metavar} {option.about.help} " in output
+        assert f" Default: {option.default_text}. Variable: {option.variable} " in output
 
 
 def test_a_missing_package_names_the_extra_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["dragoman-server"])
     monkeypatch.delitem(sys.modules, "dragoman_server.cli")
-    monkeypatch.setitem(sys.modules, "typer", None)
+    monkeypatch.delitem(sys.modules, "dragoman_server.config")
+    monkeypatch.setitem(sys.modules, "msgspec", None)
     with pytest.raises(SystemExit, match=r"dragoman\[server\]"):
         __main__.main()

@@ -1,12 +1,14 @@
 import os
+import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal, get_args
 
 import pytest
 
-from dragoman_server.config import Config, EngineOptions, InputLimits, validate
-from dragoman_server.cpus import available_cpus
+from dragoman_server.config import OPTIONS, Config, EngineOptions, InputLimits, validate
 from dragoman_server.errors import StartError
+from dragoman_server.runtime.cpus import available_cpus, cpu_allowance
 
 
 def test_the_defaults_are_valid() -> None:
@@ -30,6 +32,8 @@ def test_the_defaults_are_valid() -> None:
         (Config(limits=InputLimits(max_exchange_in_flight=0)), "max_exchange_in_flight", "0"),
         (Config(limits=InputLimits(max_attention_bytes=0)), "max_attention_bytes", "0"),
         (Config(limits=InputLimits(max_message_bytes=2**31)), "max_message_bytes", str(2**31)),
+        (Config(engine=EngineOptions(max_running=True)), "max_running", "True"),
+        (Config(engine=EngineOptions(lanes=2000)), "lanes", "2000"),
     ],
 )
 def test_a_bad_option_is_named_with_its_value(config: Config, name: str, value: str) -> None:
@@ -39,20 +43,27 @@ def test_a_bad_option_is_named_with_its_value(config: Config, name: str, value: 
     assert str(caught.value).endswith(f" is {value}.")
 
 
+def test_every_number_has_a_range() -> None:
+    for option in OPTIONS:
+        for kind in (option.type, *get_args(option.type)):
+            if kind in (int, float):
+                assert re.search(r"\d+ to \d+ [a-z]+$", option.range), option.name
+
+
 def test_all_bad_options_are_named_at_once() -> None:
     config = replace(Config(), listen="nowhere", engine=EngineOptions(max_running=0, num_threads=-2))
-    with pytest.raises(StartError, match=r"listen must .* max_running must .* num_threads must "):
+    with pytest.raises(StartError, match=r"listen must .* num_threads must .* max_running must "):
         validate(config)
 
 
 @pytest.mark.parametrize(
     ("lanes", "num_threads", "num_cpus", "shape"),
     [
-        (None, 0, 8, (8, 1)),
-        (None, 0, 1, (1, 1)),
-        (None, 4, 8, (2, 4)),
-        (None, 3, 8, (2, 3)),
-        (None, 16, 8, (1, 16)),
+        ("auto", 0, 8, (8, 1)),
+        ("auto", 0, 1, (1, 1)),
+        ("auto", 4, 8, (2, 4)),
+        ("auto", 3, 8, (2, 3)),
+        ("auto", 16, 8, (1, 16)),
         (2, 0, 8, (2, 4)),
         (3, 0, 8, (3, 2)),
         (5, 0, 2, (5, 1)),
@@ -60,9 +71,42 @@ def test_all_bad_options_are_named_at_once() -> None:
     ],
 )
 def test_lanes_and_their_threads_take_all_cpus(
-    lanes: int | None, num_threads: int, num_cpus: int, shape: tuple[int, int]
+    lanes: int | Literal["auto"], num_threads: int, num_cpus: int, shape: tuple[int, int]
 ) -> None:
     assert EngineOptions(lanes=lanes, num_threads=num_threads).shape(num_cpus) == shape
+
+
+@pytest.mark.parametrize(
+    ("options", "cpus"),
+    [
+        (EngineOptions(), 8.0),
+        (EngineOptions(), 2.5),  # the half is left idle
+        (EngineOptions(), 1.0),
+        (EngineOptions(lanes=8), 8.0),
+        (EngineOptions(lanes=3), 8.0),
+        (EngineOptions(lanes=2, num_threads=4), 8.0),
+        (EngineOptions(num_threads=8), 8.0),
+    ],
+)
+def test_a_shape_that_fits_is_not_warned_of(options: EngineOptions, cpus: float) -> None:
+    assert options.misfit(cpus) is None
+
+
+@pytest.mark.parametrize(
+    ("options", "cpus", "begins"),
+    [
+        (EngineOptions(lanes=5), 2.0, "lanes (5) x num_threads (1) is more than the 2 CPUs"),
+        (EngineOptions(lanes=2, num_threads=2), 3.0, "lanes (2) x num_threads (2) is more than the 3 CPUs"),
+        (EngineOptions(num_threads=16), 8.0, "lanes (1) x num_threads (16) is more than the 8 CPUs"),
+        (EngineOptions(lanes=3), 2.5, "lanes (3) x num_threads (1) is more than the 2.5 CPUs"),
+        (EngineOptions(), 0.5, "lanes (1) x num_threads (1) is more than the 0.5 CPUs"),
+    ],
+)
+def test_a_shape_beyond_the_cpus_is_one_sentence(options: EngineOptions, cpus: float, begins: str) -> None:
+    sentence = options.misfit(cpus)
+    assert sentence is not None
+    assert sentence.startswith(begins)
+    assert sentence.count(". ") == 0
 
 
 class Machine:
@@ -90,11 +134,21 @@ def test_without_control_groups_the_affinity_mask_counts(machine: Machine) -> No
     assert machine.cpus() == 8
 
 
-@pytest.mark.parametrize(("limit", "cpus"), [("max 100000", 8), ("250000 100000", 2), ("50000 100000", 1)])
-def test_a_quota_of_version_2_counts(machine: Machine, limit: str, cpus: int) -> None:
+@pytest.mark.parametrize(
+    ("limit", "allowance", "cpus"),
+    [("max 100000", 8.0, 8), ("250000 100000", 2.5, 2), ("50000 100000", 0.5, 1), ("900000 100000", 8.0, 8)],
+)
+def test_a_quota_of_version_2_counts(machine: Machine, limit: str, allowance: float, cpus: int) -> None:
     machine.write("proc/self/cgroup", "0::/")
     machine.write("sys/fs/cgroup/cpu.max", limit)
+    assert cpu_allowance(machine.root) == allowance
     assert machine.cpus() == cpus
+
+
+def test_half_a_cpu_is_served_by_one_lane_of_one_thread(machine: Machine) -> None:
+    machine.write("proc/self/cgroup", "0::/")
+    machine.write("sys/fs/cgroup/cpu.max", "50000 100000")
+    assert EngineOptions().shape(machine.cpus()) == (1, 1)
 
 
 def test_the_quota_of_an_outer_group_counts_too(machine: Machine) -> None:

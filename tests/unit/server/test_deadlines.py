@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from dragoman_server.deadlines import has_passed
+from dragoman_server.engine.deadlines import has_passed
 
 
 @pytest.mark.parametrize(

@@ -5,9 +5,10 @@ from typing import Any
 import pytest
 
 from dragoman_server.bundle.manifest import Generation, Manifest
-from dragoman_server.calls import DecodingFields
-from dragoman_server.decoding_options import Decoding, resolve
 from dragoman_server.engine.search_options import EarlyStopping, SearchOptions
+from dragoman_server.errors import UnknownValue
+from dragoman_server.service.calls import DecodingFields
+from dragoman_server.service.options import Decoding, TargetLimit, resolve
 from dragoman_server.text.tokenizer import MarianTokenizer, Tokenizer
 from support.marian_tokenizer import write_tokenizer
 from support.server_parts import LIMITS, tiny_manifest
@@ -41,7 +42,9 @@ def test_what_is_absent_is_the_default_of_the_bundle(tokenizer: Tokenizer, manif
     manifest = replace(manifest, generation=Generation(beam_size=4, length_penalty=0.6, early_stopping=True))
     search = resolved(tokenizer, manifest).search
     assert search == SearchOptions(beam_size=4, length_penalty=0.6, early_stopping=EarlyStopping.FIRST)
-    explicit = resolved(tokenizer, manifest, beam_size=2, length_penalty=1.0, early_stopping=1).search
+    explicit = resolved(
+        tokenizer, manifest, beam_size=2, length_penalty=1.0, early_stopping=EarlyStopping.HEURISTIC
+    ).search
     assert explicit == SearchOptions(beam_size=2, length_penalty=1.0, early_stopping=EarlyStopping.HEURISTIC)
 
 
@@ -72,7 +75,9 @@ def test_every_option_reaches_the_search(tokenizer: Tokenizer, manifest: Manifes
     words = ["cat", "Katze"]
     suppressed = tuple(tuple(tokenizer.encode(word)) for word in words)
     beam = {"beam_size": 4, "patience": 2.0}
-    search = resolved(tokenizer, manifest, early_stopping=3, suppressed_words=words, **beam, **given).search
+    search = resolved(
+        tokenizer, manifest, early_stopping=EarlyStopping.NEVER, suppressed_words=words, **beam, **given
+    ).search
     assert search == SearchOptions(early_stopping=EarlyStopping.NEVER, suppressed=suppressed, **beam, **given)  # type: ignore[arg-type]
     samples = {"temperature": 2.0, "top_k": 7, "top_p": 0.5, "seed": 2**64 - 1}
     search = resolved(tokenizer, manifest, **samples, **given).search
@@ -122,7 +127,7 @@ def test_the_limit_of_a_target(tokenizer: Tokenizer, manifest: Manifest, options
         ({"seed": 1, "num_hypotheses": 9}, "num_hypotheses", "is 9, must be from 1 to 8"),
         ({"top_p": 1.1}, "top_p", "is 1.1, must be from 1e-06 to 1"),
         ({"repetition_penalty": 0.0}, "repetition_penalty", "is 0, must be from 0.01 to 100"),
-        ({"early_stopping": 4}, "early_stopping", "is 4, which is no value this server knows"),
+        ({"early_stopping": UnknownValue(4)}, "early_stopping", "is 4, which is no value this server knows"),
         ({"suppressed_words": ["a"] * 65}, "suppressed_words", "has 65 elements, may have at most 64"),
         ({"suppressed_words": ["a", " "]}, "suppressed_words[1]", "has no tokens, must have at least 1"),
         ({"suppressed_words": ["x" * 257]}, "suppressed_words[0]", "has 257 characters, may have at most 256"),
@@ -148,7 +153,7 @@ def test_all_options_at_fault_are_named_at_once(tokenizer: Tokenizer, manifest: 
             max_length_ratio=-1.0,
             beam_size=0,
             temperature=-1.0,
-            early_stopping=9,
+            early_stopping=UnknownValue(9),
             suppressed_words=[""],
         )
     ]
@@ -160,3 +165,11 @@ def test_all_options_at_fault_are_named_at_once(tokenizer: Tokenizer, manifest: 
         "temperature",
         "early_stopping",
     ]
+
+
+@pytest.mark.parametrize("num_source_tokens", [1, 5, 20, 22, 60])
+def test_without_options_the_limit_is_that_of_the_model_alone(
+    num_source_tokens: int, tokenizer: Tokenizer, manifest: Manifest
+) -> None:
+    served = resolved(tokenizer, manifest).limit.of(num_source_tokens)
+    assert TargetLimit(LIMIT).of(num_source_tokens) == served == min(3 * num_source_tokens + 32, LIMIT)

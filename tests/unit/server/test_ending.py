@@ -9,7 +9,7 @@ import pytest
 
 from dragoman_server.ending import LastResort, leave
 from dragoman_server.errors import StartError
-from dragoman_server.loading import load
+from dragoman_server.registry.loading import load
 
 
 @pytest.fixture

@@ -1,9 +1,26 @@
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from contextlib import aclosing
+from typing import Any, TypeVar
 
 import pytest
 
-from dragoman_server.exchange import Begun, exchange
+from dragoman_server.service.exchange import Begun, exchange
+
+_Input = TypeVar("_Input")
+_Answer = TypeVar("_Answer")
+
+
+async def send_all(
+    inputs: AsyncIterator[_Input],
+    answer: Callable[[_Input, Begun], Coroutine[Any, Any, _Answer]],
+    send: Callable[[_Answer], Awaitable[None]],
+    max_in_flight: int,
+) -> None:
+    """Takes the next answer when the last one is sent, as front ends do."""
+    async with aclosing(exchange(inputs, answer, max_in_flight)) as answers:
+        async for found in answers:
+            await send(found)
 
 
 async def numbers(count: int) -> AsyncIterator[int]:
@@ -22,7 +39,7 @@ async def test_every_input_is_answered_once() -> None:
     async def send(number: int) -> None:
         answers.append(number)
 
-    await exchange(numbers(50), answer, send, 7)
+    await send_all(numbers(50), answer, send, 7)
     assert sorted(answers) == [-number for number in reversed(range(50))]
     assert answers != sorted(answers, reverse=True)  # as they are ready
 
@@ -42,7 +59,7 @@ async def test_inputs_are_read_no_further_than_answers_are_sent() -> None:
     async def send(_: int) -> None:
         await room.acquire()
 
-    task = asyncio.create_task(exchange(inputs(), answer, send, 5))
+    task = asyncio.create_task(send_all(inputs(), answer, send, 5))
     for num_sent in range(4):
         await asyncio.sleep(0.01)
         assert len(read) == 5 + num_sent
@@ -69,7 +86,7 @@ async def test_inputs_are_counted_by_their_segments() -> None:
     async def send(_: int) -> None:
         await sent.acquire()
 
-    task = asyncio.create_task(exchange(inputs(), answer, send, 5))
+    task = asyncio.create_task(send_all(inputs(), answer, send, 5))
     for num_read in (3, 3, 3, 8, 9, 9, 9, 9, 10):
         await asyncio.sleep(0.01)
         assert len(read) == num_read
@@ -96,7 +113,7 @@ async def test_the_next_input_is_not_read_before_the_work_on_one_has_begun() -> 
     async def send(_: int) -> None:
         pass
 
-    task = asyncio.create_task(exchange(inputs(), answer, send, 100))
+    task = asyncio.create_task(send_all(inputs(), answer, send, 100))
     for number in range(3):
         await asyncio.sleep(0.01)
         assert read == [*range(number + 1)]
@@ -134,7 +151,7 @@ async def test_an_error_ends_it_and_what_is_under_way(where: str) -> None:
             raise ValueError(where)
 
     with pytest.raises(ValueError, match=where):
-        await exchange(inputs(), answer, send, 10)
+        await send_all(inputs(), answer, send, 10)
     assert sorted(cancelled) == [0, 1, 2]
 
 
@@ -155,4 +172,4 @@ async def test_an_error_of_the_inputs_is_told_after_the_last_answer_too() -> Non
         await asyncio.sleep(0.01)
 
     with pytest.raises(ValueError, match="inputs"):
-        await exchange(inputs(), answer, send, 10)
+        await send_all(inputs(), answer, send, 10)

@@ -1,7 +1,7 @@
 """What the guard does where no call over the wire can show it."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -15,13 +15,23 @@ METHOD = "/dragoman.v1.TranslationService/Translate"
 
 
 def context(*messages: bytes, remaining: float | None = None) -> SimpleNamespace:
-    """That of a call with these requests."""
-    unread = list(messages)
+    """That of a call with these requests; `written` are the responses."""
+    unread, written = list(messages), list[object]()
 
     async def read() -> object:
         return unread.pop(0) if unread else grpc.aio.EOF
 
-    return SimpleNamespace(time_remaining=lambda: remaining, read=read)
+    async def write(response: object) -> None:
+        written.append(response)
+
+    async def abort(code: grpc.StatusCode, message: str, _: object) -> None:
+        raise AbortedError(code, message)
+
+    return SimpleNamespace(time_remaining=lambda: remaining, read=read, write=write, written=written, abort=abort)
+
+
+class AbortedError(Exception):
+    """How a call was ended: code and message."""
 
 
 async def stream(*messages: bytes) -> AsyncIterator[bytes]:
@@ -29,7 +39,7 @@ async def stream(*messages: bytes) -> AsyncIterator[bytes]:
         yield message
 
 
-async def guarded(guard: Guard, behaviour: Callable[[Any, object], Awaitable[Any]], kind: str) -> Callable[..., Any]:
+async def guarded(guard: Guard, behaviour: Callable[[Any, object], Any], kind: str) -> Callable[..., Any]:
     """The behaviour of a method of this kind, such as "unary_stream", as the guard wraps it."""
     make_handler = getattr(grpc, f"{kind}_rpc_method_handler")
     handler: Any = make_handler(behaviour, request_deserializer=bytes.decode)
@@ -57,7 +67,7 @@ async def test_a_cancellation_by_the_caller_is_passed_on() -> None:
         waiting.set()
         await asyncio.Event().wait()
 
-    handler = await guarded(Guard(metrics), wait_for_ever, "unary_unary")
+    handler = await guarded(Guard(metrics, {}), wait_for_ever, "unary_unary")
     call = asyncio.create_task(handler(stream(), context(b"")))
     await waiting.wait()
     call.cancel()
@@ -66,24 +76,101 @@ async def test_a_cancellation_by_the_caller_is_passed_on() -> None:
     assert num_counted(metrics, "CANCELLED") == 1
 
 
-@pytest.mark.parametrize("kind", ["unary_unary", "unary_stream"])
-async def test_a_request_is_parsed(kind: str) -> None:
+async def test_a_request_is_parsed() -> None:
     async def repeat(request: str, _: object) -> str:
         return request * 2
 
     metrics = Metrics()
-    assert await (await guarded(Guard(metrics), repeat, kind))(stream(), context(b"a")) == "aa"
+    assert await (await guarded(Guard(metrics, {}), repeat, "unary_unary"))(stream(), context(b"a")) == "aa"
     assert num_counted(metrics, "OK") == 1
 
 
-@pytest.mark.parametrize("kind", ["stream_unary", "stream_stream"])
-async def test_every_request_of_a_stream_is_parsed_and_the_call_counted_once(kind: str) -> None:
+async def test_every_request_of_a_stream_is_parsed_and_the_call_counted_once() -> None:
     async def join(requests: AsyncIterator[str], _: object) -> str:
         return "".join([request async for request in requests])
 
     metrics = Metrics()
-    assert await (await guarded(Guard(metrics), join, kind))(stream(b"a", b"b"), context()) == "ab"
+    assert await (await guarded(Guard(metrics, {}), join, "stream_unary"))(stream(b"a", b"b"), context()) == "ab"
     assert num_counted(metrics, "OK") == 1
+
+
+async def test_every_response_of_a_stream_is_written_and_the_call_counted_once() -> None:
+    async def letters(request: str, _: object) -> AsyncIterator[str]:
+        for letter in request:
+            yield letter
+
+    async def doubled(requests: AsyncIterator[str], _: object) -> AsyncIterator[str]:
+        async for request in requests:
+            yield request * 2
+
+    metrics, single, several = Metrics(), context(b"abc"), context()
+    await (await guarded(Guard(metrics, {}), letters, "unary_stream"))(stream(), single)
+    await (await guarded(Guard(metrics, {}), doubled, "stream_stream"))(stream(b"a", b"b"), several)
+    assert (single.written, several.written) == (["a", "b", "c"], ["aa", "bb"])
+    assert num_counted(metrics, "OK") == 2
+
+
+async def test_the_next_response_is_asked_for_when_there_is_room() -> None:
+    asked, room = list[int](), asyncio.Semaphore(0)
+
+    async def numbers(_: object, __: object) -> AsyncIterator[int]:
+        for number in range(3):
+            asked.append(number)
+            yield number
+
+    async def write(_: object) -> None:
+        await room.acquire()
+
+    slow = context(b"")
+    slow.write = write
+    call = asyncio.create_task((await guarded(Guard(Metrics(), {}), numbers, "unary_stream"))(stream(), slow))
+    for number in range(3):
+        await asyncio.sleep(0.01)
+        assert asked == [*range(number + 1)]
+        room.release()
+    await call
+
+
+async def never(_: object) -> None:
+    await asyncio.Event().wait()
+
+
+async def test_a_caller_who_takes_nothing_is_let_go_where_there_is_a_limit() -> None:
+    closed, slow, metrics = asyncio.Event(), context(b""), Metrics()
+
+    async def numbers(_: object, __: object) -> AsyncIterator[int]:
+        try:
+            yield 1
+        finally:
+            closed.set()
+
+    slow.write = never
+    limits = {METHOD.lstrip("/"): 0.01}
+    with pytest.raises(AbortedError) as caught:
+        await (await guarded(Guard(metrics, limits), numbers, "unary_stream"))(stream(), slow)
+    assert caught.value.args == (grpc.StatusCode.DEADLINE_EXCEEDED, "nothing was read for 0.01 seconds")
+    assert closed.is_set()
+    assert num_counted(metrics, "DEADLINE_EXCEEDED") == 1
+
+
+async def test_a_stream_whose_caller_leaves_while_it_is_written_to_is_closed() -> None:
+    begun, closed, slow = asyncio.Event(), asyncio.Event(), context(b"")
+
+    async def numbers(_: object, __: object) -> AsyncIterator[int]:
+        try:
+            begun.set()
+            yield 1
+        finally:
+            await asyncio.sleep(0)
+            closed.set()
+
+    slow.write = never
+    call = asyncio.create_task((await guarded(Guard(Metrics(), {}), numbers, "unary_stream"))(stream(), slow))
+    await begun.wait()
+    call.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await call
+    assert closed.is_set()
 
 
 @pytest.mark.parametrize("kind", ["unary_unary", "stream_stream"])
@@ -94,8 +181,13 @@ async def test_a_caller_who_leaves_is_not_counted_as_one_who_has_sent_all(kind: 
         async for _request in requests:
             pass
 
+    async def repeat_all(requests: Any, _: object) -> AsyncIterator[str]:
+        async for request in requests:
+            yield request
+
+    behaviour: Callable[[Any, object], Any] = read_all if kind == "unary_unary" else repeat_all
     metrics = Metrics()
-    handler = await guarded(Guard(metrics), read_all, kind)
+    handler = await guarded(Guard(metrics, {}), behaviour, kind)
     call = asyncio.create_task(handler(stream(), context()))
     await asyncio.sleep(0.01)
     call.cancel()
@@ -111,7 +203,7 @@ async def test_a_caller_leaves_early_or_because_of_its_deadline(remaining: float
         await asyncio.Event().wait()
 
     metrics = Metrics()
-    handler = await guarded(Guard(metrics), wait_for_ever, "unary_unary")
+    handler = await guarded(Guard(metrics, {}), wait_for_ever, "unary_unary")
     call = asyncio.create_task(handler(stream(), context(b"", remaining=remaining)))
     await asyncio.sleep(0)
     call.cancel()
@@ -125,6 +217,6 @@ async def test_an_answer_after_the_deadline_is_none() -> None:
         pass
 
     metrics = Metrics()
-    handler = await guarded(Guard(metrics), answer, "unary_unary")
+    handler = await guarded(Guard(metrics, {}), answer, "unary_unary")
     await handler(stream(), context(b"", remaining=0.0))
     assert num_counted(metrics, "DEADLINE_EXCEEDED") == 1

@@ -4,9 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dragoman_server.languages import Languages
+from dragoman_server.bundle.languages import DirectionGroup, Languages, LanguageTable
 
-MANY = Languages((f"a{number}", "en") for number in range(100))
+MANY = Languages(LanguageTable.of((f"a{number}", "en") for number in range(100)))
 
 
 @pytest.mark.parametrize(
@@ -34,7 +34,8 @@ MANY = Languages((f"a{number}", "en") for number in range(100))
     ],
 )
 def test_a_direction_is_looked_up_jointly(directions: list[str], source: str, target: str, found: str | None) -> None:
-    direction = Languages((name.split(">")[0], name.split(">")[1]) for name in directions).find(source, target)
+    table = LanguageTable.of((name.split(">")[0], name.split(">")[1]) for name in directions)
+    direction = Languages(table).find(source, target)
     assert (direction and ">".join(direction)) == found
 
 
@@ -76,16 +77,64 @@ def test_a_code_has_a_largest_length() -> None:
 
 
 def test_a_model_is_reached_by_its_own_codes_whatever_they_are() -> None:
-    languages = Languages([("sr@latin", "en")])
+    languages = Languages(LanguageTable.of([("sr@latin", "en")]))
     assert languages.fault_of("SR@Latin") is None
     assert languages.find("SR@Latin", "en") == ("sr@latin", "en")
 
 
 def test_of_many_directions_those_of_the_source_are_named_first() -> None:
-    languages = Languages([*((f"a{number}", "en") for number in range(100)), ("de", "fr"), ("de", "en")])
+    directions = [*((f"a{number}", "en") for number in range(100)), ("de", "fr"), ("de", "en")]
+    languages = Languages(LanguageTable.of(directions))
     described = languages.described("de-AT")
     assert described.startswith("de-fr, de-en, a0-en, a1-en, ")
     assert described.endswith("a17-en and 82 more")
+
+
+MANY_TO_MANY = LanguageTable(
+    (DirectionGroup(tuple(f"a{n}" for n in range(200)), tuple(f"a{n}" for n in range(200))),),
+    aliases={"eng_Latn": "a0", "zh-TW": "a1"},
+)
+
+
+def test_any_of_many_languages_to_any_of_them() -> None:
+    assert len(MANY_TO_MANY) == len({*MANY_TO_MANY}) == 200 * 199
+    assert ("a0", "a199") in MANY_TO_MANY
+    assert ("a0", "a0") not in MANY_TO_MANY
+    assert ("a0", "en") not in MANY_TO_MANY
+    assert [*MANY_TO_MANY.starting_from(["a7"])][:2] == [("a7", "a0"), ("a7", "a1")]
+    languages = Languages(MANY_TO_MANY)
+    assert languages.find("A3", "a4-US") == ("a3", "a4")
+    assert languages.find("a3", "a3") is None
+    described = languages.described("a9")
+    assert described.startswith("a9-a0, a9-a1, ")
+    assert described.endswith("a9-a20 and 39780 more")
+
+
+def test_a_language_is_translated_to_itself_where_a_group_names_nothing_else() -> None:
+    table = LanguageTable((DirectionGroup(("en",), ("en",)), DirectionGroup(("en", "fr"), ("en",))))
+    assert [*table] == [("en", "en"), ("fr", "en")]
+    assert len(table) == 2
+
+
+def test_other_names_of_a_language_are_found_whatever_their_letter_case() -> None:
+    languages = Languages(MANY_TO_MANY)
+    assert languages.find("ENG-latn", "zh_tw") == ("a0", "a1")
+    assert languages.find("zh-TW-x-private", "eng_Latn") == ("a1", "a0")
+    assert languages.find("zh", "eng_Latn") is None
+
+
+GROUPS = st.builds(
+    lambda sources, targets: DirectionGroup(tuple(sources), tuple(targets)),
+    st.sets(st.sampled_from("abc"), min_size=1),
+    st.sets(st.sampled_from("abc"), min_size=1),
+)
+
+
+@given(GROUPS, GROUPS)
+def test_groups_overlap_where_they_share_a_direction(first: DirectionGroup, second: DirectionGroup) -> None:
+    directions = [{*LanguageTable((group,))} for group in (first, second)]
+    assert [len(group) for group in (first, second)] == [len(of_group) for of_group in directions]
+    assert first.overlaps(second) == bool(directions[0] & directions[1])
 
 
 CODES = st.lists(st.sampled_from(["en", "fr", "US", "Hant", "x", "a", "b1"]), min_size=1, max_size=5).map("-".join)
@@ -95,7 +144,7 @@ CODES = st.lists(st.sampled_from(["en", "fr", "US", "Hant", "x", "a", "b1"]), mi
 def test_what_is_found_is_a_direction_whose_codes_begin_those_of_the_call(
     directions: list[tuple[str, str]], source: str, target: str
 ) -> None:
-    found = Languages(directions).find(source, target)
+    found = Languages(LanguageTable.of(directions)).find(source, target)
     if (source, target) in directions:
         assert found is not None
         assert (found.source.lower(), found.target.lower()) == (source.lower(), target.lower())

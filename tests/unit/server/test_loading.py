@@ -6,7 +6,7 @@ import threading
 import pytest
 
 from dragoman_server.errors import BundleError, StartError
-from dragoman_server.loading import THREAD_NAME, StoppedError, load
+from dragoman_server.registry.loading import THREAD_NAME, StoppedError, load
 
 
 @pytest.fixture

@@ -14,9 +14,10 @@ from typing import Any
 import pytest
 from prometheus_client import Gauge
 
-from dragoman_server import metrics_page
+from dragoman_server.errors import StartError
 from dragoman_server.metrics import Metrics
-from dragoman_server.metrics_page import MetricsPage
+from dragoman_server.wire import metrics_page
+from dragoman_server.wire.metrics_page import MetricsPage
 
 
 @pytest.fixture
@@ -26,16 +27,12 @@ def metrics() -> Metrics:
 
 @pytest.fixture
 def page(metrics: Metrics) -> Iterator[MetricsPage]:
-    with MetricsPage(metrics, "127.0.0.1", 0) as page:
+    with MetricsPage(metrics, "127.0.0.1:0") as page:
         yield page
 
 
-def url_of(page: MetricsPage) -> str:
-    return f"http://127.0.0.1:{page.port}/metrics"
-
-
 def text_of(page: MetricsPage) -> str:
-    with urllib.request.urlopen(url_of(page), timeout=30) as answer:
+    with urllib.request.urlopen(page.url, timeout=30) as answer:
         return str(answer.read().decode())
 
 
@@ -56,7 +53,7 @@ def num_threads() -> int:
 
 def test_it_shows_the_metrics_until_it_is_closed(metrics: Metrics) -> None:
     metrics.observe_rejection("QUEUE_FULL")
-    with MetricsPage(metrics, "127.0.0.1", 0) as page:
+    with MetricsPage(metrics, "127.0.0.1:0") as page:
         text = text_of(page)
     assert 'dragoman_rejected_total{reason="QUEUE_FULL"} 1.0' in text
     assert "process_resident_memory_bytes" in text
@@ -65,8 +62,11 @@ def test_it_shows_the_metrics_until_it_is_closed(metrics: Metrics) -> None:
 
 
 def test_a_port_in_use_is_an_error(metrics: Metrics) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as other, pytest.raises(OSError, match="in use"):
-        MetricsPage(metrics, "127.0.0.1", other.getsockname()[1])
+    with (
+        socket.create_server(("127.0.0.1", 0)) as other,
+        pytest.raises(StartError, match="for metrics: Address already in use"),
+    ):
+        MetricsPage(metrics, f"127.0.0.1:{other.getsockname()[1]}")
 
 
 @pytest.mark.parametrize(
@@ -104,13 +104,13 @@ def test_there_is_one_path_to_read(page: MetricsPage, method: str, path: str, st
 
 
 def test_some_metrics_can_be_asked_for(page: MetricsPage) -> None:
-    with urllib.request.urlopen(f"{url_of(page)}?name[]=dragoman_num_requests_waiting", timeout=30) as answer:
+    with urllib.request.urlopen(f"{page.url}?name[]=dragoman_num_requests_waiting", timeout=30) as answer:
         lines = answer.read().decode().splitlines()
     assert [line for line in lines if line[0] != "#"] == ["dragoman_num_requests_waiting 0.0"]
 
 
 def test_it_is_compressed_for_those_who_want_that(page: MetricsPage) -> None:
-    request = urllib.request.Request(url_of(page), headers={"Accept-Encoding": "gzip"})
+    request = urllib.request.Request(page.url, headers={"Accept-Encoding": "gzip"})
     with urllib.request.urlopen(request, timeout=30) as answer:
         assert answer.headers["Content-Encoding"] == "gzip"
         assert b"dragoman_" in gzip.decompress(answer.read())

@@ -7,16 +7,19 @@ from pathlib import Path
 import pytest
 
 from dragoman_server.bundle.bundle import Bundle
+from dragoman_server.bundle.framing import FramingTemplate
 from dragoman_server.bundle.manifest import DefaultSegmentation
-from dragoman_server.calls import CallContext, Pair, TextInput
 from dragoman_server.engine.search_options import SearchOptions
 from dragoman_server.engine.sequence import Priority
 from dragoman_server.errors import DeadlineError, InvalidInputError
-from dragoman_server.planner import PlannedText, Planner
-from dragoman_server.results import ScoredTarget
+from dragoman_server.registry.model import Model
+from dragoman_server.registry.registry import Registry
+from dragoman_server.service.calls import CallContext, DecodingFields, Pair, TextInput
+from dragoman_server.service.planner import Plan, PlannedText, Planner
+from dragoman_server.service.results import ScoredTarget
+from dragoman_server.service.translate import Translator
 from dragoman_server.text.segmentation import Segmentation
-from dragoman_server.text.tokenizer import MarianTokenizer, Tokenizer
-from dragoman_server.translator import Translator
+from dragoman_server.text.tokenizer import Tokenizer
 from support.calls import (
     INPUT_LIMITS,
     LONG_LINE,
@@ -36,12 +39,25 @@ from support.server_parts import EOS_ID, LIMITS, FakeEngine
 
 
 @pytest.fixture
-def marian(bundle: Bundle, tmp_path: Path) -> Planner:
-    """A planner whose tokenizer has no word, and no bytes, for what it does not know."""
+def marian(bundle: Bundle, tmp_path: Path) -> Bundle:
+    """A bundle whose tokenizer has no word, and no bytes, for what it does not know."""
     vocabulary = write_tokenizer(tmp_path)
     architecture = replace(bundle.manifest.architecture, vocabulary_size=len(vocabulary))
-    manifest = replace(bundle.manifest, architecture=architecture, eos_token_id=MARIAN_EOS_ID)
-    return Planner(manifest, "tiny", MarianTokenizer(tmp_path), INPUT_LIMITS, MAX_SEGMENTS, MAX_ROWS)
+    manifest = replace(bundle.manifest, architecture=architecture, eos_token_id=MARIAN_EOS_ID, tokenizer="marian")
+    return Bundle(tmp_path, manifest, "0")
+
+
+@pytest.fixture
+def planner() -> Planner:
+    return Planner(INPUT_LIMITS, MAX_SEGMENTS, MAX_ROWS)
+
+
+def plan_for(planner: Planner, bundle: Bundle, context: CallContext = NOW, **values: object) -> Plan:
+    """The plan of a call for the model of a bundle."""
+    asked = config(**values)
+    registry = Registry(Model(bundle, FakeEngine()))
+    with registry.lease("", asked.source_language_code, asked.target_language_code) as lease:
+        return planner.plan(lease, asked, context)
 
 
 # -- segmentation ------------------------------------------------------------------------------------------------------
@@ -50,20 +66,19 @@ def marian(bundle: Bundle, tmp_path: Path) -> Planner:
 @pytest.mark.parametrize(
     ("default", "asked_for", "num_segments"),
     [
-        ("sentence", 0, 2),
-        ("line", 0, 1),
-        ("packed", 0, 1),
+        ("sentence", None, 2),
+        ("line", None, 1),
+        ("packed", None, 1),
         ("line", Segmentation.SENTENCE, 2),
         ("sentence", Segmentation.LINE, 1),
         ("sentence", Segmentation.PACKED, 1),
     ],
 )
 def test_lines_are_cut_as_is_asked_for_else_as_the_model_has_it(
-    bundle: Bundle, tokenizer: Tokenizer, default: DefaultSegmentation, asked_for: int, num_segments: int
+    planner: Planner, bundle: Bundle, default: DefaultSegmentation, asked_for: Segmentation | None, num_segments: int
 ) -> None:
-    manifest = replace(bundle.manifest, segmentation=default)
-    planner = Planner(manifest, "tiny", tokenizer, INPUT_LIMITS, MAX_SEGMENTS, MAX_ROWS)
-    planned = planner.plan_text(TextInput("One. Two."), planner.plan(config(segmentation=asked_for), NOW), "input")
+    bundle = replace(bundle, manifest=replace(bundle.manifest, segmentation=default))
+    planned = planner.plan_text(TextInput("One. Two."), plan_for(planner, bundle, segmentation=asked_for), "input")
     assert isinstance(planned, PlannedText)
     assert len(planned.requests) == num_segments
 
@@ -106,6 +121,49 @@ async def test_a_target_prefix_is_forced(translator: Translator, engine: FakeEng
     assert translated(outcome).text == "Le chat The cat."
 
 
+@pytest.fixture
+def forcing(bundle: Bundle) -> Bundle:
+    """Of a model that is told both languages by tokens, that of the target as its first word."""
+    framing = FramingTemplate(("source",), (EOS_ID,), ("target",))
+    return replace(bundle, manifest=replace(bundle.manifest, framing=framing))
+
+
+def test_what_a_model_is_forced_to_begin_with_stands_before_everything(
+    planner: Planner, forcing: Bundle, tokenizer: Tokenizer
+) -> None:
+    english, french = (4,), (5,)
+    plan, words, begun = plan_for(planner, forcing), tokenizer.encode("The cat."), tokenizer.encode("Le chat")
+    planned = planner.plan_text(TextInput("The cat.", "Le chat"), plan, "input")
+    assert isinstance(planned, PlannedText)
+    assert planned.requests[0].source_ids == (*english, *words, EOS_ID)
+    assert planned.requests[0].prefix_ids == (*french, *begun)
+    assert planned.target_ids is None
+    decoded = planner.plan_pair(Pair("The cat.", None), plan, "")
+    assert isinstance(decoded, PlannedText)
+    assert decoded.requests[0].prefix_ids == french
+    assert decoded.target_ids is None  # a forced beginning is no target that was given
+    given = planner.plan_pair(Pair("The cat.", "Le chat"), plan, "")
+    assert isinstance(given, PlannedText)
+    assert given.target_ids == given.requests[0].prefix_ids == (*french, *begun, EOS_ID)
+    assert given.requests[0].max_target_tokens == len(begun) + 2
+    as_ids = planner.plan_pair(Pair("The cat.", [5, 7, EOS_ID]), plan, "")
+    assert isinstance(as_ids, PlannedText)
+    assert as_ids.target_ids == (5, 7, EOS_ID)
+
+
+def test_what_is_forced_takes_its_part_of_the_targets_limit(
+    planner: Planner, forcing: Bundle, tokenizer: Tokenizer
+) -> None:
+    num_begun = len(tokenizer.encode("Le chat"))
+    for limit, fits in [(num_begun + 1, False), (num_begun + 2, True)]:
+        plan = plan_for(planner, forcing, options=DecodingFields(max_target_tokens=limit))
+        planned = planner.plan_text(TextInput("The cat.", "Le chat"), plan, "input")
+        assert isinstance(planned, PlannedText) == fits
+        if isinstance(planned, InvalidInputError):
+            (violation,) = planned.violations
+            assert violation.description.startswith(f"has {num_begun} tokens, may have at most {num_begun - 1}:")
+
+
 async def test_a_blank_target_prefix_is_none(translator: Translator, engine: FakeEngine) -> None:
     await translator.translate(call(TextInput("One.\nTwo.", " ")), NOW)
     assert [request.prefix_ids for request in engine.requests] == [(), ()]
@@ -123,10 +181,10 @@ async def test_a_target_prefix_needs_a_single_segment(
     assert len(engine.requests) == 1
 
 
-def test_a_target_prefix_that_the_vocabulary_cannot_spell_is_refused(marian: Planner) -> None:
-    plan = marian.plan(config(), NOW)
-    assert isinstance(marian.plan_text(TextInput("the dog", "le chien"), plan, "input"), PlannedText)
-    planned = marian.plan_text(TextInput("the dog", "le 日本"), plan, "input")
+def test_a_target_prefix_that_the_vocabulary_cannot_spell_is_refused(planner: Planner, marian: Bundle) -> None:
+    plan = plan_for(planner, marian)
+    assert isinstance(planner.plan_text(TextInput("the dog", "le chien"), plan, "input"), PlannedText)
+    planned = planner.plan_text(TextInput("the dog", "le 日本"), plan, "input")
     assert isinstance(planned, InvalidInputError)
     assert [(found.field, found.reason) for found in planned.violations] == [("input.target_prefix", "UNKNOWN_PIECE")]
 
@@ -222,10 +280,9 @@ async def test_a_pair_of_many_lines_is_tokenized_as_far_as_it_shows_that(
 
 
 def test_a_text_is_tokenized_no_longer_than_until_the_deadline(
-    bundle: Bundle, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+    planner: Planner, bundle: Bundle, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    planner = Planner(bundle.manifest, "tiny", tokenizer, INPUT_LIMITS, MAX_SEGMENTS, MAX_ROWS)
-    plan = planner.plan(config(), CallContext(deadline=time.monotonic() + 60))
+    plan = plan_for(planner, bundle, CallContext(deadline=time.monotonic() + 60))
     num_encoded = 0
 
     def encode(_: str) -> list[int]:
@@ -242,7 +299,9 @@ def test_a_text_is_tokenized_no_longer_than_until_the_deadline(
 
 
 async def test_options_and_priority_reach_the_engine(translator: Translator, engine: FakeEngine) -> None:
-    outcome = await translator.translate(call("One.", beam_size=4, num_hypotheses=2, priority=1), NOW)
+    outcome = await translator.translate(
+        call("One.", beam_size=4, num_hypotheses=2, priority=Priority.INTERACTIVE), NOW
+    )
     assert engine.requests[0].options == SearchOptions(beam_size=4, num_hypotheses=2)
     assert engine.requests[0].priority is Priority.INTERACTIVE
     assert len(translated(outcome).segments[0].candidates) == 2
@@ -294,8 +353,8 @@ async def test_the_length_penalty_of_a_score_is_its_own_field(translator: Transl
     assert [violation.field for violation in caught.value.violations] == ["length_penalty"]
 
 
-async def test_a_score_call_may_not_have_more_pairs_than_can_ever_queue(bundle: Bundle, tokenizer: Tokenizer) -> None:
-    translator = Translator(bundle.manifest, "tiny@0", tokenizer, FakeEngine(), INPUT_LIMITS, 1, MAX_ROWS)
+async def test_a_score_call_may_not_have_more_pairs_than_can_ever_queue(registry: Registry) -> None:
+    translator = Translator(registry, INPUT_LIMITS, 1, MAX_ROWS)
     with pytest.raises(InvalidInputError, match="have more than the 1 segments"):
         await translator.score(score_call(("a", "b"), ("a", "b")), NOW)
     translator.close()
@@ -306,12 +365,12 @@ async def test_a_score_call_may_not_have_more_pairs_than_can_ever_queue(bundle: 
 
 @pytest.mark.parametrize("must_spell", [False, True])
 def test_a_target_that_the_vocabulary_cannot_spell_is_refused_only_where_it_must(
-    marian: Planner, must_spell: bool
+    planner: Planner, marian: Bundle, must_spell: bool
 ) -> None:
-    plan = marian.plan(config(segmentation=Segmentation.LINE), NOW)
-    spelt = marian.plan_pair(Pair("the dog", "le chien"), plan, "", must_spell=must_spell)
+    plan = plan_for(planner, marian, segmentation=Segmentation.LINE)
+    spelt = planner.plan_pair(Pair("the dog", "le chien"), plan, "", must_spell=must_spell)
     assert isinstance(spelt, PlannedText)
-    planned = marian.plan_pair(Pair("the 日本 dog", "le 日本"), plan, "inputs[2].", must_spell=must_spell)
+    planned = planner.plan_pair(Pair("the 日本 dog", "le 日本"), plan, "inputs[2].", must_spell=must_spell)
     assert isinstance(planned, InvalidInputError) == must_spell
     if isinstance(planned, InvalidInputError):
         (violation,) = planned.violations

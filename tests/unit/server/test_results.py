@@ -3,7 +3,7 @@ from collections.abc import Sequence
 import pytest
 
 from dragoman_server.engine.sequence import Completion, FinishReason, Hypothesis
-from dragoman_server.results import GrowingText
+from dragoman_server.service.results import GrowingText
 from dragoman_server.text.tokenizer import Tokenizer
 from support.server_parts import EOS_ID
 

@@ -14,14 +14,6 @@ def cut(
     return segment(text, words, segmentation, segment_tokens, ("en", target))
 
 
-def test_the_numbers_are_those_of_the_api() -> None:
-    from dragoman.v1 import translation_pb2
-
-    api = {name.removeprefix("SEGMENTATION_"): number for name, number in translation_pb2.Segmentation.items()}
-    assert api.pop("UNSPECIFIED") == 0  # the model's default
-    assert {member.name: int(member) for member in Segmentation} == api
-
-
 @pytest.mark.parametrize("text", ["", " ", "\n", " \t\r\n\u3000\u2028 "])
 @pytest.mark.parametrize("segmentation", Segmentation)
 def test_blank_text_has_no_segments_and_is_kept(text: str, segmentation: Segmentation) -> None:

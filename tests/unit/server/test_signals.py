@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from dragoman_server.signals import Signals, Suspicion
-from dragoman_server.signals import signals as all_signals
+from dragoman_server.attention.signals import Signals, Suspicion
+from dragoman_server.attention.signals import signals as all_signals
 from dragoman_server.text.tokenizer import Span
 
 SPANS = [(0, 3), (4, 7), (7, 9), (10, 10), (10, 14)]
@@ -31,7 +31,7 @@ def one_hot(columns: list[int], num_columns: int) -> NDArray[np.float32]:
 
 
 def test_a_diagonal_is_all_covered_and_certain() -> None:
-    found = signals(one_hot([1, 2, 3, 4, 5, 6], 7), SPANS, [11, 12, 13, 14, 15], False)  # a tag, five tokens, the end
+    found = signals(one_hot([0, 1, 2, 3, 4, 5], 6), SPANS, [11, 12, 13, 14, 15], False)  # five tokens, the end
     assert (found.source_coverage, found.uncovered_spans) == (1.0, [])
     assert found.attention_entropy == pytest.approx(0)
     assert found.end_of_sentence_share == pytest.approx(1 / 6)
@@ -54,13 +54,22 @@ def test_weights_add_up_over_the_target() -> None:
     assert signals(weights[:1], SPANS, [], False).source_coverage == 0.0
 
 
-def test_language_tags_do_not_count() -> None:
+def test_weights_on_what_was_left_out_before_the_text_do_not_count() -> None:
     weights = np.random.default_rng(0).dirichlet(np.ones(6), 4).astype(np.float32)
-    with_tag = np.pad(weights / 2, ((0, 0), (1, 0)), constant_values=0.5).astype(np.float32)
-    alone, tagged = signals(weights, SPANS, [11, 12, 13], False), signals(with_tag, SPANS, [11, 12, 13], False)
-    assert alone.uncovered_spans == tagged.uncovered_spans
+    whole, halves = (
+        signals(cross, SPANS, [11, 12, 13], False) for cross in (weights, (weights / 2).astype(np.float32))
+    )
+    assert whole.uncovered_spans == halves.uncovered_spans
     for name in ("source_coverage", "attention_entropy", "end_of_sentence_share"):
-        assert getattr(alone, name) == pytest.approx(getattr(tagged, name), abs=1e-6)
+        assert getattr(whole, name) == pytest.approx(getattr(halves, name), abs=1e-6)
+
+
+def test_what_follows_end_of_sentence_counts_with_it() -> None:
+    weights = np.random.default_rng(0).dirichlet(np.ones(6), 4).astype(np.float32)
+    apart = np.concatenate([weights[:, :5], weights[:, 5:] / 4, weights[:, 5:] * 3 / 4], axis=1).astype(np.float32)
+    one, two = (signals(cross, SPANS, [11, 12, 13], False) for cross in (weights, apart))
+    assert one.uncovered_spans == two.uncovered_spans
+    assert one.end_of_sentence_share == pytest.approx(two.end_of_sentence_share)
 
 
 def test_even_attention_is_detached() -> None:
@@ -115,9 +124,9 @@ def test_what_was_not_copied_and_what_cannot_be_spelt() -> None:
 
 
 @given(st.integers(1, 8), st.integers(0, 9), st.integers(0, 2), st.integers(0, 2**32 - 1))
-def test_shares_are_shares(num_source: int, num_target: int, num_tags: int, seed: int) -> None:
+def test_shares_are_shares(num_source: int, num_target: int, num_following: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
-    weights = rng.dirichlet(np.full(num_tags + num_source + 1, 0.3), num_target + 1).astype(np.float32)
+    weights = rng.dirichlet(np.full(num_source + 1 + num_following, 0.3), num_target + 1).astype(np.float32)
     spans = [(2 * i, 2 * i + 1) for i in range(num_source)]
     found = signals(weights, spans, rng.integers(0, 3, num_target).tolist(), False)
     for share in (found.source_coverage, found.attention_entropy, found.end_of_sentence_share, found.repetition):

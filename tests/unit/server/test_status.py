@@ -13,6 +13,7 @@ from dragoman_server.errors import (
     InvalidInputError,
     ModelNotFoundError,
     QueueFullError,
+    Reason,
     StartError,
     UnsupportedLanguageError,
 )
@@ -47,19 +48,19 @@ def test_a_status_has_code_message_and_reason(kind: type[DragomanError]) -> None
 
 
 def test_invalid_input_lists_the_violations() -> None:
-    first, second = FieldViolation("a", "is 0", "X"), FieldViolation("b[1]", "is 1", "Y")
+    first, second = FieldViolation("a", "is 0", Reason.OUT_OF_RANGE), FieldViolation("b[1]", "is 1", Reason.DUPLICATE)
     status = status_of(InvalidInputError(first, second))
     assert status.code == grpc.StatusCode.INVALID_ARGUMENT.value[0]
     assert status.message == "a: is 0; b[1]: is 1"
     assert detail(status, ErrorInfo()).reason == "INVALID_INPUT"
     assert [(v.field, v.description, v.reason) for v in detail(status, BadRequest()).field_violations] == [
-        ("a", "is 0", "X"),
-        ("b[1]", "is 1", "Y"),
+        ("a", "is 0", "OUT_OF_RANGE"),
+        ("b[1]", "is 1", "DUPLICATE"),
     ]
 
 
 def test_a_reason_that_all_violations_share_is_that_of_the_status() -> None:
-    violations = [FieldViolation(field, "is required", "REQUIRED_FIELD") for field in "ab"]
+    violations = [FieldViolation(field, "is required", Reason.REQUIRED_FIELD) for field in "ab"]
     assert detail(status_of(InvalidInputError(*violations)), ErrorInfo()).reason == "REQUIRED_FIELD"
 
 
@@ -83,7 +84,7 @@ def test_what_is_not_found_is_named(error: DragomanError, resource: tuple[str, s
 @pytest.mark.parametrize(
     "error",
     [
-        InvalidInputError(*(FieldViolation(f"inputs[{n}].text", "ü" * 300, "LONG") for n in range(500))),
+        InvalidInputError(*(FieldViolation(f"inputs[{n}].text", "ü" * 300, Reason.TEXT_TOO_LONG) for n in range(500))),
         ModelNotFoundError("日本" * 9_000, "語" * 9_000),
         UnsupportedLanguageError("🙂" * 9_000, "x" * 9_000),
     ],

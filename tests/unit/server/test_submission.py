@@ -10,7 +10,7 @@ import pytest
 
 from dragoman_server.engine.sequence import Request
 from dragoman_server.errors import InferenceError
-from dragoman_server.submission import StreamBacklog, TextThreads, completed
+from dragoman_server.service.submission import StreamBacklog, TextThreads, completed
 from support.fake_runner import Gate
 from support.server_parts import FakeEngine
 

@@ -7,12 +7,6 @@ from collections.abc import Sequence
 
 import pytest
 
-from dragoman_server.bundle.bundle import Bundle
-from dragoman_server.calls import (
-    CallContext,
-    StreamCall,
-    TextInput,
-)
 from dragoman_server.config import InputLimits
 from dragoman_server.engine.sequence import FinishReason
 from dragoman_server.errors import (
@@ -23,11 +17,19 @@ from dragoman_server.errors import (
     InvalidInputError,
     ModelNotFoundError,
     QueueFullError,
+    UnknownValue,
     UnsupportedLanguageError,
 )
+from dragoman_server.registry.registry import Registry
+from dragoman_server.service.calls import (
+    CallContext,
+    StreamCall,
+    TextInput,
+)
+from dragoman_server.service.results import StreamOutcome
+from dragoman_server.service.translate import Translator
 from dragoman_server.text.segmentation import Segmentation
 from dragoman_server.text.tokenizer import Tokenizer
-from dragoman_server.translator import Translator
 from support.calls import LONG_LINE, MAX_ROWS, MAX_SEGMENTS, NOW, call, config, refused, translated
 from support.fake_runner import Gate
 from support.server_parts import EOS_ID, LIMITS, FakeEngine
@@ -102,7 +104,12 @@ async def test_what_is_no_language_code_is_not_repeated(translator: Translator) 
 
 async def test_all_violations_of_a_call_are_listed_at_once(translator: Translator, engine: FakeEngine) -> None:
     bad = call(
-        *["a"] * 5, source_language_code="", target_language_code="", segmentation=7, priority=7, max_target_tokens=0
+        *["a"] * 5,
+        source_language_code="",
+        target_language_code="",
+        segmentation=UnknownValue(7),
+        priority=UnknownValue(7),
+        max_target_tokens=0,
     )
     with pytest.raises(InvalidInputError) as caught:
         await translator.translate(bad, NOW)
@@ -214,7 +221,7 @@ async def test_what_takes_long_leaves_the_event_loop(
 
 
 async def test_texts_of_callers_who_have_left_are_not_tokenized(
-    bundle: Bundle, tokenizer: Tokenizer, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
+    registry: Registry, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gate, encoded = Gate(), list[str]()
 
@@ -224,7 +231,7 @@ async def test_texts_of_callers_who_have_left_are_not_tokenized(
         return [9]
 
     monkeypatch.setattr(tokenizer, "encode", encode)
-    translator = Translator(bundle.manifest, "tiny", tokenizer, engine, InputLimits(), MAX_SEGMENTS, MAX_ROWS)
+    translator = Translator(registry, InputLimits(), MAX_SEGMENTS, MAX_ROWS)
     texts = ["x" * 20_000] * 100
     calls = [asyncio.create_task(translator.translate(call(*texts), NOW)) for _ in range(5)]
     await asyncio.to_thread(gate.reached.wait, 30)
@@ -297,11 +304,8 @@ async def test_a_stream_in_which_several_segments_fail_leaves_nothing_behind(
 ) -> None:
     engine.is_holding = True
 
-    async def send(_: str) -> None:
-        raise AssertionError("there is nothing to send")
-
-    stream = translator.stream(StreamCall(TextInput("One.\nTwo.\nThree."), config()), NOW, send)
-    task = asyncio.create_task(stream)
+    stream = translator.stream(StreamCall(TextInput("One.\nTwo.\nThree."), config()), NOW)
+    task = asyncio.ensure_future(anext(stream))
     await engine.submitted(3)
     for future in engine.futures[:2]:
         future.set_exception(InferenceError("no memory"))
@@ -313,11 +317,7 @@ async def test_a_stream_in_which_several_segments_fail_leaves_nothing_behind(
 
 
 async def test_a_long_text_is_streamed_whole(translator: Translator, engine: FakeEngine) -> None:
-    pieces: list[str] = []
-
-    async def send(piece: str) -> None:
-        pieces.append(piece)
-
     text = "The old cat.\n" * 200
-    outcome = await translator.stream(StreamCall(TextInput(text), config()), NOW, send)
-    assert "".join(pieces) == outcome.result.text == text
+    *pieces, outcome = [part async for part in translator.stream(StreamCall(TextInput(text), config()), NOW)]
+    assert isinstance(outcome, StreamOutcome)
+    assert "".join(map(str, pieces)) == outcome.result.text == text

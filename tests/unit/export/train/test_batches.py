@@ -18,8 +18,10 @@ from dragoman_export.train.batches import (
     plan_epoch,
 )
 from dragoman_export.train.prepared import Links, PreparedText, TokenRows
+from dragoman_server.bundle.framing import Framing
 
 PAD, BOS, EOS = 0, 2, 3
+FRAMING = Framing((4,), (EOS,), (), (EOS,))
 
 TokenLists = list[tuple[int, int]]  # lengths of the two sides of each pair
 
@@ -28,7 +30,7 @@ def make_direction(lengths: TokenLists, links: Sequence[Sequence[tuple[int, int]
     """Every token tells the pair and the place that it is of; targets are negative."""
     source = TokenRows.of([[1000 * row + i + 10 for i in range(length)] for row, (length, _) in enumerate(lengths)])
     target = TokenRows.of([[-1000 * row - i - 10 for i in range(length)] for row, (_, length) in enumerate(lengths)])
-    return Direction("en", "fr", (4,), source, target, links=None if links is None else Links.of(links))
+    return Direction("en", "fr", FRAMING, source, target, links=None if links is None else Links.of(links))
 
 
 def rows_of(plan: EpochPlan, example: int) -> list[int]:
@@ -144,7 +146,7 @@ def plan_of(examples: Sequence[tuple[int, Sequence[int]]], directions: Sequence[
 
 
 def test_a_batch_is_padded_and_shifted_by_one_between_decoder_input_and_labels() -> None:
-    direction = Direction("en", "fr", (4,), TokenRows.of([[10, 11], [12]]), TokenRows.of([[20], [21, 22]]))
+    direction = Direction("en", "fr", FRAMING, TokenRows.of([[10, 11], [12]]), TokenRows.of([[20], [21, 22]]))
     batch = assemble([direction], plan_of([(0, [1]), (0, [0, 1])], [direction]))
     assert batch.source_ids.tolist() == [[4, 12, EOS, PAD, PAD], [4, 10, 11, 12, EOS]]
     assert batch.source_mask is not None
@@ -155,6 +157,20 @@ def test_a_batch_is_padded_and_shifted_by_one_between_decoder_input_and_labels()
     assert batch.labels.tolist() == [21, 22, EOS, 20, 21, 22, EOS]
     assert (batch.num_pairs, batch.num_tokens, batch.num_padded_tokens) == (3, 15, 18)
     assert {batch.source_ids.dtype, batch.target_ids.dtype, batch.labels.dtype} == {np.dtype(np.int64)}
+
+
+def test_sources_stand_in_the_framing_of_their_direction() -> None:
+    rows = TokenRows.of([[10, 11], [12]])
+    framings = [Framing((4, 5), (EOS, 6), (), (EOS,)), Framing((7, 8), (EOS, 9), (), (EOS,))]
+    directions = [
+        Direction("en", code, framing, rows, rows) for code, framing in zip(("fr", "de"), framings, strict=True)
+    ]
+    plan = plan_epoch(directions, BatchOptions(batch_tokens=1000, join_share=0.0), seed=1, epoch=0)
+    rows_of_batches = [row for number in range(len(plan)) for row in assemble(directions, plan, number).source_ids]
+    found = {tuple(token_id for token_id in row.tolist() if token_id != PAD) for row in rows_of_batches}
+    assert found == {framing.frame(ids) for framing in framings for ids in ([10, 11], [12])}
+    with pytest.raises(ValueError, match="differs in length"):
+        BatchMaker([directions[0], Direction("en", "es", FRAMING, rows, rows)], PAD, BOS, EOS)
 
 
 def test_a_batch_without_padding_has_no_mask() -> None:
@@ -218,12 +234,14 @@ def test_directions_without_links_stand_beside_those_with_links() -> None:
 def test_the_other_direction_of_a_text_has_its_links_turned_and_both_weights() -> None:
     sides = (TokenRows.of([[10, 11]]), TokenRows.of([[20]]))
     text = PreparedText("t", ("en", "fr"), 4.0, sides, Links.of([[(1, 0)]]), ())
-    forward, backward = directions_of([text], {"en": (5,), "fr": (6,)}, True, {("fr", "en"): 0.5})
-    assert (forward.prefix_ids, forward.weight, backward.prefix_ids, backward.weight) == ((6,), 4.0, (5,), 2.0)
+    framings = {("en", "fr"): FRAMING, ("fr", "en"): dataclasses.replace(FRAMING, source_prefix=(5,))}
+    forward, backward = directions_of([text], framings.__getitem__, True, {("fr", "en"): 0.5})
+    assert (forward.framing, forward.weight) == (framings["en", "fr"], 4.0)
+    assert (backward.framing, backward.weight) == (framings["fr", "en"], 2.0)
     assert backward.source is sides[1]
     assert backward.links is not None
     assert (backward.links.first.tolist(), backward.links.second.tolist()) == ([0], [1])
-    assert directions_of([text], {"en": (5,), "fr": (6,)}, False, {}) == [forward]
+    assert directions_of([text], framings.__getitem__, False, {}) == [forward]
 
 
 @given(st.lists(st.lists(st.integers(0, 2**31 - 1))))

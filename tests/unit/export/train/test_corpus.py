@@ -3,8 +3,8 @@ from pathlib import Path
 
 import pytest
 
+from dragoman_export.text_files import CorpusFile
 from dragoman_export.train.corpus import (
-    CorpusFile,
     TextPair,
     comparison_key,
     read_held_out,

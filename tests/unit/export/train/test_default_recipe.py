@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from dragoman_export.checkpoint import Checkpoint
-from dragoman_export.train.corpus import CorpusFile
+from dragoman_export.text_files import CorpusFile
 from dragoman_export.train.prepare import CorpusOptions, prepare
 from dragoman_export.train.prepared import Prepared
 from support.tiny_model import WORDS

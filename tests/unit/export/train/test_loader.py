@@ -11,10 +11,11 @@ from dragoman_export.train.loader import Batch, BatchLoader, PlacedBatch
 from dragoman_export.train.meter import Meter
 from dragoman_export.train.optimizers import make_optimizers
 from dragoman_export.train.prepared import TokenRows
+from dragoman_server.bundle.framing import Framing
 
 CPU = torch.device("cpu")
 ROWS = TokenRows.of([[row] * (1 + row % 9) for row in range(10, 300)])
-DIRECTIONS = [Direction("en", "fr", (4,), ROWS, ROWS)]
+DIRECTIONS = [Direction("en", "fr", Framing((4,), (3,), (), (3,)), ROWS, ROWS)]
 OPTIONS = BatchOptions(batch_tokens=64, join_share=0.2, max_tokens=40)
 
 

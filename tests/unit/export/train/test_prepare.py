@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import sentencepiece as spm
 
+from dragoman_export.text_files import CorpusFile
 from dragoman_export.train import prepare as prepare_module
-from dragoman_export.train.corpus import CorpusFile, TextPair
+from dragoman_export.train.corpus import TextPair
 from dragoman_export.train.prepare import CorpusOptions, prepare
 from dragoman_export.train.prepared import Links, Prepared, PreparedText, TokenRows
 from support.tiny_model import WORDS, tokenizer, tokenizer_model

@@ -17,6 +17,8 @@ from dragoman_export.train.prepared import Links, TokenRows
 from dragoman_export.train.run_folder import SNAPSHOT_FOLDER, STATE_FILE, RunFolder
 from dragoman_export.train.tokenizer import BOS_ID, EOS_ID, PAD_ID, language_tag
 from dragoman_export.train.training import DevelopmentSet, Progress, Report, Trainer, TrainingOptions, Validation
+from dragoman_server.bundle.framing import Framing, FramingTemplate
+from dragoman_server.bundle.languages import LanguageTable
 from support.tiny_model import tokenizer, tokenizer_model
 
 TOY_WORDS = ["cat", "dog", "bird", "tree", "old"]
@@ -34,12 +36,12 @@ def toy_pairs(count: int, max_words: int, seed: int) -> list[TextPair]:
 
 def toy_direction(pairs: list[TextPair], with_links: bool = False) -> Direction:
     processor = tokenizer()
-    prefix_ids = (processor.piece_to_id(language_tag("fr")),)
+    framing = Framing((processor.piece_to_id(language_tag("fr")),), (EOS_ID,), (), (EOS_ID,))
     source, target = (TokenRows.of(processor.encode([pair[side] for pair in pairs])) for side in (0, 1))
     links = None
     if with_links:  # the words of the toy are tokens
         links = Links.of([[(length - 1 - i, i) for i in range(length)] for length in source.lengths.tolist()])
-    return Direction(*LANGUAGES, prefix_ids, source, target, links=links)
+    return Direction(*LANGUAGES, framing, source, target, links=links)
 
 
 def toy_trainer(
@@ -59,15 +61,14 @@ def toy_trainer(
         pad_token_id=PAD_ID,
         bos_token_id=BOS_ID,
         eos_token_id=EOS_ID,
-        directions=(LANGUAGES,),
-        source_prefix_ids={"fr": direction.prefix_ids},
+        languages=LanguageTable.of([LANGUAGES], {"fr": direction.framing.source_prefix}),
+        framing=FramingTemplate(("target",), (EOS_ID,), ()),
         training={"corpus": "toy"},
     )
     sets = [DevelopmentSet("en-fr", development, toy_direction(development))] if development else []
     return Trainer(RunFolder(folder), config, tokenizer_model(), [direction], sets, options, report=report)
 
 
-@pytest.mark.timeout(300)
 def test_a_toy_language_is_learned_to_a_perfect_score(tmp_path: Path) -> None:
     events: list[Progress | Validation] = []
     options = TrainingOptions(
@@ -84,7 +85,7 @@ def test_a_toy_language_is_learned_to_a_perfect_score(tmp_path: Path) -> None:
     trainer = toy_trainer(tmp_path, toy_pairs(2000, max_words=4, seed=1), development, options, events.append)
     checkpoint = trainer.run()
     translations = translate_texts(
-        checkpoint.model, checkpoint.config, tokenizer(), [text for text, _ in development], "fr"
+        checkpoint.model, checkpoint.config, tokenizer(), [text for text, _ in development], LANGUAGES
     )
     assert translations == [reference for _, reference in development]
     assert not checkpoint.model.training
@@ -297,7 +298,6 @@ def test_muon_is_resumed_to_the_same_weights_and_learns(tmp_path: Path) -> None:
     )
 
 
-@pytest.mark.timeout(300)
 @pytest.mark.parametrize("layer", [0, 1])
 def test_a_head_learns_to_look_at_the_word_that_the_step_before_wrote(tmp_path: Path, layer: int) -> None:
     """Its rows are the shifted ones: the step that has read a word looks at the word that it translates."""
@@ -323,7 +323,7 @@ def test_a_head_learns_to_look_at_the_word_that_the_step_before_wrote(tmp_path: 
     assert last.alignment_loss is not None
     assert last.alignment_loss < 0.3
     direction = toy_direction([("cat dog bird tree", "tree bird dog cat")])
-    source = torch.tensor([[*direction.prefix_ids, *direction.source[0].tolist(), EOS_ID]])
+    source = torch.tensor([direction.framing.frame(direction.source[0].tolist())])
     target = torch.tensor([[BOS_ID, *direction.target[0].tolist()]])
     with torch.no_grad():
         _, attentions = model(source, torch.ones_like(source, dtype=torch.bool), target)

@@ -1,0 +1,112 @@
+"""The ranges of activations, for int8 graphs whose scales are fixed when the model is exported."""
+
+import copy
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from rich.console import Console
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from dragoman_export.checkpoint import Config
+from dragoman_export.graph.quantization import Range, Ranges
+from dragoman_export.greedy import TokenPair
+from dragoman_export.model import Transformer
+from dragoman_export.progress import QUIET, phase
+from dragoman_server.bundle.framing import decoder_inputs
+
+
+@torch.inference_mode()
+def calibrate(model: Transformer, config: Config, pairs: Sequence[TokenPair], console: Console = QUIET) -> Ranges:
+    """Runs the model over sources and its own translations of them, and records the range of every linear map's input.
+
+    Static scales from a calibration run are what makes int8 cheap in Bergamot, the translator inside Firefox, too
+    (Bogoychev et al. 2020, "Edinburgh's Submissions to the 2020 Machine Translation Efficiency Task").
+    """
+    ranges: dict[nn.Module, Range] = {}
+    with _observed(model, ranges):
+        _force("activations", model, config, pairs, console)
+    return ranges
+
+
+@torch.inference_mode()
+def with_int8_key_values(
+    model: Transformer, config: Config, pairs: Sequence[TokenPair], console: Console = QUIET
+) -> Transformer:
+    """A model that computes the same, with decoder keys and values that fill -127..127 on the pairs, by channel.
+
+    To keep them in int8, they only need to be rounded. The linear maps around them undo the change: a key channel's
+    factor is divided out of the query, a value channel's factor is multiplied into the output map. Offsets cost nothing
+    either: a constant added to all keys changes no softmax, and a constant added to all values passes through attention
+    unchanged, since the weights sum to one, so it moves into the output's bias.
+    """
+    model = copy.deepcopy(model)
+    attentions = [
+        attention for layer in model.decoder_layers for attention in (layer.self_attention, layer.cross_attention)
+    ]
+    lows: dict[nn.Module, Tensor] = {}  # by channel
+    highs: dict[nn.Module, Tensor] = {}
+
+    def note(module: nn.Module, _: tuple[Any, ...], output: Tensor) -> None:
+        states = output.flatten(0, -2)
+        low, high = states.amin(dim=0), states.amax(dim=0)
+        lows[module] = torch.minimum(lows.get(module, low), low)
+        highs[module] = torch.maximum(highs.get(module, high), high)
+
+    with _hooks(projection.register_forward_hook(note) for a in attentions for projection in (a.key, a.value)):
+        _force("keys and values", model, config, pairs, console)
+    for attention in attentions:
+        query, output = attention.query, attention.output
+        for projection in (attention.key, attention.value):
+            low, high = lows[projection], highs[projection]
+            center, unit = (low + high) / 2, (high - low).clamp(min=1e-6) / (2 * 127)
+            projection.bias.sub_(center).div_(unit)
+            projection.weight.div_(unit[:, None])
+            if projection is attention.key:
+                query.weight.mul_(unit[:, None])
+                query.bias.mul_(unit)
+            else:
+                output.bias.add_(output.weight @ center)
+                output.weight.mul_(unit)
+    return model
+
+
+def _force(name: str, model: Transformer, config: Config, pairs: Sequence[TokenPair], console: Console) -> None:
+    """Runs encoder and decoder over each pair by itself, all positions at once: no padding is ever observed."""
+    with phase(f"Calibrating {name}", len(pairs), console) as advance:
+        for pair in pairs:
+            source = torch.tensor([pair.source.ids])
+            mask = torch.ones_like(source, dtype=torch.bool)
+            states, _ = model.encode(source, mask)
+            model.decode(torch.tensor([decoder_inputs(config.bos_token_id, pair.target_ids)]), states, mask)
+            advance(1)
+
+
+@contextmanager
+def _observed(model: Transformer, ranges: dict[nn.Module, Range]) -> Iterator[None]:
+    def note(key: nn.Module, values: Tensor) -> None:
+        ranges[key] = ranges.get(key, Range(0.0, 0.0)).including(values)
+
+    def before(module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        note(module, inputs[0])
+
+    def after_decoder(_: nn.Module, __: tuple[Any, ...], output: Tensor) -> None:
+        note(model, output)
+
+    linears = [module for module in model.modules() if isinstance(module, nn.Linear)]
+    handles = [linear.register_forward_pre_hook(before) for linear in linears]
+    handles.append(model.decoder_norm.register_forward_hook(after_decoder))
+    with _hooks(handles):
+        yield
+
+
+@contextmanager
+def _hooks(handles: Iterable[RemovableHandle]) -> Iterator[None]:
+    registered = list(handles)
+    try:
+        yield
+    finally:
+        for handle in registered:
+            handle.remove()

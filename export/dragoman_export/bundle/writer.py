@@ -1,0 +1,138 @@
+"""From a checkpoint to a bundle: graphs and weights first, then the comparison with PyTorch, the manifest last."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from dragoman_export.bundle.calibration import calibrate, with_int8_key_values
+from dragoman_export.bundle.parity import Comparison, compare
+from dragoman_export.checkpoint import Checkpoint
+from dragoman_export.graph import graphs
+from dragoman_export.graph.builder import WeightFile
+from dragoman_export.graph.quantization import Ranges
+from dragoman_export.greedy import Source, TokenPair, one_thread, translate
+from dragoman_export.new_folder import new_folder
+from dragoman_export.progress import QUIET
+from dragoman_server.bundle.bundle import Bundle, file_sha256
+from dragoman_server.bundle.manifest import (
+    ATTENTION_FILE,
+    MANIFEST_FILE,
+    WEIGHTS_FILE,
+    FileName,
+    Golden,
+    Limits,
+    Manifest,
+    Parity,
+    Precision,
+    check_names,
+    required_files,
+    state_tensors,
+)
+from dragoman_server.text.tokenizer import TextCodec
+
+NUM_GOLDEN = 8
+FP32_LOGPROB_TOLERANCE = 1e-3  # room for other processors; the difference on this one is recorded beside it
+
+
+def export(
+    checkpoint: Checkpoint,
+    folder: Path,
+    precision: Precision,
+    sources: Sequence[Source],
+    calibration: Sequence[Source] = (),
+    console: Console = QUIET,
+) -> tuple[Bundle, Comparison]:
+    """Writes a bundle into a new folder and compares it with its PyTorch source on `sources`.
+
+    `calibration` are real sentences from which the scales of int8 activations are taken; without any, each row has a
+    scale of its own, which is slower. The folder is there once all is done.
+
+    Returns:
+        The opened bundle and everything the comparison found.
+
+    Raises:
+        FileExistsError: the folder exists.
+        ValueError: no bundle may have the checkpoint's name or languages.
+        ParityError: fp32 differs from PyTorch by more than rounding can explain.
+    """
+    check_names(checkpoint.config.name, checkpoint.config.languages)
+    with new_folder(folder) as partial, one_thread():
+        every_source = dict.fromkeys((*sources, *calibration))
+        pairs = {pair.source: pair for pair in translate(checkpoint.model, checkpoint.config, every_source, console)}
+        compared, calibrated = ([pairs[source] for source in part] for part in (sources, calibration))
+        bundle, comparison = _export(checkpoint, partial, precision, compared, calibrated, console)
+    return dataclasses.replace(bundle, folder=folder), comparison
+
+
+def _export(
+    checkpoint: Checkpoint,
+    folder: Path,
+    precision: Precision,
+    compared: Sequence[TokenPair],
+    calibration: Sequence[TokenPair],
+    console: Console,
+) -> tuple[Bundle, Comparison]:
+    weights = WeightFile(WEIGHTS_FILE)
+    model, config = checkpoint.model, checkpoint.config
+    ranges: Ranges = {}
+    if precision == "int8" and calibration:
+        model = with_int8_key_values(model, config, calibration, console)
+        ranges = calibrate(model, config, calibration, console)
+    for write in (graphs.write_encoder, graphs.write_decoder_step, graphs.write_attention):
+        write(model, precision, weights, ranges).save(folder)
+    weights.write(folder)
+    checkpoint.write_tokenizer(folder)
+    names: tuple[FileName, ...] = (*required_files(config.tokenizer), ATTENTION_FILE)
+    files = {name: file_sha256(folder / name) for name in names}
+    manifest = _manifest(checkpoint, precision, files)
+    comparison = compare(checkpoint, Bundle(folder, manifest, version=""), compared, console)
+    if precision == "fp32":
+        comparison.require_equality()
+    manifest = dataclasses.replace(manifest, parity=_certificate(comparison, precision, checkpoint.open_tokenizer()))
+    (folder / MANIFEST_FILE).write_text(manifest.to_json(), encoding="utf-8")
+    return Bundle.open(folder), comparison
+
+
+def _certificate(comparison: Comparison, precision: Precision, tokenizer: TextCodec) -> Parity:
+    largest = comparison.max_logprob_difference
+    # At fp32 the server must choose every golden token itself, and another processor may break a tie differently.
+    diverging = {divergence.sentence for divergence in comparison.divergences} if precision == "fp32" else set()
+    sentences = [s for index, s in enumerate(comparison.sentences) if index not in diverging]
+    golden = (
+        Golden(s.source.direction, s.source.ids, tuple(tokenizer.pieces(s.source.ids)), s.token_ids, s.token_logprobs)
+        for s in sentences[:NUM_GOLDEN]
+    )
+    return Parity(
+        max_logprob_difference=largest,
+        # int8 rounds the same everywhere; twice the largest difference of many sentences is ample for the few replayed.
+        logprob_tolerance=FP32_LOGPROB_TOLERANCE if precision == "fp32" else 2 * largest,
+        max_attention_difference=comparison.max_attention_difference,
+        token_agreement=comparison.token_agreement,
+        num_sentences=len(comparison.sentences),
+        golden=tuple(golden),
+    )
+
+
+def _manifest(checkpoint: Checkpoint, precision: Precision, files: dict[FileName, str]) -> Manifest:
+    """The manifest with an empty certificate: it takes a bundle to make one."""
+    config = checkpoint.config
+    dims = config.dimensions
+    return Manifest(
+        name=config.name,
+        architecture=config.architecture,
+        precision=precision,
+        languages=config.languages,
+        framing=config.framing,
+        decoder_start_token_id=config.bos_token_id,
+        eos_token_id=config.eos_token_id,
+        pad_token_id=config.pad_token_id,
+        limits=Limits(dims.max_positions, dims.max_positions, min(config.segment_tokens, dims.max_positions)),
+        state=state_tensors(dims.num_decoder_layers),
+        parity=Parity(0.0, 0.0, 0.0, 0.0, 0, ()),
+        files=files,
+        tokenizer=config.tokenizer,
+        generation=config.generation,
+        segmentation=config.segmentation,
+    )

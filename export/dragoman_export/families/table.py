@@ -1,0 +1,38 @@
+"""The table of families: from the type of a model to its reader."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from dragoman_export.checkpoint import Checkpoint
+from dragoman_export.families.huggingface import CONFIG_FILE
+from dragoman_export.families.marian import read_marian
+from dragoman_export.languages import Languages
+from dragoman_export.reading import read_json
+
+# From a folder, the name of the new model, and the languages that the user stated.
+Reader = Callable[[Path, str, Languages], Checkpoint]
+
+# By `model_type` in config.json.
+READERS: Mapping[str, Reader] = {
+    "marian": read_marian,
+}
+
+
+def read_model(folder: Path, name: str, languages: Languages) -> Checkpoint:
+    """Reads a model of any family with its tokenizer, languages and generation defaults.
+
+    Args:
+        folder: of the model.
+        name: of the new model.
+        languages: as far as the user stated them.
+
+    Raises:
+        FileNotFoundError: a file is missing.
+        ValueError: the model is of no known family, or has a value that cannot be represented.
+        BundleError: a tokenizer file is damaged.
+    """
+    model_type = read_json(folder / CONFIG_FILE).get("model_type")
+    reader = READERS.get(model_type) if isinstance(model_type, str) else None
+    if reader is None:
+        raise ValueError(f"{folder} has model_type {model_type!r:.80}; can be imported: {', '.join(READERS)}")
+    return reader(folder, name, languages)

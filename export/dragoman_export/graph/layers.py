@@ -1,0 +1,315 @@
+"""The parts that the ONNX graphs share: products, norms, embeddings, and the layers made of them.
+
+Letters in shapes are those of `graphs.py`.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from onnx import TensorProto
+from torch import Tensor, nn
+
+from dragoman_export.graph.builder import MICROSOFT, GraphBuilder
+from dragoman_export.graph.quantization import Range, Ranges, quantize_columns
+from dragoman_export.model import (
+    DecoderLayer,
+    Embedding,
+    EncoderLayer,
+    FeedForward,
+    MultiHeadAttention,
+    Residual,
+    Transformer,
+)
+from dragoman_server.bundle.manifest import Precision
+
+# Columns of logits in a block; the best tokens are searched in the blocks with the highest maxima.
+_BLOCK = 64
+
+
+def _array(tensor: Tensor) -> NDArray[np.float32]:
+    return tensor.detach().float().cpu().numpy()
+
+
+class LayerWriter:
+    """Writes the parts that all three graphs share into one graph."""
+
+    def __init__(self, graph: GraphBuilder, model: Transformer, precision: Precision, ranges: Ranges) -> None:
+        self.graph, self.model, self.precision, self.ranges = graph, model, precision, ranges
+        self._quantized: dict[str, tuple[str, str, str]] = {}
+
+    # -- sizes ---------------------------------------------------------------------------------------------------
+
+    def size(self, tensor: str, axis: int) -> str:
+        """The length of one axis, int64 [1]."""
+        return self.graph.op("Shape", tensor, start=axis, end=axis + 1)
+
+    def reshape(self, tensor: str, *axes: str | int) -> str:
+        """Axes are numbers (-1 for the rest) or int64 [1] tensors."""
+        if all(isinstance(axis, int) for axis in axes):
+            return self.graph.op("Reshape", tensor, self.graph.constant(list(axes), np.int64))
+        parts = [axis if isinstance(axis, str) else self.graph.constant([axis], np.int64) for axis in axes]
+        return self.graph.op("Reshape", tensor, self.graph.op("Concat", *parts, axis=0))
+
+    def steps(self, states: str, width: int) -> str:
+        """States of rows that take one step each, in the shape that attention takes: [b, 1, width]."""
+        return states if self._takes_steps else self.reshape(states, -1, 1, width)
+
+    def rows(self, states: str, width: int) -> str:
+        """[b, 1, width] in the shape that the products take: the same or [b, width]."""
+        return states if self._takes_steps else self.reshape(states, -1, width)
+
+    @property
+    def _takes_steps(self) -> bool:
+        # Gemm and quantisation by row need matrices. The calibrated product takes any shape, which saves the reshapes.
+        return bool(self.ranges)
+
+    # -- the KV pool ---------------------------------------------------------------------------------------------
+
+    @property
+    def cache_type(self) -> int:
+        """Type of the pooled keys and values: int8 in a calibrated int8 graph, whose maps output them in int8 units."""
+        return TensorProto.INT8 if self.ranges else TensorProto.FLOAT
+
+    def to_cache(self, key_values: str) -> str:
+        """float -> the type of the pool"""
+        if not self.ranges:
+            return key_values
+        unit, zero = self.graph.constant(1.0, np.float32), self.graph.constant(0, np.int8)
+        return self.graph.op("QuantizeLinear", key_values, unit, zero)
+
+    def cache_scales(self) -> list[str]:
+        """The last inputs of GroupQueryAttention on the pool."""
+        left_out = [""] * 5
+        return [*left_out, *[self.graph.constant([1.0], np.float32)] * 2] if self.ranges else []
+
+    def heads(self, is_cached: bool = True) -> dict[str, Any]:
+        """Domain and attributes of GroupQueryAttention; without its cache, all is float."""
+        num_heads = self.model.dims.num_heads
+        attributes = {"domain": MICROSOFT, "num_heads": num_heads, "kv_num_heads": num_heads}
+        if is_cached and self.ranges:
+            attributes |= {"k_quant_type": "PER_TENSOR", "v_quant_type": "PER_TENSOR", "kv_cache_bit_width": 8}
+        return attributes
+
+    # -- building blocks -----------------------------------------------------------------------------------------
+
+    def linear(self, states: str, name: str, linears: Sequence[nn.Linear]) -> str:
+        """[rows, D] -> [rows, sum of the outputs]: several maps of the same states as one product."""
+        matrix = np.concatenate([_array(linear.weight) for linear in linears]).T
+        bias = self.graph.weight(f"{name}.bias", np.concatenate([_array(linear.bias) for linear in linears]))
+        if self.precision == "int8":
+            return self._int8_product(states, name, matrix, bias, linears[0])
+        return self.graph.op("Gemm", states, self.graph.weight(f"{name}.weight", matrix), bias)
+
+    def _int8_product(self, states: str, name: str, matrix: NDArray[np.float32], bias: str, key: nn.Module) -> str:
+        """states @ matrix + bias with both quantized, the weights by column, the activations in one of two ways.
+
+        Either all activations of this place in the network share a range that was calibrated (`key` names it), or each
+        row has a scale of its own. ONNX Runtime's dynamic quantisation has one scale for the whole batch, which
+        would make a row depend on its neighbours. Activations are unsigned because the fast kernels take unsigned ones.
+        """
+        graph = self.graph
+        weights, column_scales = quantize_columns(matrix)
+        weight = graph.weight(f"{name}.weight_int8", weights)
+        weight_scale = graph.weight(f"{name}.weight_scale", column_scales)
+        if self.ranges:
+            quantized, scale, zero_point = self._quantize(states, self.ranges[key])
+            inputs = [quantized, weight, scale, weight_scale, zero_point, "", bias]
+            return graph.op("MatMulIntegerToFloat", *(inputs if bias else inputs[:5]), domain=MICROSOFT)
+        quantized, row_scales, zero_point = self._quantize_rows(states)
+        one = graph.constant(1.0, np.float32)
+        inputs = [quantized, weight, one, weight_scale, zero_point]
+        product = graph.op("Mul", graph.op("MatMulIntegerToFloat", *inputs, domain=MICROSOFT), row_scales)
+        return graph.op("Add", product, bias) if bias else product
+
+    def _quantize(self, states: str, calibrated: Range) -> tuple[str, str, str]:
+        """uint8 states, their scale and zero point; done once however many products use them."""
+        if states not in self._quantized:
+            scale = max(calibrated.high - calibrated.low, 1e-9) / 255
+            scale_name = self.graph.constant(scale, np.float32)
+            zero_point = self.graph.constant(round(-calibrated.low / scale), np.uint8)
+            quantized = self.graph.op("QuantizeLinear", states, scale_name, zero_point)
+            self._quantized[states] = (quantized, scale_name, zero_point)
+        return self._quantized[states]
+
+    def _quantize_rows(self, states: str) -> tuple[str, str, str]:
+        """uint8 states, their scales [rows, 1], and the zero point; done once however many products use them."""
+        if states not in self._quantized:
+            graph = self.graph
+            largest = graph.op("ReduceMax", graph.op("Abs", states), graph.constant([-1], np.int64), keepdims=0)
+            # A row of zeros must not divide by zero.
+            largest = graph.op("Max", largest, graph.constant(1e-9, np.float32))
+            scales = graph.op("Mul", largest, graph.constant(1 / 127, np.float32))
+            zero_points = graph.op("Expand", graph.constant(128, np.uint8), graph.op("Shape", scales))
+            quantized = graph.op("QuantizeLinear", states, scales, zero_points, axis=0)
+            column = graph.op("Unsqueeze", scales, graph.constant([1], np.int64))
+            self._quantized[states] = (quantized, column, graph.constant(128, np.uint8))
+        return self._quantized[states]
+
+    def norm(self, states: str, name: str, norm: nn.LayerNorm) -> str:
+        gamma = self.graph.weight(f"{name}.norm.weight", _array(norm.weight))
+        beta = self.graph.weight(f"{name}.norm.bias", _array(norm.bias))
+        return self.graph.op("LayerNormalization", states, gamma, beta, epsilon=norm.eps, axis=-1)
+
+    def residual(self, states: str, name: str, residual: Residual, sublayer: Callable[[str], str]) -> str:
+        """x + sublayer(x) with the layer norm where the model has it.
+
+        A sum and a norm are a quarter of the time of the fused SkipLayerNormalization, whose kernel is not vectorised.
+        """
+        if residual.is_pre:
+            return self.graph.op("Add", states, sublayer(self.norm(states, name, residual.norm)))
+        return self.norm(self.graph.op("Add", sublayer(states), states), name, residual.norm)
+
+    def feed_forward(self, states: str, name: str, module: FeedForward) -> str:
+        inner = self.linear(states, f"{name}.inner", [module.inner])
+        match self.model.dims.activation:
+            case "relu":
+                active = self.graph.op("Relu", inner)
+            case "gelu":
+                active = self.graph.op("Gelu", inner)
+            case "silu":
+                active = self.graph.op("QuickGelu", inner, domain=MICROSOFT, alpha=1.0)
+        return self.linear(active, f"{name}.outer", [module.outer])
+
+    def embed(self, ids: str, positions: str, side: Literal["source", "target"]) -> str:
+        """Token ids [rows] and their position vectors (broadcastable to [rows, D]) -> [rows, D]."""
+        graph = self.graph
+        module: Embedding = getattr(self.model, f"{side}_embedding")
+        if self.precision == "int8":
+            shared = self._shared(side)
+            rows, scales = quantize_columns(_array(module.tokens.weight).T)
+            tokens = graph.op("Gather", graph.weight(f"{shared}_embedding.weight_int8", rows.T), ids)
+            scales *= np.float32(module.scale)
+            token_scales = graph.op("Gather", graph.weight(f"{shared}_embedding.scale", scales), ids)
+            tokens = graph.op("DequantizeLinear", tokens, token_scales, axis=0)
+        else:
+            tokens = graph.op("Gather", self._table(side), ids)
+            if module.scale != 1.0:
+                tokens = graph.op("Mul", tokens, graph.constant(module.scale, np.float32))
+        return graph.op("Add", tokens, positions)
+
+    def _shared(self, side: Literal["source", "target"]) -> str:
+        return "shared" if self.model.dims.shared_vocabulary else side
+
+    def _table(self, side: Literal["source", "target"]) -> str:
+        module: Embedding = getattr(self.model, f"{side}_embedding")
+        return self.graph.weight(f"{self._shared(side)}_embedding.weight", _array(module.tokens.weight))
+
+    def position_table(self, side: Literal["source", "target"]) -> str:
+        """Position vectors [max_positions, D], from the first one that tokens use."""
+        module: Embedding = getattr(self.model, f"{side}_embedding")
+        name = "positions" if self.model.dims.positions == "sinusoidal" else f"{side}_positions"
+        return self.graph.weight(name, _array(module.positions)[module.offset :])
+
+    def embed_sequences(self, ids: str, side: Literal["source", "target"]) -> str:
+        """Token ids [b, s] at positions 0..s-1 -> [b * s, D]."""
+        graph, width = self.graph, self.size(ids, 1)
+        positions = graph.op("Slice", self.position_table(side), graph.constant([0], np.int64), width)
+        rows = graph.op("Tile", positions, graph.op("Concat", self.size(ids, 0), graph.constant([1], np.int64), axis=0))
+        return self.embed(self.reshape(ids, -1), rows, side)
+
+    def logits(self, states: str) -> str:
+        """Decoder states [rows, D] -> logits [rows, V'] of the vocabulary, padded to whole blocks with -inf."""
+        graph, model = self.graph, self.model
+        table = _array(model.target_embedding.tokens.weight)
+        padding = -len(table) % _BLOCK
+        biases = np.zeros(len(table), np.float32) if model.output_bias is None else _array(model.output_bias)
+        biases = np.pad(biases, (0, padding), constant_values=-np.inf)
+        bias = graph.weight("output.bias", biases) if biases.any() else ""
+        if self.precision == "int8":
+            return self._int8_product(states, "output", np.pad(table.T, ((0, 0), (0, padding))), bias, model)
+        weight = (
+            graph.weight("output.weight", np.pad(table, ((0, padding), (0, 0)))) if padding else self._table("target")
+        )
+        return graph.op("Gemm", states, weight, *([bias] if bias else []), transB=1)
+
+    def top(self, log_probs: str, k: str) -> tuple[str, str]:
+        """Log-probs [rows, V'] and k, int64 [1] -> the ids int64 and log-probs [rows, k], best first.
+
+        The k best are in the k blocks with the highest maxima. Finding these takes a vectorised pass over the
+        vocabulary, a third of the time of TopK over all of it.
+        """
+        graph = self.graph
+        num_columns = self.model.dims.target_vocabulary_size
+        num_columns += -num_columns % _BLOCK
+        last, block = graph.constant([-1], np.int64), graph.constant(_BLOCK, np.int64)
+        blocks = self.reshape(log_probs, -1, num_columns // _BLOCK, _BLOCK)
+        num_blocks = graph.op("Min", k, graph.constant([num_columns // _BLOCK], np.int64))
+        maxima = graph.op("ReduceMax", blocks, last, keepdims=0)
+        _, chosen = graph.ops("TopK", [maxima, num_blocks], 2, axis=-1)
+        candidates = graph.op("GatherND", blocks, graph.op("Unsqueeze", chosen, last), batch_dims=1)
+        candidates = graph.op("Reshape", candidates, graph.constant([0, -1], np.int64))
+        best, places = graph.ops("TopK", [candidates, k], 2, axis=-1)
+        first_ids = graph.op("Mul", graph.op("GatherElements", chosen, graph.op("Div", places, block), axis=1), block)
+        return graph.op("Add", first_ids, graph.op("Mod", places, block)), best
+
+    # -- layers --------------------------------------------------------------------------------------------------
+
+    def encoder_layers(self, states: str, attend: Callable[[str], str]) -> str:
+        """`attend` gets the fused QKV [rows, 3 D] and returns [rows, D]; this returns the encoder hidden states."""
+        for i, layer in enumerate(self.model.encoder_layers):
+            name = f"encoder.{i}"
+
+            def self_attention(entered: str, layer: EncoderLayer = layer, name: str = name) -> str:
+                mixed = attend(self.qkv(entered, f"{name}.self_attention", layer.self_attention))
+                return self.linear(mixed, f"{name}.self_attention.output", [layer.self_attention.output])
+
+            states = self.residual(
+                states, f"{name}.self_attention_residual", layer.self_attention_residual, self_attention
+            )
+            states = self._feed_forward_residual(states, name, layer)
+        if isinstance(self.model.encoder_norm, nn.LayerNorm):
+            states = self.norm(states, "encoder.final", self.model.encoder_norm)
+        return states
+
+    def decoder_layers(
+        self, states: str, attend_self: Callable[[int, str], str], attend_cross: Callable[[int, str], str]
+    ) -> str:
+        """`attend_self` gets the fused QKV [rows, 3 D], `attend_cross` the query [rows, D]; both return [rows, D]."""
+        for i, layer in enumerate(self.model.decoder_layers):
+            name = f"decoder.{i}"
+
+            def self_attention(entered: str, i: int = i, layer: DecoderLayer = layer, name: str = name) -> str:
+                mixed = attend_self(i, self.qkv(entered, f"{name}.self_attention", layer.self_attention))
+                return self.linear(mixed, f"{name}.self_attention.output", [layer.self_attention.output])
+
+            def cross_attention(entered: str, i: int = i, layer: DecoderLayer = layer, name: str = name) -> str:
+                query = self.linear(entered, f"{name}.cross_attention.query", [layer.cross_attention.query])
+                mixed = attend_cross(i, query)
+                return self.linear(mixed, f"{name}.cross_attention.output", [layer.cross_attention.output])
+
+            states = self.residual(
+                states, f"{name}.self_attention_residual", layer.self_attention_residual, self_attention
+            )
+            states = self.residual(
+                states, f"{name}.cross_attention_residual", layer.cross_attention_residual, cross_attention
+            )
+            states = self._feed_forward_residual(states, name, layer)
+        if isinstance(self.model.decoder_norm, nn.LayerNorm):
+            states = self.norm(states, "decoder.final", self.model.decoder_norm)
+        return states
+
+    def _feed_forward_residual(self, states: str, name: str, layer: EncoderLayer | DecoderLayer) -> str:
+        return self.residual(
+            states,
+            f"{name}.feed_forward_residual",
+            layer.feed_forward_residual,
+            lambda entered: self.feed_forward(entered, f"{name}.feed_forward", layer.feed_forward),
+        )
+
+    def qkv(self, states: str, name: str, attention: MultiHeadAttention) -> str:
+        return self.linear(states, f"{name}.qkv", [attention.query, attention.key, attention.value])
+
+    def cross_key_values(self, hidden: str) -> str:
+        """Encoder states [rows, D] -> cross keys and values of all decoder layers side by side, [rows, 2 L D]."""
+        linears = []
+        for layer in self.model.decoder_layers:
+            linears += [layer.cross_attention.key, layer.cross_attention.value]
+        return self.linear(hidden, "decoder.cross_key_values", linears)
+
+    def split_heads(self, states: str, num_sentences: str) -> str:
+        """[b * s, D] -> [b, H, s, K]"""
+        dims = self.model.dims
+        heads = self.reshape(states, num_sentences, -1, dims.num_heads, dims.d_head)
+        return self.graph.op("Transpose", heads, perm=[0, 2, 1, 3])

@@ -1,0 +1,178 @@
+"""The languages of a model, and the direction for the language codes of a call."""
+
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import chain, combinations, islice
+from typing import Annotated, NamedTuple
+
+from msgspec import Meta
+
+from dragoman_server.bundle.fields import LanguageCode, TokenIds
+
+_MAX_CODE_CHARACTERS = 64
+_CODE = re.compile(r"[A-Za-z0-9]+(?:[-_][A-Za-z0-9]+)*")
+
+# More of them would make an error unreadable.
+_MAX_NAMED_DIRECTIONS = 20
+
+_Codes = Annotated[tuple[LanguageCode, ...], Meta(min_length=1, max_length=1 << 10)]
+
+
+class Direction(NamedTuple):
+    """Source and target language of a translation: language codes, as the bundle has them."""
+
+    source: LanguageCode
+    target: LanguageCode
+
+
+@dataclass(frozen=True)
+class DirectionGroup:
+    """Directions from each of `sources` to each of `targets`.
+
+    A language to itself is not among them, unless the group names nothing else.
+    """
+
+    sources: _Codes
+    targets: _Codes
+
+    def __contains__(self, direction: tuple[str, str]) -> bool:
+        source, target = direction
+        is_translation = source != target or len(self.sources) == len(self.targets) == 1
+        return is_translation and source in self.sources and target in self.targets
+
+    def __len__(self) -> int:
+        num_pairs = len(self.sources) * len(self.targets)
+        return num_pairs if num_pairs == 1 else num_pairs - len({*self.sources} & {*self.targets})
+
+    def overlaps(self, other: "DirectionGroup") -> bool:
+        """Whether a direction is in both groups."""
+        sources, targets = {*self.sources} & {*other.sources}, {*self.targets} & {*other.targets}
+        if not (sources and targets):
+            return False
+        if len(sources | targets) > 1:
+            return True
+        (code,) = sources
+        return (code, code) in self and (code, code) in other
+
+
+@dataclass(frozen=True)
+class LanguageTable:
+    """The languages of a model by their BCP 47 tags: its directions, and its own names for them."""
+
+    directions: Annotated[tuple[DirectionGroup, ...], Meta(min_length=1, max_length=1 << 10)]
+    token_ids: dict[LanguageCode, TokenIds] = field(default_factory=dict)  # of a language in a framing
+    # Other codes that callers may give, such as the model's own: "eng_Latn" for "en".
+    aliases: dict[LanguageCode, LanguageCode] = field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls, directions: Iterable[tuple[str, str]], token_ids: Mapping[str, tuple[int, ...]] | None = None
+    ) -> "LanguageTable":
+        """The table of exactly these directions, in their order."""
+        groups = tuple(DirectionGroup((source,), (target,)) for source, target in directions)
+        return cls(groups, {**(token_ids or {})})
+
+    def __contains__(self, direction: tuple[str, str]) -> bool:
+        return any(direction in group for group in self.directions)
+
+    def __iter__(self) -> Iterator[Direction]:
+        """All directions, group by group."""
+        return self.starting_from(self.sources)
+
+    def __len__(self) -> int:
+        return sum(map(len, self.directions))
+
+    def starting_from(self, sources: Collection[str]) -> Iterator[Direction]:
+        """The directions from any of these languages, group by group."""
+        for group in self.directions:
+            for source in group.sources:
+                if source in sources:
+                    directions = (Direction(source, target) for target in group.targets)
+                    yield from (direction for direction in directions if direction in group)
+
+    @cached_property
+    def sources(self) -> frozenset[str]:
+        """The languages of all sources."""
+        return frozenset(chain.from_iterable(group.sources for group in self.directions))
+
+    @cached_property
+    def targets(self) -> frozenset[str]:
+        """The languages of all targets."""
+        return frozenset(chain.from_iterable(group.targets for group in self.directions))
+
+
+def are_apart(groups: Sequence[DirectionGroup]) -> bool:
+    """Whether no direction is in two groups."""
+    return not any(first.overlaps(second) for first, second in combinations(groups, 2))
+
+
+def are_told_apart(codes: Iterable[str]) -> bool:
+    """Whether codes differ in more than letter case, and in more than `_` for `-`."""
+    compared = [*map(folded, codes)]
+    return len(set(compared)) == len(compared)
+
+
+class Languages:
+    """Look-up of the directions of one model, by RFC 4647, section 3.4.
+
+    Codes are compared without regard to case, and with `_` as `-`.
+    """
+
+    def __init__(self, table: LanguageTable) -> None:
+        self._table = table
+        own = table.sources | table.targets
+        self._codes = {folded(alias): code for alias, code in table.aliases.items()}
+        self._codes.update((folded(code), code) for code in own)
+
+    def fault_of(self, code: str) -> str | None:
+        """The fault of a code that no model should have, as a phrase that follows the field's name."""
+        if len(code) > _MAX_CODE_CHARACTERS:
+            return f"has {len(code)} characters, may have at most {_MAX_CODE_CHARACTERS}"
+        if not _CODE.fullmatch(code) and folded(code) not in self._codes:
+            return 'is not a BCP 47 language tag, such as "en" or "pt-BR"'
+        return None
+
+    def find(self, source: str, target: str) -> Direction | None:
+        """The nearest direction: by its source first, then by its target. None where there is none.
+
+        Args:
+            source: a code without fault.
+            target: a code without fault.
+        """
+        for nearest_source in self._nearest(source):
+            for nearest_target in self._nearest(target):
+                direction = Direction(nearest_source, nearest_target)
+                if direction in self._table:
+                    return direction
+        return None
+
+    def described(self, source: str = "") -> str:
+        """All directions, such as "en-fr, fr-en"; of many only the first, with those from `source` in front."""
+        first = {*self._nearest(source)}
+        ordered = chain(self._table.starting_from(first), self._table.starting_from(self._table.sources - first))
+        names = ", ".join(map("-".join, islice(ordered, _MAX_NAMED_DIRECTIONS)))
+        num_left = len(self._table) - _MAX_NAMED_DIRECTIONS
+        return f"{names} and {num_left} more" if num_left > 0 else names
+
+    def _nearest(self, code: str) -> Iterator[str]:
+        """The model's languages that a code may stand for, the nearest first."""
+        for candidate in _ranges(code):
+            if own := self._codes.get(candidate):
+                yield own
+
+
+def folded(code: str) -> str:
+    """The form in which codes are compared: in small letters, with `-` for `_`."""
+    return code.replace("_", "-").lower()
+
+
+def _ranges(code: str) -> Iterator[str]:
+    """The code, and its beginnings by whole subtags, the longest first."""
+    subtags: Sequence[str] = folded(code).split("-")
+    while subtags:
+        yield "-".join(subtags)
+        subtags = subtags[:-1]
+        if subtags and len(subtags[-1]) == 1:  # a singleton means nothing without what followed it
+            subtags = subtags[:-1]

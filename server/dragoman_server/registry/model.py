@@ -1,0 +1,155 @@
+"""A model: all that lives and dies with one bundle. Nothing else builds an engine."""
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Protocol, Self
+
+from dragoman_server.attention.worker import AttentionWorker
+from dragoman_server.bundle.bundle import Bundle
+from dragoman_server.bundle.languages import Languages
+from dragoman_server.config import EngineOptions
+from dragoman_server.engine.engine import Engine, StepReport
+from dragoman_server.engine.search import Search
+from dragoman_server.engine.sequence import Completion, Request
+from dragoman_server.errors import StartError
+from dragoman_server.registry.parity import replay, replay_attention
+from dragoman_server.runtime.attention_pass import AttentionPass
+from dragoman_server.runtime.background import Background
+from dragoman_server.runtime.device import Device
+from dragoman_server.runtime.runner import OnnxRunner, open_runners
+
+
+class SegmentEngine(Protocol):
+    """What a model, and those who ask it, need of its engine."""
+
+    @property
+    def stalled_seconds(self) -> float:
+        """How long there has been work and no step was finished."""
+
+    def start(self) -> None:
+        """Takes requests from now on."""
+
+    def stop(self) -> None:
+        """Ends; requests not finished by then get an EngineDeadError."""
+
+    def submit(
+        self,
+        requests: Sequence[Request],
+        caller: object = None,
+        on_progress: Callable[[int, tuple[int, ...]], None] | None = None,
+        *,
+        is_unlimited: bool = False,
+    ) -> list[Future[Completion]]:
+        """Queues all requests or none, without blocking. Cancelling a future withdraws it.
+
+        Args:
+            requests: each is answered by the future at the same place.
+            caller: requests of the same caller take turns with those of others.
+            on_progress: called on another thread with the index of a request and the ids that
+                its target is now certain to begin with.
+            is_unlimited: whether there is room in any case, and none taken from others.
+
+        Raises:
+            QueueFullError: there is no room for all of them.
+            EngineDeadError: the engine has ended.
+        """
+
+
+class Model:
+    """One version of a model, checked against its source, with its engine.
+
+    As a context it takes requests, and is closed at its end.
+
+    Args:
+        bundle: what it was loaded from.
+        engine: decodes segments.
+        attention: computes attention; None where the bundle has no attention graph.
+        runners: of the engine, one for each lane.
+
+    Attributes:
+        manifest: of the bundle.
+        name: name@version.
+        tokenizer: of the bundle.
+        languages: the directions it translates.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        engine: SegmentEngine,
+        attention: AttentionWorker | None = None,
+        runners: Sequence[OnnxRunner] = (),
+    ) -> None:
+        self.bundle, self.engine, self.attention, self.runners = bundle, engine, attention, runners
+        self.manifest, self.name, self.tokenizer = bundle.manifest, bundle.resource_name, bundle.tokenizer
+        self.languages = Languages(bundle.manifest.languages)
+
+    @classmethod
+    def open(
+        cls,
+        folder: Path,
+        options: EngineOptions,
+        device: Device,
+        background: Background | None = None,
+        *,
+        on_step: Callable[[StepReport], None] = lambda _: None,
+        on_death: Callable[[], None] = lambda: None,
+    ) -> Self:
+        """Loads a bundle and replays its parity certificate, on the device that will run it.
+
+        Args:
+            folder: the bundle.
+            options: of the engine.
+            device: runs the engine's lanes; made for the same options.
+            background: runs the attention graph; None is the thread that calls.
+            on_step: told by the engine after every step.
+            on_death: told by the engine when an error has ended it.
+
+        Raises:
+            BundleError: the bundle is missing, damaged, or does not reproduce its source here.
+            StartError: the options do not fit the model.
+        """
+        bundle = Bundle.open(folder)
+        beam_size = bundle.manifest.generation.beam_size
+        if beam_size > options.max_running:
+            raise StartError(
+                f"max_running is {options.max_running}; the model's default beam_size of {beam_size} needs at least "
+                f"as many."
+            )
+        runners = open_runners(bundle, options)
+        replay(bundle, runners[0])
+        engine = Engine(runners, Search.of(bundle.manifest), options, device, on_step=on_step, on_death=on_death)
+        return cls(bundle, engine, _open_attention(bundle, options, background), runners)
+
+    @property
+    def kv_bytes_per_token(self) -> int:
+        """Size of the keys and values of a source or target token."""
+        return self.runners[0].kv_bytes_per_token
+
+    @property
+    def max_kv_bytes(self) -> int:
+        """Size of the pools of all lanes, were all rows as long as the model allows."""
+        return sum(runner.max_kv_bytes for runner in self.runners)
+
+    def close(self) -> None:
+        """Ends the engine, then the thread of attention; what they have not answered fails."""
+        self.engine.stop()
+        if self.attention is not None:
+            self.attention.close()
+
+    def __enter__(self) -> Self:
+        self.engine.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _open_attention(bundle: Bundle, options: EngineOptions, background: Background | None) -> AttentionWorker | None:
+    if not bundle.has_attention:
+        return None
+    attention_pass = AttentionPass(bundle, num_threads=1)
+    replay_attention(bundle, attention_pass)
+    attention_pass.background = background  # not before: where the graph hangs, it could not be closed
+    return AttentionWorker(attention_pass, options.max_waiting)

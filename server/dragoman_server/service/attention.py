@@ -1,0 +1,198 @@
+"""Attention and alignments of texts: plan -> decode or force the target -> passes -> hand out.
+
+Knows neither gRPC nor protobuf, as the translator.
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator, Iterator, Sequence
+from contextlib import AbstractContextManager
+from functools import partial
+from typing import TypeVar
+
+from dragoman_server.attention.alignment import align_pair
+from dragoman_server.attention.chunks import Chunk, chunks, plan_tensors
+from dragoman_server.attention.results import AlignedPair, AlignOutcome, AttentionHeader, attention_target
+from dragoman_server.attention.selection import Selection, check_size, resolve_alignment, resolve_selection
+from dragoman_server.attention.worker import AttentionWorker
+from dragoman_server.config import InputLimits
+from dragoman_server.engine.sequence import Completion, Hypothesis, Request
+from dragoman_server.errors import InvalidInputError, NoAttentionError
+from dragoman_server.registry.model import Model
+from dragoman_server.registry.registry import Lease, Registry
+from dragoman_server.runtime.attention_pass import AttentionPass
+from dragoman_server.service.calls import AlignCall, AttentionCall, CallContext, Pair, TranslateConfig
+from dragoman_server.service.planner import Plan, PlannedText, Planner, check_deadline
+from dragoman_server.service.submission import TextThreads, submitted
+
+_T = TypeVar("_T")
+
+# Calls that have weights in memory at the same time. Others wait for one to be read to its end.
+_MAX_SENDING = 4
+
+
+class Attender:
+    """Shows what models attend to. All methods belong to one event loop.
+
+    Every method raises, beside what it says itself:
+        InvalidInputError: the call as a whole is at fault; has all violations.
+        ModelNotFoundError: there is no model of the name that is asked for.
+        UnsupportedLanguageError: the model does not translate this pair of languages.
+        NoAttentionError: the model has no attention graph.
+        DeadlineError: the deadline passed first.
+        QueueFullError: too much is waiting, for attention or in the engine.
+        EngineDeadError, InferenceError: from the engine; the latter also from a pass.
+
+    Args:
+        registry: has the models.
+        limits: what a call may ask for.
+        max_segments: how many pairs a call may have.
+        max_rows: how many rows the engine decodes together.
+    """
+
+    def __init__(self, registry: Registry, limits: InputLimits, max_segments: int, max_rows: int) -> None:
+        self._registry, self._limits = registry, limits
+        self._planner = Planner(limits, max_segments, max_rows)
+        self._threads = TextThreads()
+        self._sending = asyncio.Semaphore(_MAX_SENDING)
+
+    def close(self) -> None:
+        """Ends the threads. Calls still in flight fail."""
+        self._threads.close()
+
+    # -- weights -------------------------------------------------------------------------------
+
+    async def attention(
+        self, call: AttentionCall, context: CallContext
+    ) -> AsyncGenerator[AttentionHeader | Chunk, None]:
+        """Gives a header and then the weights, none of which is computed before it is asked for.
+
+        From the header on, the call has one of few places until the generator ends or is closed: a caller who asks for
+        nothing more must not be waited for without a limit.
+        """
+        with self._lease(call.config) as lease:
+            has_target = not call.is_source_only
+            resolved = resolve_selection(call.selection, lease.model.manifest.architecture, has_target)
+            plan, selection = self._plan(lease, call.config, context, resolved)
+            worker, pair = _attention_of(lease.model), call.input
+            planned = await self._threads.run(
+                _num_characters(pair), partial(self._planner.plan_pair, pair, plan, "", must_spell=True)
+            )
+            if isinstance(planned, InvalidInputError):
+                raise planned
+            (request,) = planned.requests
+            nums_target = [] if planned.target_ids is None else [len(planned.target_ids)]
+            self._check_size(selection, request, nums_target)
+            check_deadline(context.deadline)
+            num_targets = (len(nums_target) or plan.decoding.search.num_hypotheses) * has_target
+            with worker.admitted(1 + num_targets * len(selection.kinds)):
+                targets: Sequence[Hypothesis] = ()
+                if has_target:
+                    (completion,) = await self._decoded(planned.requests, plan)
+                    targets = completion.hypotheses
+                target_ids = [target.token_ids for target in targets]
+                self._check_size(selection, request, [*map(len, target_ids)])
+                num_characters = _num_characters(pair) * (1 + len(targets))
+                work = partial(_header, plan, planned, selection, targets)
+                header = await self._threads.run(num_characters, work)
+                yield header
+                async with self._sending:
+                    try:
+                        begin = partial(_chunks, header, request.source_ids, target_ids)
+                        stream = await worker.run(begin, request.deadline)
+                        while chunk := await worker.run(lambda _: next(stream, None), request.deadline):
+                            yield chunk
+                    finally:
+                        worker.give_back_memory()
+
+    def _check_size(self, selection: Selection, request: Request, nums_target: Sequence[int]) -> None:
+        num_bytes = selection.num_bytes(len(request.source_ids), nums_target)
+        if violations := [*check_size(num_bytes, self._limits.max_attention_bytes)]:
+            raise InvalidInputError(*violations)
+
+    # -- alignments ----------------------------------------------------------------------------
+
+    async def align(self, call: AlignCall, context: CallContext) -> AlignOutcome:
+        """Aligns every pair of a call.
+
+        A pair at fault gets its error as result and does not disturb the others.
+        """
+        with self._lease(call.config) as lease:
+            model = lease.model
+            resolved = resolve_alignment(call.method, call.layer, call.heads, model.manifest)
+            plan, alignment = self._plan(lease, call.config, context, resolved, len(call.inputs))
+            worker = _attention_of(model)
+            nums_characters = [*map(_num_characters, call.inputs)]
+            pairs = await self._threads.run_all(nums_characters, self._planner.plan_alignments(call.inputs, plan))
+            check_deadline(context.deadline)
+            requests = [request for pair in pairs if isinstance(pair, PlannedText) for request in pair.requests]
+            with worker.admitted(len(requests)):
+                completions = iter(await self._decoded(requests, plan))
+                results: list[AlignedPair | InvalidInputError] = []
+                for pair in pairs:
+                    if isinstance(pair, InvalidInputError):
+                        results.append(pair)
+                        continue
+                    (source,), target = pair.sources, next(completions).hypotheses[0]
+                    given_text = pair.target_text
+                    work = partial(align_pair, source, target, given_text, alignment, model.manifest, model.tokenizer)
+                    results.append(await worker.run(work, context.deadline))
+            return AlignOutcome(results, alignment, model.name, plan.direction)
+
+    # -- what both need ------------------------------------------------------------------------
+
+    def _lease(self, config: TranslateConfig) -> AbstractContextManager[Lease]:
+        return self._registry.lease(config.model, config.source_language_code, config.target_language_code)
+
+    def _plan(
+        self,
+        lease: Lease,
+        config: TranslateConfig,
+        context: CallContext,
+        resolved: _T | InvalidInputError,
+        num_inputs: int = 1,
+    ) -> tuple[Plan, _T]:
+        """The plan of a call, and what else was resolved; raises everything that is wrong with both."""
+        violations = resolved.violations if isinstance(resolved, InvalidInputError) else ()
+        try:
+            plan = self._planner.plan(lease, config, context, num_inputs)
+        except InvalidInputError as error:
+            raise InvalidInputError(*error.violations, *violations) from None
+        if isinstance(resolved, InvalidInputError):
+            raise resolved
+        return plan, resolved
+
+    async def _decoded(self, requests: Sequence[Request], plan: Plan) -> Sequence[Completion]:
+        """Targets with their log-probabilities: those that were given are forced."""
+        with submitted(plan.model.engine, requests) as answers:
+            return await asyncio.gather(*answers)
+
+
+def _attention_of(model: Model) -> AttentionWorker:
+    if model.attention is None:
+        raise NoAttentionError("the model's bundle has no attention graph")
+    return model.attention
+
+
+def _header(plan: Plan, planned: PlannedText, selection: Selection, targets: Sequence[Hypothesis]) -> AttentionHeader:
+    (source,), (request,) = planned.sources, planned.requests
+    manifest, tokenizer = plan.model.manifest, plan.model.tokenizer
+    is_given, start_id = planned.target_ids is not None, manifest.decoder_start_token_id
+    return AttentionHeader(
+        plan.model.name,
+        plan.direction,
+        source.tokens(tokenizer),
+        [attention_target(source, target, is_given, planned.target_text, start_id, tokenizer) for target in targets],
+        plan_tensors(selection, len(request.source_ids), [len(target.token_ids) for target in targets]),
+        selection,
+        manifest.best_alignment,
+    )
+
+
+def _chunks(
+    header: AttentionHeader, source_ids: Sequence[int], targets: Sequence[Sequence[int]], attention_pass: AttentionPass
+) -> Iterator[Chunk]:
+    return chunks(attention_pass, header.selection, header.tensors, source_ids, targets)
+
+
+def _num_characters(pair: Pair) -> int:
+    return len(pair.text) + len(pair.target or "")

@@ -1,0 +1,404 @@
+"""From what a caller asks for to requests for the engine: limits -> segment -> tokenize.
+
+Everything that can be wrong with a call is found here, before anything is queued.
+"""
+
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from dragoman_server.attention.results import Source
+from dragoman_server.bundle.framing import Framing
+from dragoman_server.bundle.languages import Direction
+from dragoman_server.config import InputLimits
+from dragoman_server.engine.search_options import SearchOptions
+from dragoman_server.engine.sequence import Priority, Request
+from dragoman_server.errors import DeadlineError, FieldViolation, InvalidInputError, Reason, UnknownValue
+from dragoman_server.registry.model import Model
+from dragoman_server.registry.registry import Lease
+from dragoman_server.service.calls import CallContext, Pair, TextInput, TranslateConfig
+from dragoman_server.service.options import Decoding, resolve, unknown_piece
+from dragoman_server.text.segmentation import (
+    Segmentation,
+    SegmentedText,
+    SourceSegment,
+    lines,
+    num_lines_with_words,
+    segment,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A checked config: what turns an input into requests of a model."""
+
+    model: Model
+    direction: Direction
+    framing: Framing
+    segmentation: Segmentation
+    decoding: Decoding
+    priority: Priority
+    deadline: float  # seconds on the time.monotonic clock
+
+    def max_target_tokens(self, source: SourceSegment) -> int:
+        """How many tokens the target of a segment may have, end-of-sentence included."""
+        return self.decoding.limit.of(len(source.token_ids) + self.framing.num_specials)
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedText:
+    """An input that can be decoded: a request for each of its segments."""
+
+    text: SegmentedText
+    framing: Framing
+    requests: Sequence[Request]
+    target_ids: tuple[int, ...] | None = None  # where the target was given: all of it, as the decoder emits it
+    target_text: str | None = None  # where it was given as a text
+
+    @property
+    def sources(self) -> list[Source]:
+        """What the encoder reads, segment by segment."""
+        return [
+            Source(self.text.text, segment, request.source_ids, self.framing)
+            for segment, request in zip(self.text.segments, self.requests, strict=True)
+        ]
+
+
+class Planner:
+    """Checks calls against the limits of the server and of the models that they were given.
+
+    Args:
+        limits: what a call may ask for.
+        max_segments: how many segments a call may have; more than the engine can queue would
+            be refused for ever.
+        max_rows: how many rows the engine decodes together; a beam that needs more would never
+            be decoded.
+    """
+
+    def __init__(self, limits: InputLimits, max_segments: int, max_rows: int) -> None:
+        self._limits, self._max_segments, self._max_rows = limits, max_segments, max_rows
+
+    # -- the call ------------------------------------------------------------------------------
+
+    def plan(
+        self,
+        lease: Lease,
+        config: TranslateConfig,
+        context: CallContext,
+        num_inputs: int = 1,
+        path: str = "",
+        options_path: str = "options.",
+    ) -> Plan:
+        """Checks what holds for all inputs.
+
+        Args:
+            lease: what the call was given.
+            config: as the caller gave it.
+            context: of the call.
+            num_inputs: how many inputs the call has.
+            path: what stands before the names of the config's fields in the request.
+            options_path: what stands there before the names of decoding options, after `path`.
+
+        Raises:
+            InvalidInputError: has all violations.
+            ModelNotFoundError: there is no model of the name that is asked for.
+            UnsupportedLanguageError: the model does not translate this pair of languages.
+            DeadlineError: the deadline has passed.
+        """
+        model = lease.model
+        decoding, faults = resolve(config.options, model.manifest, model.tokenizer, self._max_rows)
+        violations = [
+            *self._number_violations(num_inputs),
+            *(_below(path, violation) for violation in _config_violations(config, model)),
+            *(_below(path + options_path, violation) for violation in faults),
+        ]
+        segmentation, priority = config.segmentation, config.priority
+        # Where one of the two is unknown, there is a violation.
+        if violations or isinstance(segmentation, UnknownValue) or isinstance(priority, UnknownValue):
+            raise InvalidInputError(*violations)
+        if not isinstance(lease.direction, Direction):
+            raise lease.direction
+        check_deadline(context.deadline)
+        return Plan(
+            model,
+            lease.direction,
+            model.manifest.framing_of(lease.direction),
+            segmentation or Segmentation(model.manifest.segmentation),
+            decoding,
+            priority,
+            context.deadline,
+        )
+
+    def _number_violations(self, num_inputs: int) -> Iterator[FieldViolation]:
+        most = self._limits.max_inputs
+        if not num_inputs:
+            yield FieldViolation("inputs", "is empty, must have at least one element", Reason.NO_INPUTS)
+        if num_inputs > most:
+            yield FieldViolation(
+                "inputs", f"has {num_inputs} elements, may have at most {most}", Reason.TOO_MANY_INPUTS
+            )
+
+    # -- texts to translate --------------------------------------------------------------------
+
+    def plan_texts(self, inputs: Sequence[TextInput], plan: Plan) -> Iterator[PlannedText | InvalidInputError]:
+        """The requests of every input of a call, or what is wrong with it, one after the other.
+
+        Raises:
+            InvalidInputError: the call has too many segments.
+        """
+        return self._within_one_call(
+            self.plan_text(text_input, plan, f"inputs[{index}]") for index, text_input in enumerate(inputs)
+        )
+
+    def plan_text(self, text_input: TextInput, plan: Plan, path: str) -> PlannedText | InvalidInputError:
+        """The requests of one input, or what is wrong with it; `path` is that of the input in the request.
+
+        Raises:
+            DeadlineError: the deadline passed first.
+        """
+        violations = [
+            *self._over_characters(text_input.text, f"{path}.text"),
+            *self._over_characters(text_input.target_prefix, f"{path}.target_prefix"),
+        ]
+        if not violations:
+            violations += self._over_segments(num_lines_with_words(text_input.text), path)
+        if violations:
+            return InvalidInputError(*violations)
+        segmented = _segmented(text_input.text, plan, self._max_segments + 1)
+        target_prefix = text_input.target_prefix
+        prefix_text_ids = plan.model.tokenizer.encode_target(target_prefix) if target_prefix else ()
+        violations = [
+            *self._over_segments(len(segmented.segments), path),
+            *_over_tokens(segmented, plan, f"{path}.text"),
+            *_unknown_violations(prefix_text_ids, plan.model, f"{path}.target_prefix"),
+            *_prefix_violations(segmented, prefix_text_ids, plan, path),
+            *_length_violations(segmented, plan, f"{path}.text"),
+        ]
+        if violations:
+            return InvalidInputError(*violations)
+        requests = [
+            Request(
+                plan.framing.frame(source.token_ids),
+                plan.max_target_tokens(source),
+                plan.deadline,
+                plan.decoding.search,
+                (*plan.framing.target_prefix, *prefix_text_ids),
+                plan.priority,
+            )
+            for source in segmented.segments
+        ]
+        return PlannedText(segmented, plan.framing, requests)
+
+    # -- pairs of source and target ------------------------------------------------------------
+
+    def plan_scores(self, inputs: Sequence[Pair], plan: Plan) -> Iterator[PlannedText | InvalidInputError]:
+        """The one request of every pair, which forces its target, or what is wrong with it.
+
+        Raises:
+            InvalidInputError: there are more pairs than can ever queue.
+        """
+
+        def planned(pair: Pair, path: str) -> PlannedText | InvalidInputError:
+            if pair.target is None:
+                fault = FieldViolation(f"{path}target", "is required: a text or token ids", Reason.REQUIRED_FIELD)
+                return InvalidInputError(fault)
+            return self.plan_pair(pair, plan, path)
+
+        return self._within_one_call(planned(pair, f"inputs[{index}].") for index, pair in enumerate(inputs))
+
+    def plan_alignments(self, inputs: Sequence[Pair], plan: Plan) -> Iterator[PlannedText | InvalidInputError]:
+        """The one request of every pair, which forces or decodes its target, or what is wrong with it.
+
+        Raises:
+            InvalidInputError: there are more pairs than can ever queue.
+        """
+        return self._within_one_call(
+            self.plan_pair(pair, plan, f"inputs[{index}].", must_spell=True) for index, pair in enumerate(inputs)
+        )
+
+    def plan_pair(
+        self, pair: Pair, plan: Plan, path: str, *, must_spell: bool = False
+    ) -> PlannedText | InvalidInputError:
+        """The one request of a pair, or what is wrong with it.
+
+        Args:
+            pair: without a target it is decoded.
+            plan: of the call.
+            path: what stands before the names of the pair's fields in the request.
+            must_spell: whether a target text is refused where the vocabulary has no word for a part of it.
+        """
+        target, model = pair.target, plan.model
+        violations = [
+            *self._over_characters(pair.text, f"{path}text"),
+            *self._over_characters(target if isinstance(target, str) else "", f"{path}target_text"),
+        ]
+        if violations:
+            return InvalidInputError(*violations)
+        segmented = lines(pair.text, model.tokenizer.encode, 2)
+        violations = [*_over_tokens(segmented, plan, f"{path}text"), *_not_one_segment(segmented, f"{path}text")]
+        target_ids: tuple[int, ...] | None = None
+        if isinstance(target, str):
+            target_ids = plan.framing.frame_target(model.tokenizer.encode_target(target))
+            violations += _target_violations(target_ids, model, f"{path}target_text")
+            if must_spell:
+                violations += _unknown_violations(target_ids, model, f"{path}target_text")
+        elif target is not None:
+            target_ids = tuple(target)
+            field = f"{path}target_token_ids"
+            too_long = [*_target_violations(target_ids, model, field)]
+            violations += too_long or _token_id_violations(target_ids, model, field)
+        else:
+            violations += _length_violations(segmented, plan, f"{path}text")
+        if violations:
+            return InvalidInputError(*violations)
+        (source,) = segmented.segments
+        if target_ids is None:
+            num_tokens, search = plan.max_target_tokens(source), plan.decoding.search
+            forced_ids = plan.framing.target_prefix
+        else:  # all of the target is forced, and nothing is left to search
+            num_tokens, search = len(target_ids), SearchOptions(length_penalty=plan.decoding.search.length_penalty)
+            forced_ids = target_ids
+        source_ids = plan.framing.frame(source.token_ids)
+        request = Request(source_ids, num_tokens, plan.deadline, search, forced_ids, plan.priority)
+        text = target if isinstance(target, str) else None
+        return PlannedText(segmented, plan.framing, [request], target_ids, text)
+
+    # -- what all need ------------------------------------------------------------------------
+
+    def _within_one_call(
+        self, planned: Iterable[PlannedText | InvalidInputError]
+    ) -> Iterator[PlannedText | InvalidInputError]:
+        num_segments = 0
+        for text in planned:
+            num_segments += len(text.requests) if isinstance(text, PlannedText) else 0
+            if num_segments > self._max_segments:
+                raise InvalidInputError(
+                    FieldViolation(
+                        "inputs",
+                        f"have more than the {self._max_segments} segments one call may have",
+                        Reason.TOO_MANY_SEGMENTS,
+                    )
+                )
+            yield text
+
+    def _over_characters(self, text: str, field: str) -> Iterator[FieldViolation]:
+        most = self._limits.max_text_characters
+        if len(text) > most:
+            yield FieldViolation(field, f"has {len(text)} characters, may have at most {most}", Reason.TEXT_TOO_LONG)
+
+    def _over_segments(self, num_segments: int, path: str) -> Iterator[FieldViolation]:
+        if num_segments > self._max_segments:
+            description = f"has more than the {self._max_segments} segments one call may have"
+            yield FieldViolation(f"{path}.text", description, Reason.TOO_MANY_SEGMENTS)
+
+
+def _config_violations(config: TranslateConfig, model: Model) -> Iterator[FieldViolation]:
+    for field in ("source_language_code", "target_language_code"):
+        code = getattr(config, field)
+        if not code:
+            yield FieldViolation(field, "is required", Reason.REQUIRED_FIELD)
+        elif fault := model.languages.fault_of(code):
+            yield FieldViolation(field, fault, Reason.INVALID_LANGUAGE_CODE)
+    for field in ("segmentation", "priority"):
+        if isinstance(value := getattr(config, field), UnknownValue):
+            yield value.violation(field)
+
+
+def check_deadline(deadline: float) -> None:
+    """Raises DeadlineError where there is no time left; `deadline` is on the `time.monotonic` clock, in seconds."""
+    if time.monotonic() >= deadline:
+        raise DeadlineError("the deadline passed before the translation was started")
+
+
+def _target_violations(target_ids: Sequence[int], model: Model, field: str) -> Iterator[FieldViolation]:
+    most = model.manifest.limits.max_target_tokens
+    if len(target_ids) > most:
+        description = f"has {len(target_ids)} tokens; the model takes at most {most}"
+        yield FieldViolation(field, description, Reason.TARGET_TOO_LONG)
+
+
+def _unknown_violations(token_ids: Sequence[int], model: Model, field: str) -> Iterator[FieldViolation]:
+    if model.tokenizer.unknown_id in token_ids:
+        yield unknown_piece(field)
+
+
+def _token_id_violations(token_ids: Sequence[int], model: Model, field: str) -> Iterator[FieldViolation]:
+    if not token_ids:
+        yield FieldViolation(field, "is empty, must have at least one id", Reason.NO_TARGET_TOKENS)
+    size, eos = model.manifest.architecture.vocabulary_size, model.manifest.eos_token_id
+    for index, token_id in enumerate(token_ids):
+        if token_id >= size:
+            description = f"has {token_id} at index {index}, the vocabulary has ids below {size}"
+            yield FieldViolation(field, description, Reason.UNKNOWN_TOKEN_ID)
+            return
+    if eos in token_ids[:-1]:
+        index = list(token_ids).index(eos)
+        description = f"has end-of-sentence ({eos}) at index {index}, which only the last may be"
+        yield FieldViolation(field, description, Reason.TOKENS_AFTER_END)
+
+
+def _segmented(text: str, plan: Plan, max_segments: int) -> SegmentedText:
+    """The text, cut as far as this number of segments: more than there may be show that there are too many."""
+
+    def encode(part: str) -> Sequence[int]:
+        check_deadline(plan.deadline)  # a long text takes long
+        return plan.model.tokenizer.encode(part)
+
+    segment_tokens = plan.model.manifest.limits.segment_tokens - plan.framing.num_specials
+    return segment(text, encode, plan.segmentation, segment_tokens, plan.direction, max_segments)
+
+
+def _over_tokens(text: SegmentedText, plan: Plan, field: str) -> Iterator[FieldViolation]:
+    most = plan.model.manifest.limits.max_source_tokens
+    for source in text.segments:
+        num_tokens = len(source.token_ids) + plan.framing.num_specials
+        if num_tokens > most:
+            yield FieldViolation(
+                field,
+                f"characters {source.begin} to {source.end} are one segment of {num_tokens} "
+                f"tokens; the model takes at most {most}",
+                Reason.SEGMENT_TOO_LONG,
+            )
+            return
+
+
+def _not_one_segment(text: SegmentedText, field: str) -> Iterator[FieldViolation]:
+    if (num_segments := len(text.segments)) != 1:
+        num_lines = num_segments and sum(bool(line.strip()) for line in text.text.splitlines())
+        description = f"has {num_lines} lines that are not blank, must have exactly 1"
+        yield FieldViolation(field, description, Reason.NOT_ONE_SEGMENT)
+
+
+def _prefix_violations(
+    text: SegmentedText, prefix_text_ids: Sequence[int], plan: Plan, path: str
+) -> Iterator[FieldViolation]:
+    if not prefix_text_ids:
+        return
+    field = f"{path}.target_prefix"
+    if len(text.segments) != 1:
+        description = f"needs a text of exactly 1 segment, this one has {len(text.segments)}"
+        yield FieldViolation(field, description, Reason.NOT_ONE_SEGMENT)
+        return
+    most = plan.max_target_tokens(text.segments[0]) - len(plan.framing.target_prefix) - 1
+    if len(prefix_text_ids) > most:
+        description = f"has {len(prefix_text_ids)} tokens, may have at most {most}: the target's limit less one"
+        yield FieldViolation(field, description, Reason.TARGET_PREFIX_TOO_LONG)
+
+
+def _length_violations(text: SegmentedText, plan: Plan, field: str) -> Iterator[FieldViolation]:
+    """Where `max_length_ratio` leaves a segment less than `min_target_tokens`."""
+    least = plan.decoding.search.min_target_tokens
+    for source in text.segments:
+        most = plan.max_target_tokens(source)
+        if most < least:
+            yield FieldViolation(
+                field,
+                f"characters {source.begin} to {source.end} may have {most} target tokens by max_length_ratio; "
+                f"min_target_tokens is {least}",
+                Reason.SEGMENT_TOO_SHORT,
+            )
+            return
+
+
+def _below(path: str, violation: FieldViolation) -> FieldViolation:
+    return FieldViolation(path + violation.field, violation.description, violation.reason)

@@ -1,0 +1,283 @@
+"""Text in, text out: plan -> submit -> await or stream -> detokenize -> rejoin.
+
+Knows neither gRPC nor protobuf, so that any front end can host it.
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from contextlib import AbstractContextManager, ExitStack, aclosing
+from functools import partial
+
+from dragoman_server.attention.results import Source
+from dragoman_server.attention.signals import Signals, segment_signals
+from dragoman_server.attention.worker import AttentionWorker
+from dragoman_server.config import InputLimits
+from dragoman_server.engine.sequence import Completion
+from dragoman_server.errors import (
+    DragomanError,
+    FieldViolation,
+    InferenceError,
+    InvalidInputError,
+    NoAttentionError,
+    Reason,
+)
+from dragoman_server.registry.model import Model
+from dragoman_server.registry.registry import Lease, Registry
+from dragoman_server.service.calls import (
+    CallContext,
+    ExchangeInput,
+    Pair,
+    ScoreCall,
+    StreamCall,
+    TextInput,
+    TranslateCall,
+    TranslateConfig,
+)
+from dragoman_server.service.exchange import Begun, exchange
+from dragoman_server.service.planner import Plan, PlannedText, Planner, check_deadline
+from dragoman_server.service.results import (
+    ExchangeOutcome,
+    GrowingText,
+    ScoreOutcome,
+    StreamOutcome,
+    TranslatedText,
+    TranslateOutcome,
+    scored_target,
+    translated_text,
+)
+from dragoman_server.service.submission import StreamBacklog, TextThreads, completed, submitted
+
+# The id of an input stays in memory for as long as the input does.
+_MAX_ID_CHARACTERS = 256
+
+
+class Translator:
+    """Translates calls. All methods belong to one event loop.
+
+    Every method raises, beside what it says itself:
+        InvalidInputError: the call as a whole is at fault; has all violations.
+        ModelNotFoundError: there is no model of the name that is asked for.
+        UnsupportedLanguageError: the model does not translate this pair of languages.
+        DeadlineError: the deadline passed first.
+        QueueFullError, EngineDeadError, InferenceError: from the engine.
+
+    Cancelling the task that awaits a method, or closing the generator of one, withdraws the call from the engine.
+
+    Args:
+        registry: has the models.
+        limits: what a call may ask for.
+        max_segments: how many segments a call may have, as more than the engine can queue would
+            be refused for ever; and how many of streams may queue.
+        max_rows: how many rows the engine decodes together.
+        on_suspicion: is told what is unusual about a translation, by its name in metrics.
+    """
+
+    def __init__(
+        self,
+        registry: Registry,
+        limits: InputLimits,
+        max_segments: int,
+        max_rows: int,
+        on_suspicion: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        self._registry = registry
+        self._planner = Planner(limits, max_segments, max_rows)
+        self._stream_backlog = StreamBacklog(max_segments)
+        self._max_in_flight = limits.max_exchange_in_flight
+        self._on_suspicion = on_suspicion
+        self._threads = TextThreads()
+
+    def close(self) -> None:
+        """Ends the threads. Calls still in flight fail."""
+        self._threads.close()
+
+    # -- methods of the API --------------------------------------------------------------------
+
+    async def translate(self, call: TranslateCall, context: CallContext) -> TranslateOutcome:
+        """Translates every text of a call.
+
+        A text at fault gets its error as result and does not disturb the others.
+        """
+        with self._lease(call.config) as lease:
+            plan = self._planner.plan(lease, call.config, context, len(call.inputs))
+            model = plan.model
+            if call.include_signals and model.attention is None:
+                raise NoAttentionError("the model's bundle has no attention graph, and without it there are no signals")
+            nums_characters = [*map(_num_characters, call.inputs)]
+            texts = await self._threads.run_all(nums_characters, self._planner.plan_texts(call.inputs, plan))
+            signals: list[Sequence[Signals]] = [()] * len(texts)
+            if call.include_signals and model.attention is not None:
+                completions, signals = await self._observed(texts, plan, model.attention)
+            else:
+                completions = await self._decode(texts, plan)
+            results = (
+                text if isinstance(text, InvalidInputError) else translated_text(text, own, model.tokenizer, of_text)
+                for text, own, of_text in zip(texts, completions, signals, strict=True)
+            )
+            num_hypotheses = plan.decoding.search.num_hypotheses
+            found = await self._threads.run_all([number * num_hypotheses for number in nums_characters], results)
+            return TranslateOutcome(found, model.name, plan.direction)
+
+    async def stream(self, call: StreamCall, context: CallContext) -> AsyncGenerator[str | StreamOutcome, None]:
+        """Translates the text of a call, and gives one piece of it after the other while it is decoded, then the whole.
+
+        While the next piece is not asked for, nothing piles up: it is the longer.
+
+        Raises:
+            InvalidInputError: the text is at fault.
+        """
+        with self._lease(call.config) as lease:
+            plan = self._planner.plan(lease, call.config, context)
+            planned = await self._planned(call.input, plan, "input")
+            check_deadline(context.deadline)
+            loop, changed = asyncio.get_running_loop(), asyncio.Event()
+            certain_ids: list[tuple[int, ...]] = [()] * len(planned.requests)
+
+            def on_progress(index: int, ids: tuple[int, ...]) -> None:  # on a lane's thread
+                certain_ids[index] = ids
+                loop.call_soon_threadsafe(changed.set)
+
+            def on_answer(answer: asyncio.Future[Completion]) -> None:
+                changed.set()
+                if not answer.cancelled():
+                    answer.exception()  # may come when another has failed already and nobody asks
+
+            growing = GrowingText(planned.text.separators(), plan.model.tokenizer.decode)
+            with submitted(plan.model.engine, planned.requests, on_progress=on_progress) as answers:
+                for answer in answers:
+                    answer.add_done_callback(on_answer)
+                while True:
+                    changed.clear()
+                    finished = [answer.result() if answer.done() else None for answer in answers]
+                    if delta := growing.grow(certain_ids, finished):
+                        yield delta
+                    elif None in finished:
+                        await changed.wait()
+                    else:
+                        break
+            completions = [completion for completion in finished if completion is not None]
+            result = await self._translated(call.input, plan, planned, completions)
+            yield StreamOutcome(result, plan.model.name, plan.direction)
+
+    async def exchange(
+        self, messages: AsyncIterator[TranslateConfig | ExchangeInput], context: CallContext
+    ) -> AsyncGenerator[ExchangeOutcome, None]:
+        """Translates a stream of texts, each as soon as it comes in, and gives the results in the order they are ready.
+
+        A text at fault, or that the model fails, gets its error as result.
+
+        Args:
+            messages: a config, then texts; another config holds for the texts after it. They are
+                read no further than `max_exchange_in_flight` segments beyond the results that were taken, and while
+                streams have filled the queue, no further than the share of this one. Their errors pass through.
+            context: of the call.
+        """
+        stream = object()  # all its texts share its turns
+        with ExitStack() as leases:
+            models: set[Model] = set()  # that this stream has a lease of, for its whole life
+
+            async def inputs() -> AsyncIterator[tuple[ExchangeInput, Plan]]:
+                plan = None
+                async for message in messages:
+                    if isinstance(message, TranslateConfig):
+                        with ExitStack() as lasting:
+                            lease = lasting.enter_context(self._lease(message))
+                            plan = self._planner.plan(lease, message, context, path="config.")
+                            if plan.model not in models:
+                                models.add(plan.model)
+                                leases.enter_context(lasting.pop_all())
+                    elif plan is None:
+                        raise InvalidInputError(FieldViolation("config", "must be the first message", Reason.NO_CONFIG))
+                    elif len(message.id) > _MAX_ID_CHARACTERS:
+                        description = f"has {len(message.id)} characters, may have at most {_MAX_ID_CHARACTERS}"
+                        raise InvalidInputError(FieldViolation("input.id", description, Reason.ID_TOO_LONG))
+                    else:
+                        yield message, plan
+
+            async def answer(message_and_plan: tuple[ExchangeInput, Plan], begin: Begun) -> ExchangeOutcome:
+                message, plan = message_and_plan
+                result: TranslatedText | DragomanError
+                try:
+                    planned = await self._planned(message.input, plan, "input")
+                    check_deadline(context.deadline)
+                    with self._stream_backlog.submitted(plan.model.engine, planned.requests, stream) as answers:
+                        begin(len(answers))
+                        completions = await asyncio.gather(*answers)
+                    result = await self._translated(message.input, plan, planned, completions)
+                except (InvalidInputError, InferenceError) as error:
+                    result = error
+                return ExchangeOutcome(message.id, result, plan.model.name, plan.direction)
+
+            may_go_on = partial(self._stream_backlog.may_grow, stream)
+            async with aclosing(exchange(inputs(), answer, self._max_in_flight, may_go_on)) as outcomes:
+                async for outcome in outcomes:
+                    yield outcome
+
+    async def score(self, call: ScoreCall, context: CallContext) -> ScoreOutcome:
+        """Gives the log-probability of every target of a call.
+
+        A pair at fault gets its error as result and does not disturb the others.
+        """
+        with self._lease(call.config) as lease:
+            plan = self._planner.plan(lease, call.config, context, len(call.inputs), options_path="")
+            nums_characters = [*map(_num_characters, call.inputs)]
+            pairs = await self._threads.run_all(nums_characters, self._planner.plan_scores(call.inputs, plan))
+            completions = await self._decode(pairs, plan)
+            results = (
+                pair if isinstance(pair, InvalidInputError) else scored_target(own[0], plan.model.tokenizer)
+                for pair, own in zip(pairs, completions, strict=True)
+            )
+            found = await self._threads.run_all(nums_characters, results)
+            return ScoreOutcome(found, plan.model.name, plan.direction)
+
+    # -- steps ---------------------------------------------------------------------------------
+
+    def _lease(self, config: TranslateConfig) -> AbstractContextManager[Lease]:
+        return self._registry.lease(config.model, config.source_language_code, config.target_language_code)
+
+    async def _planned(self, text_input: TextInput, plan: Plan, path: str) -> PlannedText:
+        work = partial(self._planner.plan_text, text_input, plan, path)
+        planned = await self._threads.run(_num_characters(text_input), work)
+        if isinstance(planned, InvalidInputError):
+            raise planned
+        return planned
+
+    async def _decode(self, texts: Sequence[PlannedText | InvalidInputError], plan: Plan) -> list[list[Completion]]:
+        """The answers for the requests of every text; none for one that is at fault."""
+        check_deadline(plan.deadline)
+        requests = [[] if isinstance(text, InvalidInputError) else text.requests for text in texts]
+        completions = iter(await completed(plan.model.engine, [request for own in requests for request in own]))
+        return [[next(completions) for _ in own] for own in requests]
+
+    async def _observed(
+        self, texts: Sequence[PlannedText | InvalidInputError], plan: Plan, attention: AttentionWorker
+    ) -> tuple[list[list[Completion]], list[Sequence[Signals]]]:
+        """The answers for the requests of every text, and the signals of the best hypothesis of each."""
+        sources = [() if isinstance(text, InvalidInputError) else text.sources for text in texts]
+        with attention.admitted(sum(map(len, sources))):
+            completions = await self._decode(texts, plan)
+            signals: list[Sequence[Signals]] = [
+                [await self._signals(*segment, plan, attention) for segment in zip(own, answers, strict=True)]
+                for own, answers in zip(sources, completions, strict=True)
+            ]
+        return completions, signals
+
+    async def _signals(self, source: Source, completion: Completion, plan: Plan, attention: AttentionWorker) -> Signals:
+        target, model = completion.hypotheses[0], plan.model
+        work = partial(segment_signals, source, target, model.manifest, model.tokenizer)
+        signals = await attention.run(work, plan.deadline)
+        for suspicion in signals.suspicions:
+            self._on_suspicion(suspicion.value)
+        return signals
+
+    async def _translated(
+        self, text_input: TextInput, plan: Plan, planned: PlannedText, completions: Sequence[Completion]
+    ) -> TranslatedText:
+        num_characters = _num_characters(text_input) * plan.decoding.search.num_hypotheses
+        work = partial(translated_text, planned, completions, plan.model.tokenizer)
+        return await self._threads.run(num_characters, work)
+
+
+def _num_characters(call_input: TextInput | Pair) -> int:
+    target = call_input.target_prefix if isinstance(call_input, TextInput) else call_input.target or ""
+    return len(call_input.text) + len(target)

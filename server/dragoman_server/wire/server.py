@@ -1,0 +1,132 @@
+"""The gRPC server, from binding its port to having answered its last call."""
+
+import asyncio
+import time
+from collections.abc import Callable
+
+import grpc
+from grpc_health.v1 import health_pb2_grpc
+
+from dragoman import _channel
+from dragoman.v1 import attention_pb2_grpc, translation_pb2_grpc
+from dragoman_server.errors import StartError
+from dragoman_server.metrics import Metrics
+from dragoman_server.service.attention import Attender
+from dragoman_server.service.translate import Translator
+from dragoman_server.wire import attention, translation
+from dragoman_server.wire.addresses import check_free, with_port
+from dragoman_server.wire.attention import AttentionServicer
+from dragoman_server.wire.guard import Guard
+from dragoman_server.wire.health import HealthServicer
+from dragoman_server.wire.translation import TranslationServicer
+
+# gRPC cancels calls that it has received but not yet handed to us when a server stops, with a
+# code that callers do not retry. So a server stops only once it has looked for new calls so
+# many times and found none, or has not found such a moment in half of its grace. Many looks
+# serve better than a long one: where the machine is so busy that calls get stuck, they take
+# longer.
+_QUIET_LOOKS = 10
+_SECONDS_PER_LOOK = 0.03
+
+# Calls that gRPC holds until the event loop comes to them, which takes a fraction of a millisecond each. One takes up
+# some 15 kB.
+_MAX_PENDING_CALLS = 100_000
+_MAX_PENDING_SECONDS = 3600
+
+# A caller whose machine or network is gone without a word is noticed within the sum of both, and its calls withdrawn.
+# Else those without a deadline would stay for ever.
+_KEEPALIVE_TIME_MS = 60_000
+_KEEPALIVE_TIMEOUT_MS = 20_000
+
+# Grace for delivering final responses, once the engine has answered everybody.
+_LAST_WORDS_SECONDS = 1.0
+
+
+class Server:
+    """Takes calls from `start` to `drain`.
+
+    Args:
+        listen: HOST:PORT; port 0 takes a free one.
+        max_message_bytes: of one request.
+        metrics: count calls.
+
+    Attributes:
+        address: `listen` with the port that was taken.
+        health: whether calls are taken.
+
+    Raises:
+        StartError: the address cannot be listened on.
+    """
+
+    def __init__(self, listen: str, max_message_bytes: int, metrics: Metrics) -> None:
+        self.health = HealthServicer([translation.SERVICE_NAME, attention.SERVICE_NAME])
+        self._guard = Guard(metrics, attention.STALL_SECONDS)
+        self._server = grpc.aio.server(
+            interceptors=[self._guard],
+            options=[
+                # Else a second server on the same port would silently get half of the calls.
+                ("grpc.so_reuseport", 0),
+                # Of calls that the event loop has not come to yet, gRPC by default cancels some beyond 1,000, all
+                # beyond 3,000 and whatever is 30 s old. Callers do not repeat that, and would not learn when to.
+                ("grpc.server.max_pending_requests", _MAX_PENDING_CALLS),
+                ("grpc.server.max_pending_requests_hard_limit", _MAX_PENDING_CALLS),
+                ("grpc.server_max_unrequested_time_in_server", _MAX_PENDING_SECONDS),
+                ("grpc.max_receive_message_length", max_message_bytes),
+                # The size of an answer follows from that of the request and the model's limits.
+                ("grpc.max_send_message_length", -1),
+                ("grpc.keepalive_time_ms", _KEEPALIVE_TIME_MS),
+                ("grpc.keepalive_timeout_ms", _KEEPALIVE_TIMEOUT_MS),
+                # Holds in the place of the keepalive's own while a bandwidth probe is under way.
+                ("grpc.http2.ping_timeout_ms", _KEEPALIVE_TIMEOUT_MS),
+                # By default callers that ping to notice a hung server are sent away. A ping may
+                # arrive sooner after the last one than it was sent.
+                ("grpc.http2.min_ping_interval_without_data_ms", _channel.KEEPALIVE_TIME_MS // 2),
+                ("grpc.keepalive_permit_without_calls", 1),
+            ],
+        )
+        check_free("listen", listen)
+        try:
+            self.address = with_port(listen, self._server.add_insecure_port(listen))
+        except RuntimeError as error:  # taken since the line above
+            raise StartError(f"cannot listen on {listen}: {error}") from error
+
+    async def start(self, translator: Translator, attender: Attender) -> None:
+        """Takes calls from now on; health turns SERVING."""
+        translation_pb2_grpc.add_TranslationServiceServicer_to_server(TranslationServicer(translator), self._server)
+        attention_pb2_grpc.add_AttentionServiceServicer_to_server(AttentionServicer(attender), self._server)
+        health_pb2_grpc.add_HealthServicer_to_server(self.health, self._server)
+        await self._server.start()
+        await self.health.serve()
+
+    async def drain(self, stop_engine: Callable[[], None], hurry: asyncio.Event, grace_seconds: float) -> None:
+        """Refuses new calls soon, and returns when those in flight have their answers.
+
+        Args:
+            stop_engine: fails what has not been decoded by the end of the grace.
+            hurry: ends the grace.
+            grace_seconds: how long calls may go on.
+        """
+        started = time.monotonic()
+        await self.health.drain()
+        await self._quiet(hurry, started + grace_seconds / 2)
+        # Refuses new calls from here on, and ends when the last one has its answer.
+        finishing = asyncio.create_task(self._server.stop(grace_seconds + 2 * _LAST_WORDS_SECONDS))
+        hurrying = asyncio.create_task(hurry.wait())
+        await asyncio.wait(
+            (finishing, hurrying),
+            timeout=started + grace_seconds - time.monotonic(),
+            return_when=asyncio.FIRST_COMPLETED,
+        )
+        hurrying.cancel()
+        # Whoever still waits for the engine is told so now, and not left to a broken connection.
+        await asyncio.to_thread(stop_engine)
+        await self._server.stop(_LAST_WORDS_SECONDS)
+        await finishing
+
+    async def _quiet(self, hurry: asyncio.Event, latest: float) -> None:
+        """Returns when no calls come in any more, but no later than `latest` on the monotonic clock."""
+        num_calls, num_looks = self._guard.num_calls, 0
+        while num_looks < _QUIET_LOOKS and time.monotonic() < latest and not hurry.is_set():
+            await asyncio.sleep(_SECONDS_PER_LOOK)
+            num_looks = num_looks + 1 if self._guard.num_calls == num_calls else 0
+            num_calls = self._guard.num_calls

@@ -1,0 +1,25 @@
+"""Which reader opens a folder."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dragoman_export.families import table
+from dragoman_export.languages import Languages
+
+
+def test_the_reader_is_the_one_of_the_model_type(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[tuple[Any, ...]] = []
+    monkeypatch.setattr(table, "READERS", {"other": None, "mine": lambda *arguments: read.append(arguments)})
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "mine"}))
+    table.read_model(tmp_path, "name", Languages("en-fr"))
+    assert read == [(tmp_path, "name", Languages("en-fr"))]
+
+
+@pytest.mark.parametrize("config", [{"model_type": "gpt2"}, {"model_type": ["marian"]}, {}])
+def test_a_model_of_no_known_family_is_refused(tmp_path: Path, config: dict[str, Any]) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=r"has model_type .*; can be imported: marian"):
+        table.read_model(tmp_path, "name", Languages())

@@ -1,0 +1,70 @@
+"""All that lives and dies with one bundle."""
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from dragoman_server.bundle.bundle import Bundle
+from dragoman_server.bundle.manifest import ATTENTION_FILE, Precision
+from dragoman_server.config import EngineOptions
+from dragoman_server.engine.engine import StepReport
+from dragoman_server.engine.sequence import Request
+from dragoman_server.errors import BundleError, EngineDeadError, StartError
+from dragoman_server.registry.model import Model
+from dragoman_server.runtime.device import Device
+from support.bundles import edit_manifest, put
+
+OPTIONS = EngineOptions(max_running=8, lanes=2, num_threads=1)
+
+
+@pytest.fixture
+def device() -> Iterator[Device]:
+    with Device.of(OPTIONS) as device:
+        yield device
+
+
+def test_a_model_answers_from_its_beginning_to_its_end(tiny_bundles: dict[Precision, Bundle], device: Device) -> None:
+    bundle, reports = tiny_bundles["int8"], list[StepReport]()
+    golden = bundle.manifest.parity.golden[0]
+    request = Request(tuple(golden.source_ids), 20)
+    opened = Model.open(bundle.folder, OPTIONS, device, on_step=reports.append)
+    assert opened.name == bundle.resource_name
+    assert len(opened.runners) == device.num_lanes == 2
+    with pytest.raises(EngineDeadError, match="has not been started"):
+        opened.engine.submit([request])
+    with opened as model:
+        (answer,) = model.engine.submit([request])
+        assert answer.result(timeout=30).hypotheses[0].token_ids
+    assert reports
+    with pytest.raises(EngineDeadError, match="was stopped"):
+        opened.engine.submit([request])
+    assert not any(thread.name.startswith("dragoman-attention") for thread in threading.enumerate())
+
+
+def test_pools_are_counted_over_all_lanes(tiny_bundles: dict[Precision, Bundle], device: Device) -> None:
+    with Model.open(tiny_bundles["fp32"].folder, OPTIONS, device) as model:
+        limits = model.manifest.limits
+        num_tokens = limits.max_source_tokens + limits.max_target_tokens
+        assert model.max_kv_bytes == 2 * 8 * num_tokens * model.kv_bytes_per_token
+
+
+def test_a_bundle_may_have_no_attention(folder: Path, device: Device) -> None:
+    edit_manifest(folder, lambda values: values["files"].pop(ATTENTION_FILE))
+    with Model.open(folder, OPTIONS, device) as model:
+        assert model.attention is None
+
+
+def test_a_bundle_that_does_not_do_what_its_source_did_is_no_model(folder: Path, device: Device) -> None:
+    edit_manifest(folder, put("parity", "golden", 0, "token_logprobs", 0, -9.0))
+    with pytest.raises(BundleError, match="log-probs of golden sentence 0 differ"):
+        Model.open(folder, OPTIONS, device)
+
+
+def test_a_model_whose_default_beam_has_no_room_is_refused(folder: Path, device: Device) -> None:
+    edit_manifest(folder, put("generation", "beam_size", 9))
+    with pytest.raises(
+        StartError, match=r"max_running is 8; the model's default beam_size of 9 needs at least as many"
+    ):
+        Model.open(folder, OPTIONS, device)

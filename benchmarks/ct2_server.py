@@ -24,18 +24,23 @@ _Context = grpc.aio.ServicerContext[pb.TranslateRequest, pb.TranslateResponse]
 
 
 class Batcher:
-    """Collects sources until there are enough or the first has waited long enough, then translates them in a thread."""
+    """Collects sources until there are enough or the first has waited long enough, then translates them in a thread.
+
+    There is a thread for each worker of CTranslate2, and no batch is collected while all have one.
+    """
 
     def __init__(
         self,
         translate: Callable[[Sequence[Source]], Sequence[ctranslate2.TranslationResult]],
+        num_workers: int,
         max_rows: int,
         max_delay_seconds: float,
     ) -> None:
         self._translate = translate
         self._max_rows, self._max_delay_seconds = max_rows, max_delay_seconds
         self._queue: asyncio.Queue[_Waiting] = asyncio.Queue()
-        self._thread = ThreadPoolExecutor(max_workers=1)
+        self._threads = ThreadPoolExecutor(max_workers=num_workers)
+        self._free = asyncio.Semaphore(num_workers)
 
     async def submit(self, source: Source) -> ctranslate2.TranslationResult:
         """The result for one source."""
@@ -45,13 +50,18 @@ class Batcher:
 
     async def run(self) -> None:
         """Translates batch after batch, for ever."""
-        loop = asyncio.get_running_loop()
-        while True:
-            batch = await self._collect()
-            results = await loop.run_in_executor(self._thread, self._translate, [source for source, _ in batch])
-            for (_, future), result in zip(batch, results, strict=True):
-                if not future.done():  # the caller may have left
-                    future.set_result(result)
+        async with asyncio.TaskGroup() as group:
+            while True:
+                await self._free.acquire()
+                group.create_task(self._answer(await self._collect()))
+
+    async def _answer(self, batch: list[_Waiting]) -> None:
+        sources = [source for source, _ in batch]
+        results = await asyncio.get_running_loop().run_in_executor(self._threads, self._translate, sources)
+        self._free.release()
+        for (_, future), result in zip(batch, results, strict=True):
+            if not future.done():  # the caller may have left
+                future.set_result(result)
 
     async def _collect(self) -> list[_Waiting]:
         batch = [await self._queue.get()]
@@ -71,7 +81,7 @@ class Batcher:
 
 
 class Handler:
-    """Answers Translate calls of one text."""
+    """Answers Translate calls of any number of texts."""
 
     def __init__(self, bundle: Bundle, batcher: Batcher) -> None:
         self._manifest = bundle.manifest
@@ -79,24 +89,26 @@ class Handler:
         self._batcher = batcher
 
     async def translate(self, request: pb.TranslateRequest, _: _Context) -> pb.TranslateResponse:
-        """Translates a text as one segment."""
-        [text] = request.inputs
+        """Translates each text as one segment."""
         framing = self._manifest.framing_of((request.source_language_code, request.target_language_code))
-        source = [*map(str, framing.frame(self._tokenizer.encode(text.text)))]
-        result = await self._batcher.submit(source)
-        target = list(map(int, result.hypotheses[0]))
+        encode = self._tokenizer.encode
+        sources = [[*map(str, framing.frame(encode(text.text)))] for text in request.inputs]
         response = pb.TranslateResponse()
-        translation = response.results.add().translation
-        translation.text = self._tokenizer.decode(target)
-        translation.segments.add(source_tokens=len(source)).hypotheses.add(
-            text=translation.text, score=result.scores[0]
-        )
-        translation.stats.source_tokens = len(source)
-        translation.stats.target_tokens = len(target) + 1  # end-of-sentence is decoded and left out of the answer
+        for source, result in zip(sources, await asyncio.gather(*map(self._batcher.submit, sources)), strict=True):
+            target = list(map(int, result.hypotheses[0]))
+            translation = response.results.add().translation
+            translation.text = self._tokenizer.decode(target)
+            translation.segments.add(source_tokens=len(source)).hypotheses.add(
+                text=translation.text, score=result.scores[0]
+            )
+            translation.stats.source_tokens = len(source)
+            translation.stats.target_tokens = len(target) + 1  # end-of-sentence is decoded and left out of the answer
         return response
 
 
-async def _serve(translator: ctranslate2.Translator, bundle: Bundle, max_rows: int, max_delay_ms: float) -> None:
+async def _serve(
+    translator: ctranslate2.Translator, bundle: Bundle, workers: int, max_rows: int, max_delay_ms: float
+) -> None:
     most = bundle.manifest.limits.max_target_tokens
 
     def translate(batch: Sequence[Source]) -> list[ctranslate2.TranslationResult]:
@@ -106,7 +118,7 @@ async def _serve(translator: ctranslate2.Translator, bundle: Bundle, max_rows: i
         )
         return results
 
-    batcher = Batcher(translate, max_rows, max_delay_ms / 1000)
+    batcher = Batcher(translate, workers, max_rows, max_delay_ms / 1000)
     server = grpc.aio.server()
     method = grpc.unary_unary_rpc_method_handler(
         Handler(bundle, batcher).translate,
@@ -125,15 +137,16 @@ def main(
     model: Annotated[Path, typer.Argument(help="CTranslate2 model, its vocabulary the ids in decimal.")],
     bundle: Annotated[Path, typer.Argument(help="Bundle of the same model, for its tokenizer and special ids.")],
     compute_type: Annotated[str, typer.Option(help="float32 or int8.")] = "float32",
-    threads: Annotated[int, typer.Option(min=1, help="Threads that compute.")] = 1,
+    workers: Annotated[int, typer.Option(min=1, help="Batches translated side by side.")] = 1,
+    threads: Annotated[int, typer.Option(min=1, help="Threads within an operator of each.")] = 1,
     max_rows: Annotated[int, typer.Option(min=1, help="Texts translated together.")] = 32,
     max_delay_ms: Annotated[float, typer.Option(min=0, help="How long a text may wait for others.")] = 5.0,
 ) -> None:
     """Serve on a free port of this machine and print its address when ready."""
     translator = ctranslate2.Translator(
-        str(model), device="cpu", compute_type=compute_type, inter_threads=1, intra_threads=threads
+        str(model), device="cpu", compute_type=compute_type, inter_threads=workers, intra_threads=threads
     )
-    asyncio.run(_serve(translator, Bundle.open(bundle), max_rows, max_delay_ms))
+    asyncio.run(_serve(translator, Bundle.open(bundle), workers, max_rows, max_delay_ms))
 
 
 if __name__ == "__main__":

@@ -50,7 +50,7 @@ def _time_per_token(
     sources = model.random_sources(batch, num_source)
     decoding = Decoding(1, num_target, num_target)
     microseconds = []
-    with dragoman(model, batch, settings.threads) as engine:
+    with dragoman(model, settings.threads, batch) as engine:
         engine.translate(sources, decoding)  # the first run allocates
         for _ in range(settings.num_pairs):
             started = time.perf_counter()
@@ -91,7 +91,7 @@ def measure_memory(num_rows: int, threads: int) -> Memory:
     """Translates as many sentences as there are rows; to be called in a process of its own."""
     model = default_model()
     before = _resident_bytes()
-    with dragoman(model, num_rows, threads) as engine:
+    with dragoman(model, threads, num_rows) as engine:
         after_load = _resident_bytes()
         decoding = Decoding(1, _MEMORY_NUM_TOKENS, _MEMORY_NUM_TOKENS)
         engine.translate(model.random_sources(num_rows, _MEMORY_NUM_TOKENS), decoding)

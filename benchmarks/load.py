@@ -1,4 +1,4 @@
-"""The load generator: Translate calls from a process of its own.
+"""The load generator: Translate or StreamTranslation calls from a process of its own.
 
 `drive` starts that process; `python -m benchmarks.load` is it: a `Job` as JSON on stdin, an `Outcome` on stdout.
 
@@ -16,7 +16,7 @@ import random
 import subprocess
 import sys
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -25,10 +25,11 @@ import grpc
 from benchmarks.settings import SOURCE_LANGUAGE, TARGET_LANGUAGE
 from dragoman.v1 import translation_pb2 as pb
 
-_METHOD = "/dragoman.v1.TranslationService/Translate"
+_SERVICE = "/dragoman.v1.TranslationService"
 _NUM_CHANNELS = 4  # connections, as from several clients
 _TIMEOUT_SECONDS = 30.0
 _HEAD_START_SECONDS = 0.2
+_LEAST_BODIES = 8  # calls that differ; their texts come again where there are too few
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ class Job:
     texts_per_call: int = 1
     max_target_tokens: int | None = None
     seed: int = 0
+    is_streaming: bool = False  # of one text a call; latency counts to the first piece of its translation
 
 
 @dataclass(frozen=True)
@@ -84,22 +86,31 @@ def poisson_times(rate: float, seconds: float, rng: random.Random) -> list[float
 async def _generate(job: Job) -> Outcome:
     rng = random.Random(job.seed)
     texts = rng.sample(job.texts, len(job.texts))
-    bodies = [_body(call, job.max_target_tokens) for call in zip(*[iter(texts)] * job.texts_per_call, strict=False)]
+    endless = itertools.cycle(texts)
+    num_bodies = max(_LEAST_BODIES, len(texts) // job.texts_per_call)
+    bodies = [_body([*itertools.islice(endless, job.texts_per_call)], job) for _ in range(num_bodies)]
     # Else all channels to one address share a connection.
     options = [("grpc.use_local_subchannel_pool", 1)]
     channels = [grpc.aio.insecure_channel(job.address, options) for _ in range(_NUM_CHANNELS)]
     await asyncio.gather(*(channel.channel_ready() for channel in channels))
     # Messages stay bytes while the clock runs: what is measured is the server, not this client.
-    calls: Iterator[Callable[..., Awaitable[bytes]]] = itertools.cycle(
-        [channel.unary_unary(_METHOD) for channel in channels]
-    )
+    unary = itertools.cycle([channel.unary_unary(f"{_SERVICE}/Translate") for channel in channels])
+    streaming = itertools.cycle([channel.unary_stream(f"{_SERVICE}/StreamTranslation") for channel in channels])
     latencies: list[float] = []
     answers: list[bytes] = []
 
     async def call(due: float, body: bytes) -> None:
         try:
-            answers.append(await next(calls)(body, timeout=_TIMEOUT_SECONDS))
-            latencies.append(time.perf_counter() - due)
+            if job.is_streaming:
+                messages = aiter(next(streaming)(body, timeout=_TIMEOUT_SECONDS))
+                message: bytes = await anext(messages)
+                latencies.append(time.perf_counter() - due)
+                async for message in messages:  # noqa: B007
+                    pass
+                answers.append(message)  # the last has the whole translation
+            else:
+                answers.append(await next(unary)(body, timeout=_TIMEOUT_SECONDS))
+                latencies.append(time.perf_counter() - due)
         except grpc.aio.AioRpcError:
             latencies.append(math.inf)
 
@@ -113,7 +124,8 @@ async def _generate(job: Job) -> Outcome:
         await _open(call, bodies, dues)
     seconds = time.perf_counter() - started
     await asyncio.gather(*(channel.close() for channel in channels))
-    return Outcome(latencies, seconds, sum(map(_num_target_tokens, answers)))
+    num_target_tokens = _num_streamed_tokens if job.is_streaming else _num_target_tokens
+    return Outcome(latencies, seconds, sum(map(num_target_tokens, answers)))
 
 
 async def _closed(call: Callable[[float, bytes], Awaitable[None]], bodies: Sequence[bytes], job: Job) -> None:
@@ -137,14 +149,13 @@ async def _open(
             group.create_task(call(due, body))
 
 
-def _body(texts: Sequence[str], max_target_tokens: int | None) -> bytes:
-    request = pb.TranslateRequest(
-        inputs=[pb.TranslationInput(text=text) for text in texts],
-        source_language_code=SOURCE_LANGUAGE,
-        target_language_code=TARGET_LANGUAGE,
-        options=pb.DecodingOptions(beam_size=1, max_target_tokens=max_target_tokens),
-    )
-    return request.SerializeToString()
+def _body(texts: Sequence[str], job: Job) -> bytes:
+    inputs = [pb.TranslationInput(text=text) for text in texts]
+    options = pb.DecodingOptions(beam_size=1, max_target_tokens=job.max_target_tokens)
+    languages = {"source_language_code": SOURCE_LANGUAGE, "target_language_code": TARGET_LANGUAGE}
+    if job.is_streaming:
+        return pb.StreamTranslationRequest(input=inputs[0], options=options, **languages).SerializeToString()
+    return pb.TranslateRequest(inputs=inputs, options=options, **languages).SerializeToString()
 
 
 def _num_target_tokens(answer: bytes) -> int:
@@ -154,6 +165,10 @@ def _num_target_tokens(answer: bytes) -> int:
             raise RuntimeError(f"the server refused a sentence: {result.error.message}")
         num_tokens += result.translation.stats.target_tokens
     return num_tokens
+
+
+def _num_streamed_tokens(answer: bytes) -> int:
+    return pb.StreamTranslationResponse.FromString(answer).translation.stats.target_tokens
 
 
 if __name__ == "__main__":

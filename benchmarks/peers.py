@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import GenerationConfig, MarianConfig, MarianMTModel
 
+from benchmarks.conversion import UnequalWeightsError, check_convertible, without_eos
 from dragoman_export.checkpoint import Checkpoint
-from dragoman_export.model import Dimensions, FeedForward, MultiHeadAttention
+from dragoman_export.model import FeedForward, MultiHeadAttention
 from dragoman_server.bundle.framing import decoder_inputs
 from dragoman_server.bundle.manifest import Golden, Manifest
 
@@ -30,15 +31,6 @@ _ACTIVATIONS = {
 }
 
 
-class UnequalWeightsError(Exception):
-    """A peer does not do what the model does, so that comparing their speeds would be worthless."""
-
-
-def _check_convertible(dims: Dimensions) -> None:
-    if dims.norm != "post" or not dims.shared_vocabulary:
-        raise ValueError("only models with post-norm and a shared vocabulary, as Marian's, are converted for peers")
-
-
 # -- CTranslate2 -----------------------------------------------------------------------------------------------------
 
 
@@ -46,7 +38,7 @@ def save_ctranslate2(checkpoint: Checkpoint, folder: Path) -> None:
     """Writes a CTranslate2 model with float32 weights; CTranslate2 quantises them when it loads them as int8."""
     config, model = checkpoint.config, checkpoint.model
     dims = config.dimensions
-    _check_convertible(dims)
+    check_convertible(dims)
     spec = TransformerSpec.from_config(
         (dims.num_encoder_layers, dims.num_decoder_layers),
         dims.num_heads,
@@ -125,7 +117,7 @@ def _set_norm(spec: Any, norm: nn.LayerNorm) -> None:
 def marian_model(checkpoint: Checkpoint) -> MarianMTModel:
     """The checkpoint as a MarianMTModel in eval mode, whose position table is overwritten with ours."""
     config, dims = checkpoint.config, checkpoint.config.dimensions
-    _check_convertible(dims)
+    check_convertible(dims)
     model = MarianMTModel(
         MarianConfig(
             vocab_size=dims.target_vocabulary_size,
@@ -212,7 +204,7 @@ def check_ctranslate2(translator: ctranslate2.Translator, manifest: Manifest) ->
         source = [str(i) for i in golden.source_ids]
         limit = len(golden.token_ids)
         result = translator.translate_batch([source], beam_size=1, max_decoding_length=limit)[0]
-        target = [str(i) for i in _without_eos(golden.token_ids, manifest.eos_token_id)]
+        target = [str(i) for i in without_eos(golden.token_ids, manifest.eos_token_id)]
         scored = translator.score_batch([source], [target])[0]
         # CTranslate2 ends every target with end-of-sentence, also one that its length has ended.
         _compare("CTranslate2", golden, target == result.hypotheses[0], scored.log_probs[:limit])
@@ -233,11 +225,6 @@ def check_marian(model: MarianMTModel, manifest: Manifest) -> None:
         logits = model(input_ids=source, decoder_input_ids=inputs).logits
         logprobs = logits.log_softmax(dim=-1).gather(2, labels.unsqueeze(2))[0, :, 0].tolist()
         _compare("Hugging Face", golden, generated == list(golden.token_ids), logprobs)
-
-
-def _without_eos(token_ids: Sequence[int], eos_token_id: int) -> Sequence[int]:
-    """The target without the end-of-sentence token, if that is what ended it."""
-    return token_ids[:-1] if token_ids[-1] == eos_token_id else token_ids
 
 
 def _compare(peer: str, golden: Golden, has_same_ids: bool, logprobs: Sequence[float]) -> None:

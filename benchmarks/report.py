@@ -15,6 +15,15 @@ from rich.table import Table
 from benchmarks.plot import Chart, Line, draw
 from benchmarks.statistics import Summary
 
+# What decides how fast a processor is with int8, as /proc/cpuinfo spells it, the fastest first.
+_INSTRUCTIONS = {
+    "amx_int8": "AMX",
+    "avx512_vnni": "AVX512-VNNI",
+    "avx_vnni": "AVX-VNNI",
+    "avx512f": "AVX512",
+    "avx2": "AVX2",
+}
+_FILE_WIDTH = 240  # characters of a line, where the table goes to a file
 PACKAGES = ("ctranslate2", "dragoman", "grpcio", "numpy", "onnxruntime", "torch", "transformers")
 
 
@@ -27,6 +36,7 @@ class Subject:
     precision: str
     threads: int
     model: str
+    setting: str = ""  # of a peer that was set up for the work at hand
 
     @classmethod
     def of(cls, system: str, package: str, precision: str, threads: int, model: str) -> "Subject":
@@ -53,6 +63,8 @@ class Row:
 def publish(rows: list[Row], folder: Path, name: str) -> None:
     """Prints the table and writes NAME.json, and NAME.png where there are curves."""
     console = Console()
+    if not console.is_terminal:
+        console = Console(width=_FILE_WIDTH)
     console.print(_table(rows))
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{name}.json").write_text(_json(rows), encoding="utf-8")
@@ -78,7 +90,7 @@ def _table(rows: list[Row]) -> Table:
         table.add_row(
             row.part,
             subject.model,
-            f"{subject.system} {subject.version}",
+            ", ".join(filter(None, (f"{subject.system} {subject.version}", subject.setting))),
             subject.precision,
             str(subject.threads),
             "" if row.batch is None else str(row.batch),
@@ -131,10 +143,13 @@ def _finite(value: Any) -> Any:
 
 
 def _processor() -> str:
+    """The name of the processor and its best instructions for int8."""
     path = Path("/proc/cpuinfo")
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
+    facts = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+    flags = facts.get("flags", "").split()
+    names = [name for flag, name in _INSTRUCTIONS.items() if flag in flags]
+    return facts.get("model name", platform.machine()) + (f" ({names[0]})" if names else "")
 
 
 def _charts(rows: list[Row]) -> list[Chart]:

@@ -107,7 +107,7 @@ def _translating(best_rate: float, settings: Settings) -> Iterator[Row]:
             "encoder": _BATCH * encoder_multiply_adds(dims, _NUM_TOKENS),
             "decoder": _BATCH * decoder_multiply_adds(dims, _NUM_TOKENS, _NUM_TOKENS),
         }
-        with dragoman(model, _BATCH, settings.threads) as engine:
+        with dragoman(model, settings.threads, _BATCH) as engine:
             engine.translate(sources, decoding)  # the first run allocates
             for _ in range(settings.num_pairs):
                 # The batch is encoded in one run, and decoded in lockstep.

@@ -6,6 +6,7 @@ The load generator runs on the cores of the servers and costs both the same.
 import contextlib
 import itertools
 import os
+import random
 import re
 import subprocess
 import sys
@@ -23,15 +24,17 @@ from benchmarks.peers import save_ctranslate2
 from benchmarks.report import Row, Subject
 from benchmarks.settings import Settings, run_part
 from benchmarks.statistics import Summary, bracket, paired_ratios, percentile, sustained_rate
-from benchmarks.systems import COMPUTE_TYPES, CTranslate2System, Decoding, DragomanSystem, Source, dragoman
-from dragoman_server.engine.sequence import Completion
+from benchmarks.systems import COMPUTE_TYPES, CTranslate2System, DragomanSystem, Source, dragoman
+from dragoman_server.engine.sequence import Completion, Request
+from dragoman_server.runtime.cpus import available_cpus
 
 # Of the higher of both saturation throughputs.
 _RATE_SHARES = (0.1, 0.25, 0.4, 0.55, 0.7, 0.8, 0.9, 1.0, 1.1)
 _PERCENTS = (50, 95, 99)
 _NUM_TEXTS = 128  # at a time keep both servers' batches full
-_CALL_SIZES = (1, 32)  # texts in a call: what serving costs is a cost of calls
-_NUM_ROWS = 64  # of Dragoman's batch: its default
+_CALLERS = 64  # of single texts, where they are held against the engine
+_LIST_SIZE = 256  # texts of one call, where that is
+_PEER_MAX_ROWS, _PEER_DELAYS = (16, 32, 64), (0, 2, 5)  # the latter in ms
 _NUM_ROUNDS = 3  # of the longer measurements that alternate
 _NUM_BISECTIONS = 4
 _BOUND = 4  # times the unloaded p95 of CTranslate2's server
@@ -50,10 +53,9 @@ class Server:
         time.sleep(settings.settle_seconds)
         return drive(Job(self.address, settings.sentences, settings.load_seconds, rate, num_callers, seed=seed))
 
-    def saturate(self, settings: Settings, texts_per_call: int = 1) -> Outcome:
-        """As much load as it takes."""
+    def saturate(self, settings: Settings, num_callers: int = _NUM_TEXTS, texts_per_call: int = 1) -> Outcome:
+        """As much load as it takes, or as these callers are."""
         time.sleep(settings.settle_seconds)
-        num_callers = max(1, _NUM_TEXTS // texts_per_call)
         return drive(Job(self.address, settings.sentences, settings.load_seconds, None, num_callers, texts_per_call))
 
     def row(self, metric: str, unit: str, value: Summary, ratio: Summary | None = None) -> Row:
@@ -85,33 +87,74 @@ def run(settings: Settings) -> Iterator[Row]:
 def dragoman_server(model: Model, settings: Settings) -> contextlib.AbstractContextManager[Server]:
     """Runs until the context ends."""
     options = ["--model", str(model.bundle.folder), "--listen", "127.0.0.1:0", "--metrics-listen", "127.0.0.1:0"]
-    options += ["--lanes", str(settings.threads), "--max-running", str(_NUM_ROWS)]
+    if settings.threads != available_cpus():
+        options += ["--lanes", str(settings.threads), "--num-threads", "1"]
     precision = model.bundle.manifest.precision
     subject = Subject.of("Dragoman server", "dragoman", precision, settings.threads, model.name)
-    return _serving(subject, "dragoman_server", options)
+    return serving(subject, "dragoman_server", options)
+
+
+@dataclass(frozen=True)
+class PeerSetting:
+    """How CTranslate2's server is run."""
+
+    precision: str
+    num_workers: int
+    num_threads: int  # within an operator of one worker
+    max_rows: int
+    max_delay_ms: int = 2
+
+    @property
+    def options(self) -> list[str]:
+        """On its command line."""
+        numbers = {
+            "--workers": self.num_workers,
+            "--threads": self.num_threads,
+            "--max-rows": self.max_rows,
+            "--max-delay-ms": self.max_delay_ms,
+        }
+        strings = [text for name, number in numbers.items() for text in (name, str(number))]
+        return ["--compute-type", COMPUTE_TYPES[self.precision], *strings]
 
 
 @contextlib.contextmanager
 def _ctranslate2_server(folder: Path, model: Model, settings: Settings) -> Iterator[Server]:
-    """With whichever of its precisions is faster under full load: for small models that is fp32."""
+    """At its best: what gives the highest throughput, then the delay with the lowest p95 at half of that."""
+    short = replace(settings, load_seconds=settings.load_seconds / 4)
 
-    def serving(precision: str) -> contextlib.AbstractContextManager[Server]:
-        subject = Subject.of("CTranslate2 server", "ctranslate2", precision, settings.threads, model.name)
-        options = [str(folder), str(model.bundle.folder), "--compute-type", COMPUTE_TYPES[precision]]
-        options += ["--threads", str(settings.threads)]
+    def at(setting: PeerSetting) -> contextlib.AbstractContextManager[Server]:
+        words = f"{setting.num_workers}x{setting.num_threads}, up to {setting.max_rows} rows, {setting.max_delay_ms} ms"
+        subject = replace(
+            Subject.of("CTranslate2 server", "ctranslate2", setting.precision, settings.threads, model.name),
+            setting=words,
+        )
         # Else its threads spin after every batch and take the processors from its own event loop.
-        return _serving(subject, "benchmarks.ct2_server", options, OMP_WAIT_POLICY="passive")
+        command = [str(folder), str(model.bundle.folder), *setting.options]
+        return serving(subject, "benchmarks.ct2_server", command, OMP_WAIT_POLICY="passive")
 
-    throughputs = {}
-    for precision in COMPUTE_TYPES:
-        with serving(precision) as server:
-            throughputs[precision] = server.saturate(settings).tokens_per_second
-    with serving(max(throughputs, key=lambda precision: throughputs[precision])) as server:
+    def throughput(setting: PeerSetting) -> float:
+        with at(setting) as server:
+            return server.saturate(short).calls_per_second
+
+    def p95(setting: PeerSetting, rate: float) -> float:
+        with at(setting) as server:
+            return percentile(server.drive(short, rate=rate).latencies, 95)
+
+    shapes = sorted({(1, settings.threads), (settings.threads, 1)})
+    sizes = _PEER_MAX_ROWS[: 1 if settings.is_quick else None]
+    throughputs = {
+        setting: throughput(setting)
+        for precision, shape, max_rows in itertools.product(COMPUTE_TYPES, shapes, sizes)
+        for setting in [PeerSetting(precision, *shape, max_rows)]
+    }
+    fastest = max(throughputs, key=lambda setting: throughputs[setting])
+    delayed = [replace(fastest, max_delay_ms=delay) for delay in _PEER_DELAYS]
+    with at(min(delayed, key=lambda setting: p95(setting, throughputs[fastest] / 2))) as server:
         yield server
 
 
 @contextlib.contextmanager
-def _serving(subject: Subject, module: str, options: Sequence[str], **environment: str) -> Iterator[Server]:
+def serving(subject: Subject, module: str, options: Sequence[str], **environment: str) -> Iterator[Server]:
     """Runs a server in a process; it must print its address when it is ready."""
     command = [sys.executable, "-m", module, *options]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | environment)
@@ -178,58 +221,63 @@ def _sustained(server: Server, p95_by_rate: dict[float, float], bound: float, se
 
 
 def _cost_of_serving(server: Server, model: Model, settings: Settings) -> Iterator[Row]:
-    """The server against its own engine alone in this process: same model, same rows, runs alternating."""
+    """The server against its own engine alone in this process: same sentences, same settings, runs alternating."""
     middle = sorted(settings.sentences, key=len)[len(settings.sentences) // 2]
     one_sentence = replace(settings, sentences=(middle,), load_seconds=settings.load_seconds / 5)
-    served: dict[int, list[float]] = {size: [] for size in _CALL_SIZES}
-    engine_rates, served_p50s, engine_p50s = [], [], []
-    with dragoman(model, _NUM_ROWS, settings.threads) as engine:
+    short = replace(settings, load_seconds=settings.load_seconds / 3)
+    # Callers, and texts of each of their calls.
+    loads = {f"{_CALLERS} callers of one text": (_CALLERS, 1), f"one caller of {_LIST_SIZE} texts": (1, _LIST_SIZE)}
+    rates: dict[str, list[tuple[float, float]]] = {load: [] for load in loads}
+    p50s = []
+    with dragoman(model, settings.threads) as engine:
+        for _, (load, (num_callers, size)) in itertools.product(range(settings.num_pairs), loads.items()):
+            alone = _engine_throughput(engine, model, short, num_callers, size)
+            rates[load].append((alone, server.saturate(short, num_callers, size).tokens_per_second))
         for _ in range(_num_rounds(settings)):
-            engine_rates.append(_engine_throughput(engine, model, settings))
-            for size, rates in served.items():
-                rates.append(server.saturate(settings, size).tokens_per_second)
-            served_p50s.append(1000 * percentile(server.drive(one_sentence).latencies, 50))
-            engine_p50s.append(1000 * _engine_p50(engine, model, one_sentence))
-        added = Summary.of([a - b for a, b in zip(served_p50s, engine_p50s, strict=True)])
-        alone = Server(engine.subject, address="", pid=os.getpid())
-    yield alone.row("throughput beside the server", "tokens/s", Summary.of(engine_rates))
-    for size, rates in served.items():
-        share = Summary.of([100 * rate / engine_rate for rate, engine_rate in zip(rates, engine_rates, strict=True)])
-        yield server.row(f"throughput of calls with {size} texts", "tokens/s", Summary.of(rates))
-        yield server.row(f"share of the engine alone, calls with {size} texts", "%", share)
-    yield server.row("p50 latency, one sentence", "ms", Summary.of(served_p50s))
-    yield alone.row("p50 latency, one sentence", "ms", Summary.of(engine_p50s))
-    yield server.row("latency added by serving", "ms", added)
+            served = percentile(server.drive(one_sentence).latencies, 50)
+            p50s.append((1000 * _engine_p50(engine, model, one_sentence), 1000 * served))
+        itself = Server(engine.subject, address="", pid=os.getpid())
+    for load, pairs in rates.items():
+        of_engine, of_server = zip(*pairs, strict=True)
+        share = Summary.of([100 * served / alone for alone, served in pairs])
+        yield itself.row(f"throughput, {load}", "tokens/s", Summary.of(of_engine))
+        yield server.row(f"throughput, {load}", "tokens/s", Summary.of(of_server))
+        yield server.row(f"share of the engine alone, {load}", "%", share)
+    of_engine, of_server = zip(*p50s, strict=True)
+    yield server.row("p50 latency, one sentence", "ms", Summary.of(of_server))
+    yield itself.row("p50 latency, one sentence", "ms", Summary.of(of_engine))
+    yield server.row("latency added by serving", "ms", Summary.of([served - alone for alone, served in p50s]))
 
 
-def _decoding(source: Source, model: Model) -> Decoding:
-    """As the server decodes when nothing is said."""
-    most = model.bundle.manifest.limits.max_target_tokens
-    return Decoding(beam_size=1, max_target_tokens=min(3 * len(source) + 32, most))
+def _request(source: Source, model: Model) -> Request:
+    """As the server makes it when nothing is said."""
+    return Request(source, min(3 * len(source) + 32, model.bundle.manifest.limits.max_target_tokens))
 
 
-def _engine_throughput(engine: DragomanSystem, model: Model, settings: Settings) -> float:
-    """Tokens per second with as many sentences in the engine as the callers have in the server."""
+def _engine_throughput(
+    engine: DragomanSystem, model: Model, settings: Settings, num_callers: int, texts_per_call: int
+) -> float:
+    """Tokens per second of callers that each have so many sentences translated at once, again and again."""
     time.sleep(settings.settle_seconds)
-    queue = itertools.cycle(model.sentence_sources(settings.sentences))
-    done: SimpleQueue[Future[Completion]] = SimpleQueue()
-    num_tokens = num_pending = 0
+    texts = random.Random(0).sample(settings.sentences, len(settings.sentences))
+    queue = itertools.cycle([_request(source, model) for source in model.sentence_sources(texts)])
+    done: SimpleQueue[tuple[int, Future[Completion]]] = SimpleQueue()
+    nums_pending = [0] * num_callers
 
-    def submit() -> None:
-        source = next(queue)
-        [future] = engine.submit([source], _decoding(source, model))
-        future.add_done_callback(done.put)
+    def call(caller: int) -> None:
+        nums_pending[caller] = texts_per_call
+        for future in engine.engine.submit([*itertools.islice(queue, texts_per_call)]):
+            future.add_done_callback(lambda future: done.put((caller, future)))
 
-    started = time.perf_counter()
-    for _ in range(_NUM_TEXTS):
-        submit()
-        num_pending += 1
-    while num_pending:
-        num_tokens += len(done.get().result().hypotheses[0].token_ids)
-        if time.perf_counter() - started < settings.load_seconds:
-            submit()
-        else:
-            num_pending -= 1
+    started, num_tokens = time.perf_counter(), 0
+    for caller in range(num_callers):
+        call(caller)
+    while any(nums_pending):
+        caller, future = done.get()
+        num_tokens += len(future.result().hypotheses[0].token_ids)
+        nums_pending[caller] -= 1
+        if not nums_pending[caller] and time.perf_counter() - started < settings.load_seconds:
+            call(caller)
     return num_tokens / (time.perf_counter() - started)
 
 
@@ -237,10 +285,11 @@ def _engine_p50(engine: DragomanSystem, model: Model, settings: Settings) -> flo
     """Seconds for the one sentence, again and again."""
     time.sleep(settings.settle_seconds)
     [source] = model.sentence_sources(settings.sentences)
+    request = _request(source, model)
     latencies = []
     end = time.perf_counter() + settings.load_seconds
     while (started := time.perf_counter()) < end:
-        engine.translate([source], _decoding(source, model))
+        engine.engine.submit([request])[0].result()
         latencies.append(time.perf_counter() - started)
     return percentile(latencies, 50)
 

@@ -24,7 +24,7 @@ class Settings:
     sentences: tuple[str, ...]
     threads: int
     is_quick: bool = False
-    num_pairs: int = 5
+    num_pairs: int = 7
     """Pairs of runs, ours and a peer's, that a ratio is the median of."""
 
     settle_seconds: float = 0.3

@@ -2,10 +2,9 @@
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import ctranslate2
 import torch
@@ -20,12 +19,15 @@ from dragoman_server.engine.search_options import SearchOptions
 from dragoman_server.engine.sequence import Completion, Request
 from dragoman_server.registry.model import Model as ServedModel
 from dragoman_server.registry.model import SegmentEngine
+from dragoman_server.runtime.cpus import available_cpus
 from dragoman_server.runtime.device import Device
 from dragoman_server.runtime.runner import OnnxRunner
 
 Source = tuple[int, ...]
 # By the precision in our tables, what CTranslate2 calls it.
 COMPUTE_TYPES = {"int8": "int8", "fp32": "float32"}
+_PIECES = (16, 32, 64)  # sentences that CTranslate2 is given at a time
+_MOST_PIECE = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +50,17 @@ class System(Protocol):
         """The best target of each source, with end-of-sentence where that was decoded."""
 
 
+@runtime_checkable
+class TunableSystem(System, Protocol):
+    """A peer that is only fast when it is set up for the work at hand."""
+
+    def settings(self, num_sentences: int) -> Sequence[Any]:
+        """Those that may be the best for so many sentences."""
+
+    def at(self, setting: Any) -> "TunableSystem":
+        """The same at one of the settings."""
+
+
 @dataclass(frozen=True)
 class DragomanSystem:
     """The engine as the server runs it, without the server."""
@@ -58,22 +71,33 @@ class DragomanSystem:
 
     def complete(self, batch: Sequence[Source], decoding: Decoding) -> list[Completion]:
         """What the engine answers, with its own times."""
-        return [future.result() for future in self.submit(batch, decoding)]
-
-    def submit(self, batch: Sequence[Source], decoding: Decoding) -> "list[Future[Completion]]":
-        """Queues a batch without waiting for it."""
         options = SearchOptions(beam_size=decoding.beam_size, min_target_tokens=decoding.min_target_tokens)
         limit = decoding.max_target_tokens
-        return self.engine.submit([Request(source, limit, options=options) for source in batch])
+        futures = self.engine.submit([Request(source, limit, options=options) for source in batch])
+        return [future.result() for future in futures]
 
     def translate(self, batch: Sequence[Source], decoding: Decoding) -> list[Sequence[int]]:
         return [completion.hypotheses[0].token_ids for completion in self.complete(batch, decoding)]
 
 
 @contextlib.contextmanager
-def dragoman(model: Model, num_rows: int, threads: int) -> Iterator[DragomanSystem]:
-    """An engine that decodes so many rows at a time."""
-    options = EngineOptions(max_running=num_rows, lanes=threads, num_threads=1)
+def dragoman(
+    model: Model, threads: int, num_rows: int | None = None, lanes: int | None = None
+) -> Iterator[DragomanSystem]:
+    """An engine as a user gets it: on fewer threads than there are processors, with as many lanes.
+
+    Args:
+        model: what it translates with.
+        threads: that compute.
+        num_rows: that a lane decodes at a time, in place of the default.
+        lanes: of one thread each, in place of the default.
+    """
+    if lanes is None and threads == available_cpus():
+        options = EngineOptions()
+    else:
+        options = EngineOptions(lanes=lanes or threads, num_threads=1)
+    if num_rows is not None:
+        options = replace(options, max_running=num_rows)
     with Device.of(options) as device, ServedModel.open(model.bundle.folder, options, device) as served:
         subject = Subject.of("Dragoman", "dragoman", served.manifest.precision, threads, model.name)
         yield DragomanSystem(subject, served.engine, served.runners)
@@ -85,6 +109,11 @@ class Setting(NamedTuple):
     num_workers: int
     num_threads: int  # within an operator of one worker
     max_batch: int  # sentences that a worker takes at a time
+
+
+def _piece_sizes(num_sentences: int, num_workers: int) -> list[int]:
+    whole = min(-(-num_sentences // num_workers), _MOST_PIECE)
+    return sorted({whole, *(size for size in _PIECES if size < num_sentences)})
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,17 +149,17 @@ class CTranslate2System:
         return cls(subject, translators, manifest.eos_token_id, Setting(1, 1, 1))
 
     def settings(self, num_sentences: int) -> list[Setting]:
-        """Those that may be the best for so many sentences: one worker or all, the batch in one piece or in several."""
+        """One worker or all, the batch in one piece, in one for each worker, or in many."""
         return [
             Setting(num_workers, num_threads, size)
             for num_workers, num_threads in sorted(self.translators)
-            for size in sorted({max(1, num_sentences // num_workers), min(16, num_sentences), min(32, num_sentences)})
+            for size in _piece_sizes(num_sentences, num_workers)
         ]
 
     def at(self, setting: Setting) -> "CTranslate2System":
-        """The same weights at a setting, which its name in the table tells."""
-        name = f"CTranslate2 {setting.num_workers}x{setting.num_threads}, {setting.max_batch} at a time"
-        return replace(self, setting=setting, subject=replace(self.subject, system=name))
+        """The same weights at a setting, which the table tells."""
+        words = f"{setting.num_workers}x{setting.num_threads}, {setting.max_batch} at a time"
+        return replace(self, setting=setting, subject=replace(self.subject, setting=words))
 
     def translate(self, batch: Sequence[Source], decoding: Decoding) -> list[Sequence[int]]:
         results = self.translators[self.setting[:2]].translate_batch(
@@ -183,8 +212,9 @@ class TransformersSystem:
             max_new_tokens=decoding.max_target_tokens,
         )
         # The first is the decoder's own start; what follows end-of-sentence is padding.
-        return [_until(row[1:], self.eos_token_id) for row in generated.tolist()]
+        return [until(row[1:], self.eos_token_id) for row in generated.tolist()]
 
 
-def _until(token_ids: list[int], eos_token_id: int) -> list[int]:
+def until(token_ids: list[int], eos_token_id: int) -> list[int]:
+    """A target up to its end-of-sentence, without the padding that follows."""
     return token_ids[: token_ids.index(eos_token_id) + 1] if eos_token_id in token_ids else token_ids

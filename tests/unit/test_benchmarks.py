@@ -1,9 +1,20 @@
+import json
 import math
 import random
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
+from benchmarks import markdown
+from benchmarks.conversion import check_convertible, with_split_positions
+from benchmarks.marian import as_marian_computes, marian_positions, save_marian
 from benchmarks.paragraphs import paragraphs
+from benchmarks.report import Row, Subject
 from benchmarks.statistics import (
     Summary,
     bracket,
@@ -13,7 +24,11 @@ from benchmarks.statistics import (
     percentile,
     sustained_rate,
 )
-from dragoman_export.model import Dimensions, Transformer
+from benchmarks.worker import running
+from dragoman_export.checkpoint import Checkpoint, Config
+from dragoman_export.model import Dimensions, Transformer, sinusoids
+from dragoman_server.bundle.framing import FramingTemplate
+from dragoman_server.bundle.languages import LanguageTable
 
 
 def test_a_summary_is_the_median_and_the_extremes() -> None:
@@ -119,3 +134,202 @@ def test_multiply_adds_follow_the_weights() -> None:
     cross_kv = 3 * 2 * 32 * 32
     assert encoder_multiply_adds(dims, 1) == encoder + cross_kv + 2 * 2 * 32
     assert decoder_multiply_adds(dims, 1, 1) == decoder - cross_kv + 3 * 2 * 2 * 32 + 100 * 32
+
+
+# -- the same weights for peers ----------------------------------------------------------------------------------------
+
+
+def checkpoint(**dimensions: Any) -> Checkpoint:
+    """A model with random weights, biases and norms."""
+    dims = Dimensions(
+        **{
+            "source_vocabulary_size": 20,
+            "target_vocabulary_size": 20,
+            "d_model": 16,
+            "num_heads": 2,
+            "d_feed_forward": 24,
+            "num_encoder_layers": 2,
+            "num_decoder_layers": 1,
+            "output_bias": True,
+            **dimensions,
+        }
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = Transformer(dims).eval()
+        for parameter in model.parameters():
+            if parameter.dim() == 1:
+                torch.nn.init.normal_(parameter, mean=0.1)
+    config = Config("tiny", dims, 0, 2, 3, LanguageTable.of([("en", "fr")]), FramingTemplate((), (3,), ()))
+    return Checkpoint(config, model, b"")
+
+
+def logits(of: Checkpoint) -> torch.Tensor:
+    """Of every step of some targets."""
+    source = torch.tensor([[5, 6, 7, 8, 3]])
+    with torch.inference_mode():
+        return of.model(source, torch.ones_like(source, dtype=torch.bool), torch.tensor([[2, 9, 4, 12, 7]]))[0]
+
+
+def test_a_model_does_the_same_with_all_sines_of_its_positions_first() -> None:
+    ours = checkpoint()
+    split = with_split_positions(ours)
+    assert split.config.dimensions.position_layout == "split"
+    assert torch.equal(split.model.source_embedding.positions, sinusoids(512, 16, "split"))
+    torch.testing.assert_close(logits(split), logits(ours), rtol=1e-5, atol=1e-5)
+    assert split.model.target_embedding.tokens.weight is split.model.source_embedding.tokens.weight
+    assert with_split_positions(split) is split
+
+
+@pytest.mark.parametrize("dimensions", [{"norm": "pre"}, {"shared_vocabulary": False}])
+def test_what_the_peers_do_not_know_is_refused(dimensions: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="post-norm and a shared vocabulary"):
+        check_convertible(checkpoint(**dimensions).config.dimensions)
+
+
+def test_marian_starts_its_decoder_with_zeros_and_has_its_own_positions() -> None:
+    ours = with_split_positions(checkpoint())
+    changed = as_marian_computes(ours.model, start_id=2)
+    first = changed.target_embedding(torch.tensor([[2]]))
+    torch.testing.assert_close(first[0, 0], marian_positions(1, 16)[0], rtol=1e-5, atol=1e-5)
+    # A later token 2 is a token like all others.
+    scaled = 4 * ours.model.target_embedding.tokens.weight[2]
+    later = changed.target_embedding(torch.tensor([[2]]), first_position=3)
+    torch.testing.assert_close(later[0, 0], scaled + marian_positions(4, 16)[3])
+    # The wavelengths reach from 2 pi to 20,000 pi, both included: half - 1 steps.
+    table = marian_positions(8, 16)
+    torch.testing.assert_close(table[:, 0], torch.arange(8.0).sin())
+    torch.testing.assert_close(table[:, 15], (torch.arange(8.0) / 10_000).cos())
+
+
+def test_marian_is_given_its_own_names_and_a_vocabulary_of_ids(tmp_path: Path) -> None:
+    ours = with_split_positions(checkpoint(activation="silu"))
+    save_marian(ours, tmp_path / "m", never_ends=True)
+    tensors = np.load(tmp_path / "m" / "model.npz")
+    settings = json.loads(tensors["special:model.yml"].tobytes().rstrip(b"\0"))
+    assert (settings["enc-depth"], settings["dec-depth"], settings["transformer-ffn-activation"]) == (2, 1, "swish")
+    assert settings["tied-embeddings-src"]
+    assert not settings["tied-embeddings-all"]
+    embedding = ours.model.target_embedding.tokens.weight.detach().numpy()
+    np.testing.assert_array_equal(tensors["Wemb"], embedding)
+    np.testing.assert_array_equal(tensors["decoder_ff_logit_out_W"], embedding.T)
+    bias = tensors["decoder_ff_logit_out_b"][0]
+    assert bias[3] < -1e6
+    assert np.abs(np.delete(bias, 3)).max() < 10
+    layer = ours.model.decoder_layers[0]
+    np.testing.assert_array_equal(tensors["decoder_l1_context_Wk"], layer.cross_attention.key.weight.detach().numpy().T)
+    np.testing.assert_array_equal(
+        tensors["decoder_l1_ffn_ffn_ln_scale"][0], layer.feed_forward_residual.norm.weight.detach().numpy()
+    )
+    # All weights are there: those of a layer, two more for the embedding's copy and the bias.
+    assert len(tensors.files) == 2 * (8 + 2 + 4 + 2) + 1 * (2 * (8 + 2) + 4 + 2) + 4
+    vocabulary = json.loads((tmp_path / "m" / "vocabulary.yml").read_text(encoding="utf-8"))
+    assert [vocabulary[word] for word in ("</s>", "<unk>", "1", "19")] == [3, 0, 1, 19]
+    assert sorted(vocabulary.values()) == list(range(20))
+
+
+# -- processes of peers ------------------------------------------------------------------------------------------------
+
+_WORKER = """
+import json, sys
+print(json.dumps({"version": sys.argv[1]}), flush=True)
+for line in sys.stdin:
+    request = json.loads(line)
+    if not request["sources"]:
+        sys.exit(7)
+    print(json.dumps({"targets": [source[::-1] for source in request["sources"]]}), flush=True)
+"""
+
+
+def test_a_worker_answers_until_it_ends(tmp_path: Path) -> None:
+    script = tmp_path / "worker.py"
+    script.write_text(_WORKER, encoding="utf-8")
+    with running("the peer", sys.executable, script, Path("1.2")) as worker:
+        assert worker.version == "1.2"
+        assert worker.ask(sources=[(1, 2), (3,)]) == [[2, 1], [3]]
+        with pytest.raises(RuntimeError, match="the peer has ended with exit code 7"):
+            worker.ask(sources=[])
+        with pytest.raises(RuntimeError, match="the peer has ended"):
+            worker.ask(sources=[(1,)])
+    assert worker.process.returncode == 7
+
+
+def test_a_worker_that_does_not_start_is_an_error(tmp_path: Path) -> None:
+    script = tmp_path / "worker.py"
+    script.write_text("raise SystemExit(3)", encoding="utf-8")
+    with (
+        pytest.raises(RuntimeError, match="the peer has ended with exit code 3"),
+        running("the peer", sys.executable, script),
+    ):
+        raise AssertionError("it has started")
+
+
+# -- tables of the READMEs ---------------------------------------------------------------------------------------------
+
+
+def row(system: str, batch: int, figure: float, ratio: float | None, **more: Any) -> dict[str, Any]:
+    """A row as it is in the JSON file."""
+    subject = Subject(system, "1", more.pop("precision", "int8"), 2, "default", more.pop("setting", ""))
+    of_peer = None if ratio is None else Summary.single(ratio)
+    metric = more.pop("metric", "throughput")
+    row = Row("offline", subject, metric, "tokens/s", Summary.single(figure), batch, more.pop("beam", 1), ratio=of_peer)
+    found: dict[str, Any] = json.loads(json.dumps(asdict(row)))
+    return found
+
+
+_ROWS = [
+    row("Dragoman", 1, 2765.4, None),
+    row("CTranslate2", 1, 2000.0, 1.354, setting="1x1, 1 at a time"),
+    row("Marian", 1, 2900.0, 0.951, setting="2x1, 1 at a time"),
+    row("Dragoman", 3000, 12345.6, None, metric="throughput of a file, 200 sentences"),
+    row("Marian", 3000, 10000.0, 1.2, metric="throughput of a file, 200 sentences", setting="2x1, 16 at a time"),
+    row("Dragoman", 1, 500.0, None, precision="fp32"),
+    row("CTranslate2", 1, 100.0, 5.0, precision="fp32"),
+]
+
+
+def test_the_table_of_a_run_says_where_we_are_behind() -> None:
+    rows = markdown.int8_comparisons(_ROWS)
+    assert rows == _ROWS[:5]
+    assert markdown.offline_table(rows).splitlines() == [
+        "| model |  | 1 x 1 | file of 3000 |",
+        "|---|---|---|---|",
+        "| default | target tokens/s | 2,765 | 12,346 |",
+        "|  | against CTranslate2 int8 | 1.35 |  |",
+        "|  | against Marian int8 | **0.95** | **1.20** |",
+    ]
+    assert markdown.settings_table(rows).splitlines()[2:] == [
+        "| default | CTranslate2 int8 | 1x1, 1 at a time |  |",
+        "| default | Marian int8 | 2x1, 1 at a time | 2x1, 16 at a time |",
+    ]
+
+
+def test_a_run_is_written_between_the_marks_of_both_readmes(tmp_path: Path) -> None:
+    root = Path(__file__).parent.parent.parent
+    served = {**row("Dragoman server", 1, 0.5, None), "part": "served", "metric": "p95 latency, unloaded", "unit": "ms"}
+    document = {
+        "processor": "A processor (AMX)",
+        "measured": "2026-11-27T00:00:00+00:00",
+        "packages": {"onnxruntime": "1.31.1", "ctranslate2": "4.8.5"},
+        "rows": [*_ROWS, served],
+    }
+    (tmp_path / "bench.json").write_text(json.dumps(document), encoding="utf-8")
+    (tmp_path / "benchmarks").mkdir()
+    for file in ("README.md", "benchmarks/README.md"):
+        (tmp_path / file).write_text((root / file).read_text(encoding="utf-8"), encoding="utf-8")
+    for _ in range(2):  # the second changes nothing
+        markdown.main(tmp_path / "bench.json", tmp_path)
+        text = (tmp_path / "README.md").read_text(encoding="utf-8")
+        assert "A processor (AMX), 2 threads, 2026-11-27, ONNX Runtime 1.31.1" in text
+        assert text.count("| default | target tokens/s | 2,765 | 12,346 |") == 1
+        details = (tmp_path / "benchmarks" / "README.md").read_text(encoding="utf-8")
+        assert details.count("| p95 latency, unloaded, ms | 0.5 |") == 1
+        assert details.count("| default | Marian int8 | 2x1, 1 at a time | 2x1, 16 at a time |") == 1
+    assert (
+        text.partition("## Read on")[2] == (root / "README.md").read_text(encoding="utf-8").partition("## Read on")[2]
+    )
+
+
+def test_a_file_without_marks_is_refused() -> None:
+    with pytest.raises(ValueError, match="offline"):
+        markdown.with_table("# A readme", "offline", "| a |")

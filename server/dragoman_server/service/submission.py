@@ -1,9 +1,10 @@
 """What all handlers of calls do between the event loop and the threads behind it."""
 
 import asyncio
+import itertools
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TypeVar
 
@@ -37,6 +38,37 @@ def submitted(
         # caller has left.
         for future in futures:
             future.cancel()
+
+
+async def completed(engine: SegmentEngine, requests: Sequence[Request]) -> list[Completion]:
+    """Queues requests and waits for all answers, or for the first failure, which withdraws the others.
+
+    The event loop wakes up once, not for every answer, each of which would take the interpreter from the lanes.
+
+    Raises:
+        QueueFullError, EngineDeadError: as `SegmentEngine.submit`.
+        DragomanError: a request has failed.
+    """
+    futures = engine.submit(requests) if requests else []
+    loop, ended, count = asyncio.get_running_loop(), asyncio.Event(), itertools.count(1)
+
+    def on_answer(future: Future[Completion]) -> None:  # on a lane's thread
+        is_withdrawn = future.cancelled()
+        if not is_withdrawn and (next(count) == len(futures) or future.exception()) and not loop.is_closed():
+            loop.call_soon_threadsafe(ended.set)
+
+    for future in futures:
+        future.add_done_callback(on_answer)
+    try:
+        if futures:
+            await ended.wait()
+        for future in futures:
+            if future.done():
+                future.result()
+        return [future.result() for future in futures]
+    finally:
+        for future in futures:
+            future.cancel()  # those that are done do not mind
 
 
 class StreamBacklog:

@@ -45,7 +45,7 @@ from dragoman_server.service.results import (
     scored_target,
     translated_text,
 )
-from dragoman_server.service.submission import StreamBacklog, TextThreads, submitted
+from dragoman_server.service.submission import StreamBacklog, TextThreads, completed, submitted
 
 # The id of an input stays in memory for as long as the input does.
 _MAX_ID_CHARACTERS = 256
@@ -246,8 +246,7 @@ class Translator:
         """The answers for the requests of every text; none for one that is at fault."""
         check_deadline(plan.deadline)
         requests = [[] if isinstance(text, InvalidInputError) else text.requests for text in texts]
-        with submitted(plan.model.engine, [request for own in requests for request in own]) as answers:
-            completions = iter(await asyncio.gather(*answers))
+        completions = iter(await completed(plan.model.engine, [request for own in requests for request in own]))
         return [[next(completions) for _ in own] for own in requests]
 
     async def _observed(

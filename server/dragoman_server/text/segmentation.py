@@ -15,8 +15,8 @@ Encode = Callable[[str], Sequence[int]]
 # Those without spaces between sentences: the Chinese languages, by ISO 639-1 and 639-3, and Japanese.
 _UNSPACED_LANGUAGES = frozenset(("zh", "zho", "cmn", "gan", "hak", "lzh", "nan", "wuu", "yue", "ja", "jpn"))
 
-_WHITE_SPACE = re.compile(r"\s+")
-_WIDE_GAP = 3  # characters of white space that part a line, as a tab does
+# White space that parts a line: of three characters and more, or with a tab.
+_WIDE_GAP = re.compile(r"\s{3,}|[^\S\t]?\t\s?")
 
 
 class Segmentation(enum.Enum):
@@ -146,10 +146,9 @@ def _sentence_spans(text: str, line_spans: Iterable[Span], language: str) -> Ite
 
 def _field_spans(text: str, begin: int, end: int) -> Iterator[Span]:
     """What wide gaps separate in `text[begin:end]`."""
-    for gap in _WHITE_SPACE.finditer(text, begin, end):
-        if "\t" in gap[0] or len(gap[0]) >= _WIDE_GAP:
-            yield begin, gap.start()
-            begin = gap.end()
+    for gap in _WIDE_GAP.finditer(text, begin, end):
+        yield begin, gap.start()
+        begin = gap.end()
     yield begin, end
 
 

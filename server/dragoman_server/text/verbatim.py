@@ -16,6 +16,8 @@ _VERBATIM = re.compile(
     """,
     re.VERBOSE,
 )
+# Each of these has one of: most texts have none, which is found in a tenth of the time.
+_SIGN = re.compile(r"[:@`{%<&]|www\.")
 _TRAILING = ".,;:!?)]}'’。，、）」"  # behind an address, of the sentence
 
 # What separates thousands, decimals, hours and minutes in some language. A space does where three digits follow.
@@ -26,7 +28,7 @@ _TIME_OF_DAY = re.compile(r"(?<![\d.,])\d{1,2}:\d{2}(?![\d:])")
 
 def has_words(text: str) -> bool:
     """Whether there is anything to translate: a letter that is of no address, placeholder, markup or code."""
-    return any(map(str.isalpha, _VERBATIM.sub(" ", text)))
+    return any(map(str.isalpha, _VERBATIM.sub(" ", text) if _SIGN.search(text) else text))
 
 
 def is_copied(source: str, target: str) -> bool:

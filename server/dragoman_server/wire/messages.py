@@ -1,6 +1,7 @@
 """Messages of the API to plain values and back."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from dragoman.v1 import attention_pb2
 from dragoman.v1 import translation_pb2 as pb
@@ -20,6 +21,9 @@ from dragoman_server.service.results import (
 from dragoman_server.text.segmentation import Segmentation
 from dragoman_server.wire import enums
 from dragoman_server.wire.status import status_of
+
+if TYPE_CHECKING:
+    from google.protobuf.internal.containers import RepeatedCompositeFieldContainer
 
 _TranslationConfig = pb.TranslateRequest | pb.StreamTranslationRequest | pb.ExchangeConfig
 
@@ -134,13 +138,9 @@ def score_response(outcome: ScoreOutcome) -> pb.ScoreResponse:
             response.results.add(error=status_of(result))
         else:
             hypothesis = result.hypothesis
-            response.results.add(
-                scored=pb.ScoredTarget(
-                    tokens=_tokens(hypothesis, result.pieces),
-                    sum_logprob=hypothesis.sum_logprob,
-                    score=hypothesis.score,
-                )
-            )
+            scored = response.results.add().scored
+            _write_tokens(scored.tokens, hypothesis, result.pieces)
+            scored.sum_logprob, scored.score = hypothesis.sum_logprob, hypothesis.score
     return response
 
 
@@ -190,12 +190,16 @@ def _write_hypothesis(message: pb.Hypothesis, candidate: Candidate) -> None:
     message.sum_logprob = hypothesis.sum_logprob
     message.score = hypothesis.score
     message.finish_reason = enums.FINISH_REASON_NUMBERS[hypothesis.finish_reason]
-    message.tokens.extend(_tokens(hypothesis, candidate.pieces))
+    _write_tokens(message.tokens, hypothesis, candidate.pieces)
 
 
-def _tokens(hypothesis: Hypothesis, pieces: Sequence[str]) -> Iterator[pb.Token]:
+def _write_tokens(
+    messages: "RepeatedCompositeFieldContainer[pb.Token]", hypothesis: Hypothesis, pieces: Sequence[str]
+) -> None:
+    # Most of the time of a large answer goes by here: filling in takes a third of the time of making and copying.
     for token_id, piece, logprob in zip(hypothesis.token_ids, pieces, hypothesis.token_logprobs, strict=True):
-        yield pb.Token(id=token_id, piece=piece, logprob=logprob)
+        message = messages.add()
+        message.id, message.piece, message.logprob = token_id, piece, logprob
 
 
 def _nanoseconds(seconds: float) -> int:

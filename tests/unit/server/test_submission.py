@@ -9,7 +9,8 @@ from contextlib import ExitStack
 import pytest
 
 from dragoman_server.engine.sequence import Request
-from dragoman_server.service.submission import StreamBacklog, TextThreads
+from dragoman_server.errors import InferenceError
+from dragoman_server.service.submission import StreamBacklog, TextThreads, completed
 from support.fake_runner import Gate
 from support.server_parts import FakeEngine
 
@@ -50,6 +51,55 @@ async def test_a_stream_gets_the_share_of_those_that_are_done() -> None:
         with backlog.submitted(engine, [Request((4,), 9)] * 2, "b"):
             assert not backlog.may_grow("a")
         assert backlog.may_grow("a")
+
+
+# -- calls -------------------------------------------------------------------------------------------------------------
+
+
+async def test_the_answers_of_all_requests_come_in_order() -> None:
+    engine = FakeEngine()
+    requests = [Request((4 + number,), 9) for number in range(20)]
+    assert await completed(engine, requests) == [future.result() for future in engine.futures]
+    assert engine.requests == requests
+    assert await completed(engine, []) == []
+
+
+async def test_the_event_loop_wakes_up_once_for_the_answers_of_a_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = FakeEngine()
+    engine.is_holding = True
+    loop, wakes = asyncio.get_running_loop(), []
+    task = asyncio.create_task(completed(engine, [Request((4,), 9)] * 20))
+    await asyncio.sleep(0)
+    wake = loop.call_soon_threadsafe
+    monkeypatch.setattr(
+        loop, "call_soon_threadsafe", lambda *args, **kwargs: (wakes.append(1), wake(*args, **kwargs))[1]
+    )
+    await asyncio.to_thread(engine.release)
+    assert len(await task) == 20
+    # One is that of `to_thread`.
+    assert len(wakes) == 2
+
+
+async def test_the_first_failure_withdraws_the_other_requests_of_a_call() -> None:
+    engine = FakeEngine()
+    engine.is_holding = True
+    task = asyncio.create_task(completed(engine, [Request((4,), 9)] * 3))
+    await asyncio.sleep(0)
+    engine.futures[1].set_exception(InferenceError("the graph has failed"))
+    with pytest.raises(InferenceError, match="the graph has failed"):
+        await task
+    assert [future.cancelled() for future in engine.futures] == [True, False, True]
+
+
+async def test_a_caller_that_leaves_withdraws_its_requests() -> None:
+    engine = FakeEngine()
+    engine.is_holding = True
+    task = asyncio.create_task(completed(engine, [Request((4,), 9)] * 3))
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert all(future.cancelled() for future in engine.futures)
 
 
 # -- texts -------------------------------------------------------------------------------------------------------------

@@ -1,0 +1,50 @@
+"""What it takes to give peers the same weights, whichever peer it is."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import nn
+
+from dragoman_export.checkpoint import Checkpoint
+from dragoman_export.model import Dimensions, Transformer
+
+
+class UnequalWeightsError(Exception):
+    """A peer does not do what the model does, so that comparing their speeds would be worthless."""
+
+
+def check_convertible(dims: Dimensions) -> None:
+    """Raises ValueError for a model that the peers do not know."""
+    if dims.norm != "post" or not dims.shared_vocabulary:
+        raise ValueError("only models with post-norm and a shared vocabulary, as Marian's, are converted for peers")
+
+
+def with_split_positions(checkpoint: Checkpoint) -> Checkpoint:
+    """The same model for peers that compute their positions themselves, all sines first.
+
+    Where ours alternates sines and cosines, the columns of all states change places, which changes nothing else.
+    """
+    config, dims = checkpoint.config, checkpoint.config.dimensions
+    if dims.position_layout == "split":
+        return checkpoint
+    order = torch.cat([torch.arange(0, dims.d_model, 2), torch.arange(1, dims.d_model, 2)])
+    split = replace(dims, position_layout="split")
+    model = Transformer(split).eval()
+    tensors = checkpoint.model.state_dict()
+    for name, module in checkpoint.model.named_modules(remove_duplicate=False):
+        prefix = name.rpartition(".")[2]
+        if isinstance(module, nn.Embedding):
+            tensors[f"{name}.weight"] = module.weight[:, order]
+        elif isinstance(module, nn.LayerNorm) or prefix in ("output", "outer"):
+            # These write states, the linear maps below read them.
+            tensors[f"{name}.weight"], tensors[f"{name}.bias"] = module.weight[order], module.bias[order]
+        elif prefix in ("query", "key", "value", "inner"):
+            tensors[f"{name}.weight"] = module.weight[:, order]
+    model.load_state_dict(tensors)
+    return replace(checkpoint, config=replace(config, dimensions=split), model=model)
+
+
+def without_eos(token_ids: Sequence[int], eos_token_id: int) -> Sequence[int]:
+    """The ids without the end-of-sentence token, if that is what ends them."""
+    return token_ids[:-1] if token_ids[-1] == eos_token_id else token_ids

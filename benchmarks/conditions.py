@@ -35,8 +35,8 @@ from benchmarks.served import Server, dragoman_server, serving
 from benchmarks.settings import RESULTS, SENTENCES, Settings, read_sentences
 from benchmarks.statistics import Summary, paired_ratios, percentile
 from benchmarks.systems import dragoman
-from dragoman_server.runtime.cpus import available_cpus
 from dragoman_server.runtime.kv_pool import FIRST_CAPACITY
+from dragoman_server.runtime.machine import available_cpus
 
 _LANES = (1, 4)
 _BATCH = 256

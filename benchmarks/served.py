@@ -26,7 +26,7 @@ from benchmarks.settings import Settings, run_part
 from benchmarks.statistics import Summary, bracket, paired_ratios, percentile, sustained_rate
 from benchmarks.systems import COMPUTE_TYPES, CTranslate2System, DragomanSystem, Source, dragoman
 from dragoman_server.engine.sequence import Completion, Request
-from dragoman_server.runtime.cpus import available_cpus
+from dragoman_server.runtime.machine import available_cpus
 
 # Of the higher of both saturation throughputs.
 _RATE_SHARES = (0.1, 0.25, 0.4, 0.55, 0.7, 0.8, 0.9, 1.0, 1.1)

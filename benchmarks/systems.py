@@ -19,8 +19,8 @@ from dragoman_server.engine.search_options import SearchOptions
 from dragoman_server.engine.sequence import Completion, Request
 from dragoman_server.registry.model import Model as ServedModel
 from dragoman_server.registry.model import SegmentEngine
-from dragoman_server.runtime.cpus import available_cpus
 from dragoman_server.runtime.device import Device
+from dragoman_server.runtime.machine import available_cpus
 from dragoman_server.runtime.runner import OnnxRunner
 
 Source = tuple[int, ...]

@@ -169,10 +169,10 @@ def latency(settings: Settings, before: str) -> Iterator[Row]:
             for metric, old, new in ((metric, of_both[0][metric], of_both[1][metric]) for metric in of_both[0]):
                 measured.setdefault((num_callers, metric), []).append((old, new))
     for (num_callers, metric), pairs in measured.items():
-        old, new = zip(*pairs, strict=True)
+        olds, news = zip(*pairs, strict=True)
         for server, value, ratio in (
-            (servers[0], Summary.of(old), None),
-            (servers[1], Summary.of(new), paired_ratios(new, old)),
+            (servers[0], Summary.of(olds), None),
+            (servers[1], Summary.of(news), paired_ratios(news, olds)),
         ):
             row = replace(_row(server.subject, metric, "ms", value), variable="callers", x=num_callers)
             yield row

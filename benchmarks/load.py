@@ -16,7 +16,7 @@ import random
 import subprocess
 import sys
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -94,8 +94,10 @@ async def _generate(job: Job) -> Outcome:
     channels = [grpc.aio.insecure_channel(job.address, options) for _ in range(_NUM_CHANNELS)]
     await asyncio.gather(*(channel.channel_ready() for channel in channels))
     # Messages stay bytes while the clock runs: what is measured is the server, not this client.
-    unary = itertools.cycle([channel.unary_unary(f"{_SERVICE}/Translate") for channel in channels])
-    streaming = itertools.cycle([channel.unary_stream(f"{_SERVICE}/StreamTranslation") for channel in channels])
+    unary: Iterator[Any] = itertools.cycle([channel.unary_unary(f"{_SERVICE}/Translate") for channel in channels])
+    streaming: Iterator[Any] = itertools.cycle(
+        [channel.unary_stream(f"{_SERVICE}/StreamTranslation") for channel in channels]
+    )
     latencies: list[float] = []
     answers: list[bytes] = []
 
@@ -152,7 +154,7 @@ async def _open(
 def _body(texts: Sequence[str], job: Job) -> bytes:
     inputs = [pb.TranslationInput(text=text) for text in texts]
     options = pb.DecodingOptions(beam_size=1, max_target_tokens=job.max_target_tokens)
-    languages = {"source_language_code": SOURCE_LANGUAGE, "target_language_code": TARGET_LANGUAGE}
+    languages: dict[str, Any] = {"source_language_code": SOURCE_LANGUAGE, "target_language_code": TARGET_LANGUAGE}
     if job.is_streaming:
         return pb.StreamTranslationRequest(input=inputs[0], options=options, **languages).SerializeToString()
     return pb.TranslateRequest(inputs=inputs, options=options, **languages).SerializeToString()

@@ -9,6 +9,7 @@ import copy
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -82,7 +83,8 @@ def save_marian(checkpoint: Checkpoint, folder: Path, *, never_ends: bool = Fals
     folder.mkdir(parents=True)
     # JSON is YAML. C++ reads it up to a zero.
     text = np.frombuffer(json.dumps(settings).encode() + b"\0", np.int8)
-    np.savez(folder / "model.npz", **tensors, **{"special:model.yml": text})
+    arrays: dict[str, Any] = {**tensors, "special:model.yml": text}
+    np.savez(folder / "model.npz", **arrays)
     # Marian wants these two by name, and an unknown word only for what is not in the vocabulary.
     words = [str(i) for i in range(dims.target_vocabulary_size)]
     words[config.eos_token_id], words[config.pad_token_id] = "</s>", "<unk>"
@@ -91,7 +93,7 @@ def save_marian(checkpoint: Checkpoint, folder: Path, *, never_ends: bool = Fals
 
 def _attention(name: str, attention: MultiHeadAttention, norm: nn.LayerNorm) -> dict[str, NDArray[np.float32]]:
     maps = {"q": attention.query, "k": attention.key, "v": attention.value, "o": attention.output}
-    tensors = {}
+    tensors: dict[str, NDArray[np.float32]] = {}
     for letter, layer in maps.items():
         tensors |= _linear(name, letter, layer)
     return tensors | _norm(f"{name}_Wo", norm)
@@ -120,11 +122,10 @@ def _array(tensor: Tensor) -> NDArray[np.float32]:
 def as_marian_computes(model: Transformer, start_id: int) -> Transformer:
     """A copy with the positions of Marian, whose decoder starts with zeros where ours has the embedding of a token."""
     changed = copy.deepcopy(model)
-    table = marian_positions(*model.source_embedding.positions.shape)
-    changed.source_embedding.positions = table
     target = changed.target_embedding
-    target.positions = table.clone()
-    target.positions[0] -= target.tokens.weight[start_id].detach() * target.scale
+    changed.source_embedding.positions.data = marian_positions(*model.source_embedding.positions.shape)
+    target.positions.data = changed.source_embedding.positions.detach().clone()
+    target.positions.data[0] -= target.tokens.weight[start_id].detach() * target.scale
     for module in changed.modules():
         if isinstance(module, nn.LayerNorm):
             module.eps = _NORM_EPSILON

@@ -45,7 +45,7 @@ def load(folder: Path, precision: str, threads: int, mini_batch: int, beam_size:
 def pack(folder: Path) -> None:
     """Writes packed.bin, with int8 weights for the processor at hand."""
     has_avx512 = "avx512f" in Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    files = ["--from", folder / "model.npz", "--to", folder / "packed.bin"]
+    files = ["--from", str(folder / "model.npz"), "--to", str(folder / "packed.bin")]
     command = [sys.executable, "-m", "pymarian", "convert", *files, "--gemm-type", _GEMM_TYPES[has_avx512]]
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
     if done.returncode:

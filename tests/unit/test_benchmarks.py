@@ -168,7 +168,9 @@ def logits(of: Checkpoint) -> torch.Tensor:
     """Of every step of some targets."""
     source = torch.tensor([[5, 6, 7, 8, 3]])
     with torch.inference_mode():
-        return of.model(source, torch.ones_like(source, dtype=torch.bool), torch.tensor([[2, 9, 4, 12, 7]]))[0]
+        found: torch.Tensor
+        found, *_ = of.model(source, torch.ones_like(source, dtype=torch.bool), torch.tensor([[2, 9, 4, 12, 7]]))
+    return found
 
 
 def test_a_model_does_the_same_with_all_sines_of_its_positions_first() -> None:

@@ -5,6 +5,7 @@ import itertools
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack
+from typing import Any
 
 import pytest
 
@@ -67,17 +68,20 @@ async def test_the_answers_of_all_requests_come_in_order() -> None:
 async def test_the_event_loop_wakes_up_once_for_the_answers_of_a_call(monkeypatch: pytest.MonkeyPatch) -> None:
     engine = FakeEngine()
     engine.is_holding = True
-    loop, wakes = asyncio.get_running_loop(), []
+    loop, num_wakes = asyncio.get_running_loop(), itertools.count()
     task = asyncio.create_task(completed(engine, [Request((4,), 9)] * 20))
     await asyncio.sleep(0)
     wake = loop.call_soon_threadsafe
-    monkeypatch.setattr(
-        loop, "call_soon_threadsafe", lambda *args, **kwargs: (wakes.append(1), wake(*args, **kwargs))[1]
-    )
+
+    def count(*args: Any, **kwargs: Any) -> asyncio.Handle:
+        next(num_wakes)
+        return wake(*args, **kwargs)
+
+    monkeypatch.setattr(loop, "call_soon_threadsafe", count)
     await asyncio.to_thread(engine.release)
     assert len(await task) == 20
     # One is that of `to_thread`.
-    assert len(wakes) == 2
+    assert next(num_wakes) == 2
 
 
 async def test_the_first_failure_withdraws_the_other_requests_of_a_call() -> None:

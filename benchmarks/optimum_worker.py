@@ -6,6 +6,7 @@ folder of a model and one for its files, and says {"version": ...} when it is re
 
 import json
 import sys
+import warnings
 from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
@@ -66,7 +67,9 @@ def main() -> None:
     """Answers requests from stdin on stdout, one a line."""
     source, folder = map(Path, sys.argv[1:])
     answers, sys.stdout = sys.stdout, sys.stderr  # libraries print, too
-    prepare(source, folder)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of tracing; what comes out is compared with the model before it is timed
+        prepare(source, folder)
     print(json.dumps({"version": version("optimum-onnx")}), file=answers, flush=True)
     for line in sys.stdin:
         print(json.dumps({"targets": translate(folder, json.loads(line))}), file=answers, flush=True)

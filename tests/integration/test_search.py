@@ -118,11 +118,11 @@ def test_hypotheses_are_ranked_and_different(client: Client) -> None:
 
 def test_an_option_at_fault_is_refused_with_its_limit(client: Client) -> None:
     with pytest.raises(InvalidArgumentError) as caught:
-        client.translate("a", beam_size=65, top_p=2.0, **LANGUAGES)
+        client.translate("a", beam_size=129, top_p=2.0, **LANGUAGES)
     assert [(v.field, v.description) for v in caught.value.field_violations] == [
-        ("options.beam_size", "is 65, must be from 1 to 64"),
+        ("options.beam_size", "is 129, must be from 1 to 128"),
         ("options.top_p", "is 2, must be from 1e-06 to 1"),
-        ("options.beam_size", "is 65, must be 1 with sampling"),
+        ("options.beam_size", "is 129, must be 1 with sampling"),
     ]
 
 

@@ -48,13 +48,14 @@ async def completed(engine: SegmentEngine, requests: Sequence[Request]) -> list[
     Raises:
         QueueFullError, EngineDeadError: as `SegmentEngine.submit`.
         DragomanError: a request has failed.
+        asyncio.CancelledError: a request was withdrawn.
     """
     futures = engine.submit(requests) if requests else []
     loop, ended, count = asyncio.get_running_loop(), asyncio.Event(), itertools.count(1)
 
-    def on_answer(future: Future[Completion]) -> None:  # on a lane's thread
-        is_withdrawn = future.cancelled()
-        if not is_withdrawn and (next(count) == len(futures) or future.exception()) and not loop.is_closed():
+    def on_answer(future: Future[Completion]) -> None:  # on a lane's thread, or where it is cancelled
+        has_failed = future.cancelled() or future.exception()
+        if (next(count) == len(futures) or has_failed) and not (ended.is_set() or loop.is_closed()):
             loop.call_soon_threadsafe(ended.set)
 
     for future in futures:
@@ -63,10 +64,13 @@ async def completed(engine: SegmentEngine, requests: Sequence[Request]) -> list[
         if futures:
             await ended.wait()
         for future in futures:
+            if future.cancelled():  # by somebody else
+                raise asyncio.CancelledError
             if future.done():
                 future.result()
         return [future.result() for future in futures]
     finally:
+        ended.set()
         for future in futures:
             future.cancel()  # those that are done do not mind
 

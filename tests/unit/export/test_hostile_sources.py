@@ -337,7 +337,7 @@ CHECKPOINT: dict[str, tuple[Damage, str]] = {
         "framing.source_prefix is 1000000",
     ),
     "an old form with nonsense in it": (
-        config(source_prefix_ids=[], directions=5),
+        config(source_prefix_ids={}, directions=5),
         "Expected `array`, got `int` - at `$.directions`",
     ),
     "a negative id": (config(eos_token_id=-1), "config.json: eos_token_id is -1"),

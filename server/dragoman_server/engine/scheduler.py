@@ -11,6 +11,9 @@ from dragoman_server.engine.waiting import WaitingQueue
 
 # What a run of the encoder costs beside its tokens, in tokens: two runs are better than padding beyond this.
 ENCODER_RUN_TOKENS = 48
+# With padding, that a run of the encoder has at most unless one source alone has more. Larger ones are no faster, and
+# each lane that runs one has memory for what it computes on the way.
+MAX_ENCODER_RUN_TOKENS = 256
 
 
 class LaneSchedule:
@@ -203,11 +206,12 @@ class Scheduler:
 
 
 def _batches(lengths: Rows[int]) -> Iterator[tuple[int, int]]:
-    """Ranges of falling lengths, in each of which padding costs no more than another run of the encoder would."""
+    """Ranges of falling lengths, none too large, in each of which padding costs no more than another run would."""
     begin = padding = 0
     for i, length in enumerate(lengths):
         padding += lengths[begin] - length
-        if padding > ENCODER_RUN_TOKENS:
+        is_full = i > begin and (i + 1 - begin) * lengths[begin] > MAX_ENCODER_RUN_TOKENS
+        if is_full or padding > ENCODER_RUN_TOKENS:
             yield begin, i
             begin, padding = i, 0
     if lengths:

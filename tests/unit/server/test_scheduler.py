@@ -3,7 +3,7 @@ import random
 
 import pytest
 
-from dragoman_server.engine.scheduler import ENCODER_RUN_TOKENS, Scheduler
+from dragoman_server.engine.scheduler import ENCODER_RUN_TOKENS, MAX_ENCODER_RUN_TOKENS, Scheduler
 from dragoman_server.engine.search_options import SearchOptions
 from dragoman_server.engine.sequence import Request, SequenceGroup
 
@@ -81,6 +81,17 @@ def test_padding_is_put_up_with_as_far_as_another_run_of_the_encoder_would_cost_
     scheduler = scheduler_of()
     scheduler.add(groups_of(longest + 1, 1))
     assert lengths_of(scheduler.schedule()) == [[longest + 1], [1]]
+
+
+def test_no_run_of_the_encoder_is_larger_than_pays_unless_one_source_is() -> None:
+    half = MAX_ENCODER_RUN_TOKENS // 2
+    scheduler = scheduler_of()
+    scheduler.add(groups_of(half, half, half))
+    assert lengths_of(scheduler.schedule()) == [[half, half], [half]]
+    longer = MAX_ENCODER_RUN_TOKENS + 1
+    scheduler = scheduler_of()
+    scheduler.add(groups_of(longer, longer, 1))
+    assert lengths_of(scheduler.schedule()) == [[longer], [longer], [1]]
 
 
 def test_the_encoder_budget_counts_padding_within_the_batches_not_across_them() -> None:

@@ -141,16 +141,17 @@ class Metrics:
         """Counts a segment whose translation is suspect; `suspicion` must be one of a bounded set."""
         self._suspect_translations.labels(suspicion).inc()
 
-    def observe_step(self, step: StepReport) -> None:
+    def observe_step(self, report: StepReport) -> None:
         """Counts a step of the engine."""
-        self._num_requests_waiting.set(step.num_waiting)
-        self._num_requests_running.set(step.num_running)
-        self._kv_cache_bytes.set(step.num_cached_tokens * self._kv_bytes_per_token)
+        step = report.step
+        self._num_requests_waiting.set(report.num_waiting)
+        self._num_requests_running.set(report.num_running)
+        self._kv_cache_bytes.set(report.num_cached_tokens * self._kv_bytes_per_token)
         self._last_step.set_to_current_time()
-        if step.num_cancelled:
-            self._cancelled_by_caller.inc(step.num_cancelled)
-        if step.num_expired:
-            self._cancelled_by_deadline.inc(step.num_expired)
+        if report.num_cancelled:
+            self._cancelled_by_caller.inc(report.num_cancelled)
+        if report.num_expired:
+            self._cancelled_by_deadline.inc(report.num_expired)
         for seconds in step.queue_seconds:
             self._queue_wait.observe(seconds)
         for seconds in step.first_token_seconds:

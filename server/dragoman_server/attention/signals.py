@@ -17,6 +17,8 @@ from dragoman_server.runtime.attention_pass import AttentionPass
 from dragoman_server.text.tokenizer import Span, TextCodec
 from dragoman_server.text.verbatim import is_copied
 
+_LEAST = np.finfo(np.float32).tiny  # in place of zero, where there is none
+
 # A source token is covered when the weights on it, summed over the target, reach this.
 COVERED_WEIGHT = 0.2
 # Tokens of a sequence that counts as repeated.
@@ -109,7 +111,7 @@ def signals(
         is_copied: whether it has the numbers, addresses, placeholders and the like of the source.
         unspelt_share: how many of the source's letters the vocabulary has no words for, 0 to 1.
     """
-    weights = cross / np.maximum(cross.sum(axis=1, keepdims=True), np.finfo(np.float32).tiny)
+    weights = cross / np.maximum(cross.sum(axis=1, keepdims=True), _LEAST)
     num_tokens = len(source_spans)
     is_covered = weights[:, :num_tokens].sum(axis=0) >= COVERED_WEIGHT
     coverage = float(is_covered.mean())
@@ -175,7 +177,7 @@ def _entropy(weights: NDArray[np.float32]) -> float:
     num_rows, num_columns = weights.shape
     if not num_rows or num_columns == 1:
         return 0.0
-    logs = np.log(np.maximum(weights, np.finfo(np.float32).tiny))
+    logs = np.log(np.maximum(weights, _LEAST))
     return float(-(weights * logs).sum(axis=1).mean() / np.log(num_columns))
 
 

@@ -11,6 +11,7 @@ from typing import TypeVar
 from dragoman_server.errors import DeadlineError, InferenceError, QueueFullError
 from dragoman_server.runtime.attention_pass import AttentionPass
 from dragoman_server.runtime.memory import give_back_memory
+from dragoman_server.runtime.session import flush_denormals
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +33,7 @@ class AttentionWorker:
         self._pass = attention_pass
         self._max_waiting = max_waiting
         self._num_waiting = 0
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="dragoman-attention")
+        self._thread = ThreadPoolExecutor(1, "dragoman-attention", initializer=flush_denormals)
 
     @contextlib.contextmanager
     def admitted(self, num_pieces: int) -> Iterator[None]:

@@ -42,6 +42,8 @@ class Departures:
 
     def take(self, now: float) -> list[SequenceGroup]:
         """Those without an answer that are abandoned and were not taken before."""
+        if not self._cancelled and not (self._deadlines and self._deadlines[0][0] <= now):
+            return []  # as nearly always
         taken = dict.fromkeys(self._cancelled)  # a set that keeps its order
         self._cancelled = []
         while self._deadlines and self._deadlines[0][0] <= now:

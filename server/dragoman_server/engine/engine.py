@@ -12,14 +12,13 @@ import time
 from collections.abc import Callable
 from collections.abc import Sequence as Rows
 from concurrent.futures import Future
-from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from dragoman_server.config import EngineOptions
 from dragoman_server.engine.deadlines import has_passed
 from dragoman_server.engine.departures import Departures
-from dragoman_server.engine.lane import Lane
+from dragoman_server.engine.lane import Lane, LaneStep
 from dragoman_server.engine.runner import Runner
 from dragoman_server.engine.scheduler import Scheduler
 from dragoman_server.engine.search import Search
@@ -29,19 +28,13 @@ from dragoman_server.errors import DeadlineError, DragomanError, EngineDeadError
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class StepReport:
-    """What one step of a lane did, for metrics, and how the engine stands after it: see `LaneStep`."""
+class StepReport(NamedTuple):
+    """What one step of a lane did, for metrics, and how the engine stands after it."""
 
+    step: LaneStep
+    num_cached_tokens: int  # in all lanes
     num_waiting: int  # requests
     num_running: int  # requests, in all lanes
-    num_cached_tokens: int  # in all lanes
-    num_encoded_tokens: int
-    num_decoded: int
-    encode_seconds: float
-    decode_seconds: float
-    queue_seconds: tuple[float, ...]
-    first_token_seconds: tuple[float, ...]
     num_cancelled: int  # dropped because their callers left
     num_expired: int  # dropped because their deadlines passed
 
@@ -203,15 +196,10 @@ class Engine:
                 self._num_cached_tokens[lane] = step.num_cached_tokens
                 dealt = self._deal()
                 report = StepReport(
+                    step,
+                    sum(self._num_cached_tokens),
                     self._scheduler.num_waiting,
                     self._scheduler.num_running,
-                    sum(self._num_cached_tokens),
-                    step.num_encoded_tokens,
-                    step.num_decoded,
-                    step.encode_seconds,
-                    step.decode_seconds,
-                    step.queue_seconds,
-                    step.first_token_seconds,
                     num_cancelled,
                     num_expired,
                 )
@@ -228,6 +216,8 @@ class Engine:
 
     def _deal(self) -> set[int]:
         """Lets the scheduler deal; returns the lanes that were given any. The lock is held."""
+        if not self._scheduler.num_waiting:
+            return set()
         idle = {i for i, lane in enumerate(self._lanes) if not lane.has_work}
         dealt = self._scheduler.deal()
         for lane in idle & dealt:

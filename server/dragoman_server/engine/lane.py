@@ -11,9 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Collection
 from collections.abc import Sequence as Rows
-from dataclasses import dataclass
-
-import numpy as np
+from typing import NamedTuple
 
 from dragoman_server.engine.runner import Runner
 from dragoman_server.engine.scheduler import LaneSchedule
@@ -26,17 +24,16 @@ logger = logging.getLogger(__name__)
 _BATCH_FAILED = "the model could not be run on this batch"
 
 
-@dataclass(frozen=True, slots=True)
-class LaneStep:
+class LaneStep(NamedTuple):
     """What one step of a lane did. Durations are 0 for a phase that did not run."""
 
     num_cached_tokens: int  # source and target tokens of the live rows, after the step: what the lane's KV pool holds
-    num_encoded_tokens: int  # without padding
     num_decoded: int  # rows of the decode step, each of which gained a token
-    encode_seconds: float
     decode_seconds: float
-    queue_seconds: tuple[float, ...]  # how long each request that was encoded had waited
-    first_token_seconds: tuple[float, ...]  # from arrival, of each request that got its first token
+    encode_seconds: float
+    num_encoded_tokens: int = 0  # without padding
+    queue_seconds: tuple[float, ...] = ()  # how long each request that was encoded had waited
+    first_token_seconds: tuple[float, ...] = ()  # from arrival, of each request that got its first token
 
 
 class Lane:
@@ -74,22 +71,21 @@ class Lane:
             is_alone: whether no other lane has work.
         """
         self._runner.is_alone = is_alone
-        with self._lock:
-            departed, self.departed = self.departed, []
-        if departed:
+        if self.departed:
+            with self._lock:
+                departed, self.departed = self.departed, []
             message = "the deadline passed before the translation was finished"
             self._remove([group for group in departed if group.live], DeadlineError, message)
         with self._lock:
             batches = self._schedule.join()
-        encoded, encode_seconds = self._encode(batches)
+        encoded, encode_seconds = self._encode(batches) if batches else ((), 0.0)
         num_decoded, decode_seconds = self._decode()
+        step = LaneStep(self._num_cached_tokens, num_decoded, decode_seconds, encode_seconds)
+        if not encoded:
+            return step
         now = time.monotonic()
-        return LaneStep(
-            num_cached_tokens=self._num_cached_tokens,
+        return step._replace(
             num_encoded_tokens=sum(group.num_source_tokens for group in encoded),
-            num_decoded=num_decoded,
-            encode_seconds=encode_seconds,
-            decode_seconds=decode_seconds,
             queue_seconds=tuple(group.joined - group.arrived for group in encoded),
             # Those that were encoded in this step have their first token, unless the batch failed.
             first_token_seconds=tuple(now - group.arrived for group in encoded) if num_decoded else (),
@@ -97,8 +93,6 @@ class Lane:
 
     def _encode(self, batches: Rows[Rows[SequenceGroup]]) -> tuple[Rows[SequenceGroup], float]:
         """Encodes the arrivals, batch by batch; returns those encoded and the seconds it took."""
-        if not batches:
-            return (), 0.0
         started = time.monotonic()
         encoded: list[SequenceGroup] = []
         failed: list[SequenceGroup] = []
@@ -140,11 +134,8 @@ class Lane:
             logger.error("inference failed for %d rows", len(rows), exc_info=error)
             self._remove(list(self._schedule.running), InferenceError, _BATCH_FAILED)
             return 0, 0.0
-        broken = {rows[row].group for row in np.flatnonzero(np.isnan(output.top_logprobs[:, 0])).tolist()}
         running = self._schedule.running
-        self._search.advance(
-            [group for group in running if group not in broken] if broken else running, questions, all_rows, output
-        )
+        broken = self._search.advance(running, questions, all_rows, output)
         done = [group for group in running if not group.live]
         if done or self._schedule.has_forking:
             self._move_rows()

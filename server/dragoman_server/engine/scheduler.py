@@ -72,6 +72,8 @@ class LaneSchedule:
         Each has one row for the time being. In a batch sources are of similar length, and its members have consecutive
         rows.
         """
+        if not self._arrivals:
+            return []
         arrivals = sorted(self._arrivals, key=lambda group: -group.num_source_tokens)
         batches = [arrivals[begin:end] for begin, end in _batches(self._lengths)]
         for group in arrivals:

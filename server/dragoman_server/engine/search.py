@@ -5,14 +5,12 @@
 Knows no model and no rows but its own, so rows that are searched in different ways share a batch.
 """
 
-import itertools
 import math
 import random
-from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from collections.abc import Sequence as Rows
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -52,7 +50,8 @@ class Candidate(NamedTuple):
     ranked_logprob: float  # after penalties: what the search goes by
 
 
-_MOST_PROBABLE = Question(1)
+# What may come next in a beam search: the place among the live of the sequence it continues, then as a Candidate.
+_Ranked = tuple[int, int, float, float]
 
 
 @lru_cache(maxsize=256)
@@ -60,12 +59,28 @@ def _of_top(num_candidates: int, banned: frozenset[int]) -> Question:
     return Question(num_candidates, banned=banned)
 
 
-class _Step(NamedTuple):
+@dataclass(frozen=True)
+class _Step:
     """All that is known about a step."""
 
     questions: Rows[Question]  # by row
     output: StepOutput
-    places: dict[int, int]  # by row: where in `all_logits` and `all_logprobs` it is
+    all_rows: Rows[int]  # in the order of `all_logits` and `all_logprobs`
+
+    @cached_property
+    def top_ids(self) -> list[list[int]]:
+        ids: list[list[int]] = self.output.top_ids.tolist()
+        return ids
+
+    @cached_property
+    def top_logprobs(self) -> list[list[float]]:
+        logprobs: list[list[float]] = self.output.top_logprobs.tolist()
+        return logprobs
+
+    @cached_property
+    def places(self) -> dict[int, int]:
+        """By row: where in `all_logits` and `all_logprobs` it is."""
+        return {row: place for place, row in enumerate(self.all_rows)}
 
 
 @dataclass(frozen=True)
@@ -112,7 +127,7 @@ class Search:
 
     def advance(
         self, groups: Iterable[SequenceGroup], questions: Rows[Question], all_rows: Rows[int], output: StepOutput
-    ) -> None:
+    ) -> Collection[SequenceGroup]:
         """Gives the live sequences of groups their next tokens.
 
         Afterwards `live` of each holds those that go on, each with the row it continues, and `finished` has those that
@@ -123,10 +138,16 @@ class Search:
             questions: by row.
             all_rows: rows whose question needs all, in the order of the output.
             output: by row.
+
+        Returns:
+            Those that the model gave no numbers for, which stay as they are.
         """
-        step = _Step(questions, output, dict(zip(all_rows, itertools.count(), strict=False)))
+        step = _Step(questions, output, all_rows)
         first_ids, first_logprobs = output.top_ids[:, 0].tolist(), output.top_logprobs[:, 0].tolist()
-        beams: defaultdict[int, list[SequenceGroup]] = defaultdict(list)  # by the number of live sequences
+        broken: Collection[SequenceGroup] = ()
+        if math.isnan(sum(first_logprobs)):
+            broken = {group for group in groups if any(math.isnan(first_logprobs[s.row]) for s in group.live)}
+            groups = [group for group in groups if group not in broken]
         for group in groups:
             sequence = group.live[0]
             row, question, options = sequence.row, questions[sequence.row], group.request.options
@@ -136,10 +157,10 @@ class Search:
                 sequence.append(question.forced_id, logprob, logprob)
                 self._finish(group, group.live)
             elif options.beam_size > 1:
-                beams[len(group.live)].append(group)
+                self._extend_beam(group, step)
             elif options.is_sampling:
                 self._sample(group, step)
-            elif question == _MOST_PROBABLE:
+            elif not question.needs_all and first_ids[row] not in question.banned:
                 token_id, logprob = first_ids[row], first_logprobs[row]
                 sequence.append(token_id, logprob, logprob)
                 if token_id == self.eos_token_id or len(sequence.token_ids) >= group.request.max_target_tokens:
@@ -149,8 +170,7 @@ class Search:
                 if best:
                     sequence.append(*best[0])
                 self._finish(group, group.live, is_stuck=not best)
-        for same_size in beams.values():
-            self._extend_beams(same_size, step)
+        return broken
 
     def _finish(self, group: SequenceGroup, sequences: Iterable[Sequence], is_stuck: bool = False) -> None:
         """Sorts sequences that have a new token into those that ended and those that live on."""
@@ -169,7 +189,7 @@ class Search:
         """The `count` best next tokens that are not banned, best first; fewer where there are not as many."""
         row, question = sequence.row, step.questions[sequence.row]
         if not question.needs_all:
-            pairs = zip(step.output.top_ids[row].tolist(), step.output.top_logprobs[row].tolist(), strict=True)
+            pairs = zip(step.top_ids[row], step.top_logprobs[row], strict=True)
             return [Candidate(i, p, p) for i, p in pairs if i not in question.banned][:count]
         ranked = self._penalised(sequence, step)
         best = np.argsort(-ranked, kind="stable")[:count]  # ties go to the lower id, as in the graph
@@ -192,77 +212,68 @@ class Search:
 
     # -- beams -----------------------------------------------------------------------------------------------------
 
-    def _extend_beams(self, groups: Rows[SequenceGroup], step: "_Step") -> None:
-        """One step of beam search for groups that have the same number of live sequences.
-
-        For each it is what `_beam_search` of Hugging Face's transformers 5 does with a batch of one sentence. All are
-        ranked together by NumPy, as Python would take longer than the model.
-        """
-        num_kept = 2 * max(group.request.options.beam_size for group in groups)
-        ids, logprobs, ranked = self._beam_candidates(groups, num_kept, step)
-        totals = np.array([[sequence.ranked_logprob for sequence in group.live] for group in groups])
-        num_groups, num_live, width = ranked.shape
-        flat = (ranked + totals[:, :, None]).reshape(num_groups, num_live * width)
-        order = np.argsort(-flat, axis=1, kind="stable")[:, :num_kept]  # ties go to the better beam
-        columns = [
-            order // width,
-            *(np.take_along_axis(a.reshape(flat.shape), order, 1) for a in (ids, logprobs, ranked)),
-        ]
-        is_end = (columns[1] == self.eos_token_id) | (columns[3] == -np.inf)
-        first_ends = np.where(is_end.any(axis=1), is_end.argmax(axis=1), num_kept).tolist()
-        for group, first_end, *ranking in zip(groups, first_ends, *(c.tolist() for c in columns), strict=True):
-            beam_size = group.request.options.beam_size
-            if first_end >= beam_size and len(group.live[0].token_ids) + 1 < group.request.max_target_tokens:
-                # As nearly always: nothing ends among the best.
-                chosen = zip(*(column[:beam_size] for column in ranking), strict=True)
-                live = [group.live[beam].continued(*candidate) for beam, *candidate in chosen]
-                group.live = [] if group.finished and self._is_over(group, live) else live
-            else:
-                self._extend_beam(group, list(zip(*ranking, strict=True))[: 2 * beam_size])
-
-    def _beam_candidates(
-        self, groups: Rows[SequenceGroup], count: int, step: "_Step"
-    ) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]:
-        """Ids, log-probs and penalised log-probs, -inf where banned, of the next tokens; [groups, live, >= count]."""
-        rows = np.array([[sequence.row for sequence in group.live] for group in groups])
-        ids, logprobs = step.output.top_ids[rows], step.output.top_logprobs[rows].astype(np.float64)
-        ranked = logprobs.copy()
-        for i, group in enumerate(groups):
-            for j, sequence in enumerate(group.live):
-                question = step.questions[sequence.row]
-                if question.needs_all:
-                    found = self._candidates(sequence, min(count, ids.shape[2]), step)
-                    ranked[i, j] = -np.inf
-                    for array, values in zip((ids, logprobs, ranked), zip(*found, strict=True), strict=False):
-                        array[i, j, : len(found)] = values
-                elif question.banned:
-                    ranked[i, j, np.isin(ids[i, j], list(question.banned))] = -np.inf
-        return ids, logprobs, ranked
-
-    def _extend_beam(self, group: SequenceGroup, ranking: Rows[tuple[int, int, float, float]]) -> None:
-        """Goes on with the best candidates of one group: (place in `live`, token, log-prob, penalised log-prob)."""
+    def _extend_beam(self, group: SequenceGroup, step: "_Step") -> None:
+        """One step of beam search: what `_beam_search` of Hugging Face's transformers 5 does with one sentence."""
         request, options, parents = group.request, group.request.options, group.live
-        num_tokens = len(parents[0].token_ids) + 1
+        ranking = self._ranking(group, 2 * options.beam_size, step)
+        best = ranking[: options.beam_size]
+        is_last = len(parents[0].token_ids) + 1 >= request.max_target_tokens
+        if (
+            not is_last
+            and len(best) == options.beam_size
+            and self.eos_token_id not in [token_id for _, token_id, _, _ in best]
+        ):
+            live = _continued(parents, best)  # as nearly always: nothing ends among the best
+        else:
+            live = self._end_some(group, ranking, is_last)
+        group.live = [] if self._is_over(group, live) else live
+
+    def _ranking(self, group: SequenceGroup, count: int, step: "_Step") -> list["_Ranked"]:
+        """The `count` best tokens that may continue any of the live sequences, best first; fewer where there are not.
+
+        Lists take less time here than arrays: a group has a few dozens of candidates.
+        """
+        beams, ids, logprobs, ranked, losses = [], [], [], [], []
+        for beam, sequence in enumerate(group.live):
+            question = step.questions[sequence.row]
+            next_ids = step.top_ids[sequence.row]
+            next_logprobs = next_ranked = step.top_logprobs[sequence.row]
+            if question.needs_all or not question.banned.isdisjoint(next_ids):
+                found = self._candidates(sequence, count, step)
+                next_ids = [candidate.token_id for candidate in found]
+                next_logprobs = [candidate.logprob for candidate in found]
+                next_ranked = [candidate.ranked_logprob for candidate in found]
+            loss = -sequence.ranked_logprob
+            losses += [loss - value for value in next_ranked]
+            beams += [beam] * len(next_ids)
+            ids += next_ids
+            logprobs += next_logprobs
+            ranked += next_ranked
+        best = sorted(range(len(losses)), key=losses.__getitem__)[:count]  # ties go to the better beam
+        return [(beams[i], ids[i], logprobs[i], ranked[i]) for i in best]
+
+    def _end_some(self, group: SequenceGroup, ranking: Rows["_Ranked"], is_last: bool) -> list[Sequence]:
+        """Goes on with the best that can, and finishes those that have ended; returns those that go on."""
+        options, parents = group.request.options, group.live
         is_closed = options.early_stopping is EarlyStopping.FIRST and len(group.finished) >= options.num_finished
-        live: list[Sequence] = []
+        going_on: list[_Ranked] = []
         ended: list[Hypothesis] = []
-        for place, (beam, token_id, logprob, ranked) in enumerate(ranking):
-            if ranked == -math.inf:
-                break
+        for place, entry in enumerate(ranking):
+            beam, token_id, logprob, ranked = entry
             has_stopped = token_id == self.eos_token_id
-            if not has_stopped and num_tokens < request.max_target_tokens:
-                if len(live) < options.beam_size:
-                    live.append(parents[beam].continued(token_id, logprob, ranked))
+            if not has_stopped and not is_last:
+                if len(going_on) < options.beam_size:
+                    going_on.append(entry)
             elif place < options.beam_size and not is_closed:
                 reason = FinishReason.STOP if has_stopped else FinishReason.LENGTH
                 ended.append(parents[beam].continued(token_id, logprob, ranked).hypothesis(reason))
-            if len(live) == options.beam_size <= place + 1:
+            if len(going_on) == options.beam_size <= place + 1:
                 break  # what follows can neither live nor end
-        if not live and not ended and not group.finished:  # everything is banned
+        if not going_on and not ended and not group.finished:  # everything is banned
             ended = [sequence.hypothesis(FinishReason.LENGTH) for sequence in parents]
         if ended:
             group.finished = sorted([*group.finished, *ended], key=_score, reverse=True)[: options.num_finished]
-        group.live = [] if self._is_over(group, live) else live
+        return _continued(parents, going_on)
 
     def _is_over(self, group: SequenceGroup, live: list[Sequence]) -> bool:
         options = group.request.options
@@ -325,6 +336,23 @@ class Search:
             num_common = min(num_common, len(other))
             num_common = next((i for i in range(num_common) if first[i] != other[i]), num_common)
         return tuple(first[:num_common])
+
+
+def _continued(live: Rows[Sequence], ranking: Rows["_Ranked"]) -> list[Sequence]:
+    """The sequences with a token more each; the last that continues a sequence is that sequence, made longer."""
+    num_left = [0] * len(live)
+    for beam, *_ in ranking:
+        num_left[beam] += 1
+    result = []
+    for beam, token_id, logprob, ranked in ranking:
+        sequence = live[beam]
+        num_left[beam] -= 1
+        if num_left[beam]:
+            sequence = sequence.continued(token_id, logprob, ranked)
+        else:
+            sequence.append(token_id, logprob, ranked)
+        result.append(sequence)
+    return result
 
 
 def _score(hypothesis: Hypothesis) -> float:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 import onnxruntime as ort
 
 from dragoman_server.runtime.memory import shrinking_run
+from dragoman_server.runtime.session import flush_denormals
 
 logger = logging.getLogger(__name__)
 
@@ -115,6 +116,7 @@ class _IdleThread:
 
     def _loop(self) -> None:
         _stand_back()
+        flush_denormals()
         while os.read(self._calls, 1):
             try:
                 self._run(self._options)

@@ -5,6 +5,7 @@ from typing import Protocol, Self
 
 from dragoman_server.config import EngineOptions
 from dragoman_server.runtime.machine import available_cpus
+from dragoman_server.runtime.session import flush_denormals
 
 
 class Stepper(Protocol):
@@ -85,17 +86,21 @@ class Device:
         self.close()
 
     def _run(self, lane: int) -> None:
+        flush_denormals()
         changed = self._changed[lane]
         while True:
             with changed:
-                self._current[lane] = None
-                changed.notify_all()
-                changed.wait_for(lambda: self._is_closed or self._next(lane))
-                if self._is_closed:
-                    return
-                stepper = self._last[lane] = self._current[lane] = self._next(lane)
-            if stepper is not None:
-                stepper.step(lane)
+                stepper = None if self._is_closed else self._next(lane)
+                if stepper is not self._current[lane]:
+                    self._current[lane] = stepper
+                    changed.notify_all()
+                if stepper is None:
+                    if self._is_closed:
+                        return
+                    changed.wait()
+                    continue
+                self._last[lane] = stepper
+            stepper.step(lane)
 
     def _next(self, lane: int) -> Stepper | None:
         """Whose turn it is: the next after the last that has work."""

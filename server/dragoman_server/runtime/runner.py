@@ -59,6 +59,13 @@ class Graphs:
         return np.int8 if types[self.manifest.state.self_kv[0]] == "tensor(int8)" else np.float32
 
 
+class _Bound(NamedTuple):
+    """Where a step reads and writes, and the views of what it writes."""
+
+    binding: ort.IOBinding
+    output: StepOutput
+
+
 class OnnxRunner:
     """Decodes the rows of one lane on the CPU. Not thread-safe: the lane is the only one to call it.
 
@@ -79,7 +86,7 @@ class OnnxRunner:
         self.graphs, self._manifest, self.max_rows = graphs, graphs.manifest, max_rows
         self._pool = KvPool(graphs.manifest, max_rows, graphs.kv_dtype)
         self.is_alone = False
-        self._bindings: dict[tuple[bool, int, int], ort.IOBinding] = {}  # by whether it is alone, rows and k
+        self._bound: dict[tuple[bool, int, int], _Bound] = {}  # by whether it is alone, rows and k
         self._bound_generation = self._pool.generation
         self._inputs: dict[str, NDArray[Any]] = {
             "input_ids": np.zeros(max_rows, np.int64),
@@ -89,8 +96,6 @@ class OnnxRunner:
         }
         self._score_logprobs = np.zeros((max_rows, 1), np.float32)
         self._top: dict[int, tuple[NDArray[np.int64], NDArray[np.float32]]] = {}  # ids and log-probs by k
-        self._no_rows = np.zeros(0, np.int64)
-        self._nothing = np.zeros((0, self._manifest.architecture.vocabulary_size), np.float32)
 
     @classmethod
     def open(cls, bundle: Bundle, max_rows: int, num_threads: int) -> "OnnxRunner":
@@ -132,27 +137,21 @@ class OnnxRunner:
         num_rows = len(token_ids)
         self._pool.make_room(max(positions) + 1, num_rows)
         if self._bound_generation != self._pool.generation:
-            self._bindings.clear()
+            self._bound.clear()
             self._bound_generation = self._pool.generation
         self._inputs["input_ids"][:num_rows] = token_ids
         self._inputs["position_ids"][:num_rows] = positions
         self._inputs["score_ids"][: len(score_ids), 0] = score_ids
         # Few different k, for each has its bindings.
         top_k = min(1 << (top_k - 1).bit_length(), self._manifest.architecture.vocabulary_size)
-        ids, logprobs = self._top_arrays(top_k)
-        all_logits = all_logprobs = self._nothing
-        if all_rows:
-            rows = np.array(all_rows, np.int64)
-            all_logits, all_logprobs = (np.empty((len(rows), self._nothing.shape[1]), np.float32) for _ in range(2))
-            binding = self._bind(num_rows, top_k, rows, all_logits, all_logprobs)
-        else:
-            key = (self.is_alone, num_rows, top_k)
-            if key not in self._bindings:
-                self._bindings[key] = self._bind(num_rows, top_k, self._no_rows, all_logits, all_logprobs)
-            binding = self._bindings[key]
-        self._sessions.decoder.run_with_iobinding(binding)
-        score_logprobs = self._score_logprobs[:num_rows, 0]
-        return StepOutput(ids[:num_rows], logprobs[:num_rows], score_logprobs, all_logits, all_logprobs)
+        key = (self.is_alone, num_rows, top_k)
+        bound = None if all_rows else self._bound.get(key)
+        if bound is None:
+            bound = self._bind(num_rows, top_k, all_rows)
+            if not all_rows:
+                self._bound[key] = bound
+        self._sessions.decoder.run_with_iobinding(bound.binding)
+        return bound.output
 
     def move_rows(self, moves: Sequence[Move]) -> None:
         self._pool.move_rows(moves)
@@ -163,16 +162,11 @@ class OnnxRunner:
             self._top[top_k] = np.zeros(shape, np.int64), np.zeros(shape, np.float32)
         return self._top[top_k]
 
-    def _bind(
-        self,
-        num_rows: int,
-        top_k: int,
-        all_rows: NDArray[np.int64],
-        all_logits: NDArray[np.float32],
-        all_logprobs: NDArray[np.float32],
-    ) -> ort.IOBinding:
+    def _bind(self, num_rows: int, top_k: int, all_rows: Sequence[int]) -> "_Bound":
         binding = self._sessions.decoder.io_binding()
         ids, logprobs = self._top_arrays(top_k)
+        shape = (len(all_rows), self._manifest.architecture.vocabulary_size)
+        all_logits, all_logprobs = np.empty(shape, np.float32), np.empty(shape, np.float32)
         pool = self._pool.arrays
         outputs: dict[str, NDArray[Any]] = {
             "top_ids": ids,
@@ -187,10 +181,12 @@ class OnnxRunner:
             for name, array in arrays.items():
                 _bind_array(bind, name, array[:num_rows])
         binding.bind_cpu_input("top_k", np.array([top_k], np.int64))
-        _bind_array(binding.bind_input, "all_rows", all_rows)
+        binding.bind_cpu_input("all_rows", np.array(all_rows, np.int64))
         _bind_array(binding.bind_output, "all_logits", all_logits)
         _bind_array(binding.bind_output, "all_logprobs", all_logprobs)
-        return binding
+        score_logprobs = self._score_logprobs[:num_rows, 0]
+        output = StepOutput(ids[:num_rows], logprobs[:num_rows], score_logprobs, all_logits, all_logprobs)
+        return _Bound(binding, output)
 
 
 def open_runners(bundle: Bundle, options: EngineOptions) -> list[OnnxRunner]:

@@ -1,10 +1,16 @@
-"""Sessions of ONNX Runtime, opened the one way that is fast and exact."""
+"""Sessions of ONNX Runtime, opened and run the one way that is fast and exact."""
 
+import ctypes
+import platform
+import sys
 from pathlib import Path
 
 import onnxruntime as ort
 
 from dragoman_server.errors import BundleError
+
+HAS_MXCSR = sys.platform == "linux" and platform.machine() == "x86_64"
+_FLUSH_TO_ZERO, _DENORMALS_ARE_ZERO = 1 << 15, 1 << 6  # bits of MXCSR
 
 
 def open_session(path: Path, num_threads: int, *, saves_memory: bool = False) -> ort.InferenceSession:
@@ -23,14 +29,42 @@ def open_session(path: Path, num_threads: int, *, saves_memory: bool = False) ->
     # A session's threads look out for more work for a while. After a run they must not: the encoder's would take the
     # processors away from the decoder's, and both from the Python between the steps.
     options.add_session_config_entry("session.force_spinning_stop", "1")
+    options.add_session_config_entry("session.set_denormal_as_zero", "1")  # on the session's threads, see below
     options.log_severity_level = 4  # what is not fatal comes as an exception
     if not _has_vnni():
         # Without VNNI instructions the fast int8 kernels add pairs of products in 16 bits, which can overflow.
         options.add_session_config_entry("session.x64quantprecision", "1")
+    environment = _float_environment()
     try:
         return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime's exceptions share no base class
         raise BundleError(f"{path} cannot be loaded: {error}") from error
+    finally:
+        _set_float_environment(environment)  # whoever opens the first session would flush denormals ever after
+
+
+def flush_denormals() -> None:
+    """Has the thread that calls, which runs sessions, take numbers below 1e-38 for zero from now on.
+
+    The softmax of peaked attention is full of them, and Intel's processors need a hundred times as long for each: the
+    encoder was 1.2 times as fast without. Weights this small change no bit of a sum with one that is not.
+    """
+    environment = _float_environment()
+    environment[7] |= _FLUSH_TO_ZERO | _DENORMALS_ARE_ZERO
+    _set_float_environment(environment)
+
+
+def _float_environment() -> "ctypes.Array[ctypes.c_uint32]":
+    """How this thread computes with floats, Linux's fenv_t on x86-64: the last of its words is the register MXCSR."""
+    environment = (ctypes.c_uint32 * 8)()
+    if HAS_MXCSR:
+        ctypes.CDLL(None).fegetenv(environment)
+    return environment
+
+
+def _set_float_environment(environment: "ctypes.Array[ctypes.c_uint32]") -> None:
+    if HAS_MXCSR:
+        ctypes.CDLL(None).fesetenv(environment)
 
 
 def _has_vnni() -> bool:

@@ -1,25 +1,28 @@
 import time
-from dataclasses import replace
 
 import pytest
 
 from dragoman_server.engine.engine import StepReport
+from dragoman_server.engine.lane import LaneStep
 from dragoman_server.metrics import Metrics
 
 STEP = StepReport(
+    LaneStep(
+        num_cached_tokens=20,
+        num_decoded=4,
+        decode_seconds=0.004,
+        encode_seconds=0.02,
+        num_encoded_tokens=17,
+        queue_seconds=(0.5, 0.25),
+        first_token_seconds=(0.75,),
+    ),
+    num_cached_tokens=30,
     num_waiting=5,
     num_running=3,
-    num_cached_tokens=30,
-    num_encoded_tokens=17,
-    num_decoded=4,
-    encode_seconds=0.02,
-    decode_seconds=0.004,
-    queue_seconds=(0.5, 0.25),
-    first_token_seconds=(0.75,),
     num_cancelled=1,
     num_expired=2,
 )
-IDLE = replace(STEP, num_waiting=0, num_running=0, num_encoded_tokens=0, num_decoded=0, queue_seconds=())
+IDLE = STEP._replace(step=LaneStep(20, 0, 0.0, 0.0), num_waiting=0, num_running=0)
 
 
 @pytest.fixture

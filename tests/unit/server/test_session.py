@@ -1,0 +1,85 @@
+import asyncio
+import math
+import threading
+from collections.abc import Callable
+from typing import cast
+
+import numpy as np
+import pytest
+
+from dragoman_server.attention.worker import AttentionWorker
+from dragoman_server.bundle.bundle import Bundle
+from dragoman_server.bundle.manifest import ENCODER_FILE, Precision
+from dragoman_server.runtime import session
+from dragoman_server.runtime.attention_pass import AttentionPass
+from dragoman_server.runtime.background import Background
+from dragoman_server.runtime.device import Device
+
+_DENORMALS = np.full(4, 1e-40, np.float32)
+
+pytestmark = pytest.mark.skipif(not session.HAS_MXCSR, reason="denormals are flushed on x86-64 under Linux alone")
+
+
+def keeps_denormals() -> bool:
+    return bool((_DENORMALS * np.float32(0.5)).all())
+
+
+def on_a_thread(work: Callable[[], bool]) -> bool:
+    results: list[bool] = []
+    thread = threading.Thread(target=lambda: results.append(work()))
+    thread.start()
+    thread.join()
+    return results[0]
+
+
+def on_a_lane() -> bool:
+    results: list[bool] = []
+    done = threading.Event()
+
+    class Once:
+        def has_work(self, lane: int) -> bool:
+            return not results
+
+        def step(self, lane: int) -> None:
+            results.append(keeps_denormals())
+            done.set()
+
+    with Device(1) as device:
+        device.attach(Once())
+        assert done.wait(timeout=30)
+    return results[0]
+
+
+def in_the_background() -> bool:
+    results: list[bool] = []
+    background = Background()
+    background.run(lambda _: results.append(keeps_denormals()))
+    background.close()
+    return results[0]
+
+
+def on_the_thread_of_attention() -> bool:
+    worker = AttentionWorker(cast(AttentionPass, object()), max_waiting=1)
+    try:
+        return asyncio.run(worker.run(lambda _: keeps_denormals(), math.inf))
+    finally:
+        worker.close()
+
+
+def test_a_thread_that_flushes_denormals_takes_them_for_zero_and_no_other_does() -> None:
+    def flushed() -> bool:
+        session.flush_denormals()
+        return keeps_denormals()
+
+    assert not on_a_thread(flushed)
+    assert on_a_thread(keeps_denormals)
+
+
+@pytest.mark.parametrize("run", [on_a_lane, in_the_background, on_the_thread_of_attention])
+def test_all_threads_that_run_sessions_flush_denormals(run: Callable[[], bool]) -> None:
+    assert not run()
+
+
+def test_whoever_opens_a_session_keeps_denormals(tiny_bundles: dict[Precision, Bundle]) -> None:
+    session.open_session(tiny_bundles["int8"].folder / ENCODER_FILE, 1)
+    assert keeps_denormals()

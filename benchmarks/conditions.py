@@ -35,7 +35,6 @@ from benchmarks.served import Server, dragoman_server, serving
 from benchmarks.settings import RESULTS, SENTENCES, Settings, read_sentences
 from benchmarks.statistics import Summary, paired_ratios, percentile
 from benchmarks.systems import dragoman
-from dragoman_server.runtime.kv_pool import FIRST_CAPACITY
 from dragoman_server.runtime.machine import available_cpus
 
 _LANES = (1, 4)
@@ -90,9 +89,7 @@ def measure_memory(settings: Settings, lanes: int) -> Memory:
         [batch] = workload.batches(2 * lanes * system.runners[0].max_rows)
         for _ in range(2):
             system.translate(batch, workload.decoding(batch, 1))
-        # No sentence of the workload has more tokens than a pool has positions at first, for sources and for targets.
-        per_row = 2 * FIRST_CAPACITY * system.runners[0].kv_bytes_per_token
-        kv_pools = sum(runner.max_rows * per_row for runner in system.runners)
+        kv_pools = sum(runner.kv_pool_bytes for runner in system.runners)
         return Memory(system.subject, _resident_bytes(), kv_pools)
 
 

@@ -12,7 +12,7 @@ from dragoman_server.bundle.bundle import Bundle
 from dragoman_server.bundle.framing import decoder_inputs
 from dragoman_server.bundle.manifest import ATTENTION_FILE
 from dragoman_server.runtime.background import Background
-from dragoman_server.runtime.memory import empty, shrinking_run
+from dragoman_server.runtime.memory import shrinking_run, zeros
 from dragoman_server.runtime.session import open_session
 
 # Of the table of log-probs, rows by vocabulary, that is computed at a time. There are two of these.
@@ -92,7 +92,7 @@ class AttentionPass:
         num_rows = len(source_ids if kind == "encoder" else target_ids)
         num_columns = len(target_ids if kind == "decoder" else source_ids)
         shape = (1, len(heads), num_rows, num_columns)
-        outputs = {f"{kind}_attentions.{layer}": empty(shape) for layer in layers}
+        outputs = {f"{kind}_attentions.{layer}": zeros(shape) for layer in layers}
         wanted = np.zeros(self._num_layers[kind], np.int64)
         wanted[list(layers)] = 1
         feeds: dict[str, NDArray[Any]] = {f"{kind}_layers": wanted, "heads": np.array(heads, np.int64)}

@@ -8,6 +8,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from dragoman_server.bundle.manifest import Manifest
 from dragoman_server.engine.slots import Move
+from dragoman_server.runtime.memory import zeros
 
 # Positions that the pool has room for at first. It grows by doubling when a longer sentence comes. The smaller it is,
 # the closer together lies what a step reads.
@@ -93,7 +94,7 @@ class KvPool:
         # First, for arrays are replaced, and memory may run out half-way.
         self.generation += 1
         for name in names:
-            array = np.zeros((self._max_rows, architecture.num_heads, capacity, architecture.d_head), self._dtype)
+            array = zeros((self._max_rows, architecture.num_heads, capacity, architecture.d_head), self._dtype)
             if num_rows:
                 old = self._arrays[name]
                 array[:num_rows, :, : old.shape[2]] = old[:num_rows]

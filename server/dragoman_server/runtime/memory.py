@@ -9,10 +9,11 @@ import resource
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 _HUGE_PAGE_BYTES = 2 << 20
 _MADV_HUGEPAGE, _MADV_COLLAPSE = 14, 25  # of Linux; the latter since 6.1
@@ -21,12 +22,15 @@ _MADV_HUGEPAGE, _MADV_COLLAPSE = 14, 25  # of Linux; the latter since 6.1
 _LARGE_ARRAY_BYTES = 1 << 20
 
 
-def empty(shape: tuple[int, ...]) -> NDArray[np.float32]:
-    """An array whose memory the system gets back with it, where it is large: the allocator would keep some of it."""
-    num_bytes = 4 * math.prod(shape)
+def zeros(shape: tuple[int, ...], dtype: DTypeLike = np.float32) -> NDArray[Any]:
+    """An array whose memory the system gets back with it, where it is large: the allocator would keep some of it.
+
+    What is never written to takes up none.
+    """
+    num_bytes = np.dtype(dtype).itemsize * math.prod(shape)
     if num_bytes < _LARGE_ARRAY_BYTES:
-        return np.empty(shape, np.float32)
-    return np.frombuffer(mmap.mmap(-1, num_bytes), np.float32).reshape(shape)
+        return np.zeros(shape, dtype)
+    return np.frombuffer(mmap.mmap(-1, num_bytes), dtype).reshape(shape)
 
 
 def give_back_memory() -> None:

@@ -36,7 +36,8 @@ class Sessions(NamedTuple):
         Raises:
             BundleError: ONNX Runtime cannot load the graphs.
         """
-        return cls(*(open_session(bundle.folder / file, num_threads) for file in (ENCODER_FILE, DECODER_STEP_FILE)))
+        encoder = open_session(bundle.folder / ENCODER_FILE, num_threads)
+        return cls(encoder, open_session(bundle.folder / DECODER_STEP_FILE, num_threads, has_few_shapes=True))
 
 
 @dataclass(frozen=True)
@@ -116,6 +117,11 @@ class OnnxRunner:
         """Size of the pool when it has grown to the longest sentences in all rows."""
         limits = self._manifest.limits
         return self.kv_bytes_per_token * self.max_rows * (limits.max_source_tokens + limits.max_target_tokens)
+
+    @property
+    def kv_pool_bytes(self) -> int:
+        """Size of the pool at present."""
+        return sum(array.nbytes for array in self._pool.arrays.values())
 
     @property
     def kv_bytes_per_token(self) -> int:

@@ -1,5 +1,9 @@
+import os
+import sys
 import threading
 from collections.abc import Callable
+
+import pytest
 
 from dragoman_server.runtime.device import Device
 
@@ -35,6 +39,17 @@ def test_every_lane_has_a_thread_of_its_own() -> None:
         device.attach(work)
         assert work.is_done.wait(timeout=30)
     assert work.threads == {"dragoman-lane-0", "dragoman-lane-1", "dragoman-lane-2"}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no policies of threads")
+def test_lanes_take_the_processor_from_nobody_who_runs() -> None:
+    policies: list[int] = []
+    work = Countdown(1, on_step=lambda _: policies.append(os.sched_getscheduler(threading.get_native_id())))
+    with Device(1) as device:
+        device.attach(work)
+        assert work.is_done.wait(timeout=30)
+    assert policies == [os.SCHED_BATCH]
+    assert os.sched_getscheduler(threading.get_native_id()) == os.SCHED_OTHER
 
 
 def test_engines_take_turns_step_by_step() -> None:

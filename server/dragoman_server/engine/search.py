@@ -67,15 +67,14 @@ class _Step:
     output: StepOutput
     all_rows: Rows[int]  # in the order of `all_logits` and `all_logprobs`
 
-    @cached_property
-    def top_ids(self) -> list[list[int]]:
-        ids: list[list[int]] = self.output.top_ids.tolist()
-        return ids
+    def top(self, row: int, count: int) -> tuple[list[int], list[float]]:
+        """The ids and log-probs of the `count` most probable tokens: the step may have more, for others."""
+        ids, logprobs = self._top
+        return ids[row][:count], logprobs[row][:count]
 
     @cached_property
-    def top_logprobs(self) -> list[list[float]]:
-        logprobs: list[list[float]] = self.output.top_logprobs.tolist()
-        return logprobs
+    def _top(self) -> tuple[list[list[int]], list[list[float]]]:
+        return self.output.top_ids.tolist(), self.output.top_logprobs.tolist()
 
     @cached_property
     def places(self) -> dict[int, int]:
@@ -126,7 +125,7 @@ class Search:
         return frozenset(banned)
 
     def advance(
-        self, groups: Iterable[SequenceGroup], questions: Rows[Question], all_rows: Rows[int], output: StepOutput
+        self, groups: Collection[SequenceGroup], questions: Rows[Question], all_rows: Rows[int], output: StepOutput
     ) -> Collection[SequenceGroup]:
         """Gives the live sequences of groups their next tokens.
 
@@ -189,7 +188,7 @@ class Search:
         """The `count` best next tokens that are not banned, best first; fewer where there are not as many."""
         row, question = sequence.row, step.questions[sequence.row]
         if not question.needs_all:
-            pairs = zip(step.top_ids[row], step.top_logprobs[row], strict=True)
+            pairs = zip(*step.top(row, question.num_candidates), strict=True)
             return [Candidate(i, p, p) for i, p in pairs if i not in question.banned][:count]
         ranked = self._penalised(sequence, step)
         best = np.argsort(-ranked, kind="stable")[:count]  # ties go to the lower id, as in the graph
@@ -236,8 +235,8 @@ class Search:
         beams, ids, logprobs, ranked, losses = [], [], [], [], []
         for beam, sequence in enumerate(group.live):
             question = step.questions[sequence.row]
-            next_ids = step.top_ids[sequence.row]
-            next_logprobs = next_ranked = step.top_logprobs[sequence.row]
+            next_ids, next_logprobs = step.top(sequence.row, question.num_candidates)
+            next_ranked = next_logprobs
             if question.needs_all or not question.banned.isdisjoint(next_ids):
                 found = self._candidates(sequence, count, step)
                 next_ids = [candidate.token_id for candidate in found]

@@ -158,7 +158,10 @@ def main(
     served = [row for row in rows if row["part"] == "served"]
     for file, tables in (
         ("README.md", {"offline": caption + offline_table(int8)}),
-        ("benchmarks/README.md", {"settings": caption + settings_table(int8), "served": served_table(served)}),
+        (
+            "benchmarks/README.md",
+            {"settings": caption + settings_table(int8), **({"served": served_table(served)} if served else {})},
+        ),
     ):
         path = root / file
         text = path.read_text(encoding="utf-8")

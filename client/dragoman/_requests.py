@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from reprlib import repr as short_repr
 from typing import Any, Final, TypeAlias, TypeVar, cast, get_args, get_type_hints
 
+from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 
 from dragoman import types
@@ -36,6 +37,14 @@ MAX_INPUT_BYTES: Final = 4_000_000
 # Roughly where a segment ends and another begins, by lines and sentences. Only the server knows.
 # Too many make calls smaller than they could be, too few make the server refuse them.
 _SEGMENT_BREAK = re.compile(r"[\n\r\v\f\x1c-\x1e\x85\u2028\u2029.!?…。！？؟۔।]++(?=.)", re.DOTALL)
+
+# The values of protobuf's integers.
+_INTEGERS: Final = {
+    FieldDescriptor.CPPTYPE_INT32: (-(2**31), 2**31 - 1),
+    FieldDescriptor.CPPTYPE_UINT32: (0, 2**32 - 1),
+    FieldDescriptor.CPPTYPE_INT64: (-(2**63), 2**63 - 1),
+    FieldDescriptor.CPPTYPE_UINT64: (0, 2**64 - 1),
+}
 
 Target: TypeAlias = str | Sequence[int]
 """A translation that the caller has: a text, or the ids of its tokens."""
@@ -287,6 +296,10 @@ def _set(message: Any, name: str, value: Any) -> None:
         else:
             setattr(message, name, value)
     except (TypeError, ValueError) as error:
+        limits = _INTEGERS.get(message.DESCRIPTOR.fields_by_name[name].cpp_type)
+        if isinstance(error, ValueError) and limits is not None:
+            low, high = limits
+            raise InvalidArgumentError(f"{name} is {short_repr(value)}, must be from {low} to {high}") from None
         raise InvalidArgumentError(f"{name} is {short_repr(value)}: {error}") from None
 
 

@@ -14,6 +14,8 @@ from dragoman_server.errors import StartError
 
 EXIT_START_ERROR = 2
 
+_NO_THREAD = "can't start new thread"  # Python's own words
+
 
 def main() -> None:
     """Runs the server.
@@ -25,6 +27,11 @@ def main() -> None:
         code = _run()
     except StartError as error:
         print(f"dragoman-server: {error}", file=sys.stderr)
+        code = EXIT_START_ERROR
+    except RuntimeError as error:
+        if str(error) != _NO_THREAD:
+            raise
+        print("dragoman-server: the system lets it have no more threads, or no memory for one", file=sys.stderr)
         code = EXIT_START_ERROR
     leave(code)
 

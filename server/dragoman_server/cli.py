@@ -61,11 +61,11 @@ def read_config(arguments: Sequence[str], environ: Mapping[str, str]) -> Config:
 
 def _read_flags(arguments: Sequence[str], faults: list[str]) -> dict[str, _Given]:
     known, unknown = _parser().parse_known_args(arguments)
-    flags = [argument.partition("=")[0] for argument in unknown if argument.startswith("-")]
-    # What follows an unknown flag may be its value.
-    faults += [_no_option(flag, (option.flag for option in _FLAGS)) for flag in flags] or [
-        f"The argument {argument!r:.200} belongs to no option." for argument in unknown
-    ]
+    for before, argument in zip(["", *unknown], unknown, strict=False):
+        if argument.startswith("-"):
+            faults.append(_no_option(argument.partition("=")[0], (option.flag for option in _FLAGS)))
+        elif not before.startswith("-") or "=" in before:  # what follows an unknown flag may be its value
+            faults.append(f"The argument {argument!r:.200} belongs to no option.")
     given = {}
     for option in _FLAGS:
         values = getattr(known, option.name)
@@ -150,5 +150,5 @@ def _line(text: str, key: str) -> str:
 
 
 def _no_option(name: str, names: Iterable[str]) -> str:
-    similar = difflib.get_close_matches(name, list(names), n=1)
+    similar = difflib.get_close_matches(name, list(names), n=1, cutoff=0.7)
     return f"There is no option {name}" + (f"; is {similar[0]} meant?" if similar else ".")

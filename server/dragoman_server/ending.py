@@ -7,14 +7,15 @@ import sys
 import threading
 from typing import NoReturn
 
-from dragoman_server.registry.loading import THREAD_NAME
-
 logger = logging.getLogger(__name__)
+
+# Of the thread that loads a model, which may hang in a graph.
+LOADING_THREAD_NAME = "dragoman-loading"
 
 
 def leave(code: str | int | None) -> NoReturn:
     """As `sys.exit`; at once where a thread was left behind, which might crash while libraries are taken down."""
-    if any(thread.name == THREAD_NAME for thread in threading.enumerate()):
+    if any(thread.name == LOADING_THREAD_NAME for thread in threading.enumerate()):
         _end(int(code or 0))
     sys.exit(code)
 

@@ -70,11 +70,11 @@ HANGS = """
 import threading
 from dragoman_server import app
 from dragoman_server.__main__ import main
-from dragoman_server.registry.loading import THREAD_NAME
+from dragoman_server.ending import LOADING_THREAD_NAME
 from dragoman_server.runtime.runner import OnnxRunner
 
 def hang(*arguments, decode_step=OnnxRunner.decode_step, **keywords):
-    if threading.current_thread().name != THREAD_NAME:
+    if threading.current_thread().name != LOADING_THREAD_NAME:
         threading.Event().wait()
     return decode_step(*arguments, **keywords)
 

@@ -249,7 +249,7 @@ class Search:
             logprobs += next_logprobs
             ranked += next_ranked
         best = sorted(range(len(losses)), key=losses.__getitem__)[:count]  # ties go to the better beam
-        return [(beams[i], ids[i], logprobs[i], ranked[i]) for i in best]
+        return [(beams[i], ids[i], logprobs[i], ranked[i]) for i in best if ranked[i] > -math.inf]
 
     def _end_some(self, group: SequenceGroup, ranking: Rows["_Ranked"], is_last: bool) -> list[Sequence]:
         """Goes on with the best that can, and finishes those that have ended; returns those that go on."""

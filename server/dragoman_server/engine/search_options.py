@@ -109,7 +109,7 @@ class SearchOptions:
         """
         for name, low, high in (
             ("beam_size", 1, max_rows),
-            ("num_hypotheses", 1, max_rows if self.is_sampling else self.beam_size),
+            ("num_hypotheses", 1, max_rows if self.is_sampling else max(1, self.beam_size)),
             ("length_penalty", -10.0, 10.0),
             ("patience", 0.1, 10.0),
             ("temperature", 0.01, 100.0),

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import TypeVar
 
 from dragoman_server.bundle.manifest import WEIGHTS_FILE
+from dragoman_server.ending import LOADING_THREAD_NAME
 from dragoman_server.errors import StartError
 
 _T = TypeVar("_T")
 
-THREAD_NAME = "dragoman-loading"
 
 # The model shipped with the server takes a second; large ones are read for longer.
 _MAX_SECONDS = 60.0
@@ -50,7 +50,7 @@ async def load(work: Callable[[], _T], stop: asyncio.Event, max_seconds: float) 
         except BaseException as error:
             future.set_exception(error)
 
-    threading.Thread(target=run, name=THREAD_NAME, daemon=True).start()
+    threading.Thread(target=run, name=LOADING_THREAD_NAME, daemon=True).start()
     loaded, stopped = asyncio.wrap_future(future), asyncio.create_task(stop.wait())
     try:
         await asyncio.wait((loaded, stopped), timeout=max_seconds, return_when=asyncio.FIRST_COMPLETED)

@@ -15,6 +15,7 @@ from dragoman_server.errors import BundleError
 from dragoman_server.runtime.attention_pass import AttentionPass
 from dragoman_server.runtime.memory import memory_limit
 from dragoman_server.runtime.runner import OnnxRunner
+from dragoman_server.runtime.session import denormals_flushed
 
 # Golden sentences, which may be as long as the model allows.
 _MAX_TOGETHER = 8
@@ -130,7 +131,7 @@ def _difference(bundle: Bundle, subject: str, index: int, logprobs: Sequence[flo
 def _running(subject: str, index: int, num_bytes: int = 0) -> Iterator[None]:
     """Where golden sentences run, the first of them `index`, that may take `num_bytes` more than others."""
     try:
-        with memory_limit(_MAX_BYTES + num_bytes):
+        with memory_limit(_MAX_BYTES + num_bytes), denormals_flushed():  # as in the lanes
             yield
     except Exception as error:  # ONNX Runtime's exceptions share no base class
         raise BundleError(f"{subject}: golden sentence {index} cannot be run: {error}") from error

@@ -122,6 +122,6 @@ def _yield_to_event_loop() -> None:
     Lanes wake up hundreds of times a second, and took the processor from the event loop each time: with 32 callers, the
     first pieces of their translations came a third later.
     """
-    if sys.platform == "linux":
+    if sys.platform == "linux" and os.sched_getscheduler(0) == os.SCHED_OTHER:  # else somebody has chosen another
         with contextlib.suppress(OSError):  # some sandboxes refuse it
             os.sched_setscheduler(threading.get_native_id(), os.SCHED_BATCH, os.sched_param(0))

@@ -91,12 +91,13 @@ class KvPool:
             capacity *= 2
         capacity = min(capacity, limit)
         architecture = self._manifest.architecture
-        # First, for arrays are replaced, and memory may run out half-way.
-        self.generation += 1
-        for name in names:
-            array = zeros((self._max_rows, architecture.num_heads, capacity, architecture.d_head), self._dtype)
-            if num_rows:
+        shape = (self._max_rows, architecture.num_heads, capacity, architecture.d_head)
+        grown = {name: zeros(shape, self._dtype) for name in names}
+        if num_rows:
+            for name, array in grown.items():
                 old = self._arrays[name]
                 array[:num_rows, :, : old.shape[2]] = old[:num_rows]
-            self._arrays[name] = array
+        # All at once, or none where memory runs out half-way: the operators want arrays of the same capacity.
+        self.generation += 1
+        self._arrays |= grown
         return capacity

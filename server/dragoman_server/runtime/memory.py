@@ -25,12 +25,17 @@ _LARGE_ARRAY_BYTES = 1 << 20
 def zeros(shape: tuple[int, ...], dtype: DTypeLike = np.float32) -> NDArray[Any]:
     """An array whose memory the system gets back with it, where it is large: the allocator would keep some of it.
 
-    What is never written to takes up none.
+    What is never used takes up none, to the size of a page.
     """
     num_bytes = np.dtype(dtype).itemsize * math.prod(shape)
     if num_bytes < _LARGE_ARRAY_BYTES:
         return np.zeros(shape, dtype)
-    return np.frombuffer(mmap.mmap(-1, num_bytes), dtype).reshape(shape)
+    # Private, so that `memory_limit` counts it; on large pages, as NumPy has its own.
+    buffer = mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError):  # a kernel without large pages
+            buffer.madvise(mmap.MADV_HUGEPAGE)
+    return np.frombuffer(buffer, dtype).reshape(shape)
 
 
 def give_back_memory() -> None:

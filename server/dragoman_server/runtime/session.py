@@ -1,9 +1,11 @@
 """Sessions of ONNX Runtime, opened and run the one way that is fast and exact."""
 
+import contextlib
 import ctypes
 import platform
 import sys
 import threading
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
@@ -83,6 +85,17 @@ def flush_denormals() -> None:
     environment = _float_environment()
     environment[7] |= _FLUSH_TO_ZERO | _DENORMALS_ARE_ZERO
     _set_float_environment(environment)
+
+
+@contextlib.contextmanager
+def denormals_flushed() -> Iterator[None]:
+    """As `flush_denormals`, until the end of the context."""
+    environment = _float_environment()
+    flush_denormals()
+    try:
+        yield
+    finally:
+        _set_float_environment(environment)
 
 
 def _float_environment() -> "ctypes.Array[ctypes.c_uint32]":

@@ -53,7 +53,11 @@ class MetricsPage:
             raise StartError(f"cannot listen on {listen} for metrics: {error.strerror or error}") from error
         self.url = f"http://{with_port(listen, self.port)}{_PATH}"
         self._thread = threading.Thread(target=self._server.serve_forever, name="dragoman-metrics", daemon=True)
-        self._thread.start()
+        try:
+            self._thread.start()
+        except RuntimeError:  # there are no more threads
+            self._server.server_close()
+            raise
 
     @property
     def port(self) -> int:

@@ -258,6 +258,13 @@ def test_options_that_cannot_be_sent_are_invalid(server: FakeServer, call: Call,
     assert server.requests == []
 
 
+def test_a_number_that_cannot_be_sent_is_named_with_its_limits(server: FakeServer, call: Call) -> None:
+    with pytest.raises(InvalidArgumentError) as caught:
+        call("translate", "a", source="en", target="fr", top_k=-1)
+    assert str(caught.value) == "top_k is -1, must be from 0 to 4294967295"
+    assert server.requests == []
+
+
 def test_a_lone_surrogate_is_invalid(server: FakeServer, call: Call) -> None:
     with pytest.raises(InvalidArgumentError, match=r"input 1: .*surrogate"):
         call("translate", ["fine", "broken \ud800"], source="en", target="fr")

@@ -1,5 +1,7 @@
 import os
+import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -159,6 +161,9 @@ def test_what_is_no_option_is_named() -> None:
     assert faults("--modle", "bundle") == "There is no option --modle; is --model meant?"
     assert faults("--max-run", "5") == "There is no option --max-run; is --max-running meant?"
     assert faults("--xyz") == "There is no option --xyz."
+    assert faults("--wrong") == "There is no option --wrong."
+    assert faults("--xyz", "3", "more") == "There is no option --xyz. The argument 'more' belongs to no option."
+    assert faults("--xyz=3", "more") == "There is no option --xyz. The argument 'more' belongs to no option."
     assert faults("--model=") == "The option --model has no value."
 
 
@@ -217,6 +222,18 @@ def test_what_keeps_the_server_from_starting_is_one_line(
     assert named in error
 
 
+def test_a_system_without_threads_is_one_line(
+    run: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def start(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+    code, _, error = run("--listen", "127.0.0.1:0", "--metrics-listen", "127.0.0.1:0")
+    assert code == 2
+    assert error == "dragoman-server: the system lets it have no more threads, or no memory for one\n"
+
+
 def test_the_version_is_that_of_the_distribution(run: Callable[..., tuple[int, str, str]]) -> None:
     assert run("--version") == (0, f"dragoman-server {dragoman.__version__}\n", "")
 
@@ -231,10 +248,11 @@ def test_help_names_every_option(run: Callable[..., tuple[int, str, str]], monke
         assert f" Default: {option.default_text}. Variable: {option.variable} " in output
 
 
-def test_a_missing_package_names_the_extra_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "argv", ["dragoman-server"])
-    monkeypatch.delitem(sys.modules, "dragoman_server.cli")
-    monkeypatch.delitem(sys.modules, "dragoman_server.config")
-    monkeypatch.setitem(sys.modules, "msgspec", None)
-    with pytest.raises(SystemExit, match=r"dragoman\[server\]"):
-        __main__.main()
+def test_a_missing_package_names_the_extra_to_install() -> None:
+    code = (
+        "import runpy, sys\nsys.modules['msgspec'] = None\nrunpy.run_module('dragoman_server', run_name='__main__')\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert ended.returncode == 1
+    assert "dragoman[server]" in ended.stderr
+    assert "Traceback" not in ended.stderr

@@ -52,6 +52,16 @@ def test_lanes_take_the_processor_from_nobody_who_runs() -> None:
     assert os.sched_getscheduler(threading.get_native_id()) == os.SCHED_OTHER
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no policies of threads")
+def test_lanes_keep_a_policy_that_somebody_has_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getscheduler", lambda _: os.SCHED_IDLE)
+    chosen: list[int] = []
+    monkeypatch.setattr(os, "sched_setscheduler", lambda _, policy, __: chosen.append(policy))
+    with Device(1):
+        pass
+    assert chosen == []
+
+
 def test_engines_take_turns_step_by_step() -> None:
     order: list[str] = []
     begin = threading.Event()

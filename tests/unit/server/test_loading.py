@@ -5,8 +5,9 @@ import threading
 
 import pytest
 
+from dragoman_server.ending import LOADING_THREAD_NAME
 from dragoman_server.errors import BundleError, StartError
-from dragoman_server.registry.loading import THREAD_NAME, StoppedError, load
+from dragoman_server.registry.loading import StoppedError, load
 
 
 @pytest.fixture
@@ -53,5 +54,5 @@ def test_what_was_left_behind_may_end_when_nobody_waits(hanging: threading.Event
         asyncio.run(load(hanging.wait, asyncio.Event(), max_seconds=0.05))
     hanging.set()
     for thread in threading.enumerate():
-        if thread.name == THREAD_NAME:
+        if thread.name == LOADING_THREAD_NAME:
             thread.join()

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from dragoman_server.runtime.memory import _filled_regions, use_huge_pages
+from dragoman_server.runtime.memory import _filled_regions, memory_limit, use_huge_pages, zeros
 
 HUGE = 2 << 20
 
@@ -63,3 +63,13 @@ def test_memory_in_use_lies_on_huge_pages_and_holds_what_it_held() -> None:
     assert block[:] == before
     if not _huge_bytes(ctypes.addressof(view) + HUGE):
         pytest.skip("the kernel is older than 6.1, or had no huge page left: it follows the advice later")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the limit is another one")
+def test_large_arrays_are_zero_and_count_for_the_limit() -> None:
+    array = zeros((2, HUGE))
+    assert not array.any()
+    array[1] = 1.0
+    assert array.sum() == HUGE
+    with memory_limit(16 << 20), pytest.raises(OSError, match="allocate memory"):
+        zeros((1 << 30,), "uint8")

@@ -3,6 +3,7 @@ import math
 import random
 from collections import Counter
 from collections.abc import Iterator
+from collections.abc import Sequence as Rows
 from typing import Any
 
 import numpy as np
@@ -208,6 +209,15 @@ def test_everything_banned_by_and_by_is_the_end_by_length(options: dict[str, Any
     for hypothesis in hypotheses:
         assert sorted(hypothesis.token_ids) == list(range(5, 12))
         assert hypothesis.finish_reason is FinishReason.LENGTH
+
+
+def test_beams_end_where_the_model_itself_makes_everything_impossible() -> None:
+    def nothing_after_two(source: Rows[int], fed: Rows[int]) -> NDArray[np.float32]:
+        return wild(source, fed) if len(fed) < 3 else np.full_like(wild(source, fed), -np.inf)
+
+    hypotheses = decode(nothing_after_two, beam_size=3, num_hypotheses=3, min_target_tokens=2)
+    assert {hypothesis.finish_reason for hypothesis in hypotheses} == {FinishReason.LENGTH}
+    assert all(len(hypothesis.token_ids) == 2 and hypothesis.score > -math.inf for hypothesis in hypotheses)
 
 
 def test_a_sample_that_cannot_go_on_does_not_end_the_others() -> None:

@@ -384,7 +384,6 @@ def test_a_selection_is_listed_with_all_else_that_is_wrong(stub: attention_pb2_g
         "source_language_code",
         "priority",
         "options.beam_size",
-        "options.num_hypotheses",
         "selection.heads[0]",
     }
 

@@ -163,7 +163,6 @@ async def test_all_violations_are_listed_at_once(caller: Caller) -> None:
         "source_language_code": "REQUIRED_FIELD",
         "options.max_target_tokens": "OUT_OF_RANGE",
         "options.beam_size": "OUT_OF_RANGE",
-        "options.num_hypotheses": "OUT_OF_RANGE",  # not more than there are beams
         "options.early_stopping": "UNKNOWN_ENUM_VALUE",
         "options.suppressed_words[0]": "SUPPRESSED_WORD_EMPTY",
         "segmentation": "UNKNOWN_ENUM_VALUE",

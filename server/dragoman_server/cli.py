@@ -8,7 +8,7 @@ import argparse
 import difflib
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import groupby
+from itertools import groupby, pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -61,7 +61,7 @@ def read_config(arguments: Sequence[str], environ: Mapping[str, str]) -> Config:
 
 def _read_flags(arguments: Sequence[str], faults: list[str]) -> dict[str, _Given]:
     known, unknown = _parser().parse_known_args(arguments)
-    for before, argument in zip(["", *unknown], unknown, strict=False):
+    for before, argument in pairwise(["", *unknown]):
         if argument.startswith("-"):
             faults.append(_no_option(argument.partition("=")[0], (option.flag for option in _FLAGS)))
         elif not before.startswith("-") or "=" in before:  # what follows an unknown flag may be its value

@@ -90,7 +90,7 @@ class Device:
 
     def _run(self, lane: int) -> None:
         flush_denormals()
-        _yield_to_event_loop()
+        _schedule_as_batch()
         changed = self._changed[lane]
         while True:
             with changed:
@@ -116,7 +116,7 @@ class Device:
         return None
 
 
-def _yield_to_event_loop() -> None:
+def _schedule_as_batch() -> None:
     """Has the kernel let this thread, when it wakes up, wait for what runs already; its share of the CPUs is the same.
 
     Lanes wake up hundreds of times a second, and took the processor from the event loop each time: with 32 callers, the

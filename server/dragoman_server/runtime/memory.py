@@ -34,7 +34,7 @@ def zeros(shape: tuple[int, ...], dtype: DTypeLike = np.float32) -> NDArray[Any]
     buffer = mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     if sys.platform == "linux":
         with contextlib.suppress(OSError):  # a kernel without large pages
-            buffer.madvise(mmap.MADV_HUGEPAGE)
+            buffer.madvise(_MADV_HUGEPAGE)
     return np.frombuffer(buffer, dtype).reshape(shape)
 
 

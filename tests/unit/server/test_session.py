@@ -1,7 +1,7 @@
 import asyncio
 import math
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import cast
 
 import numpy as np
@@ -10,10 +10,12 @@ import pytest
 from dragoman_server.attention.worker import AttentionWorker
 from dragoman_server.bundle.bundle import Bundle
 from dragoman_server.bundle.manifest import ENCODER_FILE, Precision
+from dragoman_server.registry.parity import replay
 from dragoman_server.runtime import session
 from dragoman_server.runtime.attention_pass import AttentionPass
 from dragoman_server.runtime.background import Background
 from dragoman_server.runtime.device import Device
+from dragoman_server.runtime.runner import OnnxRunner
 
 _DENORMALS = np.full(4, 1e-40, np.float32)
 
@@ -73,6 +75,22 @@ def test_a_thread_that_flushes_denormals_takes_them_for_zero_and_no_other_does()
 
     assert not on_a_thread(flushed)
     assert on_a_thread(keeps_denormals)
+
+
+def test_golden_sentences_are_replayed_as_lanes_compute(
+    tiny_bundles: dict[Precision, Bundle], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encode, kept = OnnxRunner.encode, list[bool]()
+
+    def noting(runner: OnnxRunner, sources: Sequence[Sequence[int]], first_row: int) -> None:
+        kept.append(keeps_denormals())
+        encode(runner, sources, first_row)
+
+    monkeypatch.setattr(OnnxRunner, "encode", noting)
+    replay(tiny_bundles["int8"], OnnxRunner.open(tiny_bundles["int8"], max_rows=64, num_threads=1))
+    assert kept
+    assert not any(kept)
+    assert keeps_denormals()
 
 
 @pytest.mark.parametrize("run", [on_a_lane, in_the_background, on_the_thread_of_attention])

@@ -14,7 +14,8 @@ WELL_KNOWN = "google/protobuf/"
 
 
 def test_the_contract_is_where_it_is_looked_for() -> None:
-    assert {Path("dragoman/v1/translation.proto"), Path("dragoman/v1/attention.proto")} <= set(FILES)
+    names = ("translation", "attention", "models")
+    assert {Path(f"dragoman/v1/{name}.proto") for name in names} <= set(FILES)
 
 
 @pytest.mark.parametrize("path", FILES, ids=str)

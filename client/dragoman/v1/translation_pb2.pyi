@@ -267,7 +267,9 @@ class TranslateRequest(google.protobuf.message.Message):
     """Language to translate into. Required."""
     model: builtins.str
     """Name of the model, or name@version for that version and no other. Empty
-    means the server's default model.
+    means the server's default model of this pair of languages; where it has
+    none, and the server allows it, two models through a third language (see
+    Pivot).
     """
     segmentation: global___Segmentation.ValueType
     """How a line of text is cut into segments."""
@@ -489,6 +491,34 @@ class DecodingOptions(google.protobuf.message.Message):
 global___DecodingOptions = DecodingOptions
 
 @typing.final
+class Pivot(google.protobuf.message.Message):
+    """The first of two translations, where a text goes through a third language.
+
+    The text is translated into the language of the pivot, and that into the
+    target: what is lost in the first is not in the second. Segments have the
+    spans of the caller's text, and tokens, log-probabilities and scores of the
+    second translation. `model` of the response is the second model.
+    """
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    LANGUAGE_CODE_FIELD_NUMBER: builtins.int
+    MODEL_FIELD_NUMBER: builtins.int
+    language_code: builtins.str
+    """The model's tag of the language in between."""
+    model: builtins.str
+    """The first model, as "name@version"."""
+    def __init__(
+        self,
+        *,
+        language_code: builtins.str = ...,
+        model: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["language_code", b"language_code", "model", b"model"]) -> None: ...
+
+global___Pivot = Pivot
+
+@typing.final
 class TranslateResponse(google.protobuf.message.Message):
     """The answer to a TranslateRequest."""
 
@@ -498,6 +528,7 @@ class TranslateResponse(google.protobuf.message.Message):
     MODEL_FIELD_NUMBER: builtins.int
     SOURCE_LANGUAGE_CODE_FIELD_NUMBER: builtins.int
     TARGET_LANGUAGE_CODE_FIELD_NUMBER: builtins.int
+    PIVOT_FIELD_NUMBER: builtins.int
     model: builtins.str
     """The model and version that translated, as "name@digest", for example
     "default@3f2a9c41d07b". Two answers with the same value came from the same
@@ -513,6 +544,12 @@ class TranslateResponse(google.protobuf.message.Message):
     def results(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___TranslationResult]:
         """One result per input, in the order of the inputs."""
 
+    @property
+    def pivot(self) -> global___Pivot:
+        """The language that the text went through and the model that translated it
+        into that, as no model translates the pair by itself. Absent otherwise.
+        """
+
     def __init__(
         self,
         *,
@@ -520,8 +557,10 @@ class TranslateResponse(google.protobuf.message.Message):
         model: builtins.str = ...,
         source_language_code: builtins.str = ...,
         target_language_code: builtins.str = ...,
+        pivot: global___Pivot | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["model", b"model", "results", b"results", "source_language_code", b"source_language_code", "target_language_code", b"target_language_code"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["pivot", b"pivot"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["model", b"model", "pivot", b"pivot", "results", b"results", "source_language_code", b"source_language_code", "target_language_code", b"target_language_code"]) -> None: ...
 
 global___TranslateResponse = TranslateResponse
 
@@ -899,6 +938,7 @@ class StreamTranslationResponse(google.protobuf.message.Message):
     MODEL_FIELD_NUMBER: builtins.int
     SOURCE_LANGUAGE_CODE_FIELD_NUMBER: builtins.int
     TARGET_LANGUAGE_CODE_FIELD_NUMBER: builtins.int
+    PIVOT_FIELD_NUMBER: builtins.int
     delta: builtins.str
     """The text after that of the deltas before. Never empty."""
     model: builtins.str
@@ -913,6 +953,12 @@ class StreamTranslationResponse(google.protobuf.message.Message):
     def translation(self) -> global___Translation:
         """The whole translation: the last message."""
 
+    @property
+    def pivot(self) -> global___Pivot:
+        """The language that the text went through and the model that translated it
+        into that, as no model translates the pair by itself. Absent otherwise.
+        """
+
     def __init__(
         self,
         *,
@@ -921,9 +967,10 @@ class StreamTranslationResponse(google.protobuf.message.Message):
         model: builtins.str = ...,
         source_language_code: builtins.str = ...,
         target_language_code: builtins.str = ...,
+        pivot: global___Pivot | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["delta", b"delta", "event", b"event", "translation", b"translation"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["delta", b"delta", "event", b"event", "model", b"model", "source_language_code", b"source_language_code", "target_language_code", b"target_language_code", "translation", b"translation"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["delta", b"delta", "event", b"event", "pivot", b"pivot", "translation", b"translation"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["delta", b"delta", "event", b"event", "model", b"model", "pivot", b"pivot", "source_language_code", b"source_language_code", "target_language_code", b"target_language_code", "translation", b"translation"]) -> None: ...
     def WhichOneof(self, oneof_group: typing.Literal["event", b"event"]) -> typing.Literal["delta", "translation"] | None: ...
 
 global___StreamTranslationResponse = StreamTranslationResponse
@@ -1037,6 +1084,7 @@ class ExchangeTranslationsResponse(google.protobuf.message.Message):
     MODEL_FIELD_NUMBER: builtins.int
     SOURCE_LANGUAGE_CODE_FIELD_NUMBER: builtins.int
     TARGET_LANGUAGE_CODE_FIELD_NUMBER: builtins.int
+    PIVOT_FIELD_NUMBER: builtins.int
     id: builtins.str
     """The id of the input."""
     model: builtins.str
@@ -1051,6 +1099,12 @@ class ExchangeTranslationsResponse(google.protobuf.message.Message):
         "input.text".
         """
 
+    @property
+    def pivot(self) -> global___Pivot:
+        """The language that the text went through and the model that translated it
+        into that, as no model translates the pair by itself. Absent otherwise.
+        """
+
     def __init__(
         self,
         *,
@@ -1059,9 +1113,10 @@ class ExchangeTranslationsResponse(google.protobuf.message.Message):
         model: builtins.str = ...,
         source_language_code: builtins.str = ...,
         target_language_code: builtins.str = ...,
+        pivot: global___Pivot | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["result", b"result"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["id", b"id", "model", b"model", "result", b"result", "source_language_code", b"source_language_code", "target_language_code", b"target_language_code"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["pivot", b"pivot", "result", b"result"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["id", b"id", "model", b"model", "pivot", b"pivot", "result", b"result", "source_language_code", b"source_language_code", "target_language_code", b"target_language_code"]) -> None: ...
 
 global___ExchangeTranslationsResponse = ExchangeTranslationsResponse
 

@@ -1,7 +1,8 @@
 """Which model answers a call, and how long it stays."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import math
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import NamedTuple
 
 from dragoman_server.bundle.languages import Direction
@@ -18,6 +19,9 @@ class Lease(NamedTuple):
     direction: Direction | ModelNotFoundError | UnsupportedLanguageError
     """What the language codes of the call stand for; or why no model answers it."""
 
+    second: "Lease | None" = None
+    """Where the text goes through a third language: what translates it out of that."""
+
 
 class Registry:
     """The models that are served: one, for the whole life of the server. Belongs to one event loop.
@@ -33,14 +37,18 @@ class Registry:
         self._model = model
         self.num_leases = 0
 
-    @contextmanager
-    def lease(self, name: str, source: str, target: str) -> Iterator[Lease]:
+    @asynccontextmanager
+    async def lease(
+        self, name: str, source: str, target: str, deadline: float = math.inf, *, may_pivot: bool = False
+    ) -> AsyncIterator[Lease]:
         """Finds the model for a call, and keeps it until the end of the context.
 
         Args:
             name: of the model, or name@version; "" leaves the choice to the server.
             source: language code of the texts, as the caller has it.
             target: language code of the translations, likewise.
+            deadline: of the call, on the `time.monotonic` clock, in seconds.
+            may_pivot: whether two models may do it, through a third language.
         """
         self.num_leases += 1
         try:

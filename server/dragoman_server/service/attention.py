@@ -5,7 +5,7 @@ Knows neither gRPC nor protobuf, as the translator.
 
 import asyncio
 from collections.abc import AsyncGenerator, Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractAsyncContextManager
 from functools import partial
 from typing import TypeVar
 
@@ -69,7 +69,7 @@ class Attender:
         From the header on, the call has one of few places until the generator ends or is closed: a caller who asks for
         nothing more must not be waited for without a limit.
         """
-        with self._lease(call.config) as lease:
+        async with self._lease(call.config, context) as lease:
             has_target = not call.is_source_only
             resolved = resolve_selection(call.selection, lease.model.manifest.architecture, has_target)
             plan, selection = self._plan(lease, call.config, context, resolved)
@@ -116,7 +116,7 @@ class Attender:
 
         A pair at fault gets its error as result and does not disturb the others.
         """
-        with self._lease(call.config) as lease:
+        async with self._lease(call.config, context) as lease:
             model = lease.model
             resolved = resolve_alignment(call.method, call.layer, call.heads, model.manifest)
             plan, alignment = self._plan(lease, call.config, context, resolved, len(call.inputs))
@@ -140,8 +140,9 @@ class Attender:
 
     # -- what both need ------------------------------------------------------------------------
 
-    def _lease(self, config: TranslateConfig) -> AbstractContextManager[Lease]:
-        return self._registry.lease(config.model, config.source_language_code, config.target_language_code)
+    def _lease(self, config: TranslateConfig, context: CallContext) -> AbstractAsyncContextManager[Lease]:
+        codes = config.source_language_code, config.target_language_code
+        return self._registry.lease(config.model, *codes, context.deadline)
 
     def _plan(
         self,

@@ -5,7 +5,7 @@ Knows neither gRPC nor protobuf, so that any front end can host it.
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
-from contextlib import AbstractContextManager, ExitStack, aclosing
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing
 from functools import partial
 
 from dragoman_server.attention.results import Source
@@ -98,7 +98,7 @@ class Translator:
 
         A text at fault gets its error as result and does not disturb the others.
         """
-        with self._lease(call.config) as lease:
+        async with self._lease(call.config, context) as lease:
             plan = self._planner.plan(lease, call.config, context, len(call.inputs))
             model = plan.model
             if call.include_signals and model.attention is None:
@@ -126,7 +126,7 @@ class Translator:
         Raises:
             InvalidInputError: the text is at fault.
         """
-        with self._lease(call.config) as lease:
+        async with self._lease(call.config, context) as lease:
             plan = self._planner.plan(lease, call.config, context)
             planned = await self._planned(call.input, plan, "input")
             check_deadline(context.deadline)
@@ -173,19 +173,19 @@ class Translator:
             context: of the call.
         """
         stream = object()  # all its texts share its turns
-        with ExitStack() as leases:
+        async with AsyncExitStack() as leases:
             models: set[Model] = set()  # that this stream has a lease of, for its whole life
 
             async def inputs() -> AsyncIterator[tuple[ExchangeInput, Plan]]:
                 plan = None
                 async for message in messages:
                     if isinstance(message, TranslateConfig):
-                        with ExitStack() as lasting:
-                            lease = lasting.enter_context(self._lease(message))
+                        async with AsyncExitStack() as lasting:
+                            lease = await lasting.enter_async_context(self._lease(message, context))
                             plan = self._planner.plan(lease, message, context, path="config.")
                             if plan.model not in models:
                                 models.add(plan.model)
-                                leases.enter_context(lasting.pop_all())
+                                await leases.enter_async_context(lasting.pop_all())
                     elif plan is None:
                         raise InvalidInputError(FieldViolation("config", "must be the first message", Reason.NO_CONFIG))
                     elif len(message.id) > _MAX_ID_CHARACTERS:
@@ -218,7 +218,7 @@ class Translator:
 
         A pair at fault gets its error as result and does not disturb the others.
         """
-        with self._lease(call.config) as lease:
+        async with self._lease(call.config, context) as lease:
             plan = self._planner.plan(lease, call.config, context, len(call.inputs), options_path="")
             nums_characters = [*map(_num_characters, call.inputs)]
             pairs = await self._threads.run_all(nums_characters, self._planner.plan_scores(call.inputs, plan))
@@ -232,8 +232,9 @@ class Translator:
 
     # -- steps ---------------------------------------------------------------------------------
 
-    def _lease(self, config: TranslateConfig) -> AbstractContextManager[Lease]:
-        return self._registry.lease(config.model, config.source_language_code, config.target_language_code)
+    def _lease(self, config: TranslateConfig, context: CallContext) -> AbstractAsyncContextManager[Lease]:
+        codes = config.source_language_code, config.target_language_code
+        return self._registry.lease(config.model, *codes, context.deadline)
 
     async def _planned(self, text_input: TextInput, plan: Plan, path: str) -> PlannedText:
         work = partial(self._planner.plan_text, text_input, plan, path)

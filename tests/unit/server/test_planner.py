@@ -1,5 +1,6 @@
 """What of the input of a call is refused, and what becomes a request."""
 
+import asyncio
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -56,8 +57,12 @@ def plan_for(planner: Planner, bundle: Bundle, context: CallContext = NOW, **val
     """The plan of a call for the model of a bundle."""
     asked = config(**values)
     registry = Registry(Model(bundle, FakeEngine()))
-    with registry.lease("", asked.source_language_code, asked.target_language_code) as lease:
-        return planner.plan(lease, asked, context)
+
+    async def plan() -> Plan:
+        async with registry.lease("", asked.source_language_code, asked.target_language_code) as lease:
+            return planner.plan(lease, asked, context)
+
+    return asyncio.run(plan())
 
 
 # -- segmentation ------------------------------------------------------------------------------------------------------

@@ -15,24 +15,24 @@ from support.server_parts import FakeEngine
 
 
 @pytest.mark.parametrize("name", ["", "tiny", "tiny@0123456789ab"])
-def test_a_lease_has_the_model_and_its_direction(registry: Registry, bundle: Bundle, name: str) -> None:
-    with registry.lease(name, "en-US", "fr") as lease:
+async def test_a_lease_has_the_model_and_its_direction(registry: Registry, bundle: Bundle, name: str) -> None:
+    async with registry.lease(name, "en-US", "fr") as lease:
         assert (lease.model.name, lease.direction) == (bundle.resource_name, ("en", "fr"))
         assert registry.num_leases == 1
     assert registry.num_leases == 0
 
 
-def test_there_is_no_other_model(registry: Registry) -> None:
-    with registry.lease("other", "en", "fr") as lease:
+async def test_there_is_no_other_model(registry: Registry) -> None:
+    async with registry.lease("other", "en", "fr") as lease:
         assert isinstance(lease.direction, ModelNotFoundError)
         assert str(lease.direction) == "there is no such model; this server has 'tiny'"
 
 
 @pytest.mark.parametrize(("source", "target"), [("fr", "de"), ("", "fr"), ("en", "x" * 100_000), ("a-" * 50_000, "fr")])
-def test_a_pair_that_the_model_does_not_translate_has_no_direction(
+async def test_a_pair_that_the_model_does_not_translate_has_no_direction(
     registry: Registry, source: str, target: str
 ) -> None:
-    with registry.lease("", source, target) as lease:
+    async with registry.lease("", source, target) as lease:
         assert isinstance(lease.direction, UnsupportedLanguageError)
 
 

@@ -59,7 +59,7 @@ def translator(folder: Path) -> Iterator[Translator]:
     """What the server runs for a bundle, without the network."""
     options = EngineOptions()
     with Device.of(options) as device, Model.open(folder, options, device) as model:
-        translator = Translator(Registry(model), InputLimits(), options.max_waiting, options.max_running)
+        translator = Translator(Registry.of(model), InputLimits(), options.max_waiting, options.max_running)
         try:
             yield translator
         finally:

@@ -4,22 +4,25 @@ import asyncio
 import contextlib
 import logging
 import signal
-from collections.abc import AsyncIterator, Callable, Iterator
-from functools import partial
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from typing import Any
 
 from dragoman_server.bundle.bundle import embedded_bundle
-from dragoman_server.config import Config, validate
+from dragoman_server.config import Config, ModelOptions, parse_model, validate
 from dragoman_server.ending import LastResort
+from dragoman_server.errors import DragomanError, DrainingError, StartError
 from dragoman_server.metrics import Metrics
-from dragoman_server.registry.loading import StoppedError, load, max_load_seconds
-from dragoman_server.registry.model import Model
+from dragoman_server.registry.opener import ModelOpener
 from dragoman_server.registry.registry import Registry
+from dragoman_server.registry.repository import Place, Repository
+from dragoman_server.registry.watcher import Watcher
 from dragoman_server.runtime.background import Background
 from dragoman_server.runtime.device import Device
 from dragoman_server.runtime.machine import cpu_allowance
 from dragoman_server.service.attention import Attender
 from dragoman_server.service.translate import Translator
 from dragoman_server.wire.metrics_page import MetricsPage
+from dragoman_server.wire.models import ModelAdminServicer, ModelServicer
 from dragoman_server.wire.server import Server
 
 logger = logging.getLogger(__name__)
@@ -70,48 +73,63 @@ async def serve(config: Config) -> int:
 
         # -- bind
         metrics = Metrics()
-        server = Server(config.listen, config.limits.max_message_bytes, metrics)
+        server = Server(config.listen, config.admin_listen, config.limits.max_message_bytes, metrics)
         metrics_page = stack.enter_context(MetricsPage(metrics, config.metrics_listen))
 
         # -- load
-        # The threads come before the model: the allocator has those that come late share memory, and gets less of it
+        # The threads come before the models: the allocator has those that come late share memory, and gets less of it
         # back.
         background = stack.enter_context(contextlib.closing(Background()))
         device = stack.enter_context(Device.of(config.engine))
-        folder = config.model or embedded_bundle()
-        opening = partial(
-            Model.open, folder, config.engine, device, background, on_step=metrics.observe_step, on_death=on_death
+        opener = ModelOpener(config.engine, device, background, metrics, on_death)
+
+        def on_change(registry: Registry) -> None:
+            metrics.set_models(registry.num_by_state())
+            server.health.set_models(registry.health())
+
+        options = config.models
+        registry = stack.enter_context(
+            Registry(opener, options.max_model_bytes, options.pivot, stop, on_change, metrics.observe_load)
         )
+        repository = Repository(options.repository) if options.repository else None
+        watcher = Watcher(registry, repository) if repository else None
         try:
-            model = stack.enter_context(await load(opening, stop, max_load_seconds(folder)))
-        except StoppedError:
+            for place in _places(options):
+                await registry.add(place)
+            if watcher is not None:
+                await watcher.serve_all()
+        except DrainingError:
             return EXIT_OK
-        metrics.set_model(model.manifest.name, model.bundle.version, model.manifest.precision)
-        metrics.set_kv_cache(model.kv_bytes_per_token, model.max_kv_bytes)
+        except DragomanError as error:
+            raise StartError(str(error)) from error
 
         # -- serve
-        registry = Registry(model)
         max_segments, max_rows = config.engine.max_waiting, config.engine.max_running
         translator = Translator(registry, config.limits, max_segments, max_rows, metrics.observe_suspicion)
         stack.callback(translator.close)
         attender = Attender(registry, config.limits, max_segments, max_rows)
         stack.callback(attender.close)
-        await server.start(translator, attender)
+        admin = ModelAdminServicer(registry, repository, max_rows)
+        await server.start(translator, attender, ModelServicer(registry, max_rows), admin)
         print(
-            f"serving {model.name} ({model.languages.described()}) on {server.address}, metrics on {metrics_page.url}",
+            f"serving {_described(registry)} on {server.address}, metrics on {metrics_page.url}, "
+            f"administration on {server.admin_address}",
             flush=True,
         )
-        async with _heartbeat(model, server):
+        async with contextlib.AsyncExitStack() as background_tasks:
+            await background_tasks.enter_async_context(_running(_heartbeat(registry, server)))
+            if watcher is not None and options.watch_seconds:
+                await background_tasks.enter_async_context(_running(watcher.follow(options.watch_seconds)))
             await _first_of(stop, engine_died)
 
         # -- drain
         last_resort.arm(config.shutdown_grace_seconds + _LAST_RESORT_SECONDS, EXIT_ENGINE_DEAD)
         if engine_died.is_set():
             logger.critical("the engine has died: the server stops")
-            await server.drain(model.engine.stop, hurry, _GRACE_OF_THE_DEAD_SECONDS)
+            await server.drain(registry.stop_engines, hurry, _GRACE_OF_THE_DEAD_SECONDS)
             return EXIT_ENGINE_DEAD
         logger.info("stopping: calls in flight have %g s", config.shutdown_grace_seconds)
-        await server.drain(model.engine.stop, hurry, config.shutdown_grace_seconds)
+        await server.drain(registry.stop_engines, hurry, config.shutdown_grace_seconds)
         return EXIT_ENGINE_DEAD if engine_died.is_set() else EXIT_OK
 
 
@@ -127,20 +145,44 @@ def _signals(loop: asyncio.AbstractEventLoop, handler: Callable[[], None]) -> It
             loop.remove_signal_handler(number)
 
 
+def _places(options: ModelOptions) -> list[Place]:
+    """The bundles that are named one by one; the embedded one where nothing is."""
+    named = [parse_model("model", text) for text in options.model]
+    if not named and options.repository is None:
+        named = [("", embedded_bundle())]
+    return [Place(folder, name) for name, folder in named]
+
+
+def _described(registry: Registry) -> str:
+    """The models, for the line that says that they are served; of many the number."""
+    serving = [entry for entry in registry.entries if entry.is_serving]
+    if len(serving) == 1 and (languages := serving[0].languages) is not None:
+        return f"{serving[0].resource_name} ({languages.described()})"
+    return f"{len(serving)} models"
+
+
+async def _heartbeat(registry: Registry, server: Server) -> None:
+    """Health turns NOT_SERVING while an engine has work and gets nowhere, and while there is no model."""
+    reason = ""
+    while True:
+        before = reason
+        if registry.stalled_seconds > _MAX_STALLED_SECONDS:
+            reason = "an engine hangs"
+        else:
+            reason = "" if any(entry.is_serving for entry in registry.entries) else "there is no model to serve"
+        if reason and not before:
+            logger.error("%s: health is NOT_SERVING", reason)
+            await server.health.pause()
+        elif before and not reason:
+            logger.info("health is SERVING again")
+            await server.health.serve()
+        await asyncio.sleep(_SECONDS_PER_HEARTBEAT)
+
+
 @contextlib.asynccontextmanager
-async def _heartbeat(model: Model, server: Server) -> AsyncIterator[None]:
-    """Health turns NOT_SERVING while the engine has work and gets nowhere."""
-
-    async def follow() -> None:
-        is_stalled = False
-        while True:
-            await asyncio.sleep(_SECONDS_PER_HEARTBEAT)
-            if is_stalled != (model.engine.stalled_seconds > _MAX_STALLED_SECONDS):
-                is_stalled = not is_stalled
-                logger.error("the engine %s", "hangs" if is_stalled else "goes on")
-                await (server.health.pause() if is_stalled else server.health.serve())
-
-    task = asyncio.create_task(follow())
+async def _running(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+    """Does the work until the end of the context."""
+    task = asyncio.create_task(work)
     try:
         yield
     finally:

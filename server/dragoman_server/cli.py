@@ -42,7 +42,11 @@ def read_config(arguments: Sequence[str], environ: Mapping[str, str]) -> Config:
     """
     faults: list[str] = []
     # An empty variable is none: so does a compose file pass on what its user has not set.
-    variables = {o.name: _Given(environ[o.variable], o.variable) for o in _FLAGS if environ.get(o.variable)}
+    variables = {
+        o.name: _Given(environ[o.variable].split(",") if o.is_repeated else environ[o.variable], o.variable)
+        for o in _FLAGS
+        if environ.get(o.variable)
+    }
     given = variables | _read_flags(arguments, faults)
     if (file := given.pop(CONFIG_FILE.name, None)) is not None:
         given = _read_file(file, faults) | given
@@ -69,12 +73,12 @@ def _read_flags(arguments: Sequence[str], faults: list[str]) -> dict[str, _Given
     given = {}
     for option in _FLAGS:
         values = getattr(known, option.name)
-        if len(values) > 1:
+        if len(values) > 1 and not option.is_repeated:
             faults.append(f"The option {option.flag} is given twice.")
-        elif values and not values[0]:
+        elif not all(values):
             faults.append(f"The option {option.flag} has no value.")
         elif values:
-            given[option.name] = _Given(values[0], option.flag)
+            given[option.name] = _Given(values if option.is_repeated else values[0], option.flag)
     return given
 
 
@@ -135,10 +139,8 @@ def _read_file(file: _Given, faults: list[str]) -> dict[str, _Given]:
         where = f"{path}{_line(text, key)}: {key}"
         if key not in options:
             faults.append(f"{path}{_line(text, key)}: {_no_option(key, options)}")
-        elif options[key].is_path and isinstance(value, str):
-            given[key] = _Given(path.parent / value, where)
         else:
-            given[key] = _Given(value, where, is_text=False)
+            given[key] = _Given(options[key].below(path.parent, value), where, is_text=False)
     return given
 
 

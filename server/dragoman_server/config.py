@@ -4,6 +4,7 @@ The flags, variables and keys of the configuration file (`cli.py`) and the table
 the fields below. A new option is a new field.
 """
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
@@ -11,11 +12,14 @@ from typing import Annotated, Any, ClassVar, Final, Literal, TypeVar, get_args
 
 import msgspec
 from msgspec import Meta
-from msgspec.inspect import CustomType, FloatType, IntType, LiteralType, NoneType, UnionType, type_info
+from msgspec.inspect import CustomType, FloatType, IntType, LiteralType, NoneType, UnionType, VarTupleType, type_info
 
 from dragoman_server.errors import StartError
 
 _T = TypeVar("_T")
+
+_MODEL_NAME = re.compile(r"\w(?:[\w.+-]{0,126}\w)?")
+_LANGUAGE = re.compile(r"[A-Za-z0-9]{2,}(?:[-_][A-Za-z0-9]+)*")
 
 
 def parse_address(name: str, address: str) -> tuple[str, int]:
@@ -38,6 +42,36 @@ def parse_address(name: str, address: str) -> tuple[str, int]:
     return host, int(port)
 
 
+def parse_model(name: str, text: str) -> tuple[str, Path]:
+    """Splits [NAME=]FOLDER; without a name it is empty. A folder has a name only where no slash comes before its "=".
+
+    Raises:
+        StartError: naming the option `name`.
+    """
+    head, equals, tail = text.partition("=")
+    is_named = equals and "/" not in head
+    model, folder = (head, tail) if is_named else ("", text)
+    if not folder or (is_named and not is_model_name(model)):
+        raise StartError(f"{name} must be [NAME=]FOLDER with a name of letters, digits and .+_- and is {text!r:.200}.")
+    return model, Path(folder)
+
+
+def is_model_name(text: str) -> bool:
+    """Whether a model or a version may be called so by its folder or an option."""
+    return _MODEL_NAME.fullmatch(text) is not None
+
+
+def _model_below(text: str, folder: Path) -> str:
+    """[NAME=]FOLDER, where a relative folder is one below `folder`."""
+    model, path = parse_model("model", text)
+    return f"{model}={folder / path}" if model else str(folder / path)
+
+
+def _parse_pivot(name: str, text: str) -> None:
+    if not _LANGUAGE.fullmatch(text):  # as auto and off are, too
+        raise StartError(f"{name} must be auto, off or a language code such as en, and is {text!r:.200}.")
+
+
 @dataclass(frozen=True, slots=True)
 class About:
     """What a field says of its option beside type and range."""
@@ -46,6 +80,60 @@ class About:
     unit: str  # of a number; the form of a text
     default_text: str = ""  # where the default itself says nothing
     check: Callable[[str, str], object] | None = None  # raises StartError; takes the option's name and its value
+    below: Callable[[str, Path], str] | None = None  # of a text with a path in it: the same from another folder
+
+
+@dataclass(frozen=True, slots=True)
+class ModelOptions:
+    """Which models are served."""
+
+    TITLE: ClassVar = "Models"
+
+    model: Annotated[
+        tuple[str, ...],
+        About(
+            "Model bundle to serve, a folder written by dragoman-export, under its own name or this one. May be given "
+            "several times; in the variable, commas separate them.",
+            "[NAME=]FOLDER",
+            "the embedded model where there is no repository",
+            check=parse_model,
+            below=_model_below,
+        ),
+    ] = ()
+    repository: Annotated[
+        Path | None,
+        About(
+            "Folder of model bundles to serve: NAME/ is a bundle, or has one for each version, NAME/VERSION/.",
+            "FOLDER",
+            "none",
+        ),
+    ] = None
+    watch_seconds: Annotated[
+        float,
+        Meta(ge=0, le=86_400),
+        About(
+            "How often the repository is looked through for bundles that have come, changed or gone. 0: never.",
+            "seconds",
+        ),
+    ] = 0.0
+    max_model_bytes: Annotated[
+        int,
+        Meta(ge=0, le=2**50),
+        About(
+            "Memory for the weights of all models together. Models are loaded at their first use then, and those "
+            "unused for the longest make room. 0: all models are loaded at the start.",
+            "bytes",
+        ),
+    ] = 0
+    pivot: Annotated[
+        str,
+        About(
+            "The language that texts go through where no model translates a pair but two do by way of this language. "
+            "auto: English, else the first other that serves. off: none.",
+            "auto|off|LANGUAGE",
+            check=_parse_pivot,
+        ),
+    ] = "auto"
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,10 +261,6 @@ class Config:
 
     TITLE: ClassVar = "Server"
 
-    model: Annotated[
-        Path | None,
-        About("Model bundle to serve, a folder written by dragoman-export.", "FOLDER", "the embedded model"),
-    ] = None
     # Loopback, as there is no authentication: other machines reach the server only if its user says so.
     listen: Annotated[
         str,
@@ -195,6 +279,15 @@ class Config:
             check=parse_address,
         ),
     ] = "127.0.0.1:9464"
+    admin_listen: Annotated[
+        str,
+        About(
+            "Address for gRPC calls that load and unload models. Whoever reaches it may do so. Port 0 takes a free "
+            "one.",
+            "HOST:PORT",
+            check=parse_address,
+        ),
+    ] = "127.0.0.1:50052"
     shutdown_grace_seconds: Annotated[
         float,
         Meta(ge=0, le=86_400),
@@ -203,6 +296,7 @@ class Config:
             "seconds",
         ),
     ] = 30.0
+    models: ModelOptions = field(default_factory=ModelOptions)
     engine: EngineOptions = field(default_factory=EngineOptions)
     limits: InputLimits = field(default_factory=InputLimits)
 
@@ -236,14 +330,25 @@ class Option:
         return "DRAGOMAN_" + self.name.upper()
 
     @property
+    def is_repeated(self) -> bool:
+        """Whether it has any number of values, in a tuple."""
+        return isinstance(type_info(self.type), VarTupleType)
+
+    @property
     def default_text(self) -> str:
         return self.about.default_text or (
             f"{self.default:g}" if isinstance(self.default, float) else str(self.default)
         )
 
-    @property
-    def is_path(self) -> bool:
-        return any(isinstance(kind, CustomType) for kind in self._kinds)
+    def below(self, folder: Path, given: object) -> object:
+        """What was given in a file in this folder: a relative path in it counts from there."""
+        if isinstance(given, list):
+            return [self.below(folder, one) for one in given]
+        if not isinstance(given, str):
+            return given
+        if self.about.below is not None:
+            return self.about.below(given, folder)
+        return folder / given if any(isinstance(kind, CustomType) for kind in self._kinds) else given
 
     @property
     def metavar(self) -> str:
@@ -257,13 +362,20 @@ class Option:
         return self._forms(" or ", numbers, numbers)
 
     def read(self, given: object, where: str, *, is_text: bool = False) -> Any:
-        """The value that `given` is, or that it spells if it `is_text`.
+        """The value that `given` is, or that it spells if it `is_text`; of a repeated option one or several.
 
         Raises:
             StartError: a sentence that begins with `where` and has the range and what is given.
         """
+        if not self.is_repeated:
+            return self._read(given, self.type, where, is_text=is_text)
+        item, _ = get_args(self.type.__origin__)
+        several = given if isinstance(given, list | tuple) else [given]
+        return tuple(self._read(one, item, where, is_text=is_text) for one in several)
+
+    def _read(self, given: object, kind: Any, where: str, *, is_text: bool) -> Any:
         try:
-            value = msgspec.convert(given, self.type, strict=not is_text, dec_hook=_decode)
+            value = msgspec.convert(given, kind, strict=not is_text, dec_hook=_decode)
         except msgspec.ValidationError:
             allowed = self._forms(" or ", "a whole number from {} to {}", "a number from {} to {}")
             raise StartError(f"{where} must be {allowed} and is {given!r:.200}.") from None
@@ -275,6 +387,8 @@ class Option:
     def _kinds(self) -> tuple[Any, ...]:
         """The types of `msgspec.inspect` that a value may have, None aside."""
         info = type_info(self.type)
+        if isinstance(info, VarTupleType):
+            info = info.item_type
         kinds = info.types if isinstance(info, UnionType) else (info,)
         return tuple(kind for kind in kinds if not isinstance(kind, NoneType))
 

@@ -5,6 +5,12 @@
     ├── MalformedMessageError     the bytes of a request are not the message they should be
     ├── UnsupportedLanguageError  the model does not translate this pair; names the pairs there are
     ├── ModelNotFoundError        no such model
+    ├── ModelFailedError          the model is known, but cannot be loaded
+    ├── ModelExistsError          another bundle is served under this name and version
+    ├── ModelInUseError           calls use the model that shall be unloaded
+    ├── ModelTooLargeError        the model alone is larger than the memory for all models
+    ├── NoRoomError               all models in memory are in use, and this one has no room beside them
+    ├── NoRepositoryError         the server was started without a repository of models
     ├── NoAttentionError          the model's bundle has no attention graph
     ├── QueueFullError            too much is waiting; says when to try again
     ├── DeadlineError             the caller's deadline passed before the work was done
@@ -45,7 +51,32 @@ class Reason(StrEnum):
     """The model does not translate from this language to that. The message names the pairs that it has."""
 
     MODEL_NOT_FOUND = auto()
-    """The server has no model of this name or version. The message names the one it has."""
+    """The server has no model of this name or version. The message names those it has."""
+
+    MODEL_FAILED = auto()
+    """The model's bundle is damaged or does not reproduce its source. The message says what is wrong with it."""
+
+    MODEL_EXISTS = auto()
+    """The bundle of another folder is served under this name and version."""
+
+    MODEL_IN_USE = auto()
+    """Calls are using the model. Unload it with `drain`, which lets them end."""
+
+    MODEL_TOO_LARGE = auto()
+    """The model alone takes more than `--max-model-bytes`."""
+
+    NO_ROOM_FOR_MODEL = auto()
+    """The models in memory are all in use, and with one more they take more than `--max-model-bytes`. The `RetryInfo`
+    says when to call again."""
+
+    NO_REPOSITORY = auto()
+    """Models are loaded from the server's repository, and it was started without `--repository`."""
+
+    AMBIGUOUS_MODEL = auto()
+    """The name has several versions, and one of them must be given: NAME@VERSION."""
+
+    PATH_OUTSIDE_REPOSITORY = auto()
+    """The path is not of a folder in the server's repository."""
 
     NO_ATTENTION_GRAPH = auto()
     """Attention, alignments and signals need a bundle with `attention.onnx`, which `dragoman-export` writes."""
@@ -211,6 +242,34 @@ class ModelNotFoundError(DragomanError):
     def __init__(self, model: str, description: str) -> None:
         super().__init__(description)
         self.model = model
+
+
+class ModelFailedError(DragomanError):
+    """The bundle of a model cannot be loaded; the text says why."""
+
+
+class ModelExistsError(DragomanError):
+    """There is a model of this name and version from another folder."""
+
+
+class ModelInUseError(DragomanError):
+    """Calls use a model that shall be unloaded."""
+
+
+class ModelTooLargeError(DragomanError):
+    """A model alone is over the limit of memory for all models."""
+
+
+class NoRoomError(DragomanError):
+    """A model has no room in memory, as all others are in use; `retry_after_seconds` is a guess."""
+
+    def __init__(self, description: str, retry_after_seconds: float) -> None:
+        super().__init__(description)
+        self.retry_after_seconds = retry_after_seconds
+
+
+class NoRepositoryError(DragomanError):
+    """The server has no repository to load models from."""
 
 
 class NoAttentionError(DragomanError):

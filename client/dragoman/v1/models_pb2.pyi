@@ -330,7 +330,10 @@ class Model(google.protobuf.message.Message):
 
     @property
     def default_for(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___LanguageGroup]:
-        """Pairs of languages for which calls that name no model get this one."""
+        """Pairs of languages for which SetDefaultModel has chosen it, for calls that
+        name no model. Of the models that translate another pair, such calls get the
+        one whose languages are nearest, the first in the order in which they came.
+        """
 
     @property
     def limits(self) -> global___ModelLimits:

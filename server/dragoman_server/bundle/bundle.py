@@ -63,17 +63,29 @@ class Bundle:
         Raises:
             BundleError: naming the file, and the field or the part of it at fault.
         """
+        bundle = cls.listed(folder)
+        try:
+            bundle._check_files()
+        except ValueError as error:  # begins with the name of a file
+            raise BundleError(f"{folder}/{error}") from error
+        return bundle
+
+    @classmethod
+    def listed(cls, folder: Path) -> "Bundle":
+        """Reads the manifest alone. Nothing but that may be used of the bundle.
+
+        Raises:
+            BundleError: as `open`.
+        """
         if not folder.is_dir():
             raise BundleError(f"{folder} is not a directory; a model bundle is one, with a {MANIFEST_FILE} in it")
         try:
             with about(MANIFEST_FILE):
                 contents = _read(folder / MANIFEST_FILE, MAX_MANIFEST_BYTES)
                 manifest = Manifest.from_json(contents.decode())
-            bundle = cls(folder, manifest, hashlib.sha256(contents).hexdigest()[:12])
-            bundle._check_files()
         except ValueError as error:  # begins with the name of a file
             raise BundleError(f"{folder}/{error}") from error
-        return bundle
+        return cls(folder, manifest, hashlib.sha256(contents).hexdigest()[:12])
 
     @property
     def resource_name(self) -> str:

@@ -114,6 +114,15 @@ def are_told_apart(codes: Iterable[str]) -> bool:
     return len(set(compared)) == len(compared)
 
 
+class Match(NamedTuple):
+    """A direction for the languages of a call."""
+
+    distance: tuple[int, int]
+    """How many steps of RFC 4647's look-up lie between both, by source and target; (0, 0) where they are the same."""
+
+    direction: Direction
+
+
 class Languages:
     """Look-up of the directions of one model, by RFC 4647, section 3.4.
 
@@ -141,26 +150,31 @@ class Languages:
             source: a code without fault.
             target: a code without fault.
         """
-        for nearest_source in self._nearest(source):
-            for nearest_target in self._nearest(target):
+        match = self.match(source, target)
+        return match.direction if match else None
+
+    def match(self, source: str, target: str) -> "Match | None":
+        """The same, with how near it is."""
+        for source_distance, nearest_source in self._nearest(source):
+            for target_distance, nearest_target in self._nearest(target):
                 direction = Direction(nearest_source, nearest_target)
                 if direction in self._table:
-                    return direction
+                    return Match((source_distance, target_distance), direction)
         return None
 
     def described(self, source: str = "") -> str:
         """All directions, such as "en-fr, fr-en"; of many only the first, with those from `source` in front."""
-        first = {*self._nearest(source)}
+        first = {code for _, code in self._nearest(source)}
         ordered = chain(self._table.starting_from(first), self._table.starting_from(self._table.sources - first))
         names = ", ".join(map("-".join, islice(ordered, _MAX_NAMED_DIRECTIONS)))
         num_left = len(self._table) - _MAX_NAMED_DIRECTIONS
         return f"{names} and {num_left} more" if num_left > 0 else names
 
-    def _nearest(self, code: str) -> Iterator[str]:
-        """The model's languages that a code may stand for, the nearest first."""
-        for candidate in _ranges(code):
+    def _nearest(self, code: str) -> Iterator[tuple[int, str]]:
+        """The model's languages that a code may stand for, the nearest first, and how far each is."""
+        for distance, candidate in enumerate(_ranges(code)):
             if own := self._codes.get(candidate):
-                yield own
+                yield distance, own
 
 
 def folded(code: str) -> str:

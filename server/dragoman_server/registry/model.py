@@ -70,10 +70,14 @@ class Model:
         attention: computes attention; None where the bundle has no attention graph.
         runners: of the engine, one for each lane.
         max_kv_bytes: the most that the keys and values of what runs may take up.
+        name: name@version; empty: those of the bundle.
+        replayed_difference: of a log-probability from the certificate's, the largest seen.
+        on_close: called at the end.
 
     Attributes:
         manifest: of the bundle.
         name: name@version.
+        replayed_difference: as given.
         tokenizer: of the bundle.
         languages: the directions it translates.
     """
@@ -85,10 +89,14 @@ class Model:
         attention: AttentionWorker | None = None,
         runners: Sequence[OnnxRunner] = (),
         max_kv_bytes: int = 0,
+        name: str = "",
+        replayed_difference: float = 0.0,
+        on_close: Callable[[], None] = lambda: None,
     ) -> None:
-        self._max_kv_bytes = max_kv_bytes
+        self._max_kv_bytes, self._on_close = max_kv_bytes, on_close
+        self.replayed_difference = replayed_difference
         self.bundle, self.engine, self.attention, self.runners = bundle, engine, attention, runners
-        self.manifest, self.name, self.tokenizer = bundle.manifest, bundle.resource_name, bundle.tokenizer
+        self.manifest, self.name, self.tokenizer = bundle.manifest, name or bundle.resource_name, bundle.tokenizer
         self.languages = Languages(bundle.manifest.languages)
 
     @classmethod
@@ -99,8 +107,10 @@ class Model:
         device: Device,
         background: Background | None = None,
         *,
+        name: str = "",
         on_step: Callable[[StepReport], None] = lambda _: None,
         on_death: Callable[[], None] = lambda: None,
+        on_close: Callable[[], None] = lambda: None,
     ) -> Self:
         """Loads a bundle and replays its parity certificate, on the device that will run it.
 
@@ -109,8 +119,10 @@ class Model:
             options: of the engine.
             device: runs the engine's lanes; made for the same options.
             background: runs the attention graph; None is the thread that calls.
+            name: name@version that it is served as; empty: those of the bundle.
             on_step: told by the engine after every step.
             on_death: told by the engine when an error has ended it.
+            on_close: called when it has been closed.
 
         Raises:
             BundleError: the bundle is missing, damaged, or does not reproduce its source here.
@@ -126,15 +138,21 @@ class Model:
         # Rows of large models may come to need more memory than there is.
         options = replace(options, max_kv_bytes=options.max_kv_bytes or available_memory() // 4)
         runners = open_runners(bundle, options)
-        replay(bundle, runners[0])
+        difference = replay(bundle, runners[0])
         use_huge_pages()
         engine = Engine(runners, Search.of(bundle.manifest), options, device, on_step=on_step, on_death=on_death)
-        return cls(bundle, engine, _open_attention(bundle, options, background), runners, options.max_kv_bytes)
+        attention = _open_attention(bundle, options, background)
+        return cls(bundle, engine, attention, runners, options.max_kv_bytes, name, difference, on_close)
 
     @property
     def kv_bytes_per_token(self) -> int:
         """Size of the keys and values of a source or target token."""
         return self.runners[0].kv_bytes_per_token
+
+    @property
+    def kv_bytes(self) -> int:
+        """Size of the pools for keys and values at present."""
+        return sum(runner.kv_pool_bytes for runner in self.runners)
 
     @property
     def max_kv_bytes(self) -> int:
@@ -146,6 +164,7 @@ class Model:
         self.engine.stop()
         if self.attention is not None:
             self.attention.close()
+        self._on_close()
 
     def __enter__(self) -> Self:
         self.engine.start()

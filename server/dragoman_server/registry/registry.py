@@ -1,13 +1,35 @@
-"""Which model answers a call, and how long it stays."""
+"""The models that are served: leases for calls, and changes while calls go on."""
 
+import asyncio
+import logging
 import math
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from typing import NamedTuple
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import AsyncExitStack, asynccontextmanager
+from itertools import chain
+from pathlib import Path
+from typing import NamedTuple, Self
 
+from dragoman_server.bundle.bundle import Bundle
 from dragoman_server.bundle.languages import Direction
-from dragoman_server.errors import ModelNotFoundError, UnsupportedLanguageError
+from dragoman_server.errors import (
+    BundleError,
+    FieldViolation,
+    InvalidInputError,
+    ModelExistsError,
+    ModelFailedError,
+    ModelInUseError,
+    ModelTooLargeError,
+    Reason,
+    UnsupportedLanguageError,
+)
+from dragoman_server.registry.catalogue import Catalogue, Refusal, Route, failed, no_pair
+from dragoman_server.registry.entry import Entry, State
 from dragoman_server.registry.model import Model
+from dragoman_server.registry.repository import Place
+from dragoman_server.registry.residence import Opener, Residence
+
+logger = logging.getLogger(__name__)
 
 
 class Lease(NamedTuple):
@@ -16,7 +38,7 @@ class Lease(NamedTuple):
     model: Model
     """The one that answers; where none does, the one whose limits say what else is wrong with the call."""
 
-    direction: Direction | ModelNotFoundError | UnsupportedLanguageError
+    direction: Direction | Refusal
     """What the language codes of the call stand for; or why no model answers it."""
 
     second: "Lease | None" = None
@@ -24,18 +46,99 @@ class Lease(NamedTuple):
 
 
 class Registry:
-    """The models that are served: one, for the whole life of the server. Belongs to one event loop.
+    """The models that are served. Belongs to one event loop.
 
     Args:
-        model: the model.
-
-    Attributes:
-        num_leases: how many are held.
+        opener: loads models.
+        max_bytes: that the weights of all may take up together; then each is loaded at its first use. 0 is no limit.
+        pivot: as for `Catalogue`.
+        stop: is set when the server stops.
+        on_change: called with the registry when models, or their states, have changed.
+        on_load: called with a model's name, whether it was loaded, and the seconds it took.
     """
 
-    def __init__(self, model: Model) -> None:
-        self._model = model
-        self.num_leases = 0
+    def __init__(
+        self,
+        opener: Opener,
+        max_bytes: int = 0,
+        pivot: str = "auto",
+        stop: asyncio.Event | None = None,
+        on_change: Callable[["Registry"], None] = lambda _: None,
+        on_load: Callable[[str, bool, float], None] = lambda *_: None,
+    ) -> None:
+        self._opener, self._on_change = opener, on_change
+        self._catalogue = Catalogue(pivot)
+        self._residence = Residence(opener, max_bytes, stop or asyncio.Event(), self._changed, on_load)
+        self._retired: list[Entry] = []
+        self._changing = asyncio.Lock()
+
+    @classmethod
+    def of(cls, *models: Model) -> Self:
+        """Serves models that are open, and no others. Whoever opened them closes them."""
+        registry = cls(_NoOpener())
+        for model in models:
+            name, _, version = model.name.rpartition("@")
+            entry = Entry(Place(model.bundle.folder), name, version, model.bundle, model=model)
+            registry._catalogue.put(entry, None)
+        return registry
+
+    # -- what there is -------------------------------------------------------------------------
+
+    @property
+    def entries(self) -> list[Entry]:
+        """All models, also those that failed or are leaving: by name, then in the order in which they came."""
+        self._retired = [entry for entry in self._retired if entry.num_leases or entry.model is not None]
+        return sorted(chain(self._catalogue.entries, self._retired), key=lambda entry: entry.name)
+
+    @property
+    def num_leases(self) -> int:
+        """How many are held."""
+        return sum(entry.num_leases for entry in self.entries)
+
+    @property
+    def stalled_seconds(self) -> float:
+        """How long the engine of a model has had work and got nowhere, the worst of them."""
+        models = [entry.model for entry in self._residence.resident]
+        return max((model.engine.stalled_seconds for model in models if model is not None), default=0.0)
+
+    def num_by_state(self) -> dict[str, int]:
+        """How many there are in each state."""
+        return {state.value: 0 for state in State} | Counter(entry.state.value for entry in self.entries)
+
+    def health(self) -> dict[str, bool]:
+        """Whether each name, and each name@version, takes calls."""
+        found: dict[str, bool] = {}
+        for entry in self.entries:
+            for name in (entry.name, entry.resource_name):
+                found[name] = found.get(name, False) or entry.is_serving
+        return found
+
+    def at(self, folder: Path) -> Entry | None:
+        """What there is of the bundle in a folder."""
+        return next((entry for entry in self._catalogue.entries if entry.folder == folder), None)
+
+    def find(self, name: str) -> Entry:
+        """The model of a name, or of name@version.
+
+        Raises:
+            InvalidInputError: the name is empty.
+            ModelNotFoundError: there is none.
+        """
+        if not name:
+            raise InvalidInputError(FieldViolation("model", "is required", Reason.REQUIRED_FIELD))
+        if (entry := self._catalogue.named(name)) is None:
+            raise self._catalogue.no_model(name)
+        return entry
+
+    def is_default_version(self, entry: Entry) -> bool:
+        """Whether calls that give the model's name without a version get this one."""
+        return entry in self._catalogue.default_versions()
+
+    def chosen_directions(self, entry: Entry) -> list[Direction]:
+        """The pairs of languages for which `set_default` has chosen this model."""
+        return self._catalogue.chosen_directions(entry)
+
+    # -- leases --------------------------------------------------------------------------------
 
     @asynccontextmanager
     async def lease(
@@ -49,22 +152,212 @@ class Registry:
             target: language code of the translations, likewise.
             deadline: of the call, on the `time.monotonic` clock, in seconds.
             may_pivot: whether two models may do it, through a third language.
-        """
-        self.num_leases += 1
-        try:
-            yield Lease(self._model, self._direction(name, source, target))
-        finally:
-            self.num_leases -= 1
 
-    def _direction(
-        self, name: str, source: str, target: str
-    ) -> Direction | ModelNotFoundError | UnsupportedLanguageError:
-        manifest, languages = self._model.manifest, self._model.languages
-        if name not in ("", manifest.name, self._model.name):
-            return ModelNotFoundError(name, f"there is no such model; this server has {manifest.name!r}")
-        if languages.fault_of(source) or languages.fault_of(target):  # and may be of any length
-            return UnsupportedLanguageError("", "the languages of the call are no language codes")
-        pair = f"{source}-{target}"
-        return languages.find(source, target) or UnsupportedLanguageError(
-            pair, f"model {manifest.name!r} does not translate {pair}; it translates {languages.described(source)}"
-        )
+        Raises:
+            ModelNotFoundError, UnsupportedLanguageError: no model answers the call, and none is in memory.
+            ModelTooLargeError: the two models together are over the limit of memory.
+            ModelFailedError, NoRoomError, DeadlineError, DrainingError: the model cannot be loaded.
+        """
+        route = self._catalogue.route(name, source, target)
+        if isinstance(route, tuple) and len(route) > 1:
+            if may_pivot:
+                self._check_room(route)
+            else:
+                route = _not_alone(f"{source}-{target}", route)
+        async with AsyncExitStack() as held:
+            if not isinstance(route, tuple):
+                yield Lease(await self._any(route, held, deadline), route)
+                return
+            # Two models in one order, whichever way the text goes: else two calls could wait for each other.
+            for leg in sorted(route, key=lambda leg: id(leg.entry)):
+                await self._hold(leg.entry, held, deadline)
+            lease = None
+            for leg in reversed(route):
+                assert leg.entry.model is not None
+                lease = Lease(leg.entry.model, leg.direction, lease)
+            assert lease is not None
+            yield lease
+
+    async def _hold(self, entry: Entry, held: AsyncExitStack, deadline: float) -> Model:
+        model = await self._residence.hold(entry, deadline)
+        held.callback(self._residence.release, entry)
+        return model
+
+    async def _any(self, error: Refusal, held: AsyncExitStack, deadline: float) -> Model:
+        """A model that is in memory, if there is one; raises the error otherwise."""
+        for entry in self._catalogue.entries:
+            if entry.model is not None:
+                return await self._hold(entry, held, deadline)
+        raise error
+
+    def _check_room(self, route: Route) -> None:
+        """Raises ModelTooLargeError where the models can never be in memory together."""
+        num_bytes, most = sum(leg.entry.num_bytes for leg in route), self._residence.max_bytes
+        if most and num_bytes > most:
+            names = " and ".join(repr(leg.entry.name) for leg in route)
+            raise ModelTooLargeError(f"models {names} take {num_bytes} bytes; the limit for all models is {most}")
+
+    # -- changes -------------------------------------------------------------------------------
+
+    async def add(self, place: Place) -> Entry:
+        """Serves the bundle at a place, in place of what was served from there before.
+
+        It is loaded first, unless models are loaded at their first use. Where that fails, nothing that is served
+        changes; the entry of the place has the error.
+
+        Raises:
+            ModelFailedError: the bundle cannot be served.
+            ModelExistsError: another folder is served under its name and version.
+            ModelTooLargeError: it alone is over the limit of memory.
+            NoRoomError, DrainingError: as for a lease.
+        """
+        async with self._changing:
+            signature = place.signature()
+            old = self.at(place.folder)
+            try:
+                entry = await self._listed(place)
+                entry.signature = signature
+                if old is not None and old.is_serving and _are_same(old, entry):
+                    old.signature, old.error = signature, ""
+                    return old
+                if not self._residence.max_bytes:
+                    await self._residence.load(entry)
+            except (ModelFailedError, ModelExistsError, ModelTooLargeError) as error:
+                self._note_failure(place, old, str(error)).signature = signature
+                raise
+            self._put(entry, old)
+            return entry
+
+    async def _listed(self, place: Place) -> Entry:
+        if place.fault:
+            raise ModelFailedError(f"{place.folder} {place.fault}")
+        try:
+            bundle = await asyncio.to_thread(Bundle.listed, place.folder)
+        except BundleError as error:
+            raise ModelFailedError(str(error)) from error
+        entry = Entry(place, place.name or bundle.manifest.name, place.version or bundle.version, bundle)
+        entry.num_bytes = await asyncio.to_thread(self._opener.num_bytes, entry)
+        for other in self._catalogue.entries:
+            if other.resource_name == entry.resource_name and other.folder != entry.folder and other.bundle is not None:
+                raise ModelExistsError(f"model {entry.resource_name!r} is served already, from another folder")
+        if (most := self._residence.max_bytes) and entry.num_bytes > most:
+            raise ModelTooLargeError(
+                f"model {entry.name!r} takes {entry.num_bytes} bytes; the limit for all models is {most}"
+            )
+        return entry
+
+    def _note_failure(self, place: Place, old: Entry | None, error: str) -> Entry:
+        entry = old or Entry(place, place.name or place.folder.name, place.version)
+        if entry.error != error:
+            logger.error("%s cannot be served: %s", place.folder, error)
+        entry.error = error
+        if old is None:
+            self._put(entry, None)
+        return entry
+
+    def _put(self, entry: Entry, old: Entry | None) -> None:
+        self._catalogue.put(entry, old)
+        if old is not None:
+            self._retire(old)
+        self._changed()
+
+    async def remove(self, name: str, *, drain: bool = False) -> None:
+        """Ends serving one version of a model, and returns when its memory is free.
+
+        Raises:
+            InvalidInputError: the name is empty, or it has several versions.
+            ModelNotFoundError: there is no such model.
+            ModelInUseError: calls are using it, and it is not to be drained.
+        """
+        async with self._changing:
+            entry = self.find(name)
+            if (num_versions := sum(other.name == name for other in self._catalogue.entries)) > 1:
+                description = f"has {num_versions} versions: give one of them, NAME@VERSION"
+                raise InvalidInputError(FieldViolation("model", description, Reason.AMBIGUOUS_MODEL))
+            if entry.num_leases and not drain:
+                raise ModelInUseError(f"{entry.num_leases} calls are using model {entry.resource_name!r}")
+            freed = self.discard(entry)
+        await asyncio.shield(freed)
+
+    def discard(self, entry: Entry) -> "asyncio.Task[None]":
+        """Ends serving a version; the task ends when the calls that use it have ended, too."""
+        self._catalogue.remove(entry)
+        return self._retire(entry)
+
+    def _retire(self, entry: Entry) -> "asyncio.Task[None]":
+        self._retired.append(entry)
+        return self._residence.retire(entry)
+
+    def set_default(self, name: str, source: str = "", target: str = "") -> None:
+        """Chooses the model of calls that name none, in one direction or all of the model's; and its version.
+
+        Raises:
+            InvalidInputError: a name or a language is missing.
+            ModelNotFoundError: there is no such model.
+            ModelFailedError: it cannot be loaded.
+            UnsupportedLanguageError: the model does not translate this pair.
+        """
+        entry = self.find(name)
+        for field, code in (("source_language_code", source), ("target_language_code", target)):
+            if not code and (source or target):
+                raise InvalidInputError(FieldViolation(field, "is required with the other", Reason.REQUIRED_FIELD))
+        if not entry.is_serving or entry.languages is None or entry.bundle is None:
+            raise failed(entry)
+        if not source:
+            directions: Iterable[Direction] = entry.bundle.manifest.languages
+        elif found := entry.languages.find(source, target):
+            directions = [found]
+        else:
+            raise no_pair(source, target, [entry])
+        self._catalogue.choose_model(entry, directions)
+        if name == entry.resource_name:
+            self._catalogue.choose_version(entry)
+        self._changed()
+
+    def _changed(self) -> None:
+        self._catalogue.forget_routes()
+        self._on_change(self)
+
+    # -- the end -------------------------------------------------------------------------------
+
+    def stop_engines(self) -> None:
+        """Answers all that is being decoded with an error; to be called on a thread."""
+        self._residence.stop_engines()
+
+    def close(self) -> None:
+        """Closes all models."""
+        self._residence.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class _NoOpener:
+    """Stands in where all models are open already."""
+
+    def num_bytes(self, entry: Entry) -> int:
+        raise NotImplementedError
+
+    def open(self, entry: Entry) -> Model:
+        raise NotImplementedError
+
+
+def _not_alone(pair: str, route: Route) -> UnsupportedLanguageError:
+    return UnsupportedLanguageError(
+        pair,
+        f"no model translates {pair} by itself; Translate, StreamTranslation and ExchangeTranslations alone go through "
+        f"{route[0].direction.target}",
+    )
+
+
+def _are_same(old: Entry, new: Entry) -> bool:
+    """Whether both have the same contents under the same name."""
+    assert new.bundle is not None
+    return (
+        old.state is not State.FAILED
+        and old.bundle is not None
+        and (old.resource_name, old.bundle.version) == (new.resource_name, new.bundle.version)
+    )

@@ -1,7 +1,7 @@
 """grpc.health.v1: whether the server takes calls. Never waits for the engine or a queue."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Iterable
+from collections.abc import AsyncGenerator, Iterable, Mapping
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -13,7 +13,9 @@ Context = grpc.aio.ServicerContext[HealthCheckRequest, HealthCheckResponse]
 
 
 class HealthServicer(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
-    """All services have one status: NOT_SERVING until `serve`, while the engine hangs, and from `drain` on.
+    """All services have one status: NOT_SERVING until `serve`, while an engine hangs, and from `drain` on.
+
+    A model has that status, too, under its name and under name@version, while it takes calls.
 
     It stands in for the servicer of grpc_health, where a watcher that does not read holds the
     lock that a change of status needs, and where watchers stay until the server has waited
@@ -23,6 +25,7 @@ class HealthServicer(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
     def __init__(self, services: Iterable[str]) -> None:
         """`services` are full names; "" for the server as a whole is always known."""
         self._services = frozenset({"", *services})
+        self._models: Mapping[str, bool] = {}
         self._status = HealthCheckResponse.NOT_SERVING
         self._is_draining = False
         self._changed = asyncio.Condition()
@@ -31,6 +34,15 @@ class HealthServicer(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
         """From now on the status is SERVING, unless the server drains already."""
         if not self._is_draining:
             await self._set(HealthCheckResponse.SERVING, False)
+
+    def set_models(self, models: Mapping[str, bool]) -> None:
+        """Says which models there are, and whether each takes calls."""
+        self._models = models
+        self._telling = asyncio.ensure_future(self._tell())  # the event loop itself would not keep it
+
+    async def _tell(self) -> None:
+        async with self._changed:
+            self._changed.notify_all()
 
     async def pause(self) -> None:
         """From now on, until `serve`, the status is NOT_SERVING."""
@@ -44,7 +56,7 @@ class HealthServicer(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
         """The status of a service; NOT_FOUND where there is none of this name."""
         status = self._status_of(request.service)
         if status == HealthCheckResponse.SERVICE_UNKNOWN:
-            await context.abort(grpc.StatusCode.NOT_FOUND, "there is no such service")
+            await context.abort(grpc.StatusCode.NOT_FOUND, "there is no such service or model")
         return HealthCheckResponse(status=status)
 
     async def Watch(self, request: HealthCheckRequest, _: Context) -> AsyncGenerator[HealthCheckResponse, None]:
@@ -63,9 +75,9 @@ class HealthServicer(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
                     await self._changed.wait()
 
     def _status_of(self, service: str) -> health_pb2.HealthCheckResponse.ServingStatus:
-        if service not in self._services:
-            return HealthCheckResponse.SERVICE_UNKNOWN
-        return self._status
+        if service in self._services or self._models.get(service):
+            return self._status
+        return HealthCheckResponse.NOT_SERVING if service in self._models else HealthCheckResponse.SERVICE_UNKNOWN
 
     async def _set(self, status: health_pb2.HealthCheckResponse.ServingStatus, is_draining: bool) -> None:
         async with self._changed:

@@ -8,16 +8,17 @@ import grpc
 from grpc_health.v1 import health_pb2_grpc
 
 from dragoman import _channel
-from dragoman.v1 import attention_pb2_grpc, translation_pb2_grpc
+from dragoman.v1 import attention_pb2_grpc, models_pb2_grpc, translation_pb2_grpc
 from dragoman_server.errors import StartError
 from dragoman_server.metrics import Metrics
 from dragoman_server.service.attention import Attender
 from dragoman_server.service.translate import Translator
-from dragoman_server.wire import attention, translation
+from dragoman_server.wire import attention, models, translation
 from dragoman_server.wire.addresses import check_free, with_port
 from dragoman_server.wire.attention import AttentionServicer
 from dragoman_server.wire.guard import Guard
 from dragoman_server.wire.health import HealthServicer
+from dragoman_server.wire.models import ModelAdminServicer, ModelServicer
 from dragoman_server.wire.translation import TranslationServicer
 
 # gRPC cancels calls that it has received but not yet handed to us when a server stops, with a
@@ -47,21 +48,28 @@ class Server:
 
     Args:
         listen: HOST:PORT; port 0 takes a free one.
+        admin_listen: of what loads and unloads models, likewise.
         max_message_bytes: of one request.
         metrics: count calls.
 
     Attributes:
         address: `listen` with the port that was taken.
+        admin_address: `admin_listen` with its port.
         health: whether calls are taken.
 
     Raises:
-        StartError: the address cannot be listened on.
+        StartError: an address cannot be listened on.
     """
 
-    def __init__(self, listen: str, max_message_bytes: int, metrics: Metrics) -> None:
-        self.health = HealthServicer([translation.SERVICE_NAME, attention.SERVICE_NAME])
+    def __init__(self, listen: str, admin_listen: str, max_message_bytes: int, metrics: Metrics) -> None:
+        self.health = HealthServicer([translation.SERVICE_NAME, attention.SERVICE_NAME, models.SERVICE_NAME])
         self._guard = Guard(metrics, attention.STALL_SECONDS)
-        self._server = grpc.aio.server(
+        self._server, self.address = self._bound("listen", listen, max_message_bytes)
+        self._admin, self.admin_address = self._bound("admin_listen", admin_listen, max_message_bytes)
+
+    def _bound(self, option: str, listen: str, max_message_bytes: int) -> tuple[grpc.aio.Server, str]:
+        """A server that listens on an address, and the address with its port."""
+        server = grpc.aio.server(
             interceptors=[self._guard],
             options=[
                 # Else a second server on the same port would silently get half of the calls.
@@ -84,18 +92,23 @@ class Server:
                 ("grpc.keepalive_permit_without_calls", 1),
             ],
         )
-        check_free("listen", listen)
+        check_free(option, listen)
         try:
-            self.address = with_port(listen, self._server.add_insecure_port(listen))
+            return server, with_port(listen, server.add_insecure_port(listen))
         except RuntimeError as error:  # taken since the line above
             raise StartError(f"cannot listen on {listen}: {error}") from error
 
-    async def start(self, translator: Translator, attender: Attender) -> None:
+    async def start(
+        self, translator: Translator, attender: Attender, model_servicer: ModelServicer, admin: ModelAdminServicer
+    ) -> None:
         """Takes calls from now on; health turns SERVING."""
         translation_pb2_grpc.add_TranslationServiceServicer_to_server(TranslationServicer(translator), self._server)
         attention_pb2_grpc.add_AttentionServiceServicer_to_server(AttentionServicer(attender), self._server)
-        health_pb2_grpc.add_HealthServicer_to_server(self.health, self._server)
-        await self._server.start()
+        models_pb2_grpc.add_ModelAdminServiceServicer_to_server(admin, self._admin)
+        for server in (self._server, self._admin):
+            models_pb2_grpc.add_ModelServiceServicer_to_server(model_servicer, server)
+            health_pb2_grpc.add_HealthServicer_to_server(self.health, server)
+            await server.start()
         await self.health.serve()
 
     async def drain(self, stop_engine: Callable[[], None], hurry: asyncio.Event, grace_seconds: float) -> None:
@@ -110,7 +123,7 @@ class Server:
         await self.health.drain()
         await self._quiet(hurry, started + grace_seconds / 2)
         # Refuses new calls from here on, and ends when the last one has its answer.
-        finishing = asyncio.create_task(self._server.stop(grace_seconds + 2 * _LAST_WORDS_SECONDS))
+        finishing = asyncio.create_task(self._stop(grace_seconds + 2 * _LAST_WORDS_SECONDS))
         hurrying = asyncio.create_task(hurry.wait())
         await asyncio.wait(
             (finishing, hurrying),
@@ -120,8 +133,11 @@ class Server:
         hurrying.cancel()
         # Whoever still waits for the engine is told so now, and not left to a broken connection.
         await asyncio.to_thread(stop_engine)
-        await self._server.stop(_LAST_WORDS_SECONDS)
+        await self._stop(_LAST_WORDS_SECONDS)
         await finishing
+
+    async def _stop(self, grace_seconds: float) -> None:
+        await asyncio.gather(self._server.stop(grace_seconds), self._admin.stop(grace_seconds))
 
     async def _quiet(self, hurry: asyncio.Event, latest: float) -> None:
         """Returns when no calls come in any more, but no later than `latest` on the monotonic clock."""

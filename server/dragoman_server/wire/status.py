@@ -18,8 +18,14 @@ from dragoman_server.errors import (
     InferenceError,
     InvalidInputError,
     MalformedMessageError,
+    ModelExistsError,
+    ModelFailedError,
+    ModelInUseError,
     ModelNotFoundError,
+    ModelTooLargeError,
     NoAttentionError,
+    NoRepositoryError,
+    NoRoomError,
     QueueFullError,
     Reason,
     UnsupportedLanguageError,
@@ -48,6 +54,12 @@ CODES: Final[Mapping[type[DragomanError], Code]] = {
     MalformedMessageError: Code(grpc.StatusCode.INVALID_ARGUMENT, Reason.MALFORMED_MESSAGE),
     UnsupportedLanguageError: Code(grpc.StatusCode.NOT_FOUND, Reason.UNSUPPORTED_LANGUAGE_PAIR),
     ModelNotFoundError: Code(grpc.StatusCode.NOT_FOUND, Reason.MODEL_NOT_FOUND),
+    ModelFailedError: Code(grpc.StatusCode.FAILED_PRECONDITION, Reason.MODEL_FAILED),
+    ModelExistsError: Code(grpc.StatusCode.ALREADY_EXISTS, Reason.MODEL_EXISTS),
+    ModelInUseError: Code(grpc.StatusCode.FAILED_PRECONDITION, Reason.MODEL_IN_USE),
+    ModelTooLargeError: Code(grpc.StatusCode.RESOURCE_EXHAUSTED, Reason.MODEL_TOO_LARGE),
+    NoRoomError: Code(grpc.StatusCode.RESOURCE_EXHAUSTED, Reason.NO_ROOM_FOR_MODEL),
+    NoRepositoryError: Code(grpc.StatusCode.FAILED_PRECONDITION, Reason.NO_REPOSITORY),
     NoAttentionError: Code(grpc.StatusCode.FAILED_PRECONDITION, Reason.NO_ATTENTION_GRAPH),
     QueueFullError: Code(grpc.StatusCode.RESOURCE_EXHAUSTED, Reason.QUEUE_FULL),
     DeadlineError: Code(grpc.StatusCode.DEADLINE_EXCEEDED, Reason.DEADLINE_EXCEEDED),
@@ -69,7 +81,7 @@ def status_of(error: DragomanError) -> Status:
         reasons = {violation.reason for violation in error.violations}
         reason = reasons.pop() if len(reasons) == 1 else reason
         details.append(_bad_request(error))
-    elif isinstance(error, QueueFullError):
+    elif isinstance(error, QueueFullError | NoRoomError):
         retry_delay = Duration()
         retry_delay.FromNanoseconds(int(error.retry_after_seconds * 1e9))
         details.append(RetryInfo(retry_delay=retry_delay))

@@ -31,7 +31,7 @@ def engine() -> FakeEngine:
 
 @pytest.fixture
 def registry(bundle: Bundle, engine: FakeEngine) -> Registry:
-    return Registry(Model(bundle, engine))
+    return Registry.of(Model(bundle, engine))
 
 
 @pytest.fixture

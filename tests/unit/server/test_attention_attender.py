@@ -28,7 +28,7 @@ def registry(tiny_bundles: dict[Precision, Bundle]) -> Iterator[Registry]:
     bundle = tiny_bundles["fp32"]
     worker = AttentionWorker(AttentionPass(bundle, num_threads=1), max_waiting=100)
     with Model(bundle, FakeEngine(), worker) as model:
-        yield Registry(model)
+        yield Registry.of(model)
 
 
 @pytest.fixture

@@ -56,7 +56,7 @@ def planner() -> Planner:
 def plan_for(planner: Planner, bundle: Bundle, context: CallContext = NOW, **values: object) -> Plan:
     """The plan of a call for the model of a bundle."""
     asked = config(**values)
-    registry = Registry(Model(bundle, FakeEngine()))
+    registry = Registry.of(Model(bundle, FakeEngine()))
 
     async def plan() -> Plan:
         async with registry.lease("", asked.source_language_code, asked.target_language_code) as lease:

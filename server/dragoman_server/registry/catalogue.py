@@ -1,0 +1,198 @@
+"""Which models there are, and which of them answers a call: plain bookkeeping, without loading anything."""
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from dragoman_server.bundle.languages import Direction, folded
+from dragoman_server.errors import ModelFailedError, ModelNotFoundError, UnsupportedLanguageError
+from dragoman_server.registry.entry import Entry
+
+# Routes that are kept, whatever codes callers make up.
+_MAX_ROUTES = 1000
+# More of them would make an error unreadable.
+_MAX_NAMED = 10
+
+
+class Leg(NamedTuple):
+    """A model, and the direction in which it translates."""
+
+    entry: Entry
+    direction: Direction
+
+
+Route = tuple[Leg, ...]
+"""One leg, or two, the second of which goes on where the first ends."""
+
+Refusal = ModelNotFoundError | ModelFailedError | UnsupportedLanguageError
+"""Why no model answers a call."""
+
+
+class Catalogue:
+    """The versions of all models.
+
+    Args:
+        pivot: the language by way of which two models translate what none does alone; "auto" is English, else any
+            other; "off" is none.
+
+    Attributes:
+        entries: in the order in which they came, each in the place of the one that it replaced.
+    """
+
+    def __init__(self, pivot: str = "auto") -> None:
+        self._pivot = pivot
+        self.entries: list[Entry] = []
+        self._chosen_versions: dict[str, Entry] = {}  # by name
+        self._chosen_models: dict[tuple[str, str], str] = {}  # names by folded languages
+        self._routes: dict[tuple[str, str, str], Route] = {}
+
+    # -- what there is -------------------------------------------------------------------------
+
+    @property
+    def serving(self) -> list[Entry]:
+        """The entries that take calls."""
+        return [entry for entry in self.entries if entry.is_serving]
+
+    def named(self, name: str, entries: Iterable[Entry] | None = None) -> Entry | None:
+        """The entry of name@version; of a name alone the one that was chosen, else the last."""
+        found = [e for e in (self.entries if entries is None else entries) if name in (e.name, e.resource_name)]
+        chosen = self._chosen_versions.get(name)
+        return chosen if chosen in found else found[-1] if found else None
+
+    def default_versions(self) -> list[Entry]:
+        """What the name of each model stands for, in the order of the models."""
+        serving = self.serving
+        names = dict.fromkeys(entry.name for entry in serving)
+        return [entry for name in names if (entry := self.named(name, serving)) is not None]
+
+    def chosen_directions(self, entry: Entry) -> list[Direction]:
+        """The pairs of languages for which this model was chosen."""
+        languages = entry.languages
+        chosen = [codes for codes, name in self._chosen_models.items() if name == entry.name]
+        return [found for codes in chosen if languages and (found := languages.find(*codes))]
+
+    # -- changes -------------------------------------------------------------------------------
+
+    def put(self, entry: Entry, old: Entry | None) -> None:
+        """Has an entry take the place of an old one, or of none."""
+        if old is None:
+            self.entries.append(entry)
+            return
+        self.entries[self.entries.index(old)] = entry
+        if self._chosen_versions.get(old.name) is old:
+            del self._chosen_versions[old.name]
+            self._chosen_versions[entry.name] = entry
+
+    def remove(self, entry: Entry) -> None:
+        """Forgets an entry."""
+        self.entries.remove(entry)
+        if self._chosen_versions.get(entry.name) is entry:
+            del self._chosen_versions[entry.name]
+
+    def choose_version(self, entry: Entry) -> None:
+        """Has the name of a model stand for this version."""
+        self._chosen_versions[entry.name] = entry
+
+    def choose_model(self, entry: Entry, directions: Iterable[Direction]) -> None:
+        """Has calls in these directions that name no model get this one."""
+        self._chosen_models |= {(folded(d.source), folded(d.target)): entry.name for d in directions}
+
+    def forget_routes(self) -> None:
+        """To be called whenever an entry, or its state, has changed."""
+        self._routes.clear()
+
+    # -- which one answers ---------------------------------------------------------------------
+
+    def route(self, name: str, source: str, target: str) -> Route | Refusal:
+        """The model for a call, or the two.
+
+        Args:
+            name: of the model, or name@version; "" leaves the choice to the server.
+            source: language code of the texts, as the caller has it.
+            target: language code of the translations, likewise.
+        """
+        key = name, source, target
+        if key not in self._routes:
+            found = self._named_route(*key) if name else self._free_route(source, target)
+            if not isinstance(found, tuple):
+                return found
+            if len(self._routes) >= _MAX_ROUTES:
+                self._routes.clear()
+            self._routes[key] = found
+        return self._routes[key]
+
+    def _named_route(self, name: str, source: str, target: str) -> Route | Refusal:
+        entry = self.named(name, self.serving)
+        if entry is None or entry.languages is None:
+            known = self.named(name)
+            return failed(known) if known else self.no_model(name)
+        if entry.languages.fault_of(source) or entry.languages.fault_of(target):
+            return _no_codes()
+        found = entry.languages.find(source, target)
+        return (Leg(entry, found),) if found else no_pair(source, target, [entry])
+
+    def _free_route(self, source: str, target: str) -> Route | Refusal:
+        entries = self.default_versions()
+        if entries and any(map(self._is_no_code, (source, target))):
+            return _no_codes()
+        if leg := self._nearest(source, target):
+            return (leg,)
+        return self._through_another(source, target) or no_pair(source, target, entries)
+
+    def _is_no_code(self, code: str) -> bool:
+        return all(entry.languages is not None and entry.languages.fault_of(code) for entry in self.serving)
+
+    def _nearest(self, source: str, target: str) -> Leg | None:
+        """The model whose languages are nearest to these; of several the one that was chosen, else the first."""
+        legs = {}
+        for entry in self.default_versions():
+            if entry.languages is not None and (match := entry.languages.match(source, target)):
+                chosen = self._chosen_models.get((folded(match.direction.source), folded(match.direction.target)))
+                legs[Leg(entry, match.direction)] = match.distance, entry.name != chosen
+        return min(legs, key=lambda leg: legs[leg], default=None)
+
+    def _through_another(self, source: str, target: str) -> Route | None:
+        for language in self._pivots():
+            if (first := self._nearest(source, language)) and (second := self._nearest(first.direction.target, target)):
+                return first, second
+        return None
+
+    def _pivots(self) -> Iterable[str]:
+        """The languages to try, in this order."""
+        if self._pivot != "auto":
+            return () if self._pivot == "off" else (self._pivot,)
+        bundles = [entry.bundle for entry in self.serving if entry.bundle is not None]
+        targets = {language for bundle in bundles for language in bundle.manifest.languages.targets}
+        return "en", *sorted(targets - {"en"})
+
+    def no_model(self, name: str) -> ModelNotFoundError:
+        """The error where there is no model of a name."""
+        names = [*dict.fromkeys(repr(entry.name) for entry in self.serving)]
+        more = f" and {len(names) - _MAX_NAMED} more" if len(names) > _MAX_NAMED else ""
+        named = ", ".join(names[:_MAX_NAMED]) or "none"
+        return ModelNotFoundError(name, f"there is no such model; this server has {named}{more}")
+
+
+def failed(entry: Entry) -> ModelFailedError:
+    """The error where a model has failed."""
+    return ModelFailedError(f"model {entry.name!r} cannot be loaded: {entry.error}")
+
+
+def no_pair(source: str, target: str, entries: Iterable[Entry]) -> UnsupportedLanguageError:
+    """The error where none of these models translates a pair of languages."""
+    pair = f"{source}-{target}"
+    described = [(entry.name, entry.languages.described(source)) for entry in entries if entry.languages]
+    match described:
+        case []:
+            text = "this server has no model"
+        case [(name, directions)]:
+            text = f"model {name!r} does not translate {pair}; it translates {directions}"
+        case _:
+            models = "; ".join(f"{name!r} {directions}" for name, directions in described[:_MAX_NAMED])
+            num_left = len(described) - _MAX_NAMED
+            more = f"; and {num_left} more" if num_left > 0 else ""
+            text = f"no model translates {pair}; there are {models}{more}"
+    return UnsupportedLanguageError(pair, text)
+
+
+def _no_codes() -> UnsupportedLanguageError:
+    return UnsupportedLanguageError("", "the languages of the call are no language codes")  # they may be of any length

@@ -1,0 +1,59 @@
+"""How the models of a server are loaded: all for one device, each with metrics of its own."""
+
+from collections.abc import Callable
+
+from dragoman_server.config import EngineOptions
+from dragoman_server.metrics import Metrics
+from dragoman_server.registry.entry import Entry
+from dragoman_server.registry.model import Model
+from dragoman_server.runtime.background import Background
+from dragoman_server.runtime.device import Device
+
+
+class ModelOpener:
+    """Loads models for the device, with metrics of their own.
+
+    Args:
+        options: of all engines.
+        device: runs the lanes of all.
+        background: runs the attention graphs of all.
+        metrics: count what they do.
+        on_death: called when an error has ended an engine.
+    """
+
+    def __init__(
+        self,
+        options: EngineOptions,
+        device: Device,
+        background: Background,
+        metrics: Metrics,
+        on_death: Callable[[], None],
+    ) -> None:
+        self._options, self._device, self._background = options, device, background
+        self._metrics, self._on_death = metrics, on_death
+
+    def num_bytes(self, entry: Entry) -> int:
+        """What the weights of a model will take up."""
+        assert entry.bundle is not None
+        return entry.bundle.num_weight_bytes
+
+    def open(self, entry: Entry) -> Model:
+        """Loads a model; raises StartError where it cannot be served."""
+        model_metrics = self._metrics.model(entry.name)
+        try:
+            model = Model.open(
+                entry.folder,
+                self._options,
+                self._device,
+                self._background,
+                name=entry.resource_name,
+                on_step=model_metrics.observe_step,
+                on_death=self._on_death,
+                on_close=model_metrics.close,
+            )
+        except BaseException:
+            model_metrics.close()
+            raise
+        model_metrics.set_info(entry.version, model.manifest.precision)
+        model_metrics.set_kv_cache(model.kv_bytes_per_token, model.max_kv_bytes)
+        return model

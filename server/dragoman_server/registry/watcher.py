@@ -1,0 +1,71 @@
+"""Follows a repository: serves the bundles that come, replaces those that change, and ends serving those that go."""
+
+import asyncio
+import logging
+from pathlib import Path
+
+from dragoman_server.errors import DragomanError, DrainingError, NoRoomError
+from dragoman_server.registry.registry import Registry
+from dragoman_server.registry.repository import Place, Repository, Signature
+
+logger = logging.getLogger(__name__)
+
+
+class Watcher:
+    """Keeps a registry as its repository is.
+
+    What it sees at one look it acts upon at the next, if it is the same: a bundle that is being copied keeps changing.
+    A bundle that cannot be served is tried again when it has changed.
+
+    Args:
+        registry: serves the bundles.
+        repository: has them.
+    """
+
+    def __init__(self, registry: Registry, repository: Repository) -> None:
+        self._registry, self._repository = registry, repository
+        self._seen: dict[Path, Signature] = {}  # at the last look
+        self._tried: dict[Path, Signature] = {}  # what was served, or could not be
+
+    async def serve_all(self) -> None:
+        """Serves all bundles there are; those that cannot be served have their errors in the registry."""
+        for place, signature in await asyncio.to_thread(self._look):
+            await self._serve(place, signature)
+
+    async def follow(self, seconds: float) -> None:
+        """Looks every so many seconds, for ever."""
+        while True:
+            await asyncio.sleep(seconds)
+            try:
+                await self.catch_up()
+            except Exception:  # whatever it is, the next look may do better
+                logger.exception("the repository could not be looked through")
+
+    async def catch_up(self) -> None:
+        """Looks once."""
+        found = await asyncio.to_thread(self._look)
+        before, self._seen = self._seen, {place.folder: signature for place, signature in found}
+        for place, signature in found:
+            if signature != self._tried.get(place.folder) and signature == before.get(place.folder):
+                await self._serve(place, signature)
+        # A folder that is replaced by another is gone for a moment.
+        for folder in self._tried.keys() - self._seen.keys() - before.keys():
+            del self._tried[folder]
+            if (entry := self._registry.at(folder)) is not None:
+                logger.info("the folder of model %s is gone", entry.resource_name)
+                self._registry.discard(entry)
+
+    def _look(self) -> list[tuple[Place, Signature]]:
+        return [(place, place.signature()) for place in self._repository.places()]
+
+    async def _serve(self, place: Place, signature: Signature) -> None:
+        try:
+            await self._registry.add(place)
+        except DrainingError:
+            raise
+        except NoRoomError as error:  # may be over when it is tried again
+            logger.warning("%s", error)
+        except DragomanError:  # is in the registry, and in the log
+            self._tried[place.folder] = signature
+        else:
+            self._tried[place.folder] = signature

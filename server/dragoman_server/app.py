@@ -4,13 +4,14 @@ import asyncio
 import contextlib
 import logging
 import signal
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from functools import partial
 
 from dragoman_server.bundle.bundle import embedded_bundle
 from dragoman_server.config import Config, validate
 from dragoman_server.ending import LastResort
-from dragoman_server.metrics import Metrics
+from dragoman_server.metrics import Metrics, ModelMetrics
 from dragoman_server.registry.loading import StoppedError, load, max_load_seconds
 from dragoman_server.registry.model import Model
 from dragoman_server.registry.registry import Registry
@@ -79,15 +80,26 @@ async def serve(config: Config) -> int:
         background = stack.enter_context(contextlib.closing(Background()))
         device = stack.enter_context(Device.of(config.engine))
         folder = config.model or embedded_bundle()
+        model_metrics: ModelMetrics  # once the bundle has told its name, which is before the first call, and so step
         opening = partial(
-            Model.open, folder, config.engine, device, background, on_step=metrics.observe_step, on_death=on_death
+            Model.open,
+            folder,
+            config.engine,
+            device,
+            background,
+            on_step=lambda report: model_metrics.observe_step(report),
+            on_death=on_death,
         )
+        load_start = time.monotonic()
         try:
             model = stack.enter_context(await load(opening, stop, max_load_seconds(folder)))
         except StoppedError:
             return EXIT_OK
-        metrics.set_model(model.manifest.name, model.bundle.version, model.manifest.precision)
-        metrics.set_kv_cache(model.kv_bytes_per_token, model.max_kv_bytes)
+        metrics.observe_load(model.manifest.name, True, time.monotonic() - load_start)
+        metrics.set_models({"ready": 1})
+        model_metrics = metrics.model(model.manifest.name)
+        model_metrics.set_info(model.bundle.version, model.manifest.precision)
+        model_metrics.set_kv_cache(model.kv_bytes_per_token, model.max_kv_bytes)
 
         # -- serve
         registry = Registry(model)

@@ -73,7 +73,7 @@ async def serve(config: Config) -> int:
 
         # -- bind
         metrics = Metrics()
-        server = Server(config.listen, config.admin_listen, config.limits.max_message_bytes, metrics)
+        server = Server(config.listen, config.admin_address, config.limits.max_message_bytes, metrics)
         metrics_page = stack.enter_context(MetricsPage(metrics, config.metrics_listen))
 
         # -- load
@@ -111,9 +111,9 @@ async def serve(config: Config) -> int:
         stack.callback(attender.close)
         admin = ModelAdminServicer(registry, repository, max_rows)
         await server.start(translator, attender, ModelServicer(registry, max_rows), admin)
+        administration = f", administration on {server.admin_address}" if server.admin_address else ""
         print(
-            f"serving {_described(registry)} on {server.address}, metrics on {metrics_page.url}, "
-            f"administration on {server.admin_address}",
+            f"serving {_described(registry)} on {server.address}, metrics on {metrics_page.url}{administration}",
             flush=True,
         )
         async with contextlib.AsyncExitStack() as background_tasks:

@@ -18,6 +18,8 @@ from dragoman_server.errors import StartError
 
 _T = TypeVar("_T")
 
+_ADMIN_ADDRESS = "127.0.0.1:50052"  # loopback, as everywhere: there is no authentication
+
 _MODEL_NAME = re.compile(r"\w(?:[\w.+-]{0,126}\w)?")
 _LANGUAGE = re.compile(r"[A-Za-z0-9]{2,}(?:[-_][A-Za-z0-9]+)*")
 
@@ -280,14 +282,15 @@ class Config:
         ),
     ] = "127.0.0.1:9464"
     admin_listen: Annotated[
-        str,
+        str | None,
         About(
             "Address for gRPC calls that load and unload models. Whoever reaches it may do so. Port 0 takes a free "
             "one.",
             "HOST:PORT",
+            "127.0.0.1:50052 with a repository, else none",
             check=parse_address,
         ),
-    ] = "127.0.0.1:50052"
+    ] = None
     shutdown_grace_seconds: Annotated[
         float,
         Meta(ge=0, le=86_400),
@@ -299,6 +302,11 @@ class Config:
     models: ModelOptions = field(default_factory=ModelOptions)
     engine: EngineOptions = field(default_factory=EngineOptions)
     limits: InputLimits = field(default_factory=InputLimits)
+
+    @property
+    def admin_address(self) -> str | None:
+        """Where models are loaded and unloaded; None is nowhere."""
+        return self.admin_listen or (_ADMIN_ADDRESS if self.models.repository else None)
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> "Config":
@@ -379,7 +387,7 @@ class Option:
         except msgspec.ValidationError:
             allowed = self._forms(" or ", "a whole number from {} to {}", "a number from {} to {}")
             raise StartError(f"{where} must be {allowed} and is {given!r:.200}.") from None
-        if self.about.check is not None:
+        if self.about.check is not None and value is not None:
             self.about.check(where, value)
         return value
 

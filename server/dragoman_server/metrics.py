@@ -1,18 +1,35 @@
-"""Every Prometheus metric of the server, declared once."""
+"""Every Prometheus metric of the server, declared once.
+
+What engines count carries the name of the model and not its version: names are few, versions come and go. Counters and
+histograms of a name add up over its versions and stay when the last has gone; gauges show the versions that are loaded.
+"""
+
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from prometheus_client import (
     CollectorRegistry,
     Counter,
     Gauge,
     Histogram,
+    Metric,
     ProcessCollector,
 )
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
 
 from dragoman_server.engine.engine import StepReport
+from dragoman_server.engine.lane import LaneStep
 
 _CALL_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 _STEP_SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0)
+_LOAD_SECONDS = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
 _ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+
+_MODEL_STATES = ("ready", "listed", "loading", "draining", "failed")
+
+_NO_STEP = StepReport(LaneStep(0, 0, 0.0, 0.0), 0, 0, 0, 0, 0)
 
 
 class Metrics:
@@ -35,56 +52,6 @@ class Metrics:
             buckets=_CALL_SECONDS,
             registry=self.registry,
         )
-        self._num_requests_waiting = Gauge(
-            "dragoman_num_requests_waiting",
-            "Segments that wait for a row to be decoded in.",
-            registry=self.registry,
-        )
-        self._num_requests_running = Gauge(
-            "dragoman_num_requests_running",
-            "Segments being decoded, each in one row or, with a beam, several.",
-            registry=self.registry,
-        )
-        self._batch_size = Histogram(
-            "dragoman_batch_size",
-            "Rows decoded together, per decoding step.",
-            buckets=_ROWS,
-            registry=self.registry,
-        )
-        self._encode_seconds = Histogram(
-            "dragoman_encode_seconds",
-            "Time that a step spent in the encoder, where it did.",
-            buckets=_STEP_SECONDS,
-            registry=self.registry,
-        )
-        self._decode_step_seconds = Histogram(
-            "dragoman_decode_step_seconds",
-            "Duration of a decoding step.",
-            buckets=_STEP_SECONDS,
-            registry=self.registry,
-        )
-        self._source_tokens = Counter(
-            "dragoman_source_tokens_total",
-            "Tokens encoded, language tags and end-of-sentence included.",
-            registry=self.registry,
-        )
-        self._generated_tokens = Counter(
-            "dragoman_generated_tokens_total",
-            "Tokens decoded, those of all beams and end-of-sentence included.",
-            registry=self.registry,
-        )
-        self._queue_wait = Histogram(
-            "dragoman_queue_wait_seconds",
-            "Time from a segment's arrival until its encoding began.",
-            buckets=_CALL_SECONDS,
-            registry=self.registry,
-        )
-        self._time_to_first_token = Histogram(
-            "dragoman_time_to_first_token_seconds",
-            "Time from a segment's arrival until its first token.",
-            buckets=_CALL_SECONDS,
-            registry=self.registry,
-        )
         self._rejected = Counter(
             "dragoman_rejected_total",
             "RPCs answered with an error, by the reason in its google.rpc.ErrorInfo.",
@@ -94,39 +61,31 @@ class Metrics:
         self._suspect_translations = Counter(
             "dragoman_suspect_translations_total",
             "Segments whose translation is unusual, of those whose signals were asked for, by what is.",
-            ("suspicion",),
+            ("model", "suspicion"),
             registry=self.registry,
         )
-        cancelled = Counter(
-            "dragoman_cancelled_total",
-            "Segments given up unfinished, by reason: the caller left, or its deadline passed.",
-            ("reason",),
+        models = Gauge(
+            "dragoman_models",
+            "Versions of models, by state.",
+            ("state",),
             registry=self.registry,
         )
-        self._cancelled_by_caller = cancelled.labels("caller")
-        self._cancelled_by_deadline = cancelled.labels("deadline")
-        self._kv_cache_bytes = Gauge(
-            "dragoman_kv_cache_bytes",
-            "Keys and values of the segments being decoded.",
+        self._models = {state: models.labels(state) for state in _MODEL_STATES}
+        self._model_loads = Counter(
+            "dragoman_model_loads_total",
+            "Loads of models that have ended, by outcome: ok, or failed.",
+            ("model", "outcome"),
             registry=self.registry,
         )
-        self._kv_cache_limit_bytes = Gauge(
-            "dragoman_kv_cache_limit_bytes",
-            "Size of the pool for keys and values, were all rows as long as the model allows.",
+        self._model_load_seconds = Histogram(
+            "dragoman_model_load_seconds",
+            "Time that a load of a model took, whatever its outcome.",
+            buckets=_LOAD_SECONDS,
             registry=self.registry,
         )
-        self._kv_bytes_per_token = 0
-        self._last_step = Gauge(
-            "dragoman_engine_last_step_timestamp_seconds",
-            "Unix time of the engine's last step. It stands still while there is nothing to do.",
-            registry=self.registry,
-        )
-        self._model_info = Gauge(
-            "dragoman_model_info",
-            "Always 1; the labels say which model is served.",
-            ("model", "version", "precision"),
-            registry=self.registry,
-        )
+        self._engines = _EngineMetrics(self.registry)
+        self._loaded = _LoadedModels()
+        self.registry.register(self._loaded)
 
     def observe_request(self, method: str, code: str, seconds: float) -> None:
         """Counts an RPC that has ended; `method` must be one of a bounded set."""
@@ -137,17 +96,98 @@ class Metrics:
         """Counts an RPC that was answered with an error; `reason` must be one of a bounded set."""
         self._rejected.labels(reason).inc()
 
-    def observe_suspicion(self, suspicion: str) -> None:
-        """Counts a segment whose translation is suspect; `suspicion` must be one of a bounded set."""
-        self._suspect_translations.labels(suspicion).inc()
+    def observe_suspicion(self, model: str, suspicion: str) -> None:
+        """Counts a segment whose translation is suspect.
+
+        Args:
+            model: name of the model that translated it, without version.
+            suspicion: one of a bounded set.
+        """
+        self._suspect_translations.labels(model, suspicion).inc()
+
+    def observe_load(self, model: str, ok: bool, seconds: float) -> None:
+        """Counts a load of a model that has ended.
+
+        Args:
+            model: its name, without version; that of a folder of the repository where the bundle tells none.
+            ok: whether it is loaded now.
+            seconds: how long the load took.
+        """
+        self._model_loads.labels(model, "ok" if ok else "failed").inc()
+        self._model_load_seconds.observe(seconds)
+
+    def set_models(self, counts: Mapping[str, int]) -> None:
+        """Says how many versions of models there are in each state.
+
+        Args:
+            counts: by state: ready, listed, loading, draining or failed. One that is absent has none.
+
+        Raises:
+            ValueError: there is no such state.
+        """
+        if unknown := counts.keys() - self._models:
+            raise ValueError(f"no state of a model: {', '.join(sorted(unknown))}")
+        for state, models in self._models.items():
+            models.set(counts.get(state, 0))
+
+    def model(self, name: str) -> "ModelMetrics":
+        """The metrics of one version of a model, until they are closed.
+
+        Args:
+            name: of the model, without version.
+        """
+        return ModelMetrics(name, self._engines, self._loaded)
+
+
+class ModelMetrics:
+    """The metrics of one version of a model while it is loaded. Thread-safe.
+
+    Several versions of one name may be loaded at once: `_LoadedModels` makes gauges of what they say of themselves.
+
+    Attributes:
+        name: of the model, without version.
+        info: version and precision; None until they are known.
+        report: of the latest step.
+        last_step_time: when that was, in Unix time; 0 before the first.
+        kv_bytes_per_token: size of the keys and values of a cached token.
+        kv_limit_bytes: size of the pool for keys and values.
+        weights_bytes: size of the weights in memory.
+    """
+
+    def __init__(self, name: str, engines: "_EngineMetrics", loaded: "_LoadedModels") -> None:
+        self.name = name
+        self.info: tuple[str, str] | None = None
+        self.report, self.last_step_time = _NO_STEP, 0.0
+        self.kv_bytes_per_token = self.kv_limit_bytes = self.weights_bytes = 0
+        # Looking up a child takes longer than counting with it, and a step of a small model is over in 0.6 ms.
+        self._batch_size = engines.batch_size.labels(name)
+        self._encode_seconds = engines.encode_seconds.labels(name)
+        self._decode_step_seconds = engines.decode_step_seconds.labels(name)
+        self._source_tokens = engines.source_tokens.labels(name)
+        self._generated_tokens = engines.generated_tokens.labels(name)
+        self._queue_wait = engines.queue_wait.labels(name)
+        self._time_to_first_token = engines.time_to_first_token.labels(name)
+        self._cancelled_by_caller = engines.cancelled.labels(name, "caller")
+        self._cancelled_by_deadline = engines.cancelled.labels(name, "deadline")
+        self._loaded = loaded
+        loaded.add(self)
+
+    def set_info(self, version: str, precision: str) -> None:
+        """Says which version of the model this is."""
+        self.info = version, precision
+
+    def set_kv_cache(self, bytes_per_token: int, limit_bytes: int) -> None:
+        """Says what a cached token takes up, and the size of the pool."""
+        self.kv_bytes_per_token, self.kv_limit_bytes = bytes_per_token, limit_bytes
+
+    def set_weights(self, num_bytes: int) -> None:
+        """Says what the weights take up in memory, all copies together."""
+        self.weights_bytes = num_bytes
 
     def observe_step(self, report: StepReport) -> None:
-        """Counts a step of the engine."""
+        """Counts a step of the version's engine."""
         step = report.step
-        self._num_requests_waiting.set(report.num_waiting)
-        self._num_requests_running.set(report.num_running)
-        self._kv_cache_bytes.set(report.num_cached_tokens * self._kv_bytes_per_token)
-        self._last_step.set_to_current_time()
+        self.report, self.last_step_time = report, time.time()
         if report.num_cancelled:
             self._cancelled_by_caller.inc(report.num_cancelled)
         if report.num_expired:
@@ -164,11 +204,147 @@ class Metrics:
             self._decode_step_seconds.observe(step.decode_seconds)
             self._generated_tokens.inc(step.num_decoded)
 
-    def set_model(self, model: str, version: str, precision: str) -> None:
-        """Says which model is served."""
-        self._model_info.labels(model, version, precision).set(1)
+    def close(self) -> None:
+        """Says that the version is no longer loaded: the gauges forget it. Steps that end later are still counted."""
+        self._loaded.remove(self)
 
-    def set_kv_cache(self, bytes_per_token: int, limit_bytes: int) -> None:
-        """Says what a cached token takes up, and the size of the pool."""
-        self._kv_bytes_per_token = bytes_per_token
-        self._kv_cache_limit_bytes.set(limit_bytes)
+
+class _EngineMetrics:
+    """What engines count, by the name of their model."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.batch_size = Histogram(
+            "dragoman_batch_size",
+            "Rows decoded together, per decoding step.",
+            ("model",),
+            buckets=_ROWS,
+            registry=registry,
+        )
+        self.encode_seconds = Histogram(
+            "dragoman_encode_seconds",
+            "Time that a step spent in the encoder, where it did.",
+            ("model",),
+            buckets=_STEP_SECONDS,
+            registry=registry,
+        )
+        self.decode_step_seconds = Histogram(
+            "dragoman_decode_step_seconds",
+            "Duration of a decoding step.",
+            ("model",),
+            buckets=_STEP_SECONDS,
+            registry=registry,
+        )
+        self.source_tokens = Counter(
+            "dragoman_source_tokens_total",
+            "Tokens encoded, language tags and end-of-sentence included.",
+            ("model",),
+            registry=registry,
+        )
+        self.generated_tokens = Counter(
+            "dragoman_generated_tokens_total",
+            "Tokens decoded, those of all beams and end-of-sentence included.",
+            ("model",),
+            registry=registry,
+        )
+        self.queue_wait = Histogram(
+            "dragoman_queue_wait_seconds",
+            "Time from a segment's arrival until its encoding began.",
+            ("model",),
+            buckets=_CALL_SECONDS,
+            registry=registry,
+        )
+        self.time_to_first_token = Histogram(
+            "dragoman_time_to_first_token_seconds",
+            "Time from a segment's arrival until its first token.",
+            ("model",),
+            buckets=_CALL_SECONDS,
+            registry=registry,
+        )
+        self.cancelled = Counter(
+            "dragoman_cancelled_total",
+            "Segments given up unfinished, by reason: the caller left, or its deadline passed.",
+            ("model", "reason"),
+            registry=registry,
+        )
+
+
+# Each gauge by the name of a model, with what it shows of the versions of that name.
+_GAUGES: tuple[tuple[str, str, Callable[[Sequence[ModelMetrics]], float]], ...] = (
+    (
+        "dragoman_num_requests_waiting",
+        "Segments that wait for a row to be decoded in.",
+        lambda versions: sum(version.report.num_waiting for version in versions),
+    ),
+    (
+        "dragoman_num_requests_running",
+        "Segments being decoded, each in one row or, with a beam, several.",
+        lambda versions: sum(version.report.num_running for version in versions),
+    ),
+    (
+        "dragoman_kv_cache_bytes",
+        "Keys and values of the segments being decoded.",
+        lambda versions: sum(version.report.num_cached_tokens * version.kv_bytes_per_token for version in versions),
+    ),
+    (
+        "dragoman_kv_cache_limit_bytes",
+        "Size of the pool for keys and values, were all rows as long as the model allows.",
+        lambda versions: sum(version.kv_limit_bytes for version in versions),
+    ),
+    (
+        "dragoman_model_weights_bytes",
+        "Weights in memory, all copies.",
+        lambda versions: sum(version.weights_bytes for version in versions),
+    ),
+    (
+        "dragoman_engine_last_step_timestamp_seconds",
+        "Unix time of the latest step, 0 before the first. It stands still while there is nothing to do.",
+        lambda versions: max(version.last_step_time for version in versions),
+    ),
+)
+
+
+class _LoadedModels(Collector):
+    """The gauges of models, made of the versions that are loaded whenever the page is asked for."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._versions: list[ModelMetrics] = []
+
+    def add(self, version: ModelMetrics) -> None:
+        """Shows the version from now on."""
+        with self._lock:
+            self._versions.append(version)
+
+    def remove(self, version: ModelMetrics) -> None:
+        """Shows the version no longer, if it is shown."""
+        with self._lock:
+            self._versions = [other for other in self._versions if other is not version]
+
+    def collect(self) -> Iterable[Metric]:
+        with self._lock:
+            versions = list(self._versions)
+        return _gauges(versions)
+
+    def describe(self) -> Iterable[Metric]:
+        """The metrics without samples, from which the registry knows their names."""
+        return _gauges(())
+
+
+def _gauges(versions: Sequence[ModelMetrics]) -> Iterator[Metric]:
+    by_name: dict[str, list[ModelMetrics]] = {}
+    for version in versions:
+        by_name.setdefault(version.name, []).append(version)
+    for name, documentation, value in _GAUGES:
+        gauge = GaugeMetricFamily(name, documentation, labels=("model",))
+        for model, its_versions in by_name.items():
+            gauge.add_metric((model,), value(its_versions))
+        yield gauge
+    info = GaugeMetricFamily(
+        "dragoman_model_info",
+        "Always 1; the labels say which versions of models are loaded.",
+        labels=("model", "version", "precision"),
+    )
+    # A version is there twice for a moment when its folder is loaded anew.
+    for labels in dict.fromkeys((version.name, *version.info) for version in versions if version.info):
+        info.add_metric(labels, 1)
+    yield info

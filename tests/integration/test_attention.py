@@ -594,7 +594,7 @@ def test_align_needs_inputs_and_not_too_many(stub: attention_pb2_grpc.AttentionS
 
 
 def test_translations_come_with_signals_where_asked_for(
-    translation: translation_pb2_grpc.TranslationServiceStub, server: ServerProcess
+    translation: translation_pb2_grpc.TranslationServiceStub, server: ServerProcess, bundle: Bundle
 ) -> None:
     text = "the old dog sees a small bird\n\n two red cats here\n"
     request = translation_pb2.TranslateRequest(**EN_FR, include_signals=True)  # type: ignore[arg-type]
@@ -619,7 +619,7 @@ def test_translations_come_with_signals_where_asked_for(
                 assert segment.source_span.begin <= span.begin < span.end <= segment.source_span.end
             suspicions += signals.suspicions
     assert suspicions
-    name = "dragoman_suspect_translations_total{"
+    name = f'dragoman_suspect_translations_total{{model="{bundle.manifest.name}",'
     assert sum(value for key, value in metrics(server).items() if key.startswith(name)) == len(suspicions)
 
 

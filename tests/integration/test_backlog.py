@@ -65,7 +65,7 @@ async def translate(stub: Stub, text: str, beam_size: int = 1) -> str:
 def num_waiting(server: ServerProcess) -> float:
     with urllib.request.urlopen(server.metrics_url, timeout=30) as page:
         (line,) = (
-            line for line in page.read().decode().splitlines() if line.startswith("dragoman_num_requests_waiting ")
+            line for line in page.read().decode().splitlines() if line.startswith("dragoman_num_requests_waiting{")
         )
     return float(line.split()[1])
 

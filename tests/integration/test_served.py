@@ -151,11 +151,12 @@ def test_the_metrics_count_what_was_translated(tiny_bundles: dict[Precision, Bun
             translations = client.translate(sentences_of(bundle, [5, 9, 12]), source=source, target=target)
         num_tokens = sum(len(t.token_ids) for t in translations)
         # A step is counted after its answers have left.
-        values = metrics_when(server, lambda values: values["dragoman_generated_tokens_total"] == num_tokens)
+        model = f'{{model="{bundle.manifest.name}"}}'
+        values = metrics_when(server, lambda values: values[f"dragoman_generated_tokens_total{model}"] == num_tokens)
     assert values['dragoman_requests_total{code="OK",method="dragoman.v1.TranslationService/Translate"}'] == 1
-    assert values["dragoman_source_tokens_total"] == 5 + 9 + 12
-    assert values["dragoman_num_requests_waiting"] == values["dragoman_num_requests_running"] == 0
-    assert values["dragoman_batch_size_count"] == values["dragoman_decode_step_seconds_count"] > 0
+    assert values[f"dragoman_source_tokens_total{model}"] == 5 + 9 + 12
+    assert values[f"dragoman_num_requests_waiting{model}"] == values[f"dragoman_num_requests_running{model}"] == 0
+    assert values[f"dragoman_batch_size_count{model}"] == values[f"dragoman_decode_step_seconds_count{model}"] > 0
 
 
 def test_a_length_limit_is_kept_and_reported(server: ServerProcess, bundle: Bundle) -> None:

@@ -14,11 +14,12 @@ MAIN = "from dragoman_server.__main__ import main; main()"
 
 @dataclass(frozen=True)
 class ServerProcess:
-    """`address` of the service and `metrics_url` as the server printed them."""
+    """`address` of the service, `metrics_url` and, with a repository, `admin_address` as the server printed them."""
 
     process: subprocess.Popen[str]
     address: str
     metrics_url: str
+    admin_address: str | None
 
     def terminate(self) -> int:
         """SIGTERM; waits for the end and returns the exit code."""
@@ -27,19 +28,23 @@ class ServerProcess:
 
 
 @contextmanager
-def server_process(bundle: Path, *options: str, program: str = MAIN) -> Iterator[ServerProcess]:
+def server_process(bundle: Path | None, *options: str, program: str = MAIN) -> Iterator[ServerProcess]:
     """Yields when the server has printed that it serves; kills it at the end if it still runs.
 
+    Without `bundle` the options must say what it serves, and it has an address for administration.
     `program` is Python that runs the server, for those who want a fault in it.
     """
-    addresses = ("--listen", "127.0.0.1:0", "--metrics-listen", "127.0.0.1:0")
-    command = [sys.executable, "-c", program, "--model", str(bundle), *addresses, *options]
+    addresses = ["--listen", "127.0.0.1:0", "--metrics-listen", "127.0.0.1:0"]
+    models = ["--admin-listen", "127.0.0.1:0"] if bundle is None else ["--model", str(bundle)]
+    command = [sys.executable, "-c", program, *models, *addresses, *options]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     with process:
         try:
             assert process.stdout is not None
-            ready = re.fullmatch(r"serving .* on (\S+), metrics on (\S+)\n", process.stdout.readline())
+            ready = re.fullmatch(
+                r"serving .* on (\S+), metrics on ([^\s,]+)(?:, administration on (\S+))?\n", process.stdout.readline()
+            )
             assert ready, "the server did not start"
-            yield ServerProcess(process, ready[1], ready[2])
+            yield ServerProcess(process, *ready.groups())
         finally:
             process.kill()

@@ -24,6 +24,7 @@ from dragoman_server.config import Config
 from dragoman_server.engine.sequence import Completion, FinishReason, Hypothesis, Request
 from dragoman_server.errors import DragomanError, EngineDeadError
 from dragoman_server.registry.model import Model
+from dragoman_server.registry.opener import ModelOpener
 
 LANGUAGES = ("en", "fr", "de")
 EOS_ID = 3
@@ -178,6 +179,7 @@ class RunningServer:
 
     address: str
     metrics_url: str
+    admin_address: str | None
     line: str  # what it printed
     engine: FakeEngine
     exit_code: "asyncio.Task[int]"
@@ -205,6 +207,8 @@ async def running_server(
         callbacks.update(keywords)
         return Model(bundle, engine)
 
+    monkeypatch.setattr(Bundle, "listed", lambda _: bundle)
+    monkeypatch.setattr(ModelOpener, "num_bytes", lambda *_: 1)
     monkeypatch.setattr(Model, "open", open_model)
     monkeypatch.setattr(Model, "kv_bytes_per_token", 32)
     monkeypatch.setattr(Model, "max_kv_bytes", 4096)
@@ -216,9 +220,9 @@ async def running_server(
         await asyncio.sleep(0.005)
     if task.done():
         task.result()
-    found = re.search(r" on (\S+), metrics on (\S+)$", line.strip())
+    found = re.search(r" on (\S+), metrics on ([^\s,]+)(?:, administration on (\S+))?$", line.strip())
     assert found is not None, line
-    server = RunningServer(found[1], found[2], line, engine, task)
+    server = RunningServer(found[1], found[2], found[3], line, engine, task)
     server.on_death = callbacks["on_death"]  # type: ignore[method-assign, assignment]
     try:
         yield server

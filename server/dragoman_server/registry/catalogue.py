@@ -164,6 +164,13 @@ class Catalogue:
         targets = {language for bundle in bundles for language in bundle.manifest.languages.targets}
         return "en", *sorted(targets - {"en"})
 
+    def not_alone(self, source: str, target: str, route: Route) -> UnsupportedLanguageError:
+        """The error of a call that only one model may answer, where two would."""
+        refusal = no_pair(source, target, self.default_versions())
+        language = route[0].direction.target
+        text = f"{refusal}; Translate, StreamTranslation and ExchangeTranslations alone go through {language}"
+        return UnsupportedLanguageError(refusal.language_pair, text)
+
     def no_model(self, name: str) -> ModelNotFoundError:
         """The error where there is no model of a name."""
         names = [*dict.fromkeys(repr(entry.name) for entry in self.serving)]

@@ -55,5 +55,6 @@ class ModelOpener:
             model_metrics.close()
             raise
         model_metrics.set_info(entry.version, model.manifest.precision)
+        model_metrics.set_weights(entry.num_bytes)
         model_metrics.set_kv_cache(model.kv_bytes_per_token, model.max_kv_bytes)
         return model

@@ -21,7 +21,6 @@ from dragoman_server.errors import (
     ModelInUseError,
     ModelTooLargeError,
     Reason,
-    UnsupportedLanguageError,
 )
 from dragoman_server.registry.catalogue import Catalogue, Refusal, Route, failed, no_pair
 from dragoman_server.registry.entry import Entry, State
@@ -163,7 +162,7 @@ class Registry:
             if may_pivot:
                 self._check_room(route)
             else:
-                route = _not_alone(f"{source}-{target}", route)
+                route = self._catalogue.not_alone(source, target, route)
         async with AsyncExitStack() as held:
             if not isinstance(route, tuple):
                 yield Lease(await self._any(route, held, deadline), route)
@@ -343,14 +342,6 @@ class _NoOpener:
 
     def open(self, entry: Entry) -> Model:
         raise NotImplementedError
-
-
-def _not_alone(pair: str, route: Route) -> UnsupportedLanguageError:
-    return UnsupportedLanguageError(
-        pair,
-        f"no model translates {pair} by itself; Translate, StreamTranslation and ExchangeTranslations alone go through "
-        f"{route[0].direction.target}",
-    )
 
 
 def _are_same(old: Entry, new: Entry) -> bool:

@@ -69,7 +69,7 @@ class Translator:
         max_segments: how many segments a call may have, as more than the engine can queue would
             be refused for ever; and how many of streams may queue.
         max_rows: how many rows the engine decodes together.
-        on_suspicion: is told what is unusual about a translation, by its name in metrics.
+        on_suspicion: is told the name of the model and what is unusual about its translation, by its name in metrics.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class Translator:
         limits: InputLimits,
         max_segments: int,
         max_rows: int,
-        on_suspicion: Callable[[str], None] = lambda _: None,
+        on_suspicion: Callable[[str, str], None] = lambda *_: None,
     ) -> None:
         self._registry = registry
         self._planner = Planner(limits, max_segments, max_rows)
@@ -268,7 +268,7 @@ class Translator:
         work = partial(segment_signals, source, target, model.manifest, model.tokenizer)
         signals = await attention.run(work, plan.deadline)
         for suspicion in signals.suspicions:
-            self._on_suspicion(suspicion.value)
+            self._on_suspicion(model.manifest.name, suspicion.value)
         return signals
 
     async def _translated(

@@ -48,24 +48,28 @@ class Server:
 
     Args:
         listen: HOST:PORT; port 0 takes a free one.
-        admin_listen: of what loads and unloads models, likewise.
+        admin_listen: of what loads and unloads models, likewise; None is nowhere.
         max_message_bytes: of one request.
         metrics: count calls.
 
     Attributes:
         address: `listen` with the port that was taken.
-        admin_address: `admin_listen` with its port.
+        admin_address: `admin_listen` with its port, where there is one.
         health: whether calls are taken.
 
     Raises:
         StartError: an address cannot be listened on.
     """
 
-    def __init__(self, listen: str, admin_listen: str, max_message_bytes: int, metrics: Metrics) -> None:
+    def __init__(self, listen: str, admin_listen: str | None, max_message_bytes: int, metrics: Metrics) -> None:
         self.health = HealthServicer([translation.SERVICE_NAME, attention.SERVICE_NAME, models.SERVICE_NAME])
         self._guard = Guard(metrics, attention.STALL_SECONDS)
         self._server, self.address = self._bound("listen", listen, max_message_bytes)
-        self._admin, self.admin_address = self._bound("admin_listen", admin_listen, max_message_bytes)
+        self._servers = [self._server]
+        self._admin, self.admin_address = None, None
+        if admin_listen is not None:
+            self._admin, self.admin_address = self._bound("admin_listen", admin_listen, max_message_bytes)
+            self._servers.append(self._admin)
 
     def _bound(self, option: str, listen: str, max_message_bytes: int) -> tuple[grpc.aio.Server, str]:
         """A server that listens on an address, and the address with its port."""
@@ -104,8 +108,9 @@ class Server:
         """Takes calls from now on; health turns SERVING."""
         translation_pb2_grpc.add_TranslationServiceServicer_to_server(TranslationServicer(translator), self._server)
         attention_pb2_grpc.add_AttentionServiceServicer_to_server(AttentionServicer(attender), self._server)
-        models_pb2_grpc.add_ModelAdminServiceServicer_to_server(admin, self._admin)
-        for server in (self._server, self._admin):
+        if self._admin is not None:
+            models_pb2_grpc.add_ModelAdminServiceServicer_to_server(admin, self._admin)
+        for server in self._servers:
             models_pb2_grpc.add_ModelServiceServicer_to_server(model_servicer, server)
             health_pb2_grpc.add_HealthServicer_to_server(self.health, server)
             await server.start()
@@ -137,7 +142,7 @@ class Server:
         await finishing
 
     async def _stop(self, grace_seconds: float) -> None:
-        await asyncio.gather(self._server.stop(grace_seconds), self._admin.stop(grace_seconds))
+        await asyncio.gather(*(server.stop(grace_seconds) for server in self._servers))
 
     async def _quiet(self, hurry: asyncio.Event, latest: float) -> None:
         """Returns when no calls come in any more, but no later than `latest` on the monotonic clock."""

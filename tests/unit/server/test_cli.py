@@ -11,12 +11,16 @@ import pytest
 import dragoman
 from dragoman_server import __main__, app
 from dragoman_server.cli import read_config
-from dragoman_server.config import CONFIG_FILE, OPTIONS, Config, Option
+from dragoman_server.config import CONFIG_FILE, OPTIONS, Config, ModelOptions, Option, parse_model, validate
 from dragoman_server.errors import StartError
 
 # For every option, a text that is not its default and the value that it spells.
 VALUES: dict[str, tuple[str, Any]] = {option.name: ("4321", 4321) for option in OPTIONS} | {
-    "model": ("/bundles/null", Path("/bundles/null")),
+    "model": ("/bundles/null", ("/bundles/null",)),
+    "repository": ("/bundles", Path("/bundles")),
+    "watch_seconds": ("1.5", 1.5),
+    "pivot": ("fr", "fr"),
+    "admin_listen": ("h:3", "h:3"),
     "listen": ("[::1]:1", "[::1]:1"),
     "metrics_listen": ("h:2", "h:2"),
     "shutdown_grace_seconds": ("0.5", 0.5),
@@ -52,7 +56,7 @@ def test_without_options_the_defaults_hold() -> None:
 @pytest.mark.parametrize("source", ["flag", "flag with =", "variable", "file"])
 def test_an_option_reaches_the_config(option: Option, source: str, write: Callable[[str], Path]) -> None:
     text, value = VALUES[option.name]
-    key = f"{option.name} = {value if isinstance(value, int | float) else repr(str(value))}"
+    key = f"{option.name} = {value if isinstance(value, int | float) else repr(text)}"
     arguments, environ = {
         "flag": ([option.flag, text], {}),
         "flag with =": ([f"{option.flag}={text}"], {}),
@@ -81,9 +85,34 @@ def test_an_empty_variable_is_none() -> None:
 
 
 def test_a_relative_path_counts_from_the_folder_of_the_file(write: Callable[[str], Path]) -> None:
-    path = write('model = "bundles/en-fr"')
-    assert read_config(["--config", str(path)], {}).model == path.parent / "bundles/en-fr"
-    assert read_config(["--config", str(path), "--model", "here"], {}).model == Path("here")
+    path = write('model = ["bundles/en-fr", "de=bundles/en-de", "/en-es"]\nrepository = "models"')
+    folder = path.parent
+    options = read_config(["--config", str(path)], {}).models
+    assert options.model == (f"{folder}/bundles/en-fr", f"de={folder}/bundles/en-de", "/en-es")
+    assert options.repository == folder / "models"
+    assert read_config(["--config", str(path), "--model", "here"], {}).models.model == ("here",)
+
+
+@pytest.mark.parametrize("given", [["--model", "a", "--model=x=b"], ["DRAGOMAN_MODEL=a,x=b"]])
+def test_several_models_may_be_given(given: list[str]) -> None:
+    arguments, environ = (given, {}) if len(given) > 1 else ([], {"DRAGOMAN_MODEL": "a,x=b"})
+    assert read_config(arguments, environ).models.model == ("a", "x=b")
+
+
+@pytest.mark.parametrize("text", ["=a", "x=", "a b=c", "a@1=c", "-x=c"])
+def test_a_model_has_a_folder_and_maybe_a_name(text: str) -> None:
+    assert faults(f"--model={text}").startswith("--model must be [NAME=]FOLDER with a name of letters, digits and .+_-")
+
+
+def test_a_folder_may_have_an_equals_sign() -> None:
+    assert parse_model("model", "./a=b") == ("", Path("a=b"))
+    assert parse_model("model", "x=./a=b") == ("x", Path("a=b"))
+
+
+@pytest.mark.parametrize("text", ["", "e", "en fr", "a/b"])
+def test_a_pivot_is_a_language(text: str) -> None:
+    with pytest.raises(StartError, match="pivot must be auto, off or a language code such as en"):
+        validate(Config(models=ModelOptions(pivot=text)))
 
 
 @pytest.mark.parametrize("given", ["--lanes auto", "DRAGOMAN_LANES=auto", 'lanes = "auto"'])
@@ -96,11 +125,11 @@ def test_lanes_may_be_auto(given: str, write: Callable[[str], Path]) -> None:
 
 def test_all_faults_are_told_together_each_with_its_origin(write: Callable[[str], Path]) -> None:
     path = write('# ours\nmax_encoder_tokens = "many"\n\nmax_inptus = 3\n[engine]\nlanes = 2\n')
-    arguments = ["--config", str(path), "--lanes", "0", "--num-thread=4", "--model", "a", "--model=b", "--listen"]
+    arguments = ["--config", str(path), "--lanes", "0", "--num-thread=4", "--pivot", "a", "--pivot=b", "--listen"]
     found = faults(*arguments, DRAGOMAN_MAX_WAITING="-1", DRAGOMAN_SHUTDOWN_GRACE_SECONDS="nan")
     for sentence in (
         "There is no option --num-thread; is --num-threads meant?",
-        "The option --model is given twice.",
+        "The option --pivot is given twice.",
         "The option --listen has no value.",
         f"{path}, line 4: There is no option max_inptus; is max_inputs meant?",
         f"{path}, line 5: There is no option engine.",
@@ -122,7 +151,8 @@ def test_all_faults_are_told_together_each_with_its_origin(write: Callable[[str]
         ('max_running = "5"', "line 1: max_running must be a whole number from 1 to 4096 and is '5'."),
         ("listen = 50051", "line 1: listen must be HOST:PORT and is 50051."),
         ('\n"listen" = "x"', "line 2: listen must be HOST:PORT with a port from 0 to 65535"),
-        ("model = [1]", "line 1: model must be FOLDER and is [1]."),
+        ("model = [1]", "line 1: model must be [NAME=]FOLDER and is 1."),
+        ("repository = 1", "line 1: repository must be FOLDER and is 1."),
         ("limits.max_inputs = 5", "line 1: There is no option limits."),
         ("config = 'other.toml'", "line 1: There is no option config."),
         ('"max\\u005frunning" = 0', "dragoman.toml: max_running must be a whole number"),
@@ -207,7 +237,7 @@ def test_the_command_serves_as_configured(
         (["--max-running", "0"], "--max-running must be a whole number from 1"),
         (["--max-running", "many"], "is 'many'"),
         (["--lanes", "0"], "--lanes must be auto or a whole number from 1"),
-        (["--model", "a", "--model=b"], "The option --model is given twice."),
+        (["--pivot", "a", "--pivot=b"], "The option --pivot is given twice."),
         (["--model", "/no/such/folder", "--listen", "127.0.0.1:0", "--metrics-listen", "127.0.0.1:0"], "/no/such"),
     ],
 )

@@ -1,6 +1,9 @@
 import time
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier, Event
 
 import pytest
+from prometheus_client import Gauge, generate_latest
 
 from dragoman_server.engine.engine import StepReport
 from dragoman_server.engine.lane import LaneStep
@@ -24,6 +27,16 @@ STEP = StepReport(
 )
 IDLE = STEP._replace(step=LaneStep(20, 0, 0.0, 0.0), num_waiting=0, num_running=0)
 
+# What is added up over the versions of a name.
+GAUGES = (
+    "num_requests_waiting",
+    "num_requests_running",
+    "kv_cache_bytes",
+    "kv_cache_limit_bytes",
+    "model_weights_bytes",
+)
+STATES = ("ready", "listed", "loading", "draining", "failed")
+
 
 @pytest.fixture
 def metrics() -> Metrics:
@@ -32,6 +45,12 @@ def metrics() -> Metrics:
 
 def value(metrics: Metrics, name: str, **labels: str) -> float | None:
     return metrics.registry.get_sample_value(f"dragoman_{name}", labels)
+
+
+def labels_of(metrics: Metrics, name: str) -> list[dict[str, str]]:
+    """Of every series of a gauge."""
+    (family,) = (family for family in metrics.registry.collect() if family.name == f"dragoman_{name}")
+    return [sample.labels for sample in family.samples]
 
 
 def test_requests_are_counted_by_method_and_code(metrics: Metrics) -> None:
@@ -49,35 +68,219 @@ def test_rejections_are_counted_by_reason(metrics: Metrics) -> None:
 
 
 def test_a_step_moves_all_metrics_of_the_engine(metrics: Metrics) -> None:
-    metrics.set_kv_cache(bytes_per_token=1000, limit_bytes=64_000)
+    version = metrics.model("tiny")
+    version.set_kv_cache(bytes_per_token=1000, limit_bytes=64_000)
+    assert value(metrics, "engine_last_step_timestamp_seconds", model="tiny") == 0
     before = time.time()
-    metrics.observe_step(STEP)
-    last_step = value(metrics, "engine_last_step_timestamp_seconds")
+    version.observe_step(STEP)
+    last_step = value(metrics, "engine_last_step_timestamp_seconds", model="tiny")
     assert last_step is not None
     assert before <= last_step <= time.time()
-    assert value(metrics, "kv_cache_bytes") == 30_000
-    assert value(metrics, "kv_cache_limit_bytes") == 64_000
-    assert value(metrics, "queue_wait_seconds_count") == 2
-    assert value(metrics, "queue_wait_seconds_sum") == 0.75
-    assert value(metrics, "time_to_first_token_seconds_sum") == 0.75
-    assert value(metrics, "num_requests_waiting") == 5
-    assert value(metrics, "num_requests_running") == 3
-    assert value(metrics, "batch_size_sum") == 4
-    assert value(metrics, "encode_seconds_sum") == 0.02
-    assert value(metrics, "decode_step_seconds_sum") == 0.004
-    assert value(metrics, "source_tokens_total") == 17
-    assert value(metrics, "generated_tokens_total") == 4
-    assert value(metrics, "cancelled_total", reason="caller") == 1
-    assert value(metrics, "cancelled_total", reason="deadline") == 2
+    assert value(metrics, "kv_cache_bytes", model="tiny") == 30_000
+    assert value(metrics, "kv_cache_limit_bytes", model="tiny") == 64_000
+    assert value(metrics, "queue_wait_seconds_count", model="tiny") == 2
+    assert value(metrics, "queue_wait_seconds_sum", model="tiny") == 0.75
+    assert value(metrics, "time_to_first_token_seconds_sum", model="tiny") == 0.75
+    assert value(metrics, "num_requests_waiting", model="tiny") == 5
+    assert value(metrics, "num_requests_running", model="tiny") == 3
+    assert value(metrics, "batch_size_sum", model="tiny") == 4
+    assert value(metrics, "encode_seconds_sum", model="tiny") == 0.02
+    assert value(metrics, "decode_step_seconds_sum", model="tiny") == 0.004
+    assert value(metrics, "source_tokens_total", model="tiny") == 17
+    assert value(metrics, "generated_tokens_total", model="tiny") == 4
+    assert value(metrics, "cancelled_total", model="tiny", reason="caller") == 1
+    assert value(metrics, "cancelled_total", model="tiny", reason="deadline") == 2
 
 
 def test_a_phase_that_did_not_run_is_not_timed(metrics: Metrics) -> None:
-    metrics.observe_step(IDLE)
-    assert value(metrics, "num_requests_running") == 0
+    metrics.model("tiny").observe_step(IDLE)
+    assert value(metrics, "num_requests_running", model="tiny") == 0
     for name in ("batch_size", "encode_seconds", "decode_step_seconds"):
-        assert value(metrics, f"{name}_count") == 0
+        assert value(metrics, f"{name}_count", model="tiny") == 0
 
 
-def test_the_model_stands_in_labels(metrics: Metrics) -> None:
-    metrics.set_model("tiny", "0123", "int8")
+def test_the_version_and_the_weights_of_a_model(metrics: Metrics) -> None:
+    version = metrics.model("tiny")
+    assert not labels_of(metrics, "model_info")
+    version.set_info("0123", "int8")
+    version.set_weights(5_000)
     assert value(metrics, "model_info", model="tiny", version="0123", precision="int8") == 1
+    assert value(metrics, "model_weights_bytes", model="tiny") == 5_000
+
+
+def test_suspicions_are_counted_by_model(metrics: Metrics) -> None:
+    metrics.observe_suspicion("tiny", "length")
+    metrics.observe_suspicion("small", "length")
+    metrics.observe_suspicion("tiny", "length")
+    assert value(metrics, "suspect_translations_total", model="tiny", suspicion="length") == 2
+
+
+# -- several versions and models ---------------------------------------------------------------------------------------
+
+
+def test_models_are_counted_apart(metrics: Metrics) -> None:
+    metrics.model("small")
+    metrics.model("tiny").observe_step(STEP)
+    for name in ("num_requests_waiting", "batch_size_count", "generated_tokens_total"):
+        assert value(metrics, name, model="small") == 0
+        assert value(metrics, name, model="tiny") != 0
+
+
+def test_gauges_are_the_sum_of_the_versions_that_are_loaded(metrics: Metrics) -> None:
+    old, new = metrics.model("tiny"), metrics.model("tiny")
+    for version, bytes_per_token in ((old, 1000), (new, 10)):
+        version.set_kv_cache(bytes_per_token, limit_bytes=64 * bytes_per_token)
+        version.set_weights(bytes_per_token)
+        version.observe_step(STEP)
+    old.observe_step(STEP._replace(num_waiting=1, num_running=2, num_cached_tokens=7))
+
+    def gauges() -> list[float | None]:
+        return [value(metrics, name, model="tiny") for name in GAUGES]
+
+    assert gauges() == [5 + 1, 3 + 2, 30 * 10 + 7 * 1000, 64 * 1010, 1010]
+    old.close()
+    assert gauges() == [5, 3, 30 * 10, 640, 10]
+    old.observe_step(STEP)  # of a lane that was late
+    old.close()
+    assert gauges() == [5, 3, 30 * 10, 640, 10]
+    assert value(metrics, "batch_size_count", model="tiny") == 4
+
+
+def test_the_last_step_is_the_later_one_of_all_versions(metrics: Metrics) -> None:
+    first, second = metrics.model("tiny"), metrics.model("tiny")
+    first.last_step_time, second.last_step_time = 20.0, 10.0
+    assert value(metrics, "engine_last_step_timestamp_seconds", model="tiny") == 20
+    first.close()
+    assert value(metrics, "engine_last_step_timestamp_seconds", model="tiny") == 10
+
+
+def test_a_model_that_is_gone_leaves_only_what_it_has_counted(metrics: Metrics) -> None:
+    stays, goes = metrics.model("small"), metrics.model("tiny")
+    stays.set_info("4567", "fp32")
+    goes.set_info("0123", "int8")
+    for version in (stays, goes):
+        version.observe_step(STEP)
+    goes.close()
+    for name in (*GAUGES, "engine_last_step_timestamp_seconds", "model_info"):
+        assert [labels["model"] for labels in labels_of(metrics, name)] == ["small"]
+    assert value(metrics, "generated_tokens_total", model="tiny") == 4
+    metrics.model("tiny").observe_step(STEP)
+    assert value(metrics, "generated_tokens_total", model="tiny") == 8
+    assert value(metrics, "num_requests_waiting", model="tiny") == 5
+
+
+def test_the_info_of_a_version_goes_with_it(metrics: Metrics) -> None:
+    old, new, same = (metrics.model("tiny") for _ in range(3))
+    old.set_info("0123", "int8")
+    for version in (new, same):
+        version.set_info("4567", "int8")
+
+    def versions() -> list[str]:
+        return [labels["version"] for labels in labels_of(metrics, "model_info")]
+
+    assert versions() == ["0123", "4567"]
+    old.close()
+    assert versions() == ["4567"]
+    new.close()
+    assert versions() == ["4567"]
+    same.close()
+    assert versions() == []
+
+
+def test_steps_count_while_versions_come_and_go(metrics: Metrics) -> None:
+    num_threads, num_versions, num_steps = 4, 25, 40
+    begin = Barrier(num_threads + 1)
+    is_over = Event()
+
+    def serve(_: int) -> None:
+        begin.wait()
+        for _ in range(num_versions):
+            version = metrics.model("tiny")
+            version.set_info("0123", "int8")
+            for _ in range(num_steps):
+                version.observe_step(STEP)
+            version.close()
+
+    def scrape() -> set[float]:
+        begin.wait()
+        seen: set[float] = set()
+        while not is_over.is_set():
+            generate_latest(metrics.registry)
+            seen.add(value(metrics, "num_requests_waiting", model="tiny") or 0.0)
+        return seen
+
+    with ThreadPoolExecutor(num_threads + 1) as threads:
+        scraped = threads.submit(scrape)
+        try:
+            list(threads.map(serve, range(num_threads)))
+        finally:
+            is_over.set()
+    assert scraped.result() <= {5.0 * n for n in range(num_threads + 1)}
+    num_counted = num_threads * num_versions * num_steps
+    assert value(metrics, "generated_tokens_total", model="tiny") == 4 * num_counted
+    assert value(metrics, "batch_size_count", model="tiny") == num_counted
+    assert value(metrics, "cancelled_total", model="tiny", reason="deadline") == 2 * num_counted
+    assert value(metrics, "num_requests_waiting", model="tiny") is None
+
+
+# -- the models of the server ------------------------------------------------------------------------------------------
+
+
+def test_models_are_counted_by_state(metrics: Metrics) -> None:
+    def models() -> dict[str, float | None]:
+        return {state: value(metrics, "models", state=state) for state in STATES}
+
+    assert models() == dict.fromkeys(STATES, 0)
+    metrics.set_models({"ready": 3, "failed": 1})
+    assert models() == {**dict.fromkeys(STATES, 0), "ready": 3, "failed": 1}
+    metrics.set_models({"ready": 2})
+    assert models() == {**dict.fromkeys(STATES, 0), "ready": 2}
+    with pytest.raises(ValueError, match="no state of a model: lost"):
+        metrics.set_models({"ready": 1, "lost": 1})
+    assert models()["ready"] == 2
+
+
+def test_loads_are_counted_by_model_and_outcome(metrics: Metrics) -> None:
+    metrics.observe_load("tiny", True, 0.2)
+    metrics.observe_load("tiny", False, 400.0)
+    metrics.observe_load("small", True, 7.0)
+    assert value(metrics, "model_loads_total", model="tiny", outcome="ok") == 1
+    assert value(metrics, "model_loads_total", model="tiny", outcome="failed") == 1
+    assert value(metrics, "model_loads_total", model="small", outcome="ok") == 1
+    assert value(metrics, "model_load_seconds_sum") == pytest.approx(407.2)
+    assert value(metrics, "model_load_seconds_bucket", le="0.1") == 0
+    assert value(metrics, "model_load_seconds_bucket", le="300.0") == 2
+
+
+# -- names -------------------------------------------------------------------------------------------------------------
+
+
+def test_the_model_comes_first_of_the_labels(metrics: Metrics) -> None:
+    metrics.model("tiny").set_info("0123", "int8")
+    metrics.observe_suspicion("tiny", "length")
+    metrics.observe_load("tiny", True, 1.0)
+    labels = {family.name: [*sample.labels] for family in metrics.registry.collect() for sample in family.samples}
+    of_models = {name: names for name, names in labels.items() if "model" in names}
+    assert of_models.keys() == {
+        *(f"dragoman_{name}" for name in GAUGES),
+        "dragoman_batch_size",
+        "dragoman_cancelled",
+        "dragoman_decode_step_seconds",
+        "dragoman_encode_seconds",
+        "dragoman_engine_last_step_timestamp_seconds",
+        "dragoman_generated_tokens",
+        "dragoman_model_info",
+        "dragoman_model_loads",
+        "dragoman_queue_wait_seconds",
+        "dragoman_source_tokens",
+        "dragoman_suspect_translations",
+        "dragoman_time_to_first_token_seconds",
+    }
+    assert {names[0] for names in of_models.values()} == {"model"}
+    assert of_models["dragoman_model_info"] == ["model", "version", "precision"]
+
+
+def test_no_metric_has_the_name_of_another(metrics: Metrics) -> None:
+    for name in ("num_requests_waiting", "model_info"):
+        with pytest.raises(ValueError, match="Duplicated timeseries"):
+            Gauge(f"dragoman_{name}", "Not the one of the server.", registry=metrics.registry)

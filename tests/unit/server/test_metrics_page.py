@@ -103,10 +103,11 @@ def test_there_is_one_path_to_read(page: MetricsPage, method: str, path: str, st
         assert len(body) == (0 if method == "HEAD" else int(answer.getheader("Content-Length", "")))
 
 
-def test_some_metrics_can_be_asked_for(page: MetricsPage) -> None:
+def test_some_metrics_can_be_asked_for(page: MetricsPage, metrics: Metrics) -> None:
+    metrics.model("tiny")
     with urllib.request.urlopen(f"{page.url}?name[]=dragoman_num_requests_waiting", timeout=30) as answer:
         lines = answer.read().decode().splitlines()
-    assert [line for line in lines if line[0] != "#"] == ["dragoman_num_requests_waiting 0.0"]
+    assert [line for line in lines if line[0] != "#"] == ['dragoman_num_requests_waiting{model="tiny"} 0.0']
 
 
 def test_it_is_compressed_for_those_who_want_that(page: MetricsPage) -> None:

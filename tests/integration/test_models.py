@@ -4,7 +4,7 @@ import asyncio
 import shutil
 import signal
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from pathlib import Path
 
 import grpc
@@ -83,9 +83,10 @@ def refusal(call: Callable[[], object]) -> tuple[grpc.StatusCode, str, str]:
     with pytest.raises(grpc.RpcError) as caught:
         call()
     info = ErrorInfo()
-    for key, value in caught.value.trailing_metadata():
+    trailers: Iterable[tuple[str, bytes]] = caught.value.trailing_metadata()  # type: ignore[assignment]
+    for key, value in trailers:
         if key == "grpc-status-details-bin":
-            Status.FromString(bytes(value)).details[0].Unpack(info)
+            Status.FromString(value).details[0].Unpack(info)
     return caught.value.code(), info.reason, str(caught.value.details())
 
 

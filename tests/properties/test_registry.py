@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from dragoman_server.errors import DeadlineError, DragomanError
 from dragoman_server.registry.registry import Registry
 from dragoman_server.registry.repository import Place
-from support.fake_models import FakeOpener, write_bundle
+from support.fake_opener import FakeOpener, write_bundle
 
 NAMES = "abcde"
 

@@ -10,7 +10,7 @@ from dragoman_server.errors import ModelFailedError, ModelNotFoundError, Unsuppo
 from dragoman_server.registry.catalogue import Catalogue
 from dragoman_server.registry.entry import Entry
 from dragoman_server.registry.repository import Place
-from support.fake_models import manifest
+from support.fake_opener import manifest
 
 
 def entry(name: str, *pairs: str, version: str = "1") -> Entry:

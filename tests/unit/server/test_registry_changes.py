@@ -27,7 +27,7 @@ from dragoman_server.registry import residence
 from dragoman_server.registry.entry import Entry
 from dragoman_server.registry.registry import Registry
 from dragoman_server.registry.repository import Place
-from support.fake_models import FakeOpener, write_bundle
+from support.fake_opener import FakeOpener, write_bundle
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from dragoman_server.registry.entry import State
 from dragoman_server.registry.registry import Registry
 from dragoman_server.registry.repository import Repository
 from dragoman_server.registry.watcher import Watcher
-from support.fake_models import FakeOpener, write_bundle
+from support.fake_opener import FakeOpener, write_bundle
 
 
 class Followed:

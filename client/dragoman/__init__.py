@@ -15,6 +15,7 @@ from dragoman.attention.sizes import attention_bytes
 from dragoman.attention.types import Alignment, AlignmentChoice, AlignmentLink, AttentionToken
 from dragoman.client import Client
 from dragoman.errors import (
+    AlreadyExistsError,
     DeadlineExceededError,
     DragomanError,
     FailedPreconditionError,
@@ -28,6 +29,17 @@ from dragoman.errors import (
     UnauthenticatedError,
     UnavailableError,
     UnimplementedError,
+)
+from dragoman.models import (
+    Determinism,
+    LanguageGroup,
+    ModelDefaults,
+    ModelInfo,
+    ModelLimits,
+    ModelMemory,
+    ModelState,
+    ParityCertificate,
+    Pivot,
 )
 from dragoman.streams import AsyncTranslationStream, TranslationStream
 from dragoman.types import (
@@ -64,6 +76,7 @@ __all__ = [
     "AlignmentChoice",
     "AlignmentLink",
     "AlignmentMethod",
+    "AlreadyExistsError",
     "AsyncClient",
     "AsyncTranslationStream",
     "AttentionKind",
@@ -72,6 +85,7 @@ __all__ = [
     "Client",
     "DeadlineExceededError",
     "DecodingOptions",
+    "Determinism",
     "DragomanError",
     "EarlyStopping",
     "FailedPreconditionError",
@@ -80,8 +94,16 @@ __all__ = [
     "Hypothesis",
     "InternalError",
     "InvalidArgumentError",
+    "LanguageGroup",
+    "ModelDefaults",
+    "ModelInfo",
+    "ModelLimits",
+    "ModelMemory",
+    "ModelState",
     "NotFoundError",
+    "ParityCertificate",
     "PermissionDeniedError",
+    "Pivot",
     "Priority",
     "Reduction",
     "RequestCancelledError",

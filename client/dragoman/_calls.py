@@ -3,9 +3,10 @@
 import math
 import random
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from numbers import Real
-from typing import Final, Protocol, TypeVar
+from typing import Final, Generic, Protocol, TypeVar
 
 from dragoman.errors import (
     DeadlineExceededError,
@@ -13,10 +14,14 @@ from dragoman.errors import (
     FailedCall,
     ResourceExhaustedError,
     UnavailableError,
+    UnimplementedError,
     error_from_call,
 )
 
 _Message = TypeVar("_Message", covariant=True)
+_Request = TypeVar("_Request")
+_Response = TypeVar("_Response")
+_Result = TypeVar("_Result")
 
 DEFAULT_TIMEOUT_SECONDS: Final = 30.0
 
@@ -57,6 +62,30 @@ class MessageIterator(Protocol[_Message]):
         """Ends the call."""
 
 
+@dataclass(frozen=True, slots=True)
+class UnaryCall(Generic[_Request, _Response, _Result]):
+    """A call of one request and one response."""
+
+    request: _Request
+
+    read: Callable[[_Response], _Result]
+    """Makes the result of the response; raises InternalError where that makes no sense."""
+
+    absence: str
+    """The message of the error where the server does not have the method, with `{address}` for its address."""
+
+    least_seconds: float = 0.0
+    """The least timeout of a call that is given none: it has this or that of the client, if that is longer."""
+
+    def error(self, attempt: "Attempt", failure: FailedCall) -> DragomanError:
+        """The exception for the call when it failed."""
+        error = attempt.error(failure)
+        # A Dragoman server that has the method gives a reason.
+        if isinstance(error, UnimplementedError) and not error.reason:
+            reword(error, self.absence.format(address=attempt.address))
+        return error
+
+
 def check_timeout(timeout: object) -> float:
     """The timeout in seconds; math.inf is no limit, and so are times that gRPC cannot tell the server.
 
@@ -77,10 +106,13 @@ class Attempt:
     Args:
         address: of the server.
         timeout: seconds from the moment when `remaining` is first asked for; math.inf is no limit.
+
+    Attributes:
+        address: likewise.
     """
 
     def __init__(self, address: str, timeout: float) -> None:
-        self._address = address
+        self.address = address
         self._timeout = timeout
         self._end: float | None = None
 
@@ -106,14 +138,14 @@ class Attempt:
         if isinstance(error, DeadlineExceededError) and self._timeout < math.inf:
             reword(error, f"there was no answer within timeout={self._timeout:g} seconds")
         elif isinstance(error, UnavailableError) and error.message.startswith(_NOT_REACHED):
-            reword(error, f"no server can be reached: is dragoman-server running at {self._address}?")
+            reword(error, f"no server can be reached: is dragoman-server running at {self.address}?")
         return error
 
     def health_error(self, call: FailedCall) -> DragomanError:
         """The exception for a failed health check: UnavailableError where no server answered."""
         error = self.error(call)
         if isinstance(error, DeadlineExceededError):
-            return UnavailableError(f"{error.message}: is dragoman-server running at {self._address}?")
+            return UnavailableError(f"{error.message}: is dragoman-server running at {self.address}?")
         return error
 
 

@@ -13,6 +13,10 @@ DEFAULT_PORT = 50051
 DEFAULT_ADDRESS = f"localhost:{DEFAULT_PORT}"
 ADDRESS_VARIABLE = "DRAGOMAN_ADDRESS"
 
+DEFAULT_ADMIN_PORT = 50052
+DEFAULT_ADMIN_ADDRESS = f"localhost:{DEFAULT_ADMIN_PORT}"
+ADMIN_ADDRESS_VARIABLE = "DRAGOMAN_ADMIN_ADDRESS"
+
 _HOST_AND_PORT = re.compile(
     r"(?P<resolver>dns:(?://[^/]*/)?)?(?P<host>[\w.-]+|\[(?P<ipv6>[^\[\]]+)\])(?::(?P<port>\d{1,5}))?", re.ASCII
 )
@@ -26,7 +30,8 @@ _PING_TIMEOUT_MS = 5_000
 _MAX_RECEIVE_BYTES = 64 * 1024 * 1024
 
 # Translating has no side effects, so a call that did not get through may be sent again.
-# The first entry holds for all methods; a health check wants the truth, not a retry.
+# The first entry holds for all methods. A health check wants the truth, not a retry; and loading
+# a model that ends the server must not end it again once it is restarted.
 _SERVICE_CONFIG = json.dumps(
     {
         "loadBalancingConfig": [{"round_robin": {}}],
@@ -41,7 +46,7 @@ _SERVICE_CONFIG = json.dumps(
                     "retryableStatusCodes": ["UNAVAILABLE"],
                 },
             },
-            {"name": [{"service": "grpc.health.v1.Health"}]},
+            {"name": [{"service": "grpc.health.v1.Health"}, {"service": "dragoman.v1.ModelAdminService"}]},
         ],
         # When most calls fail, retries would only add to the load: they stop at half of the
         # tokens. That leaves room for 100 calls that are lost together with their server.
@@ -50,8 +55,12 @@ _SERVICE_CONFIG = json.dumps(
 )
 
 
-def resolve_address(address: str | None) -> str:
+def resolve_address(address: str | None, default_port: int = DEFAULT_PORT) -> str:
     """The address to call, with a port: the given one, else $DRAGOMAN_ADDRESS, else the default.
+
+    Args:
+        address: the given one.
+        default_port: the port of an address that has none.
 
     Raises:
         TypeError: it is not a text.
@@ -63,12 +72,12 @@ def resolve_address(address: str | None) -> str:
     if address.startswith(_OTHER_TARGETS):
         return address
     parts = _HOST_AND_PORT.fullmatch(address)
-    if parts is None or not _is_ipv6(parts["ipv6"]) or not 0 < int(parts["port"] or DEFAULT_PORT) < 1 << 16:
+    if parts is None or not _is_ipv6(parts["ipv6"]) or not 0 < int(parts["port"] or default_port) < 1 << 16:
         raise ValueError(
             f"address is {address!r}, must be HOST or HOST:PORT, as in {DEFAULT_ADDRESS!r} and '[::1]:{DEFAULT_PORT}', "
             "or another target of gRPC, as in 'dns:///HOST:PORT' and 'unix:PATH'"
         )
-    return address if parts["port"] else f"{address}:{DEFAULT_PORT}"
+    return address if parts["port"] else f"{address}:{default_port}"
 
 
 def _is_ipv6(host: str | None) -> bool:

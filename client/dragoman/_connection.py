@@ -15,13 +15,13 @@ import grpc.aio
 from google.protobuf.message import Message
 
 from dragoman import _calls
-from dragoman._calls import Attempt, MessageIterator
+from dragoman._calls import Attempt, MessageIterator, UnaryCall
 from dragoman._channel import channel_options, resolve_address
 from dragoman._exchange import Exchanged, exchange, exchange_async
 from dragoman._lists import Batch, Errors, Inputs, Pause, Receive, Send, deliver
 from dragoman._responses import AsyncResponses, Responses
 from dragoman.errors import DragomanError, FailedCall, RequestCancelledError
-from dragoman.v1 import attention_pb2_grpc, translation_pb2_grpc
+from dragoman.v1 import attention_pb2_grpc, models_pb2_grpc, translation_pb2_grpc
 from dragoman.v1.translation_pb2 import ExchangeTranslationsRequest, ExchangeTranslationsResponse
 
 _Request = TypeVar("_Request", bound=Message)
@@ -42,6 +42,8 @@ class Connection:
     Attributes:
         translation: calls the methods of the service.
         attention: likewise.
+        models: likewise.
+        model_admin: likewise.
     """
 
     def __init__(self, address: str | None, timeout: float) -> None:
@@ -50,6 +52,8 @@ class Connection:
         self._channel = grpc.insecure_channel(self._address, channel_options())
         self.translation = translation_pb2_grpc.TranslationServiceStub(self._channel)
         self.attention = attention_pb2_grpc.AttentionServiceStub(self._channel)
+        self.models = models_pb2_grpc.ModelServiceStub(self._channel)
+        self.model_admin = models_pb2_grpc.ModelAdminServiceStub(self._channel)
         self._check_health: grpc.UnaryUnaryMultiCallable[bytes, bytes] = self._channel.unary_unary(
             _calls.HEALTH_CHECK_METHOD
         )
@@ -121,6 +125,25 @@ class Connection:
 
         return exchange(start, config, texts, attempt)
 
+    def unary(
+        self,
+        method: "grpc.UnaryUnaryMultiCallable[_Request, _Response]",
+        call: UnaryCall[_Request, _Response, _Result],
+        timeout: float | None,
+    ) -> _Result:
+        """The result of a call.
+
+        Raises:
+            DragomanError: the call failed, or its response makes no sense.
+        """
+        attempt = self._attempts(timeout, call.least_seconds)()
+        try:
+            with self._while_open():
+                response = method(call.request, timeout=attempt.remaining)
+        except grpc.RpcError as failure:
+            raise call.error(attempt, cast(FailedCall, failure)) from failure
+        return call.read(response)
+
     def is_serving(self, timeout: float | None) -> bool:
         """What a health check says.
 
@@ -140,8 +163,8 @@ class Connection:
         self._closed.set()
         self._channel.close()
 
-    def _attempts(self, timeout: float | None) -> Callable[[], Attempt]:
-        seconds = self._timeout if timeout is None else _calls.check_timeout(timeout)
+    def _attempts(self, timeout: float | None, least_seconds: float = 0.0) -> Callable[[], Attempt]:
+        seconds = max(self._timeout, least_seconds) if timeout is None else _calls.check_timeout(timeout)
         return lambda: Attempt(self._address, seconds)
 
     def _pause(self, seconds: float) -> None:
@@ -193,6 +216,16 @@ class AsyncConnection:
         """Likewise."""
         stub = attention_pb2_grpc.AttentionServiceStub(self._open_channel())
         return cast("attention_pb2_grpc.AttentionServiceAsyncStub", stub)
+
+    def models(self) -> "models_pb2_grpc.ModelServiceAsyncStub":
+        """Likewise."""
+        stub = models_pb2_grpc.ModelServiceStub(self._open_channel())
+        return cast("models_pb2_grpc.ModelServiceAsyncStub", stub)
+
+    def model_admin(self) -> "models_pb2_grpc.ModelAdminServiceAsyncStub":
+        """Likewise."""
+        stub = models_pb2_grpc.ModelAdminServiceStub(self._open_channel())
+        return cast("models_pb2_grpc.ModelAdminServiceAsyncStub", stub)
 
     async def deliver(
         self,
@@ -258,6 +291,25 @@ class AsyncConnection:
 
         return exchange_async(start, config, texts, attempt, self._while_open)
 
+    async def unary(
+        self,
+        method: Callable[[], grpc.aio.UnaryUnaryMultiCallable[_Request, _Response]],
+        call: UnaryCall[_Request, _Response, _Result],
+        timeout: float | None,
+    ) -> _Result:
+        """The result of a call.
+
+        Raises:
+            DragomanError: the call failed, or its response makes no sense.
+        """
+        attempt = self._attempts(timeout, call.least_seconds)()
+        try:
+            with self._while_open():
+                response = await method()(call.request, timeout=attempt.remaining)
+        except grpc.aio.AioRpcError as failure:
+            raise call.error(attempt, failure) from failure
+        return call.read(response)
+
     async def is_serving(self, timeout: float | None) -> bool:
         """What a health check says.
 
@@ -287,8 +339,8 @@ class AsyncConnection:
             self._channel = grpc.aio.insecure_channel(self._address, channel_options())
         return self._channel
 
-    def _attempts(self, timeout: float | None) -> Callable[[], Attempt]:
-        seconds = self._timeout if timeout is None else _calls.check_timeout(timeout)
+    def _attempts(self, timeout: float | None, least_seconds: float = 0.0) -> Callable[[], Attempt]:
+        seconds = max(self._timeout, least_seconds) if timeout is None else _calls.check_timeout(timeout)
         return lambda: Attempt(self._address, seconds)
 
     async def _pause(self, seconds: float) -> None:

@@ -11,6 +11,7 @@ from dragoman import types
 from dragoman._lists import Batch
 from dragoman.attention.types import Alignment, AlignmentChoice, AlignmentLink, AttentionToken
 from dragoman.errors import DragomanError, InternalError, error_from_status
+from dragoman.models import Pivot
 from dragoman.v1 import attention_pb2, translation_pb2
 
 _FINISH_REASONS: Mapping[int, types.FinishReason] = {
@@ -36,13 +37,13 @@ _LanguagesRequest: TypeAlias = (
     | attention_pb2.AlignRequest
     | attention_pb2.GetAttentionRequest
 )
-_LanguagesResponse: TypeAlias = (
+_TranslationResponse: TypeAlias = (
     translation_pb2.TranslateResponse
     | translation_pb2.StreamTranslationResponse
     | translation_pb2.ExchangeTranslationsResponse
-    | translation_pb2.ScoreResponse
-    | attention_pb2.AlignResponse
-    | attention_pb2.AttentionHeader
+)
+_LanguagesResponse: TypeAlias = (
+    _TranslationResponse | translation_pb2.ScoreResponse | attention_pb2.AlignResponse | attention_pb2.AttentionHeader
 )
 
 
@@ -68,7 +69,7 @@ def translations(
     spoken = languages(batch.request, response)
 
     def translation(_: object, result: translation_pb2.TranslationResult) -> types.Translation:
-        return _translation(spoken, response.model, result.translation)
+        return _translation(spoken, response, result.translation)
 
     return _outcomes(batch, response.results, translation)
 
@@ -81,7 +82,7 @@ def streamed(
     Raises:
         InternalError: the translation makes no sense.
     """
-    return _translation(languages(request, response), response.model, response.translation)
+    return _translation(languages(request, response), response, response.translation)
 
 
 def exchanged(
@@ -93,7 +94,7 @@ def exchanged(
     spoken = languages(request.config, response)
 
     def translation(result: translation_pb2.TranslationResult) -> types.Translation:
-        return _translation(spoken, response.model, result.translation)
+        return _translation(spoken, response, result.translation)
 
     return _outcome(response.result, translation, [index], 0)
 
@@ -205,11 +206,13 @@ def _outcome(
         return error
 
 
-def _translation(spoken: Languages, model: str, message: translation_pb2.Translation) -> types.Translation:
+def _translation(
+    spoken: Languages, response: _TranslationResponse, message: translation_pb2.Translation
+) -> types.Translation:
     return types.Translation(
         text=message.text,
         segments=tuple(_segment(segment) for segment in message.segments),
-        model=model,
+        model=response.model,
         source_language=spoken.source,
         target_language=spoken.target,
         stats=types.RequestStats(
@@ -219,6 +222,7 @@ def _translation(spoken: Languages, model: str, message: translation_pb2.Transla
             source_tokens=message.stats.source_tokens,
             target_tokens=message.stats.target_tokens,
         ),
+        pivot=Pivot(response.pivot.language_code, response.pivot.model) if response.HasField("pivot") else None,
     )
 
 

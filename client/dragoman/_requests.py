@@ -143,7 +143,7 @@ def score_inputs(
     """The calls that score a target or a list of them. Otherwise as `translate_inputs`."""
     _check_names(options, types.ScoreOptions)
     request = _routed(ScoreRequest(), source, target, options)
-    _set(request, "length_penalty", options.get("length_penalty"))
+    set_field(request, "length_penalty", options.get("length_penalty"))
 
     def message(text: str, target_text: Target) -> ScoreInput:
         if target_text is None:
@@ -165,9 +165,9 @@ def align_inputs(
     _check_names(options, types.AlignOptions)
     request = _routed(AlignRequest(), source, target, options)
     _set_decoding(request.options, options)
-    _set(request, "method", _enum("method", options.get("method"), _METHODS))
-    _set(request, "layer", options.get("layer"))
-    _set(request, "heads", options.get("heads"))
+    set_field(request, "method", _enum("method", options.get("method"), _METHODS))
+    set_field(request, "layer", options.get("layer"))
+    set_field(request, "heads", options.get("heads"))
 
     def message(text: str, target_text: Target | None) -> AlignInput:
         return _pair(AlignInput(), text, target_text)
@@ -202,14 +202,55 @@ def attention_request(
     elif is_translated:
         request.options.CopyFrom(decoding)
     selection = request.selection
-    _set(selection, "kinds", [_enum("kinds", kind, _KINDS) for kind in options.get("kinds") or ()])
-    _set(selection, "layers", options.get("layers"))
-    _set(selection, "heads", options.get("heads"))
+    set_field(selection, "kinds", [_enum("kinds", kind, _KINDS) for kind in options.get("kinds") or ()])
+    set_field(selection, "layers", options.get("layers"))
+    set_field(selection, "heads", options.get("heads"))
     for name in ("head_reduction", "layer_reduction"):
-        _set(selection, name, _enum(name, cast("str | None", options.get(name)), _REDUCTIONS))
-    _set(selection, "rollout", options.get("rollout"))
-    _set(selection, "weight_type", _enum("dtype", options.get("dtype"), _WEIGHT_TYPES))
+        set_field(selection, name, _enum(name, cast("str | None", options.get(name)), _REDUCTIONS))
+    set_field(selection, "rollout", options.get("rollout"))
+    set_field(selection, "weight_type", _enum("dtype", options.get("dtype"), _WEIGHT_TYPES))
     return request
+
+
+def set_field(message: Any, name: str, value: Any) -> None:
+    """Sets a field, unless the value is None, by the rules of its type.
+
+    Raises:
+        InvalidArgumentError: the field cannot have the value.
+    """
+    if value is None:
+        return
+    try:
+        field = getattr(message, name)
+        if hasattr(field, "extend"):
+            if isinstance(value, str | bytes | bytearray):
+                raise TypeError("a list is needed")
+            field.extend(value)
+        else:
+            setattr(message, name, value)
+    except (TypeError, ValueError) as error:
+        limits = _INTEGERS.get(message.DESCRIPTOR.fields_by_name[name].cpp_type)
+        if isinstance(error, ValueError) and limits is not None:
+            low, high = limits
+            raise InvalidArgumentError(f"{name} is {short_repr(value)}, must be from {low} to {high}") from None
+        raise InvalidArgumentError(f"{name} is {short_repr(value)}: {error}") from None
+
+
+def valid_text(name: str, text: object) -> str:
+    """The text, if protobuf can have it.
+
+    Raises:
+        InvalidArgumentError: it cannot.
+    """
+    if not isinstance(text, str):
+        raise InvalidArgumentError(f"{name} is of type {type(text).__name__}, must be a str")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidArgumentError(
+            f"{name} has a lone surrogate at index {error.start}, which no Unicode text can have"
+        ) from None
+    return text
 
 
 def num_segments(text: str) -> int:
@@ -254,17 +295,17 @@ def _batched(
 def _configured(message: _Config, source: str, target: str, options: types.TranslateOptions) -> _Config:
     """The message with all that translations have in common."""
     _check_names(options, types.TranslateOptions)
-    _set(message, "segmentation", _enum("segmentation", options.get("segmentation"), _SEGMENTATIONS))
+    set_field(message, "segmentation", _enum("segmentation", options.get("segmentation"), _SEGMENTATIONS))
     _set_decoding(message.options, options)
     return _routed(message, source, target, options)
 
 
 def _routed(message: _Message, source: str, target: str, options: Mapping[str, Any]) -> _Message:
     """The message with what says where it goes."""
-    _set(message, "source_language_code", source)
-    _set(message, "target_language_code", target)
-    _set(message, "model", options.get("model"))
-    _set(message, "priority", _enum("priority", options.get("priority"), _PRIORITIES))
+    set_field(message, "source_language_code", source)
+    set_field(message, "target_language_code", target)
+    set_field(message, "model", options.get("model"))
+    set_field(message, "priority", _enum("priority", options.get("priority"), _PRIORITIES))
     return message
 
 
@@ -273,7 +314,7 @@ def _set_decoding(message: translation_pb2.DecodingOptions, options: Mapping[str
         "early_stopping": _enum("early_stopping", options.get("early_stopping"), _EARLY_STOPPING)
     }
     for name in types.DecodingOptions.__annotations__:
-        _set(message, name, decoding.get(name))
+        set_field(message, name, decoding.get(name))
 
 
 def _check_names(options: Mapping[str, object], kind: type) -> None:
@@ -281,26 +322,6 @@ def _check_names(options: Mapping[str, object], kind: type) -> None:
     for name in options:
         if name not in get_type_hints(kind):
             raise TypeError(f"there is no option {name!r}")
-
-
-def _set(message: Any, name: str, value: Any) -> None:
-    """Sets a field, unless the value is None, by the rules of its type."""
-    if value is None:
-        return
-    try:
-        field = getattr(message, name)
-        if hasattr(field, "extend"):
-            if isinstance(value, str | bytes | bytearray):
-                raise TypeError("a list is needed")
-            field.extend(value)
-        else:
-            setattr(message, name, value)
-    except (TypeError, ValueError) as error:
-        limits = _INTEGERS.get(message.DESCRIPTOR.fields_by_name[name].cpp_type)
-        if isinstance(error, ValueError) and limits is not None:
-            low, high = limits
-            raise InvalidArgumentError(f"{name} is {short_repr(value)}, must be from {low} to {high}") from None
-        raise InvalidArgumentError(f"{name} is {short_repr(value)}: {error}") from None
 
 
 def _enum(name: str, value: str | None, names: Mapping[str, int]) -> int | None:
@@ -328,12 +349,12 @@ def _paired(text: Any, other: Any, name: str, default: Any) -> list[tuple[Any, A
 
 def _pair(message: _Pair, text: str, target: Target | None) -> _Pair:
     """The message with a text and its target, if there is one."""
-    message.text = _valid("text", text)
+    message.text = valid_text("text", text)
     if isinstance(target, str | bytes | bytearray):
-        message.target_text = _valid("target_text", target)
+        message.target_text = valid_text("target_text", target)
     elif target is not None:
         message.target_token_ids.SetInParent()
-        _set(message.target_token_ids, "ids", target)
+        set_field(message.target_token_ids, "ids", target)
     return _sendable(message)
 
 
@@ -344,20 +365,9 @@ def _prefix(target_prefix: str | Sequence[str] | None) -> str:
 
 
 def _translation_input(text: str, target_prefix: str) -> TranslationInput:
-    return _sendable(TranslationInput(text=_valid("text", text), target_prefix=_valid("target_prefix", target_prefix)))
-
-
-def _valid(name: str, text: object) -> str:
-    """The text, if protobuf can have it."""
-    if not isinstance(text, str):
-        raise InvalidArgumentError(f"{name} is of type {type(text).__name__}, must be a str")
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise InvalidArgumentError(
-            f"{name} has a lone surrogate at index {error.start}, which no Unicode text can have"
-        ) from None
-    return text
+    return _sendable(
+        TranslationInput(text=valid_text("text", text), target_prefix=valid_text("target_prefix", target_prefix))
+    )
 
 
 def _sendable(message: _Message) -> _Message:

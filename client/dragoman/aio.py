@@ -9,6 +9,7 @@ from dragoman._calls import DEFAULT_TIMEOUT_SECONDS
 from dragoman._connection import AsyncConnection
 from dragoman._exchange import Exchanged
 from dragoman._extras import name_extra
+from dragoman._model_methods import AsyncModelMethods
 from dragoman._requests import Target
 from dragoman.attention.types import Alignment
 from dragoman.errors import DragomanError
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from dragoman.attention.attention import Attention
 
 
-class AsyncClient:
+class AsyncClient(AsyncModelMethods):
     """Translates through a Dragoman server, from asyncio.
 
     Safe to share between the tasks of one event loop, that of its first call. Otherwise like

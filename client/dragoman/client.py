@@ -9,6 +9,7 @@ from dragoman._calls import DEFAULT_TIMEOUT_SECONDS
 from dragoman._connection import Connection
 from dragoman._exchange import Exchanged
 from dragoman._extras import name_extra
+from dragoman._model_methods import ModelMethods
 from dragoman._requests import Target
 from dragoman.attention.types import Alignment
 from dragoman.errors import DragomanError
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from dragoman.attention.attention import Attention
 
 
-class Client:
+class Client(ModelMethods):
     """Translates through a Dragoman server.
 
     Safe to share between threads; keep one for the life of the program, as it holds the

@@ -2,12 +2,13 @@
 
     DragomanError
     ├── InvalidArgumentError     a field of the request is at fault: see field_violations
-    ├── NotFoundError            no such model or pair of languages
+    ├── NotFoundError            no such model, bundle or pair of languages
+    ├── AlreadyExistsError       another bundle has the name and version
     ├── FailedPreconditionError  the server is not in a state to do this
     ├── UnimplementedError       the server does not offer this
     ├── PermissionDeniedError    the caller may not do this
     ├── UnauthenticatedError     the caller did not say who they are
-    ├── ResourceExhaustedError   the queue stays full, or a message is too large: see retry_after
+    ├── ResourceExhaustedError   the queue stays full (see retry_after), or a message or model is too large
     ├── UnavailableError         no server could be reached, or it is stopping
     ├── DeadlineExceededError    the time was up; also a TimeoutError
     ├── RequestCancelledError    the call was cancelled, or the client closed meanwhile
@@ -95,9 +96,15 @@ class InvalidArgumentError(DragomanError):
 
 
 class NotFoundError(DragomanError):
-    """The server has no such model, or the model no such pair of languages."""
+    """The server has no such model or bundle, or the model no such pair of languages."""
 
     default_code = grpc.StatusCode.NOT_FOUND
+
+
+class AlreadyExistsError(DragomanError):
+    """Another bundle is served under this name and version."""
+
+    default_code = grpc.StatusCode.ALREADY_EXISTS
 
 
 class FailedPreconditionError(DragomanError):
@@ -125,7 +132,7 @@ class UnauthenticatedError(DragomanError):
 
 
 class ResourceExhaustedError(DragomanError):
-    """A message is too large, or the queue stays full (`retry_after` says for how long) until there is no time left."""
+    """A message or a model is too large, or the queue stays full (see `retry_after`) until there is no time left."""
 
     default_code = grpc.StatusCode.RESOURCE_EXHAUSTED
 
@@ -163,7 +170,7 @@ _CLASS_BY_CODE: Mapping[grpc.StatusCode, type[DragomanError]] = {
     grpc.StatusCode.INVALID_ARGUMENT: InvalidArgumentError,
     grpc.StatusCode.DEADLINE_EXCEEDED: DeadlineExceededError,
     grpc.StatusCode.NOT_FOUND: NotFoundError,
-    grpc.StatusCode.ALREADY_EXISTS: FailedPreconditionError,
+    grpc.StatusCode.ALREADY_EXISTS: AlreadyExistsError,
     grpc.StatusCode.PERMISSION_DENIED: PermissionDeniedError,
     grpc.StatusCode.RESOURCE_EXHAUSTED: ResourceExhaustedError,
     grpc.StatusCode.FAILED_PRECONDITION: FailedPreconditionError,

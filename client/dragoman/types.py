@@ -7,6 +7,7 @@ from enum import StrEnum
 from typing import Literal, TypeAlias, TypedDict
 
 from dragoman._repr import short_repr
+from dragoman.models import Pivot
 
 Segmentation: TypeAlias = Literal["line", "sentence", "packed"]
 """How a line is cut into the segments that the model translates in one piece: never; into
@@ -357,7 +358,7 @@ class Translation:
     """The segments in the order of the source; none for blank text."""
 
     model: str
-    """The model and version that translated, as "name@digest"."""
+    """The model and version that translated, as "name@digest"; through a pivot, that of the second translation."""
 
     source_language: str
     """Language code of the source, as the model has it: "en" where the call said "en-US"."""
@@ -367,6 +368,9 @@ class Translation:
 
     stats: RequestStats
     """Where the time went, and how much was translated."""
+
+    pivot: Pivot | None = None
+    """The language that the text went through, where no model translates the pair by itself."""
 
     @property
     def hypotheses(self) -> tuple[Hypothesis, ...]:
@@ -415,7 +419,10 @@ class Translation:
         return self.text
 
     def __repr__(self) -> str:
-        return short_repr(self, text=self.text, score=self.score, num_segments=len(self.segments), model=self.model)
+        pivot = {"pivot": self.pivot} if self.pivot else {}
+        return short_repr(
+            self, text=self.text, score=self.score, num_segments=len(self.segments), model=self.model, **pivot
+        )
 
     def _best(self) -> tuple[Hypothesis, ...]:
         return tuple(segment.hypotheses[0] for segment in self.segments)

@@ -15,7 +15,7 @@ from google.rpc import status_pb2
 from google.rpc.error_details_pb2 import ErrorInfo, RetryInfo
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
-from dragoman.v1 import attention_pb2_grpc, translation_pb2, translation_pb2_grpc
+from dragoman.v1 import attention_pb2_grpc, models_pb2_grpc, translation_pb2, translation_pb2_grpc
 from dragoman.v1.attention_pb2 import AlignRequest, AlignResponse, GetAttentionRequest, GetAttentionResponse
 from dragoman.v1.translation_pb2 import (
     ExchangeTranslationsRequest,
@@ -30,6 +30,7 @@ from dragoman.v1.translation_pb2 import (
     TranslationResult,
 )
 from support import fake_attention
+from support.fake_models import FakeModels
 
 MODEL = fake_attention.MODEL
 languages = fake_attention.languages
@@ -134,6 +135,12 @@ def scored(request: ScoreRequest, context: grpc.ServicerContext) -> ScoreRespons
     return response
 
 
+def _bound(max_workers: int) -> tuple[grpc.Server, str]:
+    """A server on a free port, and its address."""
+    server = grpc.server(futures.ThreadPoolExecutor(max_workers), options=[("grpc.so_reuseport", 0)])
+    return server, f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+
+
 class FakeServer(translation_pb2_grpc.TranslationServiceServicer, attention_pb2_grpc.AttentionServiceServicer):
     """Answers by its handlers, which a test may replace, and records the requests."""
 
@@ -153,12 +160,15 @@ class FakeServer(translation_pb2_grpc.TranslationServiceServicer, attention_pb2_
         self.release = threading.Event()
         """Set at the end, for handlers that wait for the end of the test."""
         self.health = health.HealthServicer()
+        self.models = FakeModels()
         self._lock = threading.Lock()
-        self._server = grpc.server(futures.ThreadPoolExecutor(max_workers=8), options=[("grpc.so_reuseport", 0)])
+        self._server, self.address = _bound(max_workers=8)
+        self._admin, self.admin_address = _bound(max_workers=2)
         translation_pb2_grpc.add_TranslationServiceServicer_to_server(self, self._server)
         attention_pb2_grpc.add_AttentionServiceServicer_to_server(self, self._server)
+        models_pb2_grpc.add_ModelServiceServicer_to_server(self.models, self._server)
+        models_pb2_grpc.add_ModelAdminServiceServicer_to_server(self.models, self._admin)
         health_pb2_grpc.add_HealthServicer_to_server(self.health, self._server)
-        self.address = f"127.0.0.1:{self._server.add_insecure_port('127.0.0.1:0')}"
 
     def Translate(self, request: TranslateRequest, context: grpc.ServicerContext) -> TranslateResponse:
         """Records the request and lets the handler answer."""
@@ -218,6 +228,7 @@ class FakeServer(translation_pb2_grpc.TranslationServiceServicer, attention_pb2_
 
     def __enter__(self) -> Self:
         self._server.start()
+        self._admin.start()
         return self
 
     def __exit__(
@@ -227,4 +238,5 @@ class FakeServer(translation_pb2_grpc.TranslationServiceServicer, attention_pb2_
         traceback: TracebackType | None,
     ) -> None:
         self.release.set()
-        self._server.stop(grace=None).wait()
+        for stopping in [self._server.stop(grace=None), self._admin.stop(grace=None)]:
+            stopping.wait()

@@ -28,7 +28,12 @@ def describe(error: Exception) -> str:
     """The error in one line, with its status code where it has one."""
     code = f"{error.code.name}: " if isinstance(error, DragomanError) else ""
     hint = " (--timeout gives a call more time)" if isinstance(error, DeadlineExceededError) else ""
-    return code + " ".join(str(error).split()) + hint
+    return code + one_line(str(error)) + hint
+
+
+def one_line(text: str) -> str:
+    """The text without its line breaks."""
+    return " ".join(text.split())
 
 
 def complaint(number: int, error: DragomanError) -> str:

@@ -12,7 +12,7 @@ import typer
 
 from dragoman import __version__
 from dragoman._channel import DEFAULT_ADDRESS
-from dragoman.cli import attention
+from dragoman.cli import attention, models
 from dragoman.cli.answers import complaint, describe, standard_output, unanswered, write_all
 from dragoman.cli.exits import FAILED, UNREACHABLE, Commands
 from dragoman.cli.lines import Input, Line, argument, count_lines, pair, read_lines, standard_input
@@ -273,6 +273,11 @@ def score(
 app.command(cls=TextCommand)(attention.attention)
 app.command(cls=TextCommand)(attention.align)
 app.command()(attention.attention_report)
+app.command()(models.models)
+app.command()(models.languages)
+app.command()(models.load)
+app.command()(models.unload)
+app.command()(models.default)
 
 
 @app.command()

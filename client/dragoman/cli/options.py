@@ -4,7 +4,7 @@ from typing import Annotated, Literal, TypeAlias
 
 import typer
 
-from dragoman._channel import ADDRESS_VARIABLE
+from dragoman._channel import ADDRESS_VARIABLE, ADMIN_ADDRESS_VARIABLE, DEFAULT_PORT, resolve_address
 from dragoman.client import Client
 from dragoman.types import Priority
 
@@ -17,6 +17,15 @@ Address = Annotated[
         envvar=ADDRESS_VARIABLE,
         metavar="HOST:PORT",
         help="Address of the server.",
+        show_envvar=True,
+    ),
+]
+AdminAddress = Annotated[
+    str,
+    typer.Option(
+        envvar=ADMIN_ADDRESS_VARIABLE,
+        metavar="HOST:PORT",
+        help="Admin address of the server, its --admin-listen.",
         show_envvar=True,
     ),
 ]
@@ -33,13 +42,18 @@ Timeout = Annotated[
 SegmentationName: TypeAlias = Literal["default", "line", "sentence", "packed"]
 
 
-def connected(address: str, timeout: float) -> Client:
+def connected(address: str, timeout: float, default_port: int = DEFAULT_PORT) -> Client:
     """The client of a command, to be closed by it.
+
+    Args:
+        address: of the server.
+        timeout: of a call, in seconds.
+        default_port: the port of an address that has none.
 
     Raises:
         typer.BadParameter: one of the two makes no sense.
     """
     try:
-        return Client(address, timeout=timeout)
+        return Client(resolve_address(address, default_port), timeout=timeout)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None

@@ -21,6 +21,7 @@ from dragoman._channel import ADDRESS_VARIABLE, resolve_address
 )
 def test_an_address_without_a_port_has_the_default_port(address: str, expected: str) -> None:
     assert resolve_address(address) == expected
+    assert resolve_address(address, 50052) == expected.replace(":50051", ":50052")
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,8 @@ from typing import get_args
 import pytest
 
 import dragoman
-from dragoman import AsyncClient, Client, errors, types
-from dragoman.v1 import attention_pb2, translation_pb2
+from dragoman import AsyncClient, Client, errors, models, types
+from dragoman.v1 import attention_pb2, models_pb2, translation_pb2
 
 # Which method of the clients calls a method of the API.
 CLIENT_METHODS = {
@@ -17,13 +17,18 @@ CLIENT_METHODS = {
     "dragoman.v1.TranslationService.Score": "score",
     "dragoman.v1.AttentionService.GetAttention": "attention",
     "dragoman.v1.AttentionService.Align": "align",
+    "dragoman.v1.ModelService.ListModels": "models",
+    "dragoman.v1.ModelService.GetModel": "model",
+    "dragoman.v1.ModelAdminService.LoadModel": "load_model",
+    "dragoman.v1.ModelAdminService.UnloadModel": "unload_model",
+    "dragoman.v1.ModelAdminService.SetDefaultModel": "set_default_model",
 }
 # What they return in the async client is to be iterated over, not awaited.
 ITERATORS = {"stream", "exchange"}
 
 
-def public(members: object) -> list[str]:
-    return [name for name in vars(members) if not name.startswith("_")]
+def public(client: type) -> list[str]:
+    return [name for owner in client.__mro__ for name in vars(owner) if not name.startswith("_")]
 
 
 def test_all_names_exist_and_are_sorted() -> None:
@@ -32,7 +37,7 @@ def test_all_names_exist_and_are_sorted() -> None:
         assert hasattr(dragoman, name)
 
 
-@pytest.mark.parametrize("module", [types, errors])
+@pytest.mark.parametrize("module", [types, models, errors])
 def test_every_type_and_exception_is_exported(module: object) -> None:
     defined = {
         name
@@ -45,7 +50,7 @@ def test_every_type_and_exception_is_exported(module: object) -> None:
 def test_every_method_of_the_api_has_a_client_method() -> None:
     methods = {
         method.full_name
-        for descriptor in (translation_pb2.DESCRIPTOR, attention_pb2.DESCRIPTOR)
+        for descriptor in (translation_pb2.DESCRIPTOR, attention_pb2.DESCRIPTOR, models_pb2.DESCRIPTOR)
         for service in descriptor.services_by_name.values()
         for method in service.methods
     }

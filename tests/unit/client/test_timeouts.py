@@ -12,7 +12,7 @@ from support.fake_server import FakeServer
 
 Call = Callable[..., Any]
 
-# The arguments of every method that calls the server, beside the languages.
+# The arguments of every method that calls the server, beside those that `arguments` has.
 METHODS: dict[str, tuple[object, ...]] = {
     "translate": ("a",),
     "stream": ("a",),
@@ -20,8 +20,16 @@ METHODS: dict[str, tuple[object, ...]] = {
     "score": ("a", "b"),
     "attention": ("a",),
     "align": ("a",),
+    "models": (),
+    "model": ("a",),
+    "languages": (),
+    "load_model": ("a",),
+    "unload_model": ("a",),
+    "set_default_model": ("a",),
     "health": (),
 }
+# Those of them that the handlers of `watch` answer.
+TRANSLATING = ("translate", "stream", "exchange", "score", "attention", "align")
 # gRPC gives a server no less than this where there is no deadline.
 FOR_EVER_SECONDS = 1e17
 
@@ -58,11 +66,11 @@ def watch(server: FakeServer) -> list[float]:
 
 
 def arguments(method: str) -> dict[str, str]:
-    return {} if method == "health" else {"source": "en", "target": "fr"}
+    return {"source": "en", "target": "fr"} if method in TRANSLATING else {}
 
 
 @pytest.mark.parametrize("timeout", [math.inf, 9e9, 10**400, 1e8])
-@pytest.mark.parametrize("method", [method for method in METHODS if method != "health"])
+@pytest.mark.parametrize("method", TRANSLATING)
 def test_a_timeout_without_end_is_no_deadline(server: FakeServer, call: Call, method: str, timeout: float) -> None:
     remaining = watch(server)
     call(method, *METHODS[method], **arguments(method), timeout=timeout)
@@ -94,7 +102,7 @@ def test_a_timeout_that_is_none_is_refused(
 ) -> None:
     with pytest.raises(error, match=message):
         call(method, *METHODS[method], **arguments(method), timeout=timeout)
-    assert server.requests == server.stream_requests == server.exchange_requests == []
+    assert server.requests == server.stream_requests == server.exchange_requests == server.models.requests == []
 
 
 @pytest.mark.parametrize(("timeout", "error", "message"), [*NONSENSE, (None, TypeError, "timeout is of type NoneType")])

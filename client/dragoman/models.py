@@ -1,0 +1,221 @@
+"""The models of a server, as the SDK returns them: immutable values, free of protobuf.
+
+Definitions are those of models.proto and, for `Pivot`, of translation.proto.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+
+from dragoman._repr import short_repr
+
+
+class ModelState(StrEnum):
+    """Whether a model takes calls."""
+
+    READY = "ready"
+    """It is in memory and takes calls."""
+
+    LISTED = "listed"
+    """It takes calls, and the first of them has it loaded."""
+
+    LOADING = "loading"
+    """It is being loaded."""
+
+    DRAINING = "draining"
+    """It takes no new calls, and is freed when those that use it have ended."""
+
+    FAILED = "failed"
+    """It could not be loaded, and takes no calls."""
+
+    UNSPECIFIED = "unspecified"
+    """A state that this version of the SDK does not know."""
+
+
+class Determinism(StrEnum):
+    """What the answers of a model depend on."""
+
+    BITWISE = "bitwise"
+    """The same text and options have the same answer, bit for bit, whatever else the server does meanwhile."""
+
+    UNSPECIFIED = "unspecified"
+    """Not known, or a value that this version of the SDK does not know."""
+
+
+@dataclass(frozen=True, slots=True)
+class LanguageGroup:
+    """Pairs of languages: each source with each target but itself.
+
+    A group of one source and one target may have the same language twice.
+    """
+
+    sources: tuple[str, ...]
+    """Language codes of the sources."""
+
+    targets: tuple[str, ...]
+    """Language codes of the targets."""
+
+    @property
+    def num_pairs(self) -> int:
+        """How many pairs there are."""
+        num_all = len(self.sources) * len(self.targets)
+        return num_all if num_all == 1 else num_all - len({*self.sources} & {*self.targets})
+
+    def pairs(self) -> Iterator[tuple[str, str]]:
+        """The source and the target of each pair."""
+        is_single = len(self.sources) == len(self.targets) == 1
+        for source in self.sources:
+            for target in self.targets:
+                if source != target or is_single:
+                    yield source, target
+
+
+@dataclass(frozen=True, slots=True)
+class ModelLimits:
+    """Limits of a model, in tokens, specials included."""
+
+    max_source_tokens: int
+    """Most tokens of a segment's source."""
+
+    max_target_tokens: int
+    """Most tokens of a segment's target."""
+
+    segment_tokens: int
+    """Most tokens of sentences that stay together with `segmentation="packed"`."""
+
+    max_beam_size: int
+    """The largest beam size, and the most hypotheses."""
+
+
+@dataclass(frozen=True, slots=True)
+class ParityCertificate:
+    """How far a bundle is from the model that it was made from, in log-probabilities of tokens."""
+
+    max_logprob_difference: float
+    """Largest difference over all sentences, when the bundle was made."""
+
+    logprob_tolerance: float
+    """Largest difference with which the server serves the bundle."""
+
+    token_agreement: float
+    """Share of sentences with the same greedy tokens, when the bundle was made. 0 to 1."""
+
+    num_sentences: int
+    """Sentences that were compared when the bundle was made."""
+
+    replayed_logprob_difference: float | None
+    """Largest difference of the sample that was compared when it was loaded; None unless it is in memory."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelDefaults:
+    """Decoding options of calls that have none."""
+
+    beam_size: int
+    """Live hypotheses of a beam search; 1 is greedy decoding."""
+
+    length_penalty: float
+    """The p in `score = sum_logprob / length ** p`."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelMemory:
+    """Memory that a model takes up, in bytes."""
+
+    weights_bytes: int
+    """All copies of its weights; an estimate from the sizes of its files."""
+
+    kv_cache_bytes: int
+    """Keys and values: memory that is set aside now."""
+
+    max_kv_cache_bytes: int
+    """The most that keys and values may come to take up."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """One version of a model that a server has.
+
+    What only the bundle can tell is empty or None where the bundle cannot be read.
+    """
+
+    name: str
+    """Its name, such as "opus-mt-en-fr"."""
+
+    version: str
+    """Its version, such as "2" or "0123456789ab"."""
+
+    state: ModelState
+    """Whether it takes calls."""
+
+    error: str
+    """Why it could not be loaded, or, if it takes calls, why the present contents of its folder could not replace it;
+    else empty."""
+
+    is_default_version: bool
+    """Whether calls that give its name without a version get this one."""
+
+    languages: tuple[LanguageGroup, ...]
+    """The pairs of languages that it translates."""
+
+    default_for: tuple[LanguageGroup, ...]
+    """Pairs of languages for which calls that name no model get this one."""
+
+    precision: str
+    """Precision of its weights: "fp32" or "int8"."""
+
+    device: str
+    """Where it runs: "cpu"."""
+
+    limits: ModelLimits | None
+    """Limits of its segments."""
+
+    parity: ParityCertificate | None
+    """How its bundle compares with the model that it was made from."""
+
+    determinism: Determinism
+    """What its answers depend on."""
+
+    has_attention: bool
+    """Whether there are attention weights, alignments and signals."""
+
+    defaults: ModelDefaults | None
+    """Its decoding options where a call has none."""
+
+    memory: ModelMemory | None
+    """Memory that it takes up; None unless it is in memory."""
+
+    load_time: datetime | None
+    """When it was loaded, in UTC; None unless it is in memory."""
+
+    active_calls: int
+    """Calls that use it now."""
+
+    @property
+    def full_name(self) -> str:
+        """The name with the version, "name@version": what calls take as their `model` for this version and no other."""
+        return f"{self.name}@{self.version}" if self.version else self.name
+
+    def __str__(self) -> str:
+        return self.full_name
+
+    def __repr__(self) -> str:
+        num_pairs = sum(group.num_pairs for group in self.languages)
+        return short_repr(self, name=self.name, version=self.version, state=str(self.state), num_pairs=num_pairs)
+
+
+@dataclass(frozen=True, slots=True)
+class Pivot:
+    """The first of two translations, where a text went through a third language.
+
+    No model translates the pair by itself: the text was translated into the language of the pivot,
+    and that into the target. Spans are those of the source text; tokens, log-probabilities and
+    scores are those of the second translation.
+    """
+
+    language: str
+    """Language code of the language in between, as the model has it."""
+
+    model: str
+    """The model of the first translation, as "name@version"."""

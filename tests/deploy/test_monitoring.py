@@ -12,7 +12,7 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +29,8 @@ pytestmark = pytest.mark.timeout(600)
 
 ROOT = Path(__file__).parents[2]
 CONFIG = ROOT / "deploy/prometheus/prometheus.yml"
+ALERTS = ROOT / "deploy/prometheus/alerts.yml"
+RULE_TESTS = ROOT / "tests/deploy/alerts.yml"
 DASHBOARD = ROOT / "deploy/grafana/dashboards/dragoman.json"
 GUIDE = ROOT / "docs/operations.md"
 
@@ -49,11 +51,14 @@ class Monitored:
 
     def query(self, expression: str) -> list[Any]:
         """The instant vector."""
-        with urllib.request.urlopen(
-            f"{self.prometheus_url}/api/v1/query?{urllib.parse.urlencode({'query': expression})}"
-        ) as answer:
-            result: list[Any] = json.load(answer)["data"]["result"]
-            return result
+        result: list[Any] = self.get("query", query=expression)["result"]
+        return result
+
+    def get(self, path: str, **parameters: str) -> Any:
+        """The data of an answer of Prometheus' API."""
+        url = f"{self.prometheus_url}/api/v1/{path}?{urllib.parse.urlencode(parameters)}"
+        with urllib.request.urlopen(url) as answer:
+            return json.load(answer)["data"]
 
     def page(self) -> str:
         """What is scraped."""
@@ -73,11 +78,25 @@ def monitored(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Monitored]:
         assert f"scrape_interval: {SCRAPE_SECONDS}s" in text
         config = folder / "prometheus.yml"
         config.write_text(text.replace(TARGET, urllib.parse.urlsplit(server.metrics_url).netloc))
+        shutil.copy(ALERTS, folder)
         with (
             load(server.address, next(iter(bundle.manifest.languages))),
             prometheus(config, folder / "data") as prometheus_url,
         ):
-            yield Monitored(server.metrics_url, prometheus_url)
+            found = Monitored(server.metrics_url, prometheus_url)
+            assert wait_for(lambda: has_data(found.query('up{job="dragoman"} == 1')))
+            yield found
+
+
+def wait_for(condition: Callable[[], bool]) -> bool:
+    """Whether it is fulfilled before patience ends; while Prometheus does not answer, it is not."""
+    give_up = time.monotonic() + PATIENCE_SECONDS
+    while time.monotonic() < give_up:
+        with contextlib.suppress(ConnectionRefusedError, urllib.error.URLError):  # it starts
+            if condition():
+                return True
+        time.sleep(1)
+    return False
 
 
 @contextlib.contextmanager
@@ -130,12 +149,18 @@ def program(name: str) -> str:
 
 
 def queries() -> dict[str, str]:
-    """The queries of the dashboard, as Grafana sends them, by the titles of their panels."""
-    return {
-        f"{panel['title']}: {target['legendFormat']}": target["expr"].replace("$__rate_interval", RATE_INTERVAL)
-        for panel in json.loads(DASHBOARD.read_text())["panels"]
-        for target in panel.get("targets", ())
-    }
+    """The queries of the dashboard, as Grafana sends them for all models, by the titles of their panels."""
+    dashboard = json.loads(DASHBOARD.read_text())
+    (model,) = dashboard["templating"]["list"]
+    values = {"$__rate_interval": RATE_INTERVAL, f"${model['name']}": model["allValue"]}
+    found: dict[str, str] = {}
+    for panel in dashboard["panels"]:
+        for target in panel.get("targets", ()):
+            query = target["expr"]
+            for name, value in values.items():
+                query = query.replace(name, value)
+            found[f"{panel['title']}: {target['legendFormat']}"] = query
+    return found
 
 
 def has_data(result: list[Any]) -> bool:
@@ -144,12 +169,45 @@ def has_data(result: list[Any]) -> bool:
 
 def test_every_query_of_the_dashboard_has_an_answer(monitored: Monitored) -> None:
     unanswered = queries()
-    give_up = time.monotonic() + PATIENCE_SECONDS
-    while unanswered and time.monotonic() < give_up:
-        time.sleep(1)
-        with contextlib.suppress(ConnectionRefusedError, urllib.error.URLError):  # it starts
-            unanswered = {name: query for name, query in unanswered.items() if not has_data(monitored.query(query))}
-    assert not unanswered
+
+    def are_answered() -> bool:
+        for name, query in [*unanswered.items()]:
+            if has_data(monitored.query(query)):
+                del unanswered[name]
+        return not unanswered
+
+    assert wait_for(are_answered), unanswered
+
+
+def test_every_query_of_metrics_by_model_is_for_the_chosen_models(monitored: Monitored) -> None:
+    by_model = set(re.findall(r"^(dragoman_\w+)\{[^}]*\bmodel=", monitored.page(), re.MULTILINE))
+    assert by_model
+    panels = json.loads(DASHBOARD.read_text())["panels"]
+    expressions = [target["expr"] for panel in panels for target in panel.get("targets", ())]
+    selectors = [found for expression in expressions for found in re.findall(r"(dragoman_\w+)(\{[^}]*\})?", expression)]
+    assert {'model=~"$model"' in labels for name, labels in selectors if name in by_model} == {True}
+    assert {"$model" in labels for name, labels in selectors if name not in by_model} == {False}
+
+
+def test_the_models_to_choose_from_are_those_that_are_served(monitored: Monitored) -> None:
+    (variable,) = json.loads(DASHBOARD.read_text())["templating"]["list"]
+    found = re.fullmatch(r"label_values\((\w+), (\w+)\)", variable["query"]["query"])
+    assert found is not None
+    metric, label = found.groups()
+    values = monitored.get(f"label/{label}/values", **{"match[]": metric})
+    assert values == [Bundle.open(embedded_bundle()).manifest.name]
+
+
+def test_prometheus_evaluates_the_alerts(monitored: Monitored) -> None:
+    def health() -> set[str]:
+        return {rule["health"] for group in monitored.get("rules")["groups"] for rule in group["rules"]}
+
+    assert wait_for(lambda: "unknown" not in health())  # which it is until the first time
+    assert health() == {"ok"}
+
+
+def test_alerts_are_raised_when_they_should_be() -> None:
+    subprocess.run([program("promtool"), "test", "rules", RULE_TESTS], check=True)
 
 
 def test_promtool_has_nothing_to_say(monitored: Monitored) -> None:
@@ -161,7 +219,12 @@ def test_promtool_has_nothing_to_say(monitored: Monitored) -> None:
     assert (check.returncode, check.stdout + check.stderr) == (0, "")
 
 
-def test_the_guide_has_every_metric(monitored: Monitored) -> None:
+def test_the_guide_has_every_metric_with_its_labels(monitored: Monitored) -> None:
+    page = monitored.page()
     # A time of creation goes with every counter and histogram.
-    shown = set(re.findall(r"^# TYPE (dragoman_\w+)(?<!_created) ", monitored.page(), re.MULTILINE))
-    assert set(re.findall(r"^\| `(dragoman_\w+)", GUIDE.read_text(), re.MULTILINE)) == shown
+    shown = re.findall(r"^# TYPE (dragoman_\w+)(?<!_created) ", page, re.MULTILINE)
+    guide = dict(re.findall(r"^\| `(dragoman_\w+)` \|([^|]*)\|", GUIDE.read_text(), re.MULTILINE))
+    assert guide.keys() == set(shown)
+    for name in shown:
+        for labels in re.findall(rf"^{name}(?:_sum)?(?:\{{(.*)\}})? ", page, re.MULTILINE):
+            assert set(re.findall(r"(\w+)=", labels)) == set(re.findall(r"\w+", guide[name])), name

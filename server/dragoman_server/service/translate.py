@@ -267,8 +267,9 @@ class Translator:
         target, model = completion.hypotheses[0], plan.model
         work = partial(segment_signals, source, target, model.manifest, model.tokenizer)
         signals = await attention.run(work, plan.deadline)
+        name, _, _ = model.name.rpartition("@")
         for suspicion in signals.suspicions:
-            self._on_suspicion(model.manifest.name, suspicion.value)
+            self._on_suspicion(name, suspicion.value)
         return signals
 
     async def _translated(

@@ -65,7 +65,7 @@ class Registry:
         on_change: Callable[["Registry"], None] = lambda _: None,
         on_load: Callable[[str, bool, float], None] = lambda *_: None,
     ) -> None:
-        self._opener, self._on_change = opener, on_change
+        self._opener, self._on_change, self._on_load = opener, on_change, on_load
         self._catalogue = Catalogue(pivot)
         self._residence = Residence(opener, max_bytes, stop or asyncio.Event(), self._changed, on_load)
         self._retired: list[Entry] = []
@@ -228,11 +228,12 @@ class Registry:
             return entry
 
     async def _listed(self, place: Place) -> Entry:
-        if place.fault:
-            raise ModelFailedError(f"{place.folder} {place.fault}")
         try:
+            if place.fault:
+                raise BundleError(f"{place.folder} {place.fault}")
             bundle = await asyncio.to_thread(Bundle.listed, place.folder)
         except BundleError as error:
+            self._on_load(place.name or place.folder.name, False, 0.0)
             raise ModelFailedError(str(error)) from error
         entry = Entry(place, place.name or bundle.manifest.name, place.version or bundle.version, bundle)
         entry.num_bytes = await asyncio.to_thread(self._opener.num_bytes, entry)

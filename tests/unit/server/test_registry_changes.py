@@ -391,8 +391,11 @@ async def test_changes_and_loads_are_told(opener: FakeOpener, tmp_path: Path) ->
     await registry.add(Place(write_bundle(tmp_path / "a"), "a", "1"))
     with pytest.raises(ModelFailedError):
         await registry.add(Place(write_bundle(tmp_path / "b"), "b", "1"))
-    assert loads == [("a", True), ("b", False)]
-    assert {state: number for state, number in states[-1].items() if number} == {"ready": 1, "failed": 1}
+    (tmp_path / "c").mkdir()
+    with pytest.raises(ModelFailedError):
+        await registry.add(Place(tmp_path / "c", "c", "1"))
+    assert loads == [("a", True), ("b", False), ("c", False)]
+    assert {state: number for state, number in states[-1].items() if number} == {"ready": 1, "failed": 2}
 
 
 async def test_at_the_end_all_models_are_closed(opener: FakeOpener, tmp_path: Path) -> None:

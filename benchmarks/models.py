@@ -57,10 +57,10 @@ def at_fp32(model: Model, folder: Path) -> Model:
     return Model(model.name, model.checkpoint, bundle)
 
 
-def opus_base(folder: Path, settings: Settings) -> Model:
+def opus_base(folder: Path, settings: Settings, name: str = "opus-base", seed: int = 0) -> Model:
     """The dimensions of the OPUS-MT models at int8, with random weights, which cost the same as trained ones.
 
-    The bundle is written into the folder. In a quick run the model is much smaller.
+    The bundle is written into the folder, under its name. In a quick run the model is much smaller.
     """
     default = Checkpoint.load(DEFAULT_CHECKPOINT)
     dims = Dimensions(
@@ -75,10 +75,10 @@ def opus_base(folder: Path, settings: Settings) -> Model:
         output_bias=True,
     )
     with torch.random.fork_rng():
-        torch.manual_seed(0)
+        torch.manual_seed(seed)
         model = Transformer(dims)
     config = Config(
-        name="opus-base",
+        name=name,
         dimensions=dims,
         pad_token_id=default.config.pad_token_id,
         bos_token_id=default.config.pad_token_id,  # Marian's models start the decoder with padding
@@ -89,7 +89,7 @@ def opus_base(folder: Path, settings: Settings) -> Model:
     checkpoint = Checkpoint(config, model.eval(), _filled_up(default.tokenizer, _OPUS_VOCABULARY_SIZE))
     sources = read_sources(checkpoint, (), 8)
     # Calibrated, as a bundle for use is.
-    bundle, _ = export(checkpoint, folder / "opus-base", "int8", sources[:4], calibration=sources)
+    bundle, _ = export(checkpoint, folder / name, "int8", sources[:4], calibration=sources)
     return Model("OPUS-base, cut down" if settings.is_quick else "OPUS-base", checkpoint, bundle)
 
 

@@ -7,7 +7,7 @@ from dragoman_server.attention.signals import Signals
 from dragoman_server.bundle.languages import Direction
 from dragoman_server.engine.sequence import Completion, Hypothesis
 from dragoman_server.errors import DragomanError, InvalidInputError
-from dragoman_server.service.planner import PlannedText
+from dragoman_server.service.plan import PlannedText
 from dragoman_server.text.tokenizer import TextCodec
 
 # Bytes of a character that is not complete are decoded to these.

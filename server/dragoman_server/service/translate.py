@@ -34,7 +34,8 @@ from dragoman_server.service.calls import (
     TranslateConfig,
 )
 from dragoman_server.service.exchange import Begun, exchange
-from dragoman_server.service.planner import Plan, PlannedText, Planner, check_deadline
+from dragoman_server.service.plan import Plan, PlannedText
+from dragoman_server.service.planner import Planner, check_deadline
 from dragoman_server.service.results import (
     ExchangeOutcome,
     GrowingText,

@@ -11,11 +11,20 @@ from dragoman_server.config import InputLimits
 from dragoman_server.engine.search_options import SearchOptions
 from dragoman_server.engine.sequence import Request
 from dragoman_server.errors import DeadlineError, FieldViolation, InvalidInputError, Reason, UnknownValue
-from dragoman_server.registry.model import Model
 from dragoman_server.registry.registry import Lease
 from dragoman_server.service.calls import CallContext, Pair, TextInput, TranslateConfig
-from dragoman_server.service.options import resolve, unknown_piece
+from dragoman_server.service.options import resolve
 from dragoman_server.service.plan import Plan, PlannedText
+from dragoman_server.service.violations import (
+    config_violations,
+    length_violations,
+    not_one_segment,
+    over_tokens,
+    prefix_violations,
+    target_violations,
+    token_id_violations,
+    unknown_violations,
+)
 from dragoman_server.text.segmentation import (
     Segmentation,
     SegmentedText,
@@ -70,7 +79,7 @@ class Planner:
         decoding, faults = resolve(config.options, model.manifest, model.tokenizer, self._max_rows)
         violations = [
             *self._number_violations(num_inputs),
-            *(_below(path, violation) for violation in _config_violations(config, model)),
+            *(_below(path, violation) for violation in config_violations(config, model)),
             *(_below(path + options_path, violation) for violation in faults),
         ]
         segmentation, priority = config.segmentation, config.priority
@@ -130,10 +139,10 @@ class Planner:
         prefix_text_ids = plan.model.tokenizer.encode_target(target_prefix) if target_prefix else ()
         violations = [
             *self._over_segments(len(segmented.segments), path),
-            *_over_tokens(segmented, plan, f"{path}.text"),
-            *_unknown_violations(prefix_text_ids, plan.model, f"{path}.target_prefix"),
-            *_prefix_violations(segmented, prefix_text_ids, plan, path),
-            *_length_violations(segmented, plan, f"{path}.text"),
+            *over_tokens(segmented, plan, f"{path}.text"),
+            *unknown_violations(prefix_text_ids, plan.model, f"{path}.target_prefix"),
+            *prefix_violations(segmented, prefix_text_ids, plan, path),
+            *length_violations(segmented, plan, f"{path}.text"),
         ]
         if violations:
             return InvalidInputError(*violations)
@@ -196,20 +205,20 @@ class Planner:
         if violations:
             return InvalidInputError(*violations)
         segmented = lines(pair.text, model.tokenizer.encode, 2)
-        violations = [*_over_tokens(segmented, plan, f"{path}text"), *_not_one_segment(segmented, f"{path}text")]
+        violations = [*over_tokens(segmented, plan, f"{path}text"), *not_one_segment(segmented, f"{path}text")]
         target_ids: tuple[int, ...] | None = None
         if isinstance(target, str):
             target_ids = plan.framing.frame_target(model.tokenizer.encode_target(target))
-            violations += _target_violations(target_ids, model, f"{path}target_text")
+            violations += target_violations(target_ids, model, f"{path}target_text")
             if must_spell:
-                violations += _unknown_violations(target_ids, model, f"{path}target_text")
+                violations += unknown_violations(target_ids, model, f"{path}target_text")
         elif target is not None:
             target_ids = tuple(target)
             field = f"{path}target_token_ids"
-            too_long = [*_target_violations(target_ids, model, field)]
-            violations += too_long or _token_id_violations(target_ids, model, field)
+            too_long = [*target_violations(target_ids, model, field)]
+            violations += too_long or token_id_violations(target_ids, model, field)
         else:
-            violations += _length_violations(segmented, plan, f"{path}text")
+            violations += length_violations(segmented, plan, f"{path}text")
         if violations:
             return InvalidInputError(*violations)
         (source,) = segmented.segments
@@ -253,49 +262,10 @@ class Planner:
             yield FieldViolation(f"{path}.text", description, Reason.TOO_MANY_SEGMENTS)
 
 
-def _config_violations(config: TranslateConfig, model: Model) -> Iterator[FieldViolation]:
-    for field in ("source_language_code", "target_language_code"):
-        code = getattr(config, field)
-        if not code:
-            yield FieldViolation(field, "is required", Reason.REQUIRED_FIELD)
-        elif fault := model.languages.fault_of(code):
-            yield FieldViolation(field, fault, Reason.INVALID_LANGUAGE_CODE)
-    for field in ("segmentation", "priority"):
-        if isinstance(value := getattr(config, field), UnknownValue):
-            yield value.violation(field)
-
-
 def check_deadline(deadline: float) -> None:
     """Raises DeadlineError where there is no time left; `deadline` is on the `time.monotonic` clock, in seconds."""
     if time.monotonic() >= deadline:
         raise DeadlineError("the deadline passed before the translation was started")
-
-
-def _target_violations(target_ids: Sequence[int], model: Model, field: str) -> Iterator[FieldViolation]:
-    most = model.manifest.limits.max_target_tokens
-    if len(target_ids) > most:
-        description = f"has {len(target_ids)} tokens; the model takes at most {most}"
-        yield FieldViolation(field, description, Reason.TARGET_TOO_LONG)
-
-
-def _unknown_violations(token_ids: Sequence[int], model: Model, field: str) -> Iterator[FieldViolation]:
-    if model.tokenizer.unknown_id in token_ids:
-        yield unknown_piece(field)
-
-
-def _token_id_violations(token_ids: Sequence[int], model: Model, field: str) -> Iterator[FieldViolation]:
-    if not token_ids:
-        yield FieldViolation(field, "is empty, must have at least one id", Reason.NO_TARGET_TOKENS)
-    size, eos = model.manifest.architecture.vocabulary_size, model.manifest.eos_token_id
-    for index, token_id in enumerate(token_ids):
-        if token_id >= size:
-            description = f"has {token_id} at index {index}, the vocabulary has ids below {size}"
-            yield FieldViolation(field, description, Reason.UNKNOWN_TOKEN_ID)
-            return
-    if eos in token_ids[:-1]:
-        index = list(token_ids).index(eos)
-        description = f"has end-of-sentence ({eos}) at index {index}, which only the last may be"
-        yield FieldViolation(field, description, Reason.TOKENS_AFTER_END)
 
 
 def _segmented(text: str, plan: Plan, max_segments: int) -> SegmentedText:
@@ -307,58 +277,6 @@ def _segmented(text: str, plan: Plan, max_segments: int) -> SegmentedText:
 
     segment_tokens = plan.model.manifest.limits.segment_tokens - plan.framing.num_specials
     return segment(text, encode, plan.segmentation, segment_tokens, plan.direction, max_segments)
-
-
-def _over_tokens(text: SegmentedText, plan: Plan, field: str) -> Iterator[FieldViolation]:
-    most = plan.model.manifest.limits.max_source_tokens
-    for source in text.segments:
-        num_tokens = len(source.token_ids) + plan.framing.num_specials
-        if num_tokens > most:
-            yield FieldViolation(
-                field,
-                f"characters {source.begin} to {source.end} are one segment of {num_tokens} "
-                f"tokens; the model takes at most {most}",
-                Reason.SEGMENT_TOO_LONG,
-            )
-            return
-
-
-def _not_one_segment(text: SegmentedText, field: str) -> Iterator[FieldViolation]:
-    if (num_segments := len(text.segments)) != 1:
-        num_lines = num_segments and sum(bool(line.strip()) for line in text.text.splitlines())
-        description = f"has {num_lines} lines that are not blank, must have exactly 1"
-        yield FieldViolation(field, description, Reason.NOT_ONE_SEGMENT)
-
-
-def _prefix_violations(
-    text: SegmentedText, prefix_text_ids: Sequence[int], plan: Plan, path: str
-) -> Iterator[FieldViolation]:
-    if not prefix_text_ids:
-        return
-    field = f"{path}.target_prefix"
-    if len(text.segments) != 1:
-        description = f"needs a text of exactly 1 segment, this one has {len(text.segments)}"
-        yield FieldViolation(field, description, Reason.NOT_ONE_SEGMENT)
-        return
-    most = plan.max_target_tokens(text.segments[0]) - len(plan.framing.target_prefix) - 1
-    if len(prefix_text_ids) > most:
-        description = f"has {len(prefix_text_ids)} tokens, may have at most {most}: the target's limit less one"
-        yield FieldViolation(field, description, Reason.TARGET_PREFIX_TOO_LONG)
-
-
-def _length_violations(text: SegmentedText, plan: Plan, field: str) -> Iterator[FieldViolation]:
-    """Where `max_length_ratio` leaves a segment less than `min_target_tokens`."""
-    least = plan.decoding.search.min_target_tokens
-    for source in text.segments:
-        most = plan.max_target_tokens(source)
-        if most < least:
-            yield FieldViolation(
-                field,
-                f"characters {source.begin} to {source.end} may have {most} target tokens by max_length_ratio; "
-                f"min_target_tokens is {least}",
-                Reason.SEGMENT_TOO_SHORT,
-            )
-            return
 
 
 def _below(path: str, violation: FieldViolation) -> FieldViolation:

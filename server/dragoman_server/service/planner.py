@@ -5,15 +5,17 @@ Everything that can be wrong with a call is found here, before anything is queue
 
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 
 from dragoman_server.bundle.languages import Direction
 from dragoman_server.config import InputLimits
 from dragoman_server.engine.search_options import SearchOptions
-from dragoman_server.engine.sequence import Request
+from dragoman_server.engine.sequence import Completion, Request
 from dragoman_server.errors import DeadlineError, FieldViolation, InvalidInputError, Reason, UnknownValue
 from dragoman_server.registry.registry import Lease
-from dragoman_server.service.calls import CallContext, Pair, TextInput, TranslateConfig
-from dragoman_server.service.options import resolve
+from dragoman_server.service.calls import CallContext, DecodingFields, Pair, TextInput, TranslateConfig
+from dragoman_server.service.options import Decoding, resolve
+from dragoman_server.service.pivot import FirstLeg, refusal
 from dragoman_server.service.plan import Plan, PlannedText
 from dragoman_server.service.violations import (
     config_violations,
@@ -58,6 +60,8 @@ class Planner:
         num_inputs: int = 1,
         path: str = "",
         options_path: str = "options.",
+        *,
+        include_signals: bool = False,
     ) -> Plan:
         """Checks what holds for all inputs.
 
@@ -68,6 +72,10 @@ class Planner:
             num_inputs: how many inputs the call has.
             path: what stands before the names of the config's fields in the request.
             options_path: what stands there before the names of decoding options, after `path`.
+            include_signals: whether the caller asks for signals.
+
+        Returns:
+            The plan of the model that writes the answer.
 
         Raises:
             InvalidInputError: has all violations.
@@ -75,29 +83,54 @@ class Planner:
             UnsupportedLanguageError: the model does not translate this pair of languages.
             DeadlineError: the deadline has passed.
         """
-        model = lease.model
-        decoding, faults = resolve(config.options, model.manifest, model.tokenizer, self._max_rows)
+        legs = [lease] if lease.second is None else [lease, lease.second]
+        route = "" if lease.second is None else _route(lease, lease.second)
+        decodings, faults = self._decodings(config.options, legs, route)
         violations = [
             *self._number_violations(num_inputs),
-            *(_below(path, violation) for violation in config_violations(config, model)),
+            *(_below(path, violation) for violation in config_violations(config, legs[0].model, legs[-1].model)),
             *(_below(path + options_path, violation) for violation in faults),
         ]
+        if route and include_signals:
+            violations.append(refusal("include_signals", "must be false", route))
         segmentation, priority = config.segmentation, config.priority
         # Where one of the two is unknown, there is a violation.
         if violations or isinstance(segmentation, UnknownValue) or isinstance(priority, UnknownValue):
             raise InvalidInputError(*violations)
-        if not isinstance(lease.direction, Direction):
-            raise lease.direction
+
+        def planned(leg: Lease, decoding: Decoding, first: Plan | None = None) -> Plan:
+            manifest, direction = leg.model.manifest, _direction(leg)
+            return Plan(
+                leg.model,
+                direction,
+                manifest.framing_of(direction),
+                segmentation or Segmentation(manifest.segmentation),
+                decoding,
+                priority,
+                context.deadline,
+                route,
+                first,
+            )
+
+        plan = planned(lease, decodings[0])
         check_deadline(context.deadline)
-        return Plan(
-            model,
-            lease.direction,
-            model.manifest.framing_of(lease.direction),
-            segmentation or Segmentation(model.manifest.segmentation),
-            decoding,
-            priority,
-            context.deadline,
-        )
+        return plan if lease.second is None else planned(lease.second, decodings[1], plan)
+
+    def _decodings(
+        self, options: DecodingFields, legs: Sequence[Lease], route: str
+    ) -> tuple[list[Decoding], Iterable[FieldViolation]]:
+        """The options of each leg, and all that is wrong with them; what is wrong for both is told once."""
+        decodings: list[Decoding] = []
+        faults: dict[FieldViolation, None] = {}
+        for leg in legs:
+            # Suppressed words are words of the target.
+            own = options if leg is legs[-1] else replace(options, suppressed_words=())
+            decoding, own_faults = resolve(own, leg.model.manifest, leg.model.tokenizer, self._max_rows)
+            decodings.append(decoding)
+            faults |= dict.fromkeys(own_faults)
+        if route and (options.num_hypotheses or 1) > 1:
+            faults[refusal("num_hypotheses", f"is {options.num_hypotheses}, may be at most 1", route)] = None
+        return decodings, faults
 
     def _number_violations(self, num_inputs: int) -> Iterator[FieldViolation]:
         most = self._limits.max_inputs
@@ -126,21 +159,24 @@ class Planner:
         Raises:
             DeadlineError: the deadline passed first.
         """
+        target_prefix, prefix_path = text_input.target_prefix, f"{path}.target_prefix"
+        refused = [refusal(prefix_path, "must be empty", plan.route)] if target_prefix and plan.route else []
         violations = [
             *self._over_characters(text_input.text, f"{path}.text"),
-            *self._over_characters(text_input.target_prefix, f"{path}.target_prefix"),
+            *self._over_characters(target_prefix, prefix_path),
         ]
         if not violations:
             violations += self._over_segments(num_lines_with_words(text_input.text), path)
         if violations:
-            return InvalidInputError(*violations)
+            return InvalidInputError(*violations, *refused)
         segmented = _segmented(text_input.text, plan, self._max_segments + 1)
-        target_prefix = text_input.target_prefix
-        prefix_text_ids = plan.model.tokenizer.encode_target(target_prefix) if target_prefix else ()
+        has_prefix = target_prefix and not refused
+        prefix_text_ids = plan.model.tokenizer.encode_target(target_prefix) if has_prefix else ()
         violations = [
             *self._over_segments(len(segmented.segments), path),
             *over_tokens(segmented, plan, f"{path}.text"),
-            *unknown_violations(prefix_text_ids, plan.model, f"{path}.target_prefix"),
+            *refused,
+            *unknown_violations(prefix_text_ids, plan.model, prefix_path),
             *prefix_violations(segmented, prefix_text_ids, plan, path),
             *length_violations(segmented, plan, f"{path}.text"),
         ]
@@ -158,6 +194,47 @@ class Planner:
             for source in segmented.segments
         ]
         return PlannedText(segmented, plan.framing, requests)
+
+    # -- texts that another model has translated -----------------------------------------------
+
+    def plan_seconds(
+        self,
+        texts: Sequence[PlannedText | InvalidInputError],
+        completions: Sequence[Sequence[Completion]],
+        first: Plan,
+        plan: Plan,
+    ) -> Iterator[PlannedText | InvalidInputError]:
+        """The requests of the second leg of every input of a call, or what is wrong with it, one after the other.
+
+        Together they may have any number of segments: the first leg had no more than a call may.
+        """
+        for index, (text, own) in enumerate(zip(texts, completions, strict=True)):
+            if isinstance(text, PlannedText):
+                yield self.plan_second(text, own, first, plan, f"inputs[{index}]")
+            else:
+                yield text
+
+    def plan_second(
+        self, text: PlannedText, completions: Sequence[Completion], first: Plan, plan: Plan, path: str
+    ) -> PlannedText | InvalidInputError:
+        """The requests of the second leg of a text, or what is wrong with its translation into the third language.
+
+        Args:
+            text: as the first leg has read it.
+            completions: the answers of the first leg.
+            first: of the first leg.
+            plan: of the second leg.
+            path: that of the input in the request.
+
+        Raises:
+            DeadlineError: the deadline passed first.
+        """
+        leg = FirstLeg.of(text.text, text.requests, completions, first.model.tokenizer)
+        planned = self.plan_text(TextInput(leg.text), plan, path)
+        if isinstance(planned, PlannedText):
+            return replace(planned, first=leg)
+        prefix = f"translated into {first.direction.target}, "
+        return InvalidInputError(*(replace(v, description=prefix + v.description) for v in planned.violations))
 
     # -- pairs of source and target ------------------------------------------------------------
 
@@ -277,6 +354,18 @@ def _segmented(text: str, plan: Plan, max_segments: int) -> SegmentedText:
 
     segment_tokens = plan.model.manifest.limits.segment_tokens - plan.framing.num_specials
     return segment(text, encode, plan.segmentation, segment_tokens, plan.direction, max_segments)
+
+
+def _direction(lease: Lease) -> Direction:
+    if not isinstance(lease.direction, Direction):
+        raise lease.direction
+    return lease.direction
+
+
+def _route(first: Lease, second: Lease) -> str:
+    source, language = _direction(first)
+    target = _direction(second).target
+    return f"{source}-{target} goes through {language}, by {first.model.name} and {second.model.name}"
 
 
 def _below(path: str, violation: FieldViolation) -> FieldViolation:

@@ -10,9 +10,9 @@ from dragoman_server.service.plan import Plan
 from dragoman_server.text.segmentation import SegmentedText
 
 
-def config_violations(config: TranslateConfig, model: Model) -> Iterator[FieldViolation]:
-    """What is wrong with language codes and enums."""
-    for field in ("source_language_code", "target_language_code"):
+def config_violations(config: TranslateConfig, first: Model, last: Model) -> Iterator[FieldViolation]:
+    """What is wrong with language codes and enums; `first` reads the text, `last` answers."""
+    for field, model in (("source_language_code", first), ("target_language_code", last)):
         code = getattr(config, field)
         if not code:
             yield FieldViolation(field, "is required", Reason.REQUIRED_FIELD)

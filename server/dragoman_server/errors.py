@@ -181,6 +181,9 @@ class Reason(StrEnum):
     NOT_WITH_ROLLOUT = auto()
     """Rollout takes all layers and heads: the field must be absent."""
 
+    NOT_WITH_PIVOT = auto()
+    """The text goes through a third language, by two models that the message names: there the field has no meaning."""
+
     ATTENTION_TOO_LARGE = auto()
     """The selected weights have more bytes than `--max-attention-bytes`."""
 

@@ -22,7 +22,7 @@ from dragoman_server.bundle.languages import LanguageTable
 from dragoman_server.bundle.manifest import Architecture, Limits, Manifest, Parity, StateTensors
 from dragoman_server.config import Config
 from dragoman_server.engine.sequence import Completion, FinishReason, Hypothesis, Request
-from dragoman_server.errors import DragomanError, EngineDeadError
+from dragoman_server.errors import DragomanError, EngineDeadError, QueueFullError
 from dragoman_server.registry.model import Model
 from dragoman_server.registry.opener import ModelOpener
 
@@ -104,14 +104,11 @@ def echo(request: Request) -> Completion:
     return Completion(hypotheses, 0.25, 0.125, 0.5)
 
 
-def _answer(requests: Sequence[Request], futures: Sequence[Future[Completion]]) -> None:
-    for request, future in zip(requests, futures, strict=True):
-        if not future.done():
-            future.set_result(echo(request))
-
-
 class FakeEngine:
     """Answers at once, or when told to.
+
+    Args:
+        complete: gives the answer to a request.
 
     Attributes:
         requests: all that were submitted.
@@ -119,15 +116,17 @@ class FakeEngine:
         futures: their futures, in the same order.
         progress: what tells each how far it is, by the ids it begins with.
         is_holding: whether answers wait for `release`.
+        is_full: whether there is room only for what is unlimited.
         refusal: what `submit` raises.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, complete: Callable[[Request], Completion] = echo) -> None:
+        self._complete = complete
         self.requests: list[Request] = []
         self.callers: list[object] = []
         self.futures: list[Future[Completion]] = []
         self.progress: list[Callable[[tuple[int, ...]], None]] = []
-        self.is_holding = False
+        self.is_holding = self.is_full = False
         self.refusal: Exception | None = None
         self.stalled_seconds = 0.0
 
@@ -144,19 +143,26 @@ class FakeEngine:
     ) -> list[Future[Completion]]:
         if self.refusal is not None:
             raise self.refusal
+        if self.is_full and not is_unlimited:
+            raise QueueFullError("the queue is full", retry_after_seconds=1.0)
         futures: list[Future[Completion]] = [Future() for _ in requests]
         self.requests += requests
         self.callers += [caller] * len(requests)
         self.futures += futures
         self.progress += [partial(on_progress or (lambda _, __: None), index) for index in range(len(requests))]
         if not self.is_holding:
-            _answer(requests, futures)
+            self._answer(requests, futures)
         return futures
 
     def release(self, index: int | None = None) -> None:
         """Answers all that was submitted, or the one at this place."""
         places = slice(None) if index is None else slice(index, index + 1)
-        _answer(self.requests[places], self.futures[places])
+        self._answer(self.requests[places], self.futures[places])
+
+    def _answer(self, requests: Sequence[Request], futures: Sequence[Future[Completion]]) -> None:
+        for request, future in zip(requests, futures, strict=True):
+            if not future.done():
+                future.set_result(self._complete(request))
 
     def fail(self, error: DragomanError) -> None:
         for future in self.futures:

@@ -498,6 +498,13 @@ class Pivot(google.protobuf.message.Message):
     target: what is lost in the first is not in the second. Segments have the
     spans of the caller's text, and tokens, log-probabilities and scores of the
     second translation. `model` of the response is the second model.
+
+    A segment may join several of either translation, and its text has what stands
+    between them. One whose first translation has no words has that text and no
+    tokens. One that only the second model found has no source tokens.
+    FINISH_REASON_LENGTH says that either translation was cut off.
+
+    Several hypotheses, a target prefix and signals are refused.
     """
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor

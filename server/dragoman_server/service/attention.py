@@ -21,7 +21,8 @@ from dragoman_server.registry.model import Model
 from dragoman_server.registry.registry import Lease, Registry
 from dragoman_server.runtime.attention_pass import AttentionPass
 from dragoman_server.service.calls import AlignCall, AttentionCall, CallContext, Pair, TranslateConfig
-from dragoman_server.service.planner import Plan, PlannedText, Planner, check_deadline
+from dragoman_server.service.plan import Plan, PlannedText
+from dragoman_server.service.planner import Planner, check_deadline
 from dragoman_server.service.submission import TextThreads, submitted
 
 _T = TypeVar("_T")

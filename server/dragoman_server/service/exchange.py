@@ -9,7 +9,7 @@ _Input = TypeVar("_Input")
 _Answer = TypeVar("_Answer")
 
 Begun = Callable[[int], None]
-"""Told with how many segments the work on an input has begun."""
+"""Told with how many segments the work on an input has begun, and again where it goes on with others."""
 
 
 async def exchange(

@@ -5,63 +5,35 @@ Everything that can be wrong with a call is found here, before anything is queue
 
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 
-from dragoman_server.attention.results import Source
-from dragoman_server.bundle.framing import Framing
 from dragoman_server.bundle.languages import Direction
 from dragoman_server.config import InputLimits
 from dragoman_server.engine.search_options import SearchOptions
-from dragoman_server.engine.sequence import Priority, Request
+from dragoman_server.engine.sequence import Completion, Request
 from dragoman_server.errors import DeadlineError, FieldViolation, InvalidInputError, Reason, UnknownValue
-from dragoman_server.registry.model import Model
 from dragoman_server.registry.registry import Lease
-from dragoman_server.service.calls import CallContext, Pair, TextInput, TranslateConfig
-from dragoman_server.service.options import Decoding, resolve, unknown_piece
+from dragoman_server.service.calls import CallContext, DecodingFields, Pair, TextInput, TranslateConfig
+from dragoman_server.service.options import Decoding, resolve
+from dragoman_server.service.pivot import FirstLeg, refusal
+from dragoman_server.service.plan import Plan, PlannedText
+from dragoman_server.service.violations import (
+    config_violations,
+    length_violations,
+    not_one_segment,
+    over_tokens,
+    prefix_violations,
+    target_violations,
+    token_id_violations,
+    unknown_violations,
+)
 from dragoman_server.text.segmentation import (
     Segmentation,
     SegmentedText,
-    SourceSegment,
     lines,
     num_lines_with_words,
     segment,
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """A checked config: what turns an input into requests of a model."""
-
-    model: Model
-    direction: Direction
-    framing: Framing
-    segmentation: Segmentation
-    decoding: Decoding
-    priority: Priority
-    deadline: float  # seconds on the time.monotonic clock
-
-    def max_target_tokens(self, source: SourceSegment) -> int:
-        """How many tokens the target of a segment may have, end-of-sentence included."""
-        return self.decoding.limit.of(len(source.token_ids) + self.framing.num_specials)
-
-
-@dataclass(frozen=True, slots=True)
-class PlannedText:
-    """An input that can be decoded: a request for each of its segments."""
-
-    text: SegmentedText
-    framing: Framing
-    requests: Sequence[Request]
-    target_ids: tuple[int, ...] | None = None  # where the target was given: all of it, as the decoder emits it
-    target_text: str | None = None  # where it was given as a text
-
-    @property
-    def sources(self) -> list[Source]:
-        """What the encoder reads, segment by segment."""
-        return [
-            Source(self.text.text, segment, request.source_ids, self.framing)
-            for segment, request in zip(self.text.segments, self.requests, strict=True)
-        ]
 
 
 class Planner:
@@ -88,6 +60,8 @@ class Planner:
         num_inputs: int = 1,
         path: str = "",
         options_path: str = "options.",
+        *,
+        include_signals: bool = False,
     ) -> Plan:
         """Checks what holds for all inputs.
 
@@ -98,6 +72,10 @@ class Planner:
             num_inputs: how many inputs the call has.
             path: what stands before the names of the config's fields in the request.
             options_path: what stands there before the names of decoding options, after `path`.
+            include_signals: whether the caller asks for signals.
+
+        Returns:
+            The plan of the model that writes the answer.
 
         Raises:
             InvalidInputError: has all violations.
@@ -105,29 +83,54 @@ class Planner:
             UnsupportedLanguageError: the model does not translate this pair of languages.
             DeadlineError: the deadline has passed.
         """
-        model = lease.model
-        decoding, faults = resolve(config.options, model.manifest, model.tokenizer, self._max_rows)
+        legs = [lease] if lease.second is None else [lease, lease.second]
+        route = "" if lease.second is None else _route(lease, lease.second)
+        decodings, faults = self._decodings(config.options, legs, route)
         violations = [
             *self._number_violations(num_inputs),
-            *(_below(path, violation) for violation in _config_violations(config, model)),
+            *(_below(path, violation) for violation in config_violations(config, legs[0].model, legs[-1].model)),
             *(_below(path + options_path, violation) for violation in faults),
         ]
+        if route and include_signals:
+            violations.append(refusal("include_signals", "must be false", route))
         segmentation, priority = config.segmentation, config.priority
         # Where one of the two is unknown, there is a violation.
         if violations or isinstance(segmentation, UnknownValue) or isinstance(priority, UnknownValue):
             raise InvalidInputError(*violations)
-        if not isinstance(lease.direction, Direction):
-            raise lease.direction
+
+        def planned(leg: Lease, decoding: Decoding, first: Plan | None = None) -> Plan:
+            manifest, direction = leg.model.manifest, _direction(leg)
+            return Plan(
+                leg.model,
+                direction,
+                manifest.framing_of(direction),
+                segmentation or Segmentation(manifest.segmentation),
+                decoding,
+                priority,
+                context.deadline,
+                route,
+                first,
+            )
+
+        plan = planned(lease, decodings[0])
         check_deadline(context.deadline)
-        return Plan(
-            model,
-            lease.direction,
-            model.manifest.framing_of(lease.direction),
-            segmentation or Segmentation(model.manifest.segmentation),
-            decoding,
-            priority,
-            context.deadline,
-        )
+        return plan if lease.second is None else planned(lease.second, decodings[1], plan)
+
+    def _decodings(
+        self, options: DecodingFields, legs: Sequence[Lease], route: str
+    ) -> tuple[list[Decoding], Iterable[FieldViolation]]:
+        """The options of each leg, and all that is wrong with them; what is wrong for both is told once."""
+        decodings: list[Decoding] = []
+        faults: dict[FieldViolation, None] = {}
+        for leg in legs:
+            # Suppressed words are words of the target.
+            own = options if leg is legs[-1] else replace(options, suppressed_words=())
+            decoding, own_faults = resolve(own, leg.model.manifest, leg.model.tokenizer, self._max_rows)
+            decodings.append(decoding)
+            faults |= dict.fromkeys(own_faults)
+        if route and (options.num_hypotheses or 1) > 1:
+            faults[refusal("num_hypotheses", f"is {options.num_hypotheses}, may be at most 1", route)] = None
+        return decodings, faults
 
     def _number_violations(self, num_inputs: int) -> Iterator[FieldViolation]:
         most = self._limits.max_inputs
@@ -156,23 +159,26 @@ class Planner:
         Raises:
             DeadlineError: the deadline passed first.
         """
+        target_prefix, prefix_path = text_input.target_prefix, f"{path}.target_prefix"
+        refused = [refusal(prefix_path, "must be empty", plan.route)] if target_prefix and plan.route else []
         violations = [
             *self._over_characters(text_input.text, f"{path}.text"),
-            *self._over_characters(text_input.target_prefix, f"{path}.target_prefix"),
+            *self._over_characters(target_prefix, prefix_path),
         ]
         if not violations:
             violations += self._over_segments(num_lines_with_words(text_input.text), path)
         if violations:
-            return InvalidInputError(*violations)
+            return InvalidInputError(*violations, *refused)
         segmented = _segmented(text_input.text, plan, self._max_segments + 1)
-        target_prefix = text_input.target_prefix
-        prefix_text_ids = plan.model.tokenizer.encode_target(target_prefix) if target_prefix else ()
+        has_prefix = target_prefix and not refused
+        prefix_text_ids = plan.model.tokenizer.encode_target(target_prefix) if has_prefix else ()
         violations = [
             *self._over_segments(len(segmented.segments), path),
-            *_over_tokens(segmented, plan, f"{path}.text"),
-            *_unknown_violations(prefix_text_ids, plan.model, f"{path}.target_prefix"),
-            *_prefix_violations(segmented, prefix_text_ids, plan, path),
-            *_length_violations(segmented, plan, f"{path}.text"),
+            *over_tokens(segmented, plan, f"{path}.text"),
+            *refused,
+            *unknown_violations(prefix_text_ids, plan.model, prefix_path),
+            *prefix_violations(segmented, prefix_text_ids, plan, path),
+            *length_violations(segmented, plan, f"{path}.text"),
         ]
         if violations:
             return InvalidInputError(*violations)
@@ -188,6 +194,47 @@ class Planner:
             for source in segmented.segments
         ]
         return PlannedText(segmented, plan.framing, requests)
+
+    # -- texts that another model has translated -----------------------------------------------
+
+    def plan_seconds(
+        self,
+        texts: Sequence[PlannedText | InvalidInputError],
+        completions: Sequence[Sequence[Completion]],
+        first: Plan,
+        plan: Plan,
+    ) -> Iterator[PlannedText | InvalidInputError]:
+        """The requests of the second leg of every input of a call, or what is wrong with it, one after the other.
+
+        Together they may have any number of segments: the first leg had no more than a call may.
+        """
+        for index, (text, own) in enumerate(zip(texts, completions, strict=True)):
+            if isinstance(text, PlannedText):
+                yield self.plan_second(text, own, first, plan, f"inputs[{index}]")
+            else:
+                yield text
+
+    def plan_second(
+        self, text: PlannedText, completions: Sequence[Completion], first: Plan, plan: Plan, path: str
+    ) -> PlannedText | InvalidInputError:
+        """The requests of the second leg of a text, or what is wrong with its translation into the third language.
+
+        Args:
+            text: as the first leg has read it.
+            completions: the answers of the first leg.
+            first: of the first leg.
+            plan: of the second leg.
+            path: that of the input in the request.
+
+        Raises:
+            DeadlineError: the deadline passed first.
+        """
+        leg = FirstLeg.of(text.text, text.requests, completions, first.model.tokenizer)
+        planned = self.plan_text(TextInput(leg.text), plan, path)
+        if isinstance(planned, PlannedText):
+            return replace(planned, first=leg)
+        prefix = f"translated into {first.direction.target}, "
+        return InvalidInputError(*(replace(v, description=prefix + v.description) for v in planned.violations))
 
     # -- pairs of source and target ------------------------------------------------------------
 
@@ -235,20 +282,20 @@ class Planner:
         if violations:
             return InvalidInputError(*violations)
         segmented = lines(pair.text, model.tokenizer.encode, 2)
-        violations = [*_over_tokens(segmented, plan, f"{path}text"), *_not_one_segment(segmented, f"{path}text")]
+        violations = [*over_tokens(segmented, plan, f"{path}text"), *not_one_segment(segmented, f"{path}text")]
         target_ids: tuple[int, ...] | None = None
         if isinstance(target, str):
             target_ids = plan.framing.frame_target(model.tokenizer.encode_target(target))
-            violations += _target_violations(target_ids, model, f"{path}target_text")
+            violations += target_violations(target_ids, model, f"{path}target_text")
             if must_spell:
-                violations += _unknown_violations(target_ids, model, f"{path}target_text")
+                violations += unknown_violations(target_ids, model, f"{path}target_text")
         elif target is not None:
             target_ids = tuple(target)
             field = f"{path}target_token_ids"
-            too_long = [*_target_violations(target_ids, model, field)]
-            violations += too_long or _token_id_violations(target_ids, model, field)
+            too_long = [*target_violations(target_ids, model, field)]
+            violations += too_long or token_id_violations(target_ids, model, field)
         else:
-            violations += _length_violations(segmented, plan, f"{path}text")
+            violations += length_violations(segmented, plan, f"{path}text")
         if violations:
             return InvalidInputError(*violations)
         (source,) = segmented.segments
@@ -292,49 +339,10 @@ class Planner:
             yield FieldViolation(f"{path}.text", description, Reason.TOO_MANY_SEGMENTS)
 
 
-def _config_violations(config: TranslateConfig, model: Model) -> Iterator[FieldViolation]:
-    for field in ("source_language_code", "target_language_code"):
-        code = getattr(config, field)
-        if not code:
-            yield FieldViolation(field, "is required", Reason.REQUIRED_FIELD)
-        elif fault := model.languages.fault_of(code):
-            yield FieldViolation(field, fault, Reason.INVALID_LANGUAGE_CODE)
-    for field in ("segmentation", "priority"):
-        if isinstance(value := getattr(config, field), UnknownValue):
-            yield value.violation(field)
-
-
 def check_deadline(deadline: float) -> None:
     """Raises DeadlineError where there is no time left; `deadline` is on the `time.monotonic` clock, in seconds."""
     if time.monotonic() >= deadline:
         raise DeadlineError("the deadline passed before the translation was started")
-
-
-def _target_violations(target_ids: Sequence[int], model: Model, field: str) -> Iterator[FieldViolation]:
-    most = model.manifest.limits.max_target_tokens
-    if len(target_ids) > most:
-        description = f"has {len(target_ids)} tokens; the model takes at most {most}"
-        yield FieldViolation(field, description, Reason.TARGET_TOO_LONG)
-
-
-def _unknown_violations(token_ids: Sequence[int], model: Model, field: str) -> Iterator[FieldViolation]:
-    if model.tokenizer.unknown_id in token_ids:
-        yield unknown_piece(field)
-
-
-def _token_id_violations(token_ids: Sequence[int], model: Model, field: str) -> Iterator[FieldViolation]:
-    if not token_ids:
-        yield FieldViolation(field, "is empty, must have at least one id", Reason.NO_TARGET_TOKENS)
-    size, eos = model.manifest.architecture.vocabulary_size, model.manifest.eos_token_id
-    for index, token_id in enumerate(token_ids):
-        if token_id >= size:
-            description = f"has {token_id} at index {index}, the vocabulary has ids below {size}"
-            yield FieldViolation(field, description, Reason.UNKNOWN_TOKEN_ID)
-            return
-    if eos in token_ids[:-1]:
-        index = list(token_ids).index(eos)
-        description = f"has end-of-sentence ({eos}) at index {index}, which only the last may be"
-        yield FieldViolation(field, description, Reason.TOKENS_AFTER_END)
 
 
 def _segmented(text: str, plan: Plan, max_segments: int) -> SegmentedText:
@@ -348,56 +356,16 @@ def _segmented(text: str, plan: Plan, max_segments: int) -> SegmentedText:
     return segment(text, encode, plan.segmentation, segment_tokens, plan.direction, max_segments)
 
 
-def _over_tokens(text: SegmentedText, plan: Plan, field: str) -> Iterator[FieldViolation]:
-    most = plan.model.manifest.limits.max_source_tokens
-    for source in text.segments:
-        num_tokens = len(source.token_ids) + plan.framing.num_specials
-        if num_tokens > most:
-            yield FieldViolation(
-                field,
-                f"characters {source.begin} to {source.end} are one segment of {num_tokens} "
-                f"tokens; the model takes at most {most}",
-                Reason.SEGMENT_TOO_LONG,
-            )
-            return
+def _direction(lease: Lease) -> Direction:
+    if not isinstance(lease.direction, Direction):
+        raise lease.direction
+    return lease.direction
 
 
-def _not_one_segment(text: SegmentedText, field: str) -> Iterator[FieldViolation]:
-    if (num_segments := len(text.segments)) != 1:
-        num_lines = num_segments and sum(bool(line.strip()) for line in text.text.splitlines())
-        description = f"has {num_lines} lines that are not blank, must have exactly 1"
-        yield FieldViolation(field, description, Reason.NOT_ONE_SEGMENT)
-
-
-def _prefix_violations(
-    text: SegmentedText, prefix_text_ids: Sequence[int], plan: Plan, path: str
-) -> Iterator[FieldViolation]:
-    if not prefix_text_ids:
-        return
-    field = f"{path}.target_prefix"
-    if len(text.segments) != 1:
-        description = f"needs a text of exactly 1 segment, this one has {len(text.segments)}"
-        yield FieldViolation(field, description, Reason.NOT_ONE_SEGMENT)
-        return
-    most = plan.max_target_tokens(text.segments[0]) - len(plan.framing.target_prefix) - 1
-    if len(prefix_text_ids) > most:
-        description = f"has {len(prefix_text_ids)} tokens, may have at most {most}: the target's limit less one"
-        yield FieldViolation(field, description, Reason.TARGET_PREFIX_TOO_LONG)
-
-
-def _length_violations(text: SegmentedText, plan: Plan, field: str) -> Iterator[FieldViolation]:
-    """Where `max_length_ratio` leaves a segment less than `min_target_tokens`."""
-    least = plan.decoding.search.min_target_tokens
-    for source in text.segments:
-        most = plan.max_target_tokens(source)
-        if most < least:
-            yield FieldViolation(
-                field,
-                f"characters {source.begin} to {source.end} may have {most} target tokens by max_length_ratio; "
-                f"min_target_tokens is {least}",
-                Reason.SEGMENT_TOO_SHORT,
-            )
-            return
+def _route(first: Lease, second: Lease) -> str:
+    source, language = _direction(first)
+    target = _direction(second).target
+    return f"{source}-{target} goes through {language}, by {first.model.name} and {second.model.name}"
 
 
 def _below(path: str, violation: FieldViolation) -> FieldViolation:

@@ -7,7 +7,9 @@ from dragoman_server.attention.signals import Signals
 from dragoman_server.bundle.languages import Direction
 from dragoman_server.engine.sequence import Completion, Hypothesis
 from dragoman_server.errors import DragomanError, InvalidInputError
-from dragoman_server.service.planner import PlannedText
+from dragoman_server.service.pivot import FirstLeg, Pivot, joined, passages, slowest
+from dragoman_server.service.plan import PlannedText
+from dragoman_server.text.segmentation import SegmentedText
 from dragoman_server.text.tokenizer import TextCodec
 
 # Bytes of a character that is not complete are decoded to these.
@@ -18,7 +20,7 @@ _UNFINISHED = "\ufffd"
 class Candidate:
     """A hypothesis as text."""
 
-    text: str
+    text: str  # of the tokens; of a segment that two models read, also what stands between and around these
     pieces: Sequence[str]  # one for each of `hypothesis.token_ids`
     hypothesis: Hypothesis
 
@@ -36,7 +38,7 @@ class TranslatedSegment:
 
 @dataclass(frozen=True, slots=True)
 class TranslatedText:
-    """One input, translated. Of each phase it gives the slowest segment's time."""
+    """One input, translated. Of each phase it gives the slowest segment's time, summed where two models did it."""
 
     text: str
     segments: Sequence[TranslatedSegment]
@@ -70,6 +72,7 @@ class TranslateOutcome:
     results: Sequence[TranslatedText | InvalidInputError]
     model: str  # name@version
     direction: Direction
+    pivot: Pivot | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +82,7 @@ class StreamOutcome:
     result: TranslatedText
     model: str  # name@version
     direction: Direction
+    pivot: Pivot | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +93,7 @@ class ExchangeOutcome:
     result: TranslatedText | DragomanError
     model: str  # name@version
     direction: Direction
+    pivot: Pivot | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,26 +112,36 @@ def translated_text(
     signals: Sequence[Signals | None] = (),
 ) -> TranslatedText:
     """The translation of an input, from those of its segments in order, and their signals where there are any."""
-    text = planned.text
+    candidates = [[_candidate(hypothesis, tokenizer) for hypothesis in c.hypotheses] for c in completions]
+    text = planned.text.rejoin([best.text for best, *_ in candidates])
+    seconds = slowest(completions)
+    if planned.first is not None:
+        segments = _segments_of_both(planned.first, planned.text, [best for best, *_ in candidates], text)
+        return TranslatedText(text, segments, *map(sum, zip(planned.first.seconds, seconds, strict=True)))
     segments = [
-        TranslatedSegment(
-            source.begin,
-            source.end,
-            len(request.source_ids),
-            [_candidate(hypothesis, tokenizer) for hypothesis in completion.hypotheses],
-            of_segment,
-        )
-        for source, request, completion, of_segment in zip(
-            text.segments, planned.requests, completions, signals or (None,) * len(completions), strict=True
+        TranslatedSegment(source.begin, source.end, len(request.source_ids), own, of_segment)
+        for source, request, own, of_segment in zip(
+            planned.text.segments, planned.requests, candidates, signals or (None,) * len(completions), strict=True
         )
     ]
-    return TranslatedText(
-        text.rejoin([segment.candidates[0].text for segment in segments]),
-        segments,
-        max((c.queue_seconds for c in completions), default=0.0),
-        max((c.encode_seconds for c in completions), default=0.0),
-        max((c.decode_seconds for c in completions), default=0.0),
-    )
+    return TranslatedText(text, segments, *seconds)
+
+
+def _segments_of_both(
+    first: FirstLeg, second: SegmentedText, candidates: Sequence[Candidate], text: str
+) -> list[TranslatedSegment]:
+    """The segments of a text that went through two models; `candidates` and `text` are those of the second."""
+    segments: list[TranslatedSegment] = []
+    for passage in passages(first, second, [candidate.text for candidate in candidates]):
+        own = candidates[passage.second]
+        hypothesis = joined(
+            [candidate.hypothesis for candidate in own], is_cut_off=any(first.are_cut_off[passage.first])
+        )
+        pieces = [piece for candidate in own for piece in candidate.pieces]
+        candidate = Candidate(text[slice(*passage.target)], pieces, hypothesis)
+        num_source_tokens = sum(first.nums_source_tokens[passage.first])
+        segments.append(TranslatedSegment(*passage.source, num_source_tokens, [candidate]))
+    return segments
 
 
 def scored_target(completion: Completion, tokenizer: TextCodec) -> ScoredTarget:

@@ -40,7 +40,9 @@ def submitted(
             future.cancel()
 
 
-async def completed(engine: SegmentEngine, requests: Sequence[Request]) -> list[Completion]:
+async def completed(
+    engine: SegmentEngine, requests: Sequence[Request], *, is_unlimited: bool = False
+) -> list[Completion]:
     """Queues requests and waits for all answers, or for the first failure, which withdraws the others.
 
     The event loop wakes up once, not for every answer, each of which would take the interpreter from the lanes.
@@ -50,7 +52,7 @@ async def completed(engine: SegmentEngine, requests: Sequence[Request]) -> list[
         DragomanError: a request has failed.
         asyncio.CancelledError: a request was withdrawn.
     """
-    futures = engine.submit(requests) if requests else []
+    futures = engine.submit(requests, is_unlimited=is_unlimited) if requests else []
     loop, ended, count = asyncio.get_running_loop(), asyncio.Event(), itertools.count(1)
 
     def on_answer(future: Future[Completion]) -> None:  # on a lane's thread, or where it is cancelled

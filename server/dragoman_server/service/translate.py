@@ -4,7 +4,7 @@ Knows neither gRPC nor protobuf, so that any front end can host it.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing
 from functools import partial
 
@@ -34,7 +34,8 @@ from dragoman_server.service.calls import (
     TranslateConfig,
 )
 from dragoman_server.service.exchange import Begun, exchange
-from dragoman_server.service.planner import Plan, PlannedText, Planner, check_deadline
+from dragoman_server.service.plan import Plan, PlannedText
+from dragoman_server.service.planner import Planner, check_deadline
 from dragoman_server.service.results import (
     ExchangeOutcome,
     GrowingText,
@@ -50,9 +51,13 @@ from dragoman_server.service.submission import StreamBacklog, TextThreads, compl
 # The id of an input stays in memory for as long as the input does.
 _MAX_ID_CHARACTERS = 256
 
+_Decode = Callable[[PlannedText, Plan], Awaitable[Sequence[Completion]]]
+
 
 class Translator:
     """Translates calls. All methods belong to one event loop.
+
+    Where no model translates a pair of languages, all but `score` go through two.
 
     Every method raises, beside what it says itself:
         InvalidInputError: the call as a whole is at fault; has all violations.
@@ -98,13 +103,15 @@ class Translator:
 
         A text at fault gets its error as result and does not disturb the others.
         """
-        async with self._lease(call.config, context) as lease:
-            plan = self._planner.plan(lease, call.config, context, len(call.inputs))
+        async with self._lease(call.config, context, may_pivot=True) as lease:
+            plan = self._planner.plan(
+                lease, call.config, context, len(call.inputs), include_signals=call.include_signals
+            )
             model = plan.model
             if call.include_signals and model.attention is None:
                 raise NoAttentionError("the model's bundle has no attention graph, and without it there are no signals")
             nums_characters = [*map(_num_characters, call.inputs)]
-            texts = await self._threads.run_all(nums_characters, self._planner.plan_texts(call.inputs, plan))
+            texts = await self._all_planned(call.inputs, nums_characters, plan)
             signals: list[Sequence[Signals]] = [()] * len(texts)
             if call.include_signals and model.attention is not None:
                 completions, signals = await self._observed(texts, plan, model.attention)
@@ -116,7 +123,7 @@ class Translator:
             )
             num_hypotheses = plan.decoding.search.num_hypotheses
             found = await self._threads.run_all([number * num_hypotheses for number in nums_characters], results)
-            return TranslateOutcome(found, model.name, plan.direction)
+            return TranslateOutcome(found, *plan.answered_by)
 
     async def stream(self, call: StreamCall, context: CallContext) -> AsyncGenerator[str | StreamOutcome, None]:
         """Translates the text of a call, and gives one piece of it after the other while it is decoded, then the whole.
@@ -126,9 +133,9 @@ class Translator:
         Raises:
             InvalidInputError: the text is at fault.
         """
-        async with self._lease(call.config, context) as lease:
+        async with self._lease(call.config, context, may_pivot=True) as lease:
             plan = self._planner.plan(lease, call.config, context)
-            planned = await self._planned(call.input, plan, "input")
+            planned = await self._planned(call.input, plan, self._decode_text)
             check_deadline(context.deadline)
             loop, changed = asyncio.get_running_loop(), asyncio.Event()
             certain_ids: list[tuple[int, ...]] = [()] * len(planned.requests)
@@ -143,7 +150,9 @@ class Translator:
                     answer.exception()  # may come when another has failed already and nobody asks
 
             growing = GrowingText(planned.text.separators(), plan.model.tokenizer.decode)
-            with submitted(plan.model.engine, planned.requests, on_progress=on_progress) as answers:
+            with submitted(
+                plan.model.engine, planned.requests, on_progress=on_progress, is_unlimited=plan.is_unlimited
+            ) as answers:
                 for answer in answers:
                     answer.add_done_callback(on_answer)
                 while True:
@@ -157,7 +166,7 @@ class Translator:
                         break
             completions = [completion for completion in finished if completion is not None]
             result = await self._translated(call.input, plan, planned, completions)
-            yield StreamOutcome(result, plan.model.name, plan.direction)
+            yield StreamOutcome(result, *plan.answered_by)
 
     async def exchange(
         self, messages: AsyncIterator[TranslateConfig | ExchangeInput], context: CallContext
@@ -181,10 +190,10 @@ class Translator:
                 async for message in messages:
                     if isinstance(message, TranslateConfig):
                         async with AsyncExitStack() as lasting:
-                            lease = await lasting.enter_async_context(self._lease(message, context))
+                            lease = await lasting.enter_async_context(self._lease(message, context, may_pivot=True))
                             plan = self._planner.plan(lease, message, context, path="config.")
-                            if plan.model not in models:
-                                models.add(plan.model)
+                            if not plan.models <= models:
+                                models.update(plan.models)
                                 await leases.enter_async_context(lasting.pop_all())
                     elif plan is None:
                         raise InvalidInputError(FieldViolation("config", "must be the first message", Reason.NO_CONFIG))
@@ -197,16 +206,20 @@ class Translator:
             async def answer(message_and_plan: tuple[ExchangeInput, Plan], begin: Begun) -> ExchangeOutcome:
                 message, plan = message_and_plan
                 result: TranslatedText | DragomanError
-                try:
-                    planned = await self._planned(message.input, plan, "input")
+
+                async def decode(planned: PlannedText, plan: Plan) -> Sequence[Completion]:
                     check_deadline(context.deadline)
                     with self._stream_backlog.submitted(plan.model.engine, planned.requests, stream) as answers:
                         begin(len(answers))
-                        completions = await asyncio.gather(*answers)
+                        return await asyncio.gather(*answers)
+
+                try:
+                    planned = await self._planned(message.input, plan, decode)
+                    completions = await decode(planned, plan)
                     result = await self._translated(message.input, plan, planned, completions)
                 except (InvalidInputError, InferenceError) as error:
                     result = error
-                return ExchangeOutcome(message.id, result, plan.model.name, plan.direction)
+                return ExchangeOutcome(message.id, result, *plan.answered_by)
 
             may_go_on = partial(self._stream_backlog.may_grow, stream)
             async with aclosing(exchange(inputs(), answer, self._max_in_flight, may_go_on)) as outcomes:
@@ -232,23 +245,49 @@ class Translator:
 
     # -- steps ---------------------------------------------------------------------------------
 
-    def _lease(self, config: TranslateConfig, context: CallContext) -> AbstractAsyncContextManager[Lease]:
+    def _lease(
+        self, config: TranslateConfig, context: CallContext, *, may_pivot: bool = False
+    ) -> AbstractAsyncContextManager[Lease]:
         codes = config.source_language_code, config.target_language_code
-        return self._registry.lease(config.model, *codes, context.deadline)
+        return self._registry.lease(config.model, *codes, context.deadline, may_pivot=may_pivot)
 
-    async def _planned(self, text_input: TextInput, plan: Plan, path: str) -> PlannedText:
-        work = partial(self._planner.plan_text, text_input, plan, path)
+    async def _planned(self, text_input: TextInput, plan: Plan, decode: _Decode) -> PlannedText:
+        """The requests of the only text of a call or message.
+
+        Where another model comes first, they wait for what it makes of the text, which `decode` gives.
+        """
+        work = partial(self._planner.plan_text, text_input, plan, "input")
+        if plan.first is not None:
+            before = await self._planned(text_input, plan.first, decode)
+            completions = await decode(before, plan.first)
+            work = partial(self._planner.plan_second, before, completions, plan.first, plan, "input")
         planned = await self._threads.run(_num_characters(text_input), work)
         if isinstance(planned, InvalidInputError):
             raise planned
         return planned
 
+    async def _all_planned(
+        self, inputs: Sequence[TextInput], nums_characters: Sequence[int], plan: Plan
+    ) -> list[PlannedText | InvalidInputError]:
+        """The requests of all texts of a call, or what is wrong with each; likewise."""
+        planned = self._planner.plan_texts(inputs, plan)
+        if plan.first is not None:
+            before = await self._all_planned(inputs, nums_characters, plan.first)
+            completions = await self._decode(before, plan.first)
+            planned = self._planner.plan_seconds(before, completions, plan.first, plan)
+        return await self._threads.run_all(nums_characters, planned)
+
     async def _decode(self, texts: Sequence[PlannedText | InvalidInputError], plan: Plan) -> list[list[Completion]]:
         """The answers for the requests of every text; none for one that is at fault."""
         check_deadline(plan.deadline)
         requests = [[] if isinstance(text, InvalidInputError) else text.requests for text in texts]
-        completions = iter(await completed(plan.model.engine, [request for own in requests for request in own]))
+        all_requests = [request for own in requests for request in own]
+        completions = iter(await completed(plan.model.engine, all_requests, is_unlimited=plan.is_unlimited))
         return [[next(completions) for _ in own] for own in requests]
+
+    async def _decode_text(self, text: PlannedText, plan: Plan) -> Sequence[Completion]:
+        (completions,) = await self._decode([text], plan)
+        return completions
 
     async def _observed(
         self, texts: Sequence[PlannedText | InvalidInputError], plan: Plan, attention: AttentionWorker

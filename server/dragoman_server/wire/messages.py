@@ -9,6 +9,7 @@ from dragoman_server.attention.signals import Signals
 from dragoman_server.engine.sequence import Hypothesis
 from dragoman_server.errors import DragomanError
 from dragoman_server.service.calls import DecodingFields, ExchangeInput, Pair, TextInput, TranslateConfig
+from dragoman_server.service.pivot import Pivot
 from dragoman_server.service.results import (
     Candidate,
     ExchangeOutcome,
@@ -95,6 +96,7 @@ def translate_response(outcome: TranslateOutcome) -> pb.TranslateResponse:
         model=outcome.model,
         source_language_code=outcome.direction.source,
         target_language_code=outcome.direction.target,
+        pivot=_pivot(outcome.pivot),
     )
     for result in outcome.results:
         _write_result(response.results.add(), result)
@@ -109,6 +111,7 @@ def stream_response(part: str | StreamOutcome) -> pb.StreamTranslationResponse:
         model=part.model,
         source_language_code=part.direction.source,
         target_language_code=part.direction.target,
+        pivot=_pivot(part.pivot),
     )
     _write_translation(response.translation, part.result)
     return response
@@ -121,6 +124,7 @@ def exchange_response(outcome: ExchangeOutcome) -> pb.ExchangeTranslationsRespon
         model=outcome.model,
         source_language_code=outcome.direction.source,
         target_language_code=outcome.direction.target,
+        pivot=_pivot(outcome.pivot),
     )
     _write_result(response.result, outcome.result)
     return response
@@ -142,6 +146,10 @@ def score_response(outcome: ScoreOutcome) -> pb.ScoreResponse:
             _write_tokens(scored.tokens, hypothesis, result.pieces)
             scored.sum_logprob, scored.score = hypothesis.sum_logprob, hypothesis.score
     return response
+
+
+def _pivot(pivot: Pivot | None) -> pb.Pivot | None:
+    return pivot and pb.Pivot(language_code=pivot.language, model=pivot.model)
 
 
 def _write_translation(message: pb.Translation, translated: TranslatedText) -> None:

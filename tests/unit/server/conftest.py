@@ -11,6 +11,7 @@ from dragoman_server.registry.registry import Registry
 from dragoman_server.service.translate import Translator
 from dragoman_server.text.tokenizer import TextCodec
 from support.calls import INPUT_LIMITS, MAX_ROWS, MAX_SEGMENTS
+from support.pivot import Leg
 from support.server_parts import FakeEngine, tiny_bundle
 
 
@@ -39,6 +40,18 @@ def translator(registry: Registry) -> Iterator[Translator]:
     translator = Translator(registry, INPUT_LIMITS, MAX_SEGMENTS, MAX_ROWS)
     yield translator
     translator.close()
+
+
+@pytest.fixture
+def first(bundle: Bundle) -> Leg:
+    """The first of two models that a text goes through."""
+    return Leg.of(bundle, "de", "en", lambda text: f"E{text}")
+
+
+@pytest.fixture
+def second(bundle: Bundle) -> Leg:
+    """The second."""
+    return Leg.of(bundle, "en", "es", lambda text: f"S{text}")
 
 
 @pytest.fixture

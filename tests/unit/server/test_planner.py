@@ -16,7 +16,8 @@ from dragoman_server.errors import DeadlineError, InvalidInputError
 from dragoman_server.registry.model import Model
 from dragoman_server.registry.registry import Registry
 from dragoman_server.service.calls import CallContext, DecodingFields, Pair, TextInput
-from dragoman_server.service.planner import Plan, PlannedText, Planner
+from dragoman_server.service.plan import Plan, PlannedText
+from dragoman_server.service.planner import Planner
 from dragoman_server.service.results import ScoredTarget
 from dragoman_server.service.translate import Translator
 from dragoman_server.text.segmentation import Segmentation

@@ -1,17 +1,15 @@
 """Two models in a row: from German into a pivot, and from that into a target, with engines that translate texts."""
 
-import math
 import zlib
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager, closing
+from contextlib import closing
 from dataclasses import dataclass, replace
 
 from dragoman_server.bundle.bundle import Bundle
 from dragoman_server.bundle.languages import LanguageTable
 from dragoman_server.engine.sequence import Completion, FinishReason, Hypothesis, Request
-from dragoman_server.errors import UnsupportedLanguageError
 from dragoman_server.registry.model import Model
-from dragoman_server.registry.registry import Lease, Registry
+from dragoman_server.registry.registry import Registry
 from dragoman_server.service.calls import (
     CallContext,
     ExchangeInput,
@@ -95,35 +93,6 @@ def reworded(text: str, seed: int = 0) -> str:
             return text.swapcase()
 
 
-class PivotRegistry(Registry):
-    """Gives each of two models for its own direction, and both for the pair that they make."""
-
-    def __init__(self, first: Model, second: Model) -> None:
-        self._legs = first, second
-        self.num_leases = 0
-
-    @asynccontextmanager
-    async def lease(
-        self, name: str, source: str, target: str, deadline: float = math.inf, *, may_pivot: bool = False
-    ) -> AsyncIterator[Lease]:
-        self.num_leases += 1
-        try:
-            yield self._lease(source, target, may_pivot)
-        finally:
-            self.num_leases -= 1
-
-    def _lease(self, source: str, target: str, may_pivot: bool) -> Lease:
-        for model in self._legs:
-            if direction := model.languages.find(source, target):
-                return Lease(model, direction)
-        first, second = self._legs
-        (pivot,) = first.manifest.languages.targets
-        to_pivot, to_target = first.languages.find(source, pivot), second.languages.find(pivot, target)
-        if may_pivot and to_pivot and to_target:
-            return Lease(first, to_pivot, Lease(second, to_target))
-        return Lease(first, UnsupportedLanguageError(f"{source}-{target}", "Translate alone goes through a pivot"))
-
-
 # -- calls
 
 
@@ -132,7 +101,7 @@ DE_ES = {"source_language_code": "de", "target_language_code": "es"}
 
 def translator_of(first: Model, second: Model) -> closing[Translator]:
     """A translator of two other models, to be used as a context."""
-    return closing(Translator(PivotRegistry(first, second), INPUT_LIMITS, MAX_SEGMENTS, MAX_ROWS))
+    return closing(Translator(Registry.of(first, second), INPUT_LIMITS, MAX_SEGMENTS, MAX_ROWS))
 
 
 def across(*texts: str | TextInput, **values: object) -> TranslateCall:

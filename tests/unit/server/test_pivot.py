@@ -19,6 +19,7 @@ from dragoman_server.errors import (
     UnsupportedLanguageError,
 )
 from dragoman_server.registry.model import Model
+from dragoman_server.registry.registry import Registry
 from dragoman_server.runtime.device import Device
 from dragoman_server.service.pivot import joined
 from dragoman_server.service.results import StreamOutcome, TranslatedText
@@ -36,7 +37,6 @@ from support.marian_tokenizer import EOS_ID, write_tokenizer
 from support.pivot import (
     DE_ES,
     Leg,
-    PivotRegistry,
     across,
     exchanged,
     renamed,
@@ -65,9 +65,9 @@ WORDS = "the a small large old young red house river dog sees takes finds near u
 
 
 @pytest.fixture
-def registry(first: Leg, second: Leg) -> PivotRegistry:
+def registry(first: Leg, second: Leg) -> Registry:
     """Of the translator."""
-    return PivotRegistry(first.model, second.model)
+    return Registry.of(first.model, second.model)
 
 
 async def by_hand(translator: Translator, text: str, pivot: str, target: str, **values: object) -> str:

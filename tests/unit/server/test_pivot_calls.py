@@ -22,6 +22,7 @@ from dragoman_server.errors import (
     InvalidInputError,
     QueueFullError,
 )
+from dragoman_server.registry.registry import Registry
 from dragoman_server.service import planner
 from dragoman_server.service.calls import (
     CallContext,
@@ -46,7 +47,6 @@ from support.calls import (
 from support.pivot import (
     DE_ES,
     Leg,
-    PivotRegistry,
     across,
     exchanged,
     stream_call,
@@ -57,9 +57,9 @@ from support.server_parts import LIMITS
 
 
 @pytest.fixture
-def registry(first: Leg, second: Leg) -> PivotRegistry:
+def registry(first: Leg, second: Leg) -> Registry:
     """Of the translator."""
-    return PivotRegistry(first.model, second.model)
+    return Registry.of(first.model, second.model)
 
 
 # -- options and limits ------------------------------------------------------------------------------------------------
@@ -216,7 +216,7 @@ async def test_what_the_first_model_has_done_is_not_refused_by_the_second(
 
 @pytest.mark.parametrize("leg", ["first", "second"])
 async def test_who_leaves_withdraws_what_is_decoded(
-    translator: Translator, registry: PivotRegistry, first: Leg, second: Leg, leg: str
+    translator: Translator, registry: Registry, first: Leg, second: Leg, leg: str
 ) -> None:
     engine = {"first": first, "second": second}[leg].engine
     engine.is_holding = True
@@ -232,7 +232,7 @@ async def test_who_leaves_withdraws_what_is_decoded(
 
 
 async def test_a_stream_that_is_closed_withdraws_the_second_translation(
-    translator: Translator, registry: PivotRegistry, second: Leg
+    translator: Translator, registry: Registry, second: Leg
 ) -> None:
     second.engine.is_holding = True
     parts = translator.stream(stream_call("Eins.\nZwei."), NOW)
@@ -304,7 +304,7 @@ async def test_each_text_of_a_stream_goes_through_both_models_by_itself(
 
 @pytest.mark.parametrize("leg", ["first", "second"])
 async def test_a_stream_has_what_both_models_work_on_in_its_share(
-    first: Leg, second: Leg, registry: PivotRegistry, leg: str
+    first: Leg, second: Leg, registry: Registry, leg: str
 ) -> None:
     """Its share is four segments, so that it is read no further than its second text, of three."""
     engine = {"first": first, "second": second}[leg].engine
@@ -325,7 +325,7 @@ async def test_a_stream_is_read_by_what_the_second_model_has_to_do(bundle: Bundl
     second = Leg.of(bundle, "en", "es", str.upper)
     second.engine.is_holding = True
     limits = replace(INPUT_LIMITS, max_exchange_in_flight=4)
-    with closing(Translator(PivotRegistry(first.model, second.model), limits, MAX_SEGMENTS, MAX_ROWS)) as translator:
+    with closing(Translator(Registry.of(first.model, second.model), limits, MAX_SEGMENTS, MAX_ROWS)) as translator:
         task = asyncio.create_task(exchanged(translator, *["Eins."] * 4))
         await second.engine.submitted(4)
         await asyncio.sleep(0.01)
@@ -337,12 +337,12 @@ async def test_a_stream_is_read_by_what_the_second_model_has_to_do(bundle: Bundl
 
 @pytest.mark.parametrize(
     ("pairs", "num_leases"),
-    [("de-en de-es de-es de-en", 2), ("en-es de-es en-es", 2), ("de-es de-en en-es de-es", 1)],
+    [("de-en de-es de-es de-en", 3), ("en-es de-es en-es", 3), ("de-es de-en en-es de-es", 2)],
 )
 async def test_a_stream_keeps_both_models_until_it_is_closed(
-    translator: Translator, registry: PivotRegistry, pairs: str, num_leases: int
+    translator: Translator, registry: Registry, pairs: str, num_leases: int
 ) -> None:
-    """A lease of both is one of each."""
+    """Each is held once for every lease that brought one that was not held yet."""
 
     async def messages() -> AsyncIterator[TranslateConfig | ExchangeInput]:
         for pair in pairs.split():

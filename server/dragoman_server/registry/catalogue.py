@@ -152,7 +152,10 @@ class Catalogue:
 
     def _through_another(self, source: str, target: str) -> Route | None:
         for language in self._pivots():
-            if (first := self._nearest(source, language)) and (second := self._nearest(first.direction.target, target)):
+            first = self._nearest(source, language)
+            second = self._nearest(first.direction.target, target) if first else None
+            # From a language to itself, as from en-US to en-GB, there is no way.
+            if first and second and first.direction.source != second.direction.target:
                 return first, second
         return None
 

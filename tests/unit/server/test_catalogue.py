@@ -100,6 +100,16 @@ def test_else_the_pairs_there_are_are_named(pivot: str, models: Sequence[str]) -
     assert all(pair.replace(">", "-") in str(refusal) for pair in models)
 
 
+def test_no_text_goes_to_another_language_and_back() -> None:
+    found = catalogue(entry("a", "en>fr"), entry("b", "fr>en"))
+    assert isinstance(found.route("", "en-US", "en-GB"), UnsupportedLanguageError)
+
+
+def test_one_model_may_do_both() -> None:
+    found = catalogue(entry("a", "fr>en", "en>de"))
+    assert routed(found, "fr", "de") == [("a@1", "fr", "en"), ("a@1", "en", "de")]
+
+
 def test_a_model_that_is_named_goes_through_no_other() -> None:
     found = catalogue(entry("a", "de>en"), entry("b", "en>es"))
     assert isinstance(found.route("a", "de", "es"), UnsupportedLanguageError)

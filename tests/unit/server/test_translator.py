@@ -92,8 +92,8 @@ async def test_another_model_is_not_found(translator: Translator, model: str) ->
 
 async def test_an_unsupported_pair_names_the_pairs_there_are(translator: Translator) -> None:
     with pytest.raises(UnsupportedLanguageError, match="it translates de-en, en-fr, en-de, fr-en") as caught:
-        await translator.translate(call("Hallo.", source_language_code="de"), NOW)
-    assert caught.value.language_pair == "de-fr"
+        await translator.translate(call("Hallo.", source_language_code="de", target_language_code="it"), NOW)
+    assert caught.value.language_pair == "de-it"
 
 
 async def test_what_is_no_language_code_is_not_repeated(translator: Translator) -> None:

@@ -2,6 +2,7 @@ import gc
 import os
 import sys
 import threading
+import time
 import weakref
 from collections.abc import Callable
 
@@ -210,6 +211,9 @@ def test_nothing_refers_to_a_stepper_that_was_detached(is_busy: bool) -> None:
             gc.disable()  # references go at once, not when they are found to be a cycle
             try:
                 del work
+                end = time.monotonic() + 30
+                while work_left() is not None and time.monotonic() < end:  # a busy lane may just be looking at it
+                    time.sleep(0.001)
                 assert work_left() is None
             finally:
                 gc.enable()

@@ -156,7 +156,7 @@ def latency(settings: Settings, before: str) -> Iterator[Row]:
     """
     measured: dict[tuple[int, str], list[tuple[float, float]]] = {}
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
-        _check_out(before, Path(folder))
+        check_out(before, Path(folder))
         servers = [
             stack.enter_context(_server_of(root, name, settings))
             for root, name in ((Path(folder), before), (_ROOT, "this"))
@@ -177,7 +177,12 @@ def latency(settings: Settings, before: str) -> Iterator[Row]:
                 yield replace(row, metric=f"{metric}, of that before", unit="x", value=ratio)
 
 
-def _check_out(commit: str, folder: Path) -> None:
+def check_out(commit: str, folder: Path) -> None:
+    """Writes the client and the server of a commit of this repository to a folder.
+
+    Raises:
+        subprocess.CalledProcessError: git does not know the commit.
+    """
     command = ["git", "-C", str(_ROOT), "archive", commit, "client", "server"]
     archive = subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout
     with tarfile.open(fileobj=io.BytesIO(archive)) as tar:

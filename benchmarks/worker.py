@@ -6,6 +6,7 @@ A worker is a script that says {"version": ...} when it is ready. Then it answer
 
 import contextlib
 import json
+import os
 import subprocess
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -32,15 +33,25 @@ class Worker:
 
 
 @contextlib.contextmanager
-def running(name: str, python: str | Path, script: Path, *folders: Path) -> Iterator[Worker]:
+def running(name: str, python: str | Path, script: Path, *folders: Path, **variables: str) -> Iterator[Worker]:
     """Starts a script as a worker and waits until it is ready.
+
+    Args:
+        name: what errors call it.
+        python: that runs it.
+        script: the worker.
+        folders: its arguments.
+        variables: of its environment, beside those of this process.
 
     Raises:
         RuntimeError: it does not start.
     """
     # Without -P the script would find our modules in place of those of the standard library.
     command = [python, "-P", script, *folders]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+    environment = {**os.environ, **variables}
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+    ) as process:
         try:
             yield Worker(name, process, _answer(name, process)["version"])
         finally:

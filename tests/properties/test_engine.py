@@ -4,13 +4,24 @@ import itertools
 import math
 import random
 from concurrent.futures import CancelledError, Future
+from contextlib import ExitStack
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dragoman_server.engine.sequence import Completion, Priority, Request
 from dragoman_server.errors import DeadlineError
-from support.fake_runner import EOS_ID, FakeRunner, decode_alone, random_options, running_engine, wild
+from dragoman_server.runtime.device import Device
+from support.fake_runner import (
+    EOS_ID,
+    FakeRunner,
+    decode_alone,
+    engine_on,
+    random_options,
+    reversing,
+    running_engine,
+    wild,
+)
 
 MAX_ROWS = 5  # of a request
 
@@ -76,6 +87,32 @@ def test_every_request_is_answered_once_and_as_it_would_be_alone(
     assert not engine._scheduler.has_work
     assert len(answers) == len(submitted)
     assert engine.num_pending == 0
+
+
+@settings(max_examples=30)
+@given(
+    calls=st.lists(
+        st.tuples(
+            st.integers(0, 2), st.lists(REQUESTS.filter(lambda r: r.deadline == math.inf), min_size=1, max_size=4)
+        ),
+        min_size=1,
+        max_size=6,
+    ),
+    num_lanes=st.integers(1, 3),
+)
+def test_engines_on_one_device_answer_as_they_would_alone(
+    calls: list[tuple[int, list[Request]]], num_lanes: int
+) -> None:
+    distributions = [wild, reversing, wild]
+    with Device(num_lanes) as device, ExitStack() as stack:
+        engines = [
+            stack.enter_context(engine_on(device, [FakeRunner(distribution=each) for _ in range(num_lanes)]))
+            for each in distributions
+        ]
+        answers = [(i, requests, engines[i].submit(requests)) for i, requests in calls]
+        for i, requests, futures in answers:
+            for request, future in zip(requests, futures, strict=True):
+                assert future.result(timeout=30).hypotheses == decode_alone(request, distributions[i])
 
 
 @settings(max_examples=30)

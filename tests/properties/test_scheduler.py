@@ -54,10 +54,11 @@ class Scheduling(RuleBasedStateMachine):
             self.queue(group).append(group)
         self.scheduler.add(added)
 
-    @rule()
-    def deal(self) -> None:
+    @rule(data=st.data())
+    def deal(self, data: st.DataObject) -> None:
+        num_lanes = len(self.scheduler.lanes)
         before = [set(lane.arrivals) for lane in self.scheduler.lanes]
-        given = self.scheduler.deal()
+        given = self.scheduler.deal(data.draw(st.lists(st.integers(0, 3), min_size=num_lanes, max_size=num_lanes)))
         for i, lane in enumerate(self.scheduler.lanes):
             new = [group for group in lane.arrivals if group not in before[i]]
             assert bool(new) == (i in given)

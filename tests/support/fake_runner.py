@@ -111,13 +111,21 @@ class FakeRunner:
 def running_engine(runner: Runner | Sequence[Runner], search: Search = SEARCH, /, **options: int) -> Iterator[Engine]:
     """An engine with a lane for each runner and these `EngineOptions`, stopped in the end."""
     runners = runner if isinstance(runner, Sequence) else [runner]
-    with Device(len(runners)) as device:
-        engine = Engine(runners, search, EngineOptions(**options), device)
-        engine.start()
-        try:
-            yield engine
-        finally:
-            engine.stop()
+    with Device(len(runners)) as device, engine_on(device, runners, search, **options) as engine:
+        yield engine
+
+
+@contextmanager
+def engine_on(
+    device: Device, runners: Sequence[Runner], search: Search = SEARCH, /, **options: int
+) -> Iterator[Engine]:
+    """An engine on a device, which others may be on as well, with these `EngineOptions`, stopped in the end."""
+    engine = Engine(runners, search, EngineOptions(**options), device)
+    engine.start()
+    try:
+        yield engine
+    finally:
+        engine.stop()
 
 
 def decode_alone(

@@ -48,8 +48,11 @@ class Device(Protocol):
     def detach(self, stepper: "Engine") -> None:
         """Returns when no lane of the stepper is run any more."""
 
-    def wake(self, lane: int) -> None:
-        """Tells that a lane has work."""
+    def wake(self, stepper: "Engine", lane: int) -> None:
+        """Tells that a lane of the stepper has work."""
+
+    def num_others(self, stepper: "Engine") -> Rows[int]:
+        """How many other steppers have work, by lane."""
 
 
 class Engine:
@@ -110,9 +113,8 @@ class Engine:
     def stalled_seconds(self) -> float:
         """How long a lane has had work and finished no step, the worst of them: the engine's heartbeat, upside down."""
         now = time.monotonic()
-        return max(
-            now - since if lane.has_work else 0.0 for lane, since in zip(self._lanes, self._last_progress, strict=True)
-        )
+        lanes = zip(self._lanes, self._last_progress, strict=False)  # of a stopped engine there are none
+        return max((now - since if lane.has_work else 0.0 for lane, since in lanes), default=0.0)
 
     def submit(
         self,
@@ -177,6 +179,7 @@ class Engine:
         with self._lock:
             self._refusal = self._refusal or "the engine was stopped"
         self._device.detach(self)
+        self._lanes = []  # and with them the memory of the runners: callers may keep futures, which refer to the engine
         self._fail_everything()
 
     # -- lanes -----------------------------------------------------------------------------------------------------
@@ -185,11 +188,16 @@ class Engine:
         """Whether a step of the lane would do anything."""
         return self._lanes[lane].has_work and not self._refusal
 
-    def step(self, lane: int) -> None:
-        """One step of a lane. Never raises: an error here is the end of the engine."""
+    def step(self, lane: int, is_alone: bool) -> None:
+        """One step of a lane. Never raises: an error here is the end of the engine.
+
+        Args:
+            lane: which.
+            is_alone: whether no other engine computes in another lane.
+        """
         try:
             num_cancelled, num_expired = self._drop_abandoned()
-            is_alone = not any(other.has_work for i, other in enumerate(self._lanes) if i != lane)
+            is_alone = is_alone and not any(other.has_work for i, other in enumerate(self._lanes) if i != lane)
             step = self._lanes[lane].step(is_alone)
             with self._lock:
                 self._last_progress[lane] = time.monotonic()
@@ -219,14 +227,14 @@ class Engine:
         if not self._scheduler.num_waiting:
             return set()
         idle = {i for i, lane in enumerate(self._lanes) if not lane.has_work}
-        dealt = self._scheduler.deal()
+        dealt = self._scheduler.deal(self._device.num_others(self))
         for lane in idle & dealt:
             self._last_progress[lane] = time.monotonic()  # until now there was nothing to do
         return dealt
 
     def _wake(self, lanes: set[int]) -> None:
         for lane in lanes:
-            self._device.wake(lane)
+            self._device.wake(self, lane)
 
     def _drop_abandoned(self) -> tuple[int, int]:
         """Forgets what is cancelled or past its deadline; returns how many of each.

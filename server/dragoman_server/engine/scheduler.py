@@ -121,6 +121,8 @@ class LaneSchedule:
 class Scheduler:
     """Waiting groups in the order of their turns, dealt to the lane that has the fewest rows taken.
 
+    Of lanes with as many rows, to the one that is needed least by others, as the caller says.
+
     Three budgets bound what runs. A source that is over `max_encoder_tokens` by itself is encoded alone, a group that
     is over `max_kv_tokens` by itself runs alone, so that nothing waits for ever.
 
@@ -161,10 +163,13 @@ class Scheduler:
         for group in groups:
             self._waiting.add(group)
 
-    def deal(self) -> set[int]:
+    def deal(self, num_others: Rows[int] = ()) -> set[int]:
         """Gives those whose turn it is to the lanes, as long as there is room; returns the lanes that were given any.
 
         Nobody overtakes: when there is no room for the next, those behind it wait too.
+
+        Args:
+            num_others: by lane, how many others want its time at present; empty where nobody does.
         """
         dealt: set[int] = set()
         while len(self._waiting):
@@ -174,7 +179,7 @@ class Scheduler:
             having_room = [i for i, lane in enumerate(self.lanes) if lane.has_room(group)]
             if not having_room:
                 break
-            group.lane = min(having_room, key=self._load)
+            group.lane = min(having_room, key=lambda lane: self._load(lane, num_others))
             self.lanes[group.lane].add(self._waiting.pop())
             dealt.add(group.lane)
         return dealt
@@ -183,8 +188,9 @@ class Scheduler:
         num_tokens = sum(lane.num_reserved_tokens for lane in self.lanes)
         return not num_tokens or num_tokens + group.request.num_kv_tokens <= self.max_kv_tokens
 
-    def _load(self, lane: int) -> tuple[int, int]:
-        return self.lanes[lane].num_reserved_rows, self.lanes[lane].num_reserved_tokens
+    def _load(self, lane: int, num_others: Rows[int]) -> tuple[int, int, int]:
+        own = self.lanes[lane]
+        return own.num_reserved_rows, num_others[lane] if num_others else 0, own.num_reserved_tokens
 
     def withdraw(self, groups: Iterable[SequenceGroup]) -> set[SequenceGroup]:
         """Forgets those of the groups that do not run yet; returns them."""

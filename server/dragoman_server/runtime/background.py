@@ -1,5 +1,6 @@
 """Runs of a session while nobody else wants the processor."""
 
+import contextlib
 import logging
 import math
 import os
@@ -7,7 +8,7 @@ import select
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import onnxruntime as ort
 
@@ -30,22 +31,40 @@ class Background:
     """Runs a session while no other thread of the process, or of its container, wants the processor.
 
     Where they leave less than a tenth of one, the difference is computed on the caller's thread: runs are slow then,
-    not lost. For one caller at a time.
+    not lost. The threads of several models may call it. Their runs are done one at a time, in the order of their calls,
+    so that together they are owed no more than that tenth.
     """
 
     def __init__(self) -> None:
         self._idle = _IdleThread()
         self._owed_seconds = 0.0  # of computing
+        self._turn = threading.Condition()  # guards the next two
+        self._num_called = self._num_ended = 0
 
     def run(self, run: Run) -> None:
         """Returns when the run is done, and raises what it raises."""
-        if self._owed_seconds < _LEAST_DEBT_SECONDS and self._run_idle(run):
-            return
-        before = time.thread_time()
+        with self._in_turn():
+            if self._owed_seconds < _LEAST_DEBT_SECONDS and self._run_idle(run):
+                return
+            before = time.thread_time()
+            try:
+                run(shrinking_run())
+            finally:
+                self._owed_seconds -= time.thread_time() - before
+
+    @contextlib.contextmanager
+    def _in_turn(self) -> Iterator[None]:
+        """Waits for all who called before; with a lock, a thread with many runs would take it again and again."""
+        with self._turn:
+            number = self._num_called
+            self._num_called += 1
+            self._turn.wait_for(lambda: self._num_ended == number)
         try:
-            run(shrinking_run())
+            yield
         finally:
-            self._owed_seconds -= time.thread_time() - before
+            with self._turn:
+                self._num_ended += 1
+                self._turn.notify_all()
 
     def _run_idle(self, run: Run) -> bool:
         """Whether it was done; where it found no processor, it was terminated."""

@@ -4,39 +4,33 @@ import contextlib
 import os
 import sys
 import threading
-from typing import Protocol, Self
+import time
+from collections.abc import Callable
+from typing import Self
 
 from dragoman_server.config import EngineOptions
 from dragoman_server.runtime.machine import available_cpus
 from dragoman_server.runtime.session import flush_denormals
-
-
-class Stepper(Protocol):
-    """What has work for the lanes: an engine."""
-
-    def has_work(self, lane: int) -> bool:
-        """Whether a step of the lane would do anything; must be quick."""
-
-    def step(self, lane: int) -> None:
-        """Does one step of the lane; must not raise. No other thread does one of the same lane meanwhile."""
+from dragoman_server.runtime.turns import Stepper, Turns
 
 
 class Device:
-    """Runs the lanes of all engines that are attached, which take turns step by step.
+    """Runs the lanes of all engines that are attached, which take turns step by step and get equal shares of the time.
 
     However many engines there are, no more lanes than these compute at the same time.
 
     Args:
         num_lanes: threads.
+        clock: that steps are timed by, in seconds.
     """
 
-    def __init__(self, num_lanes: int) -> None:
+    def __init__(self, num_lanes: int, clock: Callable[[], float] = time.perf_counter) -> None:
+        self._clock = clock
         self._attaching = threading.Lock()
-        self._steppers: tuple[Stepper, ...] = ()
         self._is_closed = False
         self._changed = [threading.Condition() for _ in range(num_lanes)]  # by lane; guards the next two
+        self._turns = [Turns(lane) for lane in range(num_lanes)]
         self._current: list[Stepper | None] = [None] * num_lanes
-        self._last: list[Stepper | None] = [None] * num_lanes
         self._threads = [
             threading.Thread(target=self._run, args=[lane], name=f"dragoman-lane-{lane}", daemon=True)
             for lane in range(num_lanes)
@@ -57,28 +51,37 @@ class Device:
     def attach(self, stepper: Stepper) -> None:
         """Runs the stepper's lanes from now on."""
         with self._attaching:
-            self._steppers = (*self._steppers, stepper)
-        for lane in range(self.num_lanes):
-            self.wake(lane)
+            for turns, changed in zip(self._turns, self._changed, strict=True):
+                with changed:
+                    turns.add(stepper)
+                    changed.notify_all()
 
     def detach(self, stepper: Stepper) -> None:
-        """Returns when no lane of the stepper is run any more."""
+        """Returns when no lane of the stepper is run any more; nothing here refers to it then."""
         with self._attaching:
-            self._steppers = tuple(other for other in self._steppers if other is not stepper)
+            for turns, changed in zip(self._turns, self._changed, strict=True):
+                with changed:
+                    turns.remove(stepper)
         for lane, changed in enumerate(self._changed):
             with changed:
                 changed.wait_for(lambda lane=lane: self._current[lane] is not stepper)  # type: ignore[misc]
 
-    def wake(self, lane: int) -> None:
-        """Tells that a lane has work."""
+    def wake(self, stepper: Stepper, lane: int) -> None:
+        """Tells that a lane of the stepper has work."""
         with self._changed[lane]:
+            self._turns[lane].wake(stepper)
             self._changed[lane].notify_all()
+
+    def num_others(self, stepper: Stepper) -> list[int]:
+        """How many other steppers have work, by lane: a glance, without a lock."""
+        return [turns.num_others(stepper) for turns in self._turns]
 
     def close(self) -> None:
         """Ends the threads after their current steps."""
         self._is_closed = True
-        for lane in range(self.num_lanes):
-            self.wake(lane)
+        for changed in self._changed:
+            with changed:
+                changed.notify_all()
         for thread in self._threads:
             thread.join()
 
@@ -91,29 +94,39 @@ class Device:
     def _run(self, lane: int) -> None:
         flush_denormals()
         _schedule_as_batch()
-        changed = self._changed[lane]
-        while True:
-            with changed:
-                stepper = None if self._is_closed else self._next(lane)
+        seconds = 0.0
+        while self._begin_turn(lane, seconds):
+            began = self._clock()
+            self._step(lane)
+            seconds = self._clock() - began
+
+    def _begin_turn(self, lane: int, seconds: float) -> bool:
+        """Waits until some stepper has work, and makes it the lane's current one; False where the device is closed.
+
+        Args:
+            lane: which.
+            seconds: that the step of the current one took.
+        """
+        turns, changed = self._turns[lane], self._changed[lane]
+        with changed:
+            if (ended := self._current[lane]) is not None:
+                turns.charge(ended, seconds)
+            del ended  # a thread that waits must not keep an engine alive
+            while True:
+                is_closed = self._is_closed
+                stepper = None if is_closed else turns.next()
                 if stepper is not self._current[lane]:
                     self._current[lane] = stepper
                     changed.notify_all()
-                if stepper is None:
-                    if self._is_closed:
-                        return
-                    changed.wait()
-                    continue
-                self._last[lane] = stepper
-            stepper.step(lane)
+                if stepper is not None or is_closed:
+                    return not is_closed
+                changed.wait()
 
-    def _next(self, lane: int) -> Stepper | None:
-        """Whose turn it is: the next after the last that has work."""
-        steppers, last = self._steppers, self._last[lane]
-        first = steppers.index(last) + 1 if last in steppers else 0
-        for stepper in (*steppers[first:], *steppers[:first]):
-            if stepper.has_work(lane):
-                return stepper
-        return None
+    def _step(self, lane: int) -> None:
+        stepper = self._current[lane]
+        assert stepper is not None
+        others = (current for other, current in enumerate(self._current) if other != lane)
+        stepper.step(lane, all(current is None or current is stepper for current in others))
 
 
 def _schedule_as_batch() -> None:

@@ -3,6 +3,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import onnxruntime as ort
@@ -130,6 +131,86 @@ def test_what_a_run_raises_is_raised_and_forgotten(background: Background, recor
     with pytest.raises(RuntimeError, match="no"):
         background.run(fail)
     background.run(recorder)
+
+
+@ON_LINUX
+@pytest.mark.parametrize("num_starved", [0, 3])
+def test_runs_of_several_threads_are_done_one_at_a_time(
+    background: Background, monkeypatch: pytest.MonkeyPatch, num_starved: int
+) -> None:
+    """Some of them on the threads of their callers, where they found no processor before."""
+    monkeypatch.setattr(background_module, "_PATIENCE_SECONDS", 0.01)
+    running, starved = threading.Lock(), threading.Semaphore(num_starved)
+    done: list[int] = []
+    errors: list[BaseException] = []
+
+    def run(number: int, options: ort.RunOptions) -> None:
+        assert running.acquire(blocking=False)
+        try:
+            if threading.current_thread().name == "dragoman-background" and starved.acquire(blocking=False):
+                while not options.terminate:
+                    time.sleep(0.001)
+                raise RuntimeError("terminated")
+            done.append(number)
+        finally:
+            running.release()
+
+    def call(numbers: range) -> None:
+        try:
+            for number in numbers:
+                background.run(partial(run, number))
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=call, args=[range(first, first + 5)], daemon=True) for first in range(0, 20, 5)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=30)
+    assert errors == []
+    assert sorted(done) == list(range(20))
+
+
+def test_a_thread_with_many_runs_does_not_keep_others_from_theirs(background: Background) -> None:
+    order: list[str] = []
+    runs, others_wait = threading.Event(), threading.Event()
+
+    def hold(_: ort.RunOptions) -> None:
+        runs.set()
+        assert others_wait.wait(timeout=30)
+        order.append("first of the first")
+
+    def call_twice() -> None:
+        background.run(hold)
+        background.run(lambda _: order.append("second of the first"))
+
+    first = threading.Thread(target=call_twice, daemon=True)
+    first.start()
+    assert runs.wait(timeout=30)
+    others = [
+        threading.Thread(target=background.run, args=[lambda _: order.append("of another")], daemon=True)
+        for _ in range(3)
+    ]
+    for number, other in enumerate(others, start=2):
+        other.start()
+        while background._num_called < number:
+            time.sleep(0.001)
+    others_wait.set()
+    for thread in (first, *others):
+        thread.join(timeout=30)
+    assert order == ["first of the first", *["of another"] * 3, "second of the first"]
+
+
+def test_a_run_that_fails_lets_the_next_thread_have_its_turn(background: Background, recorder: Recorder) -> None:
+    def fail(_: ort.RunOptions) -> None:
+        raise RuntimeError("no")
+
+    with pytest.raises(RuntimeError, match="no"):
+        background.run(fail)
+    next_one = threading.Thread(target=background.run, args=[recorder], daemon=True)
+    next_one.start()
+    next_one.join(timeout=30)
+    assert len(recorder.threads) == 1
 
 
 @ON_LINUX

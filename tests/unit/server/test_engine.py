@@ -1,6 +1,8 @@
+import gc
 import math
 import threading
 import time
+import weakref
 from collections.abc import Sequence
 from concurrent.futures import CancelledError, Future
 from dataclasses import replace
@@ -16,7 +18,7 @@ from dragoman_server.engine.sequence import Completion, FinishReason, Request
 from dragoman_server.engine.slots import Move
 from dragoman_server.errors import DeadlineError, EngineDeadError, InferenceError, QueueFullError
 from dragoman_server.runtime.device import Device
-from support.fake_runner import SEARCH, FakeRunner, Gate, decode_alone, expected, running_engine, wild
+from support.fake_runner import SEARCH, FakeRunner, Gate, decode_alone, engine_on, expected, running_engine, wild
 
 REQUESTS = [Request(tuple(range(10, 10 + n)), max_target_tokens=20) for n in (3, 1, 7, 2, 5)]
 
@@ -396,3 +398,70 @@ def test_an_error_in_one_lane_ends_the_engine_and_answers_those_of_all_lanes() -
         engine.stop()
     assert deaths == [None]
     assert engine.num_pending == 0
+
+
+# -- several engines on one device -------------------------------------------------------------------------------------
+
+
+def test_a_request_takes_a_lane_where_no_other_engine_computes() -> None:
+    gate = Gate()
+    runners = [FakeRunner(on_decode=gate), FakeRunner()], [FakeRunner(), FakeRunner()]
+    with Device(2) as device, engine_on(device, runners[0]) as first, engine_on(device, runners[1]) as second:
+        [stuck] = first.submit(REQUESTS[:1])
+        assert gate.reached.wait(timeout=30)
+        assert hypotheses(second.submit(REQUESTS[1:2])) == [(expected(REQUESTS[1]),)]
+        gate.open.set()
+        assert hypotheses([stuck]) == [(expected(REQUESTS[0]),)]
+
+
+def test_a_lane_is_alone_where_neither_its_engine_nor_another_computes_in_any_other() -> None:
+    class Noting(FakeRunner):
+        def decode_step(self, *arguments: Any) -> StepOutput:
+            was_alone.append(self.is_alone)
+            return super().decode_step(*arguments)
+
+    was_alone: list[bool] = []
+    gate = Gate()
+    with Device(2) as device, engine_on(device, [Noting(), Noting()]) as engine:
+        hypotheses(engine.submit(REQUESTS[:1]))
+        assert set(was_alone) == {True}
+        with engine_on(device, [FakeRunner(on_decode=gate), FakeRunner()]) as other:
+            [stuck] = other.submit(REQUESTS[:1])
+            assert gate.reached.wait(timeout=30)
+            was_alone.clear()
+            hypotheses(engine.submit(REQUESTS[:1]))
+            assert set(was_alone) == {False}
+            gate.open.set()
+            hypotheses([stuck])
+        was_alone.clear()
+        hypotheses(engine.submit(REQUESTS[:1]))
+        assert set(was_alone) == {True}
+
+
+def test_an_engine_that_dies_leaves_the_others_on_its_device_alone() -> None:
+    class BrokenMoves(FakeRunner):
+        def move_rows(self, moves: Sequence[Move]) -> None:
+            raise RuntimeError("a bug")
+
+    with Device(1) as device, engine_on(device, [BrokenMoves()]) as broken, engine_on(device, [FakeRunner()]) as other:
+        failing, futures = broken.submit(REQUESTS), other.submit(REQUESTS)
+        assert hypotheses(futures) == [(expected(request),) for request in REQUESTS]
+        for future in failing:
+            with pytest.raises(EngineDeadError):
+                future.result(timeout=30)
+
+
+def test_a_stopped_engine_gives_its_runners_up_whoever_has_futures_of_it() -> None:
+    runners = [FakeRunner(), FakeRunner()]
+    left = [weakref.ref(runner) for runner in runners]
+    with running_engine(runners) as engine:
+        futures = engine.submit(REQUESTS)
+        hypotheses(futures)
+        runners.clear()
+    assert engine.stalled_seconds == 0.0
+    gc.disable()  # references go at once, not when they are found to be a cycle
+    try:
+        del engine
+        assert [reference() for reference in left] == [None, None]
+    finally:
+        gc.enable()

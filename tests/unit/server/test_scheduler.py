@@ -284,6 +284,17 @@ def test_of_lanes_with_as_many_rows_taken_the_one_with_fewer_tokens_is_next() ->
     assert arrivals_of(scheduler) == [[long], [short, third]]
 
 
+def test_of_lanes_with_as_many_rows_taken_the_one_that_fewer_others_want_is_next() -> None:
+    scheduler = lanes_of(3)
+    groups = groups_of(30, 3, 3, 3, 3)
+    scheduler.add(groups[:2])
+    scheduler.deal([1, 2, 0])
+    assert arrivals_of(scheduler) == [[groups[1]], [], [groups[0]]]
+    scheduler.add(groups[2:])
+    scheduler.deal([1, 2, 0])  # rows come first, tokens last
+    assert arrivals_of(scheduler) == [[groups[1], groups[4]], [groups[2]], [groups[0], groups[3]]]
+
+
 def test_only_lanes_that_were_given_something_are_told() -> None:
     scheduler = lanes_of(3)
     scheduler.add(groups_of(3))

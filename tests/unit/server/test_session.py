@@ -42,7 +42,7 @@ def on_a_lane() -> bool:
         def has_work(self, lane: int) -> bool:
             return not results
 
-        def step(self, lane: int) -> None:
+        def step(self, lane: int, is_alone: bool) -> None:
             results.append(keeps_denormals())
             done.set()
 

@@ -8,6 +8,7 @@ import re
 import resource
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,12 @@ _MADV_HUGEPAGE, _MADV_COLLAPSE = 14, 25  # of Linux; the latter since 6.1
 
 # Of an array, from where on it has pages of its own.
 _LARGE_ARRAY_BYTES = 1 << 20
+
+
+@cache
+def libc() -> ctypes.CDLL:
+    """The C library, opened once: each object of this class is garbage that waits for the collector."""
+    return ctypes.CDLL(None)
 
 
 def zeros(shape: tuple[int, ...], dtype: DTypeLike = np.float32) -> NDArray[Any]:
@@ -41,7 +48,7 @@ def zeros(shape: tuple[int, ...], dtype: DTypeLike = np.float32) -> NDArray[Any]
 def give_back_memory() -> None:
     """Has the allocator return what is free, which glibc keeps where large arrays of many sizes come and go."""
     with contextlib.suppress(AttributeError):  # another C library
-        ctypes.CDLL(None).malloc_trim(0)
+        libc().malloc_trim(0)
 
 
 def use_huge_pages() -> None:
@@ -52,7 +59,7 @@ def use_huge_pages() -> None:
     """
     if sys.platform != "linux":
         return
-    madvise = ctypes.CDLL(None).madvise
+    madvise = libc().madvise
     madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
     for begin, end in _filled_regions(Path("/proc/self/smaps").read_text()):
         begin = -(-begin // _HUGE_PAGE_BYTES) * _HUGE_PAGE_BYTES

@@ -90,21 +90,29 @@ class Bundle:
         Raises:
             BundleError: naming the file, and the field or the part of it at fault.
         """
-        if not folder.is_dir():
-            raise BundleError(f"{folder} is not a directory; a model bundle is one, with a {MANIFEST_FILE} in it")
         with _bundle_errors(folder):
-            with about(MANIFEST_FILE):
-                contents = _read(folder / MANIFEST_FILE, MAX_MANIFEST_BYTES)
-                manifest = Manifest.from_json(contents.decode())
-            bundle = cls(folder, manifest, hashlib.sha256(contents).hexdigest()[:12])
+            bundle = cls._of(folder)
             files, graphs = bundle._read_graphs()
-            sizes = check_graphs(graphs, manifest)
+            sizes = check_graphs(graphs, bundle.manifest)
             weights = bundle._read_weights(graphs)
             tokenizer = bundle._read_tokenizer()
             with about(MANIFEST_FILE):
-                check_tokenizer(tokenizer, manifest, sizes)
+                check_tokenizer(tokenizer, bundle.manifest, sizes)
         vars(bundle)["tokenizer"] = tokenizer
         return bundle, Contents(folder, files, weights)
+
+    @classmethod
+    def peek(cls, folder: Path) -> tuple["Bundle", dict[str, Graph]]:
+        """As `load`, but reads and checks the manifest and the graphs alone, which are small.
+
+        Returns:
+            The bundle, and its graphs by file name.
+        """
+        with _bundle_errors(folder):
+            bundle = cls._of(folder)
+            _, graphs = bundle._read_graphs()
+            check_graphs(graphs, bundle.manifest)
+        return bundle, graphs
 
     def contents(self) -> Contents:
         """Reads graphs and weights again, and checks their hashes again.
@@ -129,6 +137,15 @@ class Bundle:
     def tokenizer(self) -> TextCodec:
         """The tokenizer; raises BundleError where a file is damaged."""
         return load_tokenizer(self.manifest.tokenizer, self.folder)
+
+    @classmethod
+    def _of(cls, folder: Path) -> "Bundle":
+        """With the manifest in the folder."""
+        if not folder.is_dir():
+            raise BundleError(f"{folder} is not a directory; a model bundle is one, with a {MANIFEST_FILE} in it")
+        with about(MANIFEST_FILE):
+            contents = _read(folder / MANIFEST_FILE, MAX_MANIFEST_BYTES)
+            return cls(folder, Manifest.from_json(contents.decode()), hashlib.sha256(contents).hexdigest()[:12])
 
     def _read_graphs(self) -> tuple[dict[FileName, bytes], dict[str, Graph]]:
         """Their files, and what these say."""

@@ -67,6 +67,7 @@ def use_huge_pages() -> None:
         if begin < end:
             for advice in (_MADV_HUGEPAGE, _MADV_COLLAPSE):  # what cannot be done is left as it is
                 madvise(begin, end - begin, advice)
+    give_back_memory()  # a large page fills the holes, too, that the allocator holds ready
 
 
 def _filled_regions(smaps: str) -> Iterator[tuple[int, int]]:

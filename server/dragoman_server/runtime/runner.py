@@ -222,13 +222,18 @@ def open_runners(bundle: Bundle, contents: Contents, options: EngineOptions) -> 
     Raises:
         BundleError: as `Sessions.open`.
     """
-    num_cpus = available_cpus()
-    num_lanes, num_threads = options.shape(num_cpus)
-    shared = Sessions.open(contents, num_threads)
-    takes_all_cpus = num_threads < num_cpus and contents.num_weight_bytes >= _ALONE_WEIGHT_BYTES
-    alone = Sessions.open(contents, num_cpus) if takes_all_cpus else shared
-    graphs = Graphs(bundle.manifest, shared, alone)
+    num_lanes, _ = options.shape(available_cpus())
+    pairs = [Sessions.open(contents, number) for number in session_threads(contents.num_weight_bytes, options)]
+    graphs = Graphs(bundle.manifest, shared=pairs[0], alone=pairs[-1])
     return [OnnxRunner(graphs, options.max_running) for _ in range(num_lanes)]
+
+
+def session_threads(num_weight_bytes: int, options: EngineOptions) -> list[int]:
+    """The threads of each pair of sessions that a model of this size has on the CPUs of this process."""
+    num_cpus = available_cpus()
+    _, num_threads = options.shape(num_cpus)
+    takes_all_cpus = num_threads < num_cpus and num_weight_bytes >= _ALONE_WEIGHT_BYTES
+    return [num_threads, num_cpus] if takes_all_cpus else [num_threads]
 
 
 def encoder_feeds(sources: Sequence[Sequence[int]]) -> dict[str, NDArray[Any]]:

@@ -69,7 +69,7 @@ def open_session(
     values = {key: ort.OrtValue.from_dlpack(weight) for key, weight in contents.weights.items()}
     for key, value in values.items():
         options.add_initializer(key, value)
-    if not _has_vnni():
+    if not has_vnni():
         # Without VNNI instructions the fast int8 kernels add pairs of products in 16 bits, which can overflow. The
         # weights are made unsigned, from what is given here, not from the file; the session keeps both.
         options.add_session_config_entry("session.x64quantprecision", "1")
@@ -139,6 +139,7 @@ def _set_float_environment(environment: "ctypes.Array[ctypes.c_uint32]") -> None
         libc().fesetenv(environment)
 
 
-def _has_vnni() -> bool:
+def has_vnni() -> bool:
+    """Whether the processor multiplies int8 without intermediate sums of 16 bits."""
     cpu_info = Path("/proc/cpuinfo")
     return cpu_info.exists() and "vnni" in cpu_info.read_text()

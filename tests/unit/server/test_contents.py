@@ -57,7 +57,7 @@ def test_files_that_are_overwritten_meanwhile_change_nothing(
     int8_folder: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(session, "_has_vnni", lambda: has_vnni)
+    monkeypatch.setattr(session, "has_vnni", lambda: has_vnni)
     folder = {"fp32": folder, "int8": int8_folder}[precision]
     bundle, contents = Bundle.load(folder)
     expected = replay(bundle, runner(bundle, bundle.contents()))

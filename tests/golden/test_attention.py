@@ -184,7 +184,7 @@ def feeds(pairs: list[Pair]) -> dict[str, NDArray[Any]]:
 
 def run(bundle: Bundle, pairs: list[Pair]) -> tuple[dict[AttentionKind, NDArray[np.float32]], NDArray[np.float32]]:
     """The weights [b, L, H, rows, columns] by kind, and the decoder's states."""
-    session = open_session(bundle.folder / ATTENTION_FILE, num_threads=2)
+    session = open_session(bundle.contents(), ATTENTION_FILE, num_threads=2)
     *weights, states, _ = session.run(None, feeds(pairs))
     by_kind = {kind: np.stack(weights[2 * i : 2 * i + 2], axis=1) for i, kind in enumerate(KINDS)}
     return by_kind, states

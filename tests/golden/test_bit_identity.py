@@ -253,7 +253,8 @@ def test_scoring_a_translation_gives_the_score_that_it_was_found_with(
 
 @contextmanager
 def onnx_engine(bundle: Bundle, max_running: int, num_lanes: int = 1, **options: int) -> Iterator[Engine]:
-    shared, alone = Sessions.open(bundle, 1), Sessions.open(bundle, 2)
+    contents = bundle.contents()
+    shared, alone = Sessions.open(contents, 1), Sessions.open(contents, 2)
     graphs = Graphs(bundle.manifest, shared, alone)
     runners = [OnnxRunner(graphs, max_running) for _ in range(num_lanes)]
     with running_engine(runners, Search.of(bundle.manifest), max_running=max_running, **options) as engine:

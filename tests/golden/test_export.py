@@ -16,8 +16,8 @@ from dragoman_export.bundle.parity import Comparison, ParityError, compare
 from dragoman_export.bundle.writer import export
 from dragoman_export.checkpoint import Checkpoint
 from dragoman_export.greedy import greedy_decode, translate
-from dragoman_server.bundle.bundle import Bundle
-from dragoman_server.bundle.manifest import ENCODER_FILE, MANIFEST_FILE, Precision
+from dragoman_server.bundle.bundle import Bundle, Contents
+from dragoman_server.bundle.manifest import ENCODER_FILE, MANIFEST_FILE, FileName, Precision
 from dragoman_server.runtime import attention_pass, runner
 from dragoman_server.runtime.runner import encoder_feeds
 from dragoman_server.runtime.session import open_session
@@ -123,12 +123,12 @@ def test_an_export_computes_with_one_thread(
     """PyTorch's threads and ONNX Runtime's would spend their time waiting for each other."""
     seen: dict[str, list[int]] = {"PyTorch": [], "ONNX Runtime": []}
 
-    def observed_open(path: Path, num_threads: int, **options: bool) -> ort.InferenceSession:
+    def observed_open(contents: Contents, name: FileName, num_threads: int, **options: bool) -> ort.InferenceSession:
         seen["PyTorch"].append(torch.get_num_threads())
         seen["ONNX Runtime"].append(num_threads)
         if fails:
             raise ParityError("no")
-        return open_session(path, num_threads, **options)
+        return open_session(contents, name, num_threads, **options)
 
     for module in (runner, attention_pass):
         monkeypatch.setattr(module, "open_session", observed_open)
@@ -164,7 +164,7 @@ def test_encoding_is_the_same_to_the_last_bit_whoever_the_neighbours_are(
     tiny_checkpoint: Checkpoint,
     tiny_bundles: dict[Precision, Bundle],
 ) -> None:
-    session = open_session(tiny_bundles[precision].folder / ENCODER_FILE, num_threads=2)
+    session = open_session(tiny_bundles[precision].contents(), ENCODER_FILE, num_threads=2)
     rng = random.Random(6)
     rows = [random_source(tiny_checkpoint, 4 + i % 11, rng).ids for i in range(16)]
 

@@ -1,5 +1,6 @@
 """Models for a registry: bundle folders with manifests that can be read, and an opener that loads nothing."""
 
+import hashlib
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -8,7 +9,7 @@ from pathlib import Path
 from dragoman_server.bundle.bundle import Bundle
 from dragoman_server.bundle.languages import LanguageTable
 from dragoman_server.bundle.manifest import MANIFEST_FILE, Golden, Manifest, required_files, state_tensors
-from dragoman_server.errors import StartError
+from dragoman_server.errors import BundleError, StartError
 from dragoman_server.registry.entry import Entry
 from dragoman_server.registry.model import Model
 from support.server_parts import EOS_ID, FakeEngine, tiny_manifest, train_tokenizer
@@ -38,6 +39,15 @@ def write_bundle(folder: Path, name: str = "tiny", directions: Sequence[tuple[st
     return folder
 
 
+def read_bundle(folder: Path) -> Bundle:
+    """The bundle in a folder, unchecked."""
+    try:
+        contents = (folder / MANIFEST_FILE).read_bytes()
+        return Bundle(folder, Manifest.from_json(contents.decode()), hashlib.sha256(contents).hexdigest()[:12])
+    except (OSError, ValueError) as error:
+        raise BundleError(f"{folder / MANIFEST_FILE}: {error}") from error
+
+
 class FakeOpener:
     """Opens bundles with an engine that echoes.
 
@@ -45,7 +55,7 @@ class FakeOpener:
         opened: name@version of each, in order.
         open_now: those in memory.
         most_open: how many were in memory at most.
-        sizes: of models by name; 1 where it has none.
+        sizes: of models by their folders' names; 1 where it has none.
         faults: by name, why a model cannot be loaded.
         before: called by the thread that loads, before it does.
     """
@@ -59,8 +69,8 @@ class FakeOpener:
         self.before: Callable[[Entry], object] = lambda _: None
         self._lock = threading.Lock()
 
-    def num_bytes(self, entry: Entry) -> int:
-        return self.sizes.get(entry.name, 1)
+    def peek(self, folder: Path) -> tuple[Bundle, int]:
+        return read_bundle(folder), self.sizes.get(folder.name, 1)
 
     def open(self, entry: Entry) -> Model:
         self.before(entry)
@@ -76,4 +86,4 @@ class FakeOpener:
             with self._lock:
                 self.open_now.discard(name)
 
-        return Model(Bundle.listed(entry.folder), FakeEngine(), name=name, on_close=on_close)
+        return Model(read_bundle(entry.folder), FakeEngine(), name=name, on_close=on_close)

@@ -213,8 +213,7 @@ async def running_server(
         callbacks.update(keywords)
         return Model(bundle, engine)
 
-    monkeypatch.setattr(Bundle, "listed", lambda _: bundle)
-    monkeypatch.setattr(ModelOpener, "num_bytes", lambda *_: 1)
+    monkeypatch.setattr(ModelOpener, "peek", lambda *_: (bundle, 1))
     monkeypatch.setattr(Model, "open", open_model)
     monkeypatch.setattr(Model, "kv_bytes_per_token", 32)
     monkeypatch.setattr(Model, "max_kv_bytes", 4096)

@@ -83,5 +83,6 @@ class AttentionWorker:
             self._thread.submit(give_back_memory)
 
     def close(self) -> None:
-        """Ends the thread after its present work; what waits fails."""
+        """Ends the thread after its present work, and closes the pass; what waits fails."""
         self._thread.shutdown(cancel_futures=True)
+        self._pass.close()

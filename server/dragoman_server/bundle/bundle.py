@@ -1,16 +1,21 @@
 """A model bundle on disk: checked once when it is opened, trusted afterwards."""
 
 import hashlib
+import mmap
 import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import resources
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dragoman_server.bundle.graph import Graph, read_graph
-from dragoman_server.bundle.graph_rules import check_graphs, check_weights, weights_size
+from dragoman_server.bundle.graph_rules import check_graphs, check_weights, weight_tensors, weights_size
 from dragoman_server.bundle.manifest import (
     ATTENTION_FILE,
     DECODER_STEP_FILE,
@@ -45,6 +50,23 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+class Contents(NamedTuple):
+    """What sessions are opened from: graphs and weights in memory, as they were when their hashes were checked.
+
+    The files may be overwritten or cut off at any time: were one mapped, that would change the weights of a model that
+    runs, or end the process. Each weight has memory of its own, which the system gets back with the last reference.
+    """
+
+    folder: Path
+    graphs: Mapping[FileName, bytes]
+    weights: Mapping[str, NDArray[Any]]  # by name
+
+    @property
+    def num_weight_bytes(self) -> int:
+        """Size of the weights, which the graphs share."""
+        return sum(weight.nbytes for weight in self.weights.values())
+
+
 @dataclass(frozen=True)
 class Bundle:
     """An opened bundle: its files have the manifest's hashes, and fit the manifest and each other."""
@@ -55,7 +77,12 @@ class Bundle:
 
     @classmethod
     def open(cls, folder: Path) -> "Bundle":
-        """Reads the manifest, and checks every file against it, without running anything.
+        """As `load`, without keeping the contents."""
+        return cls.load(folder)[0]
+
+    @classmethod
+    def load(cls, folder: Path) -> tuple["Bundle", Contents]:
+        """Reads every file once, and checks it against the manifest, without running anything.
 
         A model is code, so only the files in the manifest are opened, and none through a link, which could lead out of
         the bundle. No file is read before its size was checked.
@@ -63,29 +90,39 @@ class Bundle:
         Raises:
             BundleError: naming the file, and the field or the part of it at fault.
         """
-        bundle = cls.listed(folder)
-        try:
-            bundle._check_files()
-        except ValueError as error:  # begins with the name of a file
-            raise BundleError(f"{folder}/{error}") from error
-        return bundle
+        with _bundle_errors(folder):
+            bundle = cls._of(folder)
+            files, graphs = bundle._read_graphs()
+            sizes = check_graphs(graphs, bundle.manifest)
+            weights = bundle._read_weights(graphs)
+            tokenizer = bundle._read_tokenizer()
+            with about(MANIFEST_FILE):
+                check_tokenizer(tokenizer, bundle.manifest, sizes)
+        vars(bundle)["tokenizer"] = tokenizer
+        return bundle, Contents(folder, files, weights)
 
     @classmethod
-    def listed(cls, folder: Path) -> "Bundle":
-        """Reads the manifest alone. Nothing but that may be used of the bundle.
+    def peek(cls, folder: Path) -> tuple["Bundle", dict[str, Graph]]:
+        """As `load`, but reads and checks the manifest and the graphs alone, which are small.
+
+        Returns:
+            The bundle, and its graphs by file name.
+        """
+        with _bundle_errors(folder):
+            bundle = cls._of(folder)
+            _, graphs = bundle._read_graphs()
+            check_graphs(graphs, bundle.manifest)
+        return bundle, graphs
+
+    def contents(self) -> Contents:
+        """Reads graphs and weights again, and checks their hashes again.
 
         Raises:
-            BundleError: as `open`.
+            BundleError: naming the file that is missing or damaged.
         """
-        if not folder.is_dir():
-            raise BundleError(f"{folder} is not a directory; a model bundle is one, with a {MANIFEST_FILE} in it")
-        try:
-            with about(MANIFEST_FILE):
-                contents = _read(folder / MANIFEST_FILE, MAX_MANIFEST_BYTES)
-                manifest = Manifest.from_json(contents.decode())
-        except ValueError as error:  # begins with the name of a file
-            raise BundleError(f"{folder}/{error}") from error
-        return cls(folder, manifest, hashlib.sha256(contents).hexdigest()[:12])
+        with _bundle_errors(self.folder):
+            files, graphs = self._read_graphs()
+            return Contents(self.folder, files, self._read_weights(graphs))
 
     @property
     def resource_name(self) -> str:
@@ -96,36 +133,57 @@ class Bundle:
         """Whether there is an attention graph."""
         return ATTENTION_FILE in self.manifest.files
 
-    @property
-    def num_weight_bytes(self) -> int:
-        """Size of the weights, which the graphs share."""
-        return (self.folder / WEIGHTS_FILE).stat().st_size
-
     @cached_property
     def tokenizer(self) -> TextCodec:
         """The tokenizer; raises BundleError where a file is damaged."""
         return load_tokenizer(self.manifest.tokenizer, self.folder)
 
-    def _check_files(self) -> None:
+    @classmethod
+    def _of(cls, folder: Path) -> "Bundle":
+        """With the manifest in the folder."""
+        if not folder.is_dir():
+            raise BundleError(f"{folder} is not a directory; a model bundle is one, with a {MANIFEST_FILE} in it")
+        with about(MANIFEST_FILE):
+            contents = _read(folder / MANIFEST_FILE, MAX_MANIFEST_BYTES)
+            return cls(folder, Manifest.from_json(contents.decode()), hashlib.sha256(contents).hexdigest()[:12])
+
+    def _read_graphs(self) -> tuple[dict[FileName, bytes], dict[str, Graph]]:
+        """Their files, and what these say."""
+        files: dict[FileName, bytes] = {}
         graphs: dict[str, Graph] = {}
         for name in _GRAPH_FILES:
             if name in self.manifest.files:
                 with about(name):
-                    graphs[name] = read_graph(self._read(name, MAX_GRAPH_BYTES))
-        sizes = check_graphs(graphs, self.manifest)
-        with about(WEIGHTS_FILE):
-            path = _plain(self.folder / WEIGHTS_FILE)
-            if (size := path.stat().st_size) != (needed := weights_size(graphs)):
+                    files[name] = self._read(name, MAX_GRAPH_BYTES)
+                    graphs[name] = read_graph(files[name])
+        return files, graphs
+
+    def _read_weights(self, graphs: Mapping[str, Graph]) -> dict[str, NDArray[Any]]:
+        weights: dict[str, NDArray[Any]] = {}
+        digest = hashlib.sha256()
+        with about(WEIGHTS_FILE), _plain(self.folder / WEIGHTS_FILE).open("rb") as file:
+            if (size := os.fstat(file.fileno()).st_size) != (needed := weights_size(graphs)):
                 raise ValueError(f"it is {size} bytes long; the graphs need {needed}")
             if size > (memory := os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")):
                 raise ValueError(f"it is {size} bytes long; this machine has {memory} bytes of memory")
-            self._check_digest(WEIGHTS_FILE, file_sha256(path))
-            check_weights(graphs, np.memmap(path, np.uint8, "r"))
+            end = 0
+            for name, tensor in weight_tensors(graphs).items():
+                digest.update(file.read(tensor.offset - end))
+                pages = mmap.mmap(-1, tensor.size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+                file.readinto(pages)  # less where the file has just been cut off: it has another digest then
+                digest.update(pages)
+                weights[name] = np.frombuffer(pages, tensor.dtype).reshape(tensor.shape)
+                end = tensor.offset + tensor.size
+            self._check_digest(WEIGHTS_FILE, digest.hexdigest())
+            check_weights(weights)
+        return weights
+
+    def _read_tokenizer(self) -> TextCodec:
+        files: dict[str, bytes] = {}
         for name in TOKENIZER_FILES[self.manifest.tokenizer]:
             with about(name):
-                self._read(name, MAX_TOKENIZER_BYTES)
-        with about(MANIFEST_FILE):
-            check_tokenizer(self.tokenizer, self.manifest, sizes)
+                files[name] = self._read(name, MAX_TOKENIZER_BYTES)
+        return load_tokenizer(self.manifest.tokenizer, self.folder, lambda path: files[path.name])
 
     def _read(self, name: FileName, max_bytes: int) -> bytes:
         contents = _read(self.folder / name, max_bytes)
@@ -135,6 +193,15 @@ class Bundle:
     def _check_digest(self, name: FileName, digest: str) -> None:
         if digest != self.manifest.files[name]:
             raise ValueError(f"it is damaged: its sha256 is not the one in {MANIFEST_FILE}")
+
+
+@contextmanager
+def _bundle_errors(folder: Path) -> Iterator[None]:
+    """Where a ValueError begins with the name of a file."""
+    try:
+        yield
+    except ValueError as error:
+        raise BundleError(f"{folder}/{error}") from error
 
 
 def _plain(path: Path) -> Path:

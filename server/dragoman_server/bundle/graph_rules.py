@@ -176,26 +176,31 @@ def weights_size(graphs: Mapping[str, Graph]) -> int:
         ValueError: two weights overlap, there is a gap, or graphs differ in one of the same name.
     """
     end = 0
-    for name, tensor in sorted(_weights(graphs).items(), key=lambda item: item[1].offset):
+    for name, tensor in weight_tensors(graphs).items():
         if not 0 <= tensor.offset - end <= _MAX_GAP_BYTES:
             raise ValueError(f"weight {name!r:.80} begins at byte {tensor.offset}, the one before it ends at {end}")
         end = tensor.offset + tensor.size
     return end
 
 
-def check_weights(graphs: Mapping[str, Graph], weights: NDArray[np.uint8]) -> None:
+def check_weights(weights: Mapping[str, NDArray[Any]]) -> None:
     """Raises ValueError naming a weight with values that are not numbers."""
-    for name, tensor in _weights(graphs).items():
-        _check_finite(name, weights[tensor.offset : tensor.offset + tensor.size].view(tensor.dtype))
+    for name, values in weights.items():
+        _check_finite(name, values)
 
 
-def _weights(graphs: Mapping[str, Graph]) -> dict[str, Tensor]:
+def weight_tensors(graphs: Mapping[str, Graph]) -> dict[str, Tensor]:
+    """All that is in the file of weights, by name, in its order there.
+
+    Raises:
+        ValueError: graphs differ in one of the same name.
+    """
     weights: dict[str, Tensor] = {}
     for graph in graphs.values():
         for name, tensor in graph.tensors.items():
             if tensor.file and weights.setdefault(name, tensor) != tensor:
                 raise ValueError(f"weight {name!r:.80} is not the same for all graphs")
-    return weights
+    return dict(sorted(weights.items(), key=lambda item: item[1].offset))
 
 
 def _check_signature(graph: Graph, expected: Signature) -> None:

@@ -19,7 +19,7 @@ from dragoman_server.runtime.attention_pass import AttentionPass
 from dragoman_server.runtime.background import Background
 from dragoman_server.runtime.device import Device
 from dragoman_server.runtime.machine import available_memory
-from dragoman_server.runtime.memory import use_huge_pages
+from dragoman_server.runtime.memory import give_back_memory, use_huge_pages
 from dragoman_server.runtime.runner import OnnxRunner, open_runners
 
 
@@ -128,7 +128,7 @@ class Model:
             BundleError: the bundle is missing, damaged, or does not reproduce its source here.
             StartError: the options do not fit the model.
         """
-        bundle = Bundle.open(folder)
+        bundle, contents = Bundle.load(folder)
         beam_size = bundle.manifest.generation.beam_size
         if beam_size > options.max_running:
             raise StartError(
@@ -137,11 +137,17 @@ class Model:
             )
         # Rows of large models may come to need more memory than there is.
         options = replace(options, max_kv_bytes=options.max_kv_bytes or available_memory() // 4)
-        runners = open_runners(bundle, options)
+        runners = open_runners(bundle, contents, options)
+        attention_pass = AttentionPass(bundle, 1, contents=contents) if bundle.has_attention else None
+        del contents  # with the memory of all that the sessions have copies of
         difference = replay(bundle, runners[0])
         use_huge_pages()
         engine = Engine(runners, Search.of(bundle.manifest), options, device, on_step=on_step, on_death=on_death)
-        attention = _open_attention(bundle, options, background)
+        attention = None
+        if attention_pass is not None:
+            replay_attention(bundle, attention_pass)
+            attention_pass.background = background  # not before: where the graph hangs, it could not be closed
+            attention = AttentionWorker(attention_pass, options.max_waiting)
         return cls(bundle, engine, attention, runners, options.max_kv_bytes, name, difference, on_close)
 
     @property
@@ -160,10 +166,13 @@ class Model:
         return min(self._max_kv_bytes, sum(runner.max_kv_bytes for runner in self.runners))
 
     def close(self) -> None:
-        """Ends the engine, then the thread of attention; what they have not answered fails."""
+        """Ends the engine, then the thread of attention; what they have not answered fails. Gives all memory back."""
         self.engine.stop()
         if self.attention is not None:
             self.attention.close()
+        for runner in self.runners:
+            runner.close()
+        give_back_memory()
         self._on_close()
 
     def __enter__(self) -> Self:
@@ -172,12 +181,3 @@ class Model:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def _open_attention(bundle: Bundle, options: EngineOptions, background: Background | None) -> AttentionWorker | None:
-    if not bundle.has_attention:
-        return None
-    attention_pass = AttentionPass(bundle, num_threads=1)
-    replay_attention(bundle, attention_pass)
-    attention_pass.background = background  # not before: where the graph hangs, it could not be closed
-    return AttentionWorker(attention_pass, options.max_waiting)

@@ -1,13 +1,17 @@
 """How the models of a server are loaded: all for one device, each with metrics of its own."""
 
 from collections.abc import Callable
+from pathlib import Path
 
+from dragoman_server.bundle.bundle import Bundle
 from dragoman_server.config import EngineOptions
+from dragoman_server.errors import BundleError
 from dragoman_server.metrics import Metrics
 from dragoman_server.registry.entry import Entry
 from dragoman_server.registry.model import Model
 from dragoman_server.runtime.background import Background
 from dragoman_server.runtime.device import Device
+from dragoman_server.runtime.footprint import model_bytes
 
 
 class ModelOpener:
@@ -32,10 +36,17 @@ class ModelOpener:
         self._options, self._device, self._background = options, device, background
         self._metrics, self._on_death = metrics, on_death
 
-    def num_bytes(self, entry: Entry) -> int:
-        """What the weights of a model will take up."""
-        assert entry.bundle is not None
-        return entry.bundle.num_weight_bytes
+    def peek(self, folder: Path) -> tuple[Bundle, int]:
+        """A bundle with nothing but its manifest that may be used, and what its weights will take up, in bytes.
+
+        Raises:
+            BundleError: its manifest or its graphs are damaged, or a file is missing.
+        """
+        bundle, graphs = Bundle.peek(folder)
+        try:
+            return bundle, model_bytes(bundle, graphs, self._options)
+        except OSError as error:
+            raise BundleError(f"{folder} has no tokenizer: {error.strerror}") from error
 
     def open(self, entry: Entry) -> Model:
         """Loads a model; raises StartError where it cannot be served."""

@@ -53,6 +53,7 @@ def replay(bundle: Bundle, runner: OnnxRunner) -> float:
                     f"parity certificate: it chooses tokens {chosen[num_forced:]} instead of {expected}"
                 )
             largest = max(largest, _difference(bundle, str(bundle.folder), index, logprobs))
+    runner.give_back_memory()  # large pages, of which the golden sentences filled little
     return largest
 
 

@@ -231,12 +231,11 @@ class Registry:
         try:
             if place.fault:
                 raise BundleError(f"{place.folder} {place.fault}")
-            bundle = await asyncio.to_thread(Bundle.listed, place.folder)
+            bundle, num_bytes = await asyncio.to_thread(self._opener.peek, place.folder)
         except BundleError as error:
             self._on_load(place.name or place.folder.name, False, 0.0)
             raise ModelFailedError(str(error)) from error
-        entry = Entry(place, place.name or bundle.manifest.name, place.version or bundle.version, bundle)
-        entry.num_bytes = await asyncio.to_thread(self._opener.num_bytes, entry)
+        entry = Entry(place, place.name or bundle.manifest.name, place.version or bundle.version, bundle, num_bytes)
         for other in self._catalogue.entries:
             if other.resource_name == entry.resource_name and other.folder != entry.folder and other.bundle is not None:
                 raise ModelExistsError(f"model {entry.resource_name!r} is served already, from another folder")
@@ -338,7 +337,7 @@ class Registry:
 class _NoOpener:
     """Stands in where all models are open already."""
 
-    def num_bytes(self, entry: Entry) -> int:
+    def peek(self, folder: Path) -> tuple[Bundle, int]:
         raise NotImplementedError
 
     def open(self, entry: Entry) -> Model:

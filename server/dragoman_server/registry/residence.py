@@ -6,8 +6,10 @@ import logging
 import math
 import time
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Protocol, TypeVar
 
+from dragoman_server.bundle.bundle import Bundle
 from dragoman_server.errors import (
     DeadlineError,
     DrainingError,
@@ -32,8 +34,12 @@ _MAX_SECONDS_FOR_ROOM = 30.0
 class Opener(Protocol):
     """Loads models. Both methods are called on threads."""
 
-    def num_bytes(self, entry: Entry) -> int:
-        """What the weights of a model will take up."""
+    def peek(self, folder: Path) -> tuple[Bundle, int]:
+        """A bundle with nothing but its manifest that may be used, and what its weights will take up, in bytes.
+
+        Raises:
+            BundleError: it cannot be read.
+        """
 
     def open(self, entry: Entry) -> Model:
         """Loads a model, compares it with its certificate, and runs it.

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dragoman.types import AttentionKind
-from dragoman_server.bundle.bundle import Bundle
+from dragoman_server.bundle.bundle import Bundle, Contents
 from dragoman_server.bundle.framing import decoder_inputs
 from dragoman_server.bundle.manifest import ATTENTION_FILE
 from dragoman_server.runtime.background import Background
@@ -33,22 +33,33 @@ class AttentionPass:
         bundle: of the model; it has an attention graph.
         num_threads: that compute.
         background: where the graph runs; None is the thread that calls.
+        contents: of the bundle; None has them read anew.
 
     Attributes:
         background: as given; may be set between runs.
         heads: of each layer.
 
     Raises:
-        BundleError: ONNX Runtime refuses the graph.
+        BundleError: ONNX Runtime refuses the graph, or a file is missing or damaged.
     """
 
-    def __init__(self, bundle: Bundle, num_threads: int, background: Background | None = None) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        num_threads: int,
+        background: Background | None = None,
+        contents: Contents | None = None,
+    ) -> None:
         self._bundle, self.background = bundle, background
         architecture = bundle.manifest.architecture
         self._num_layers = architecture.num_layers
         self.heads = range(architecture.num_heads)
         self._width = architecture.num_heads * architecture.d_head
-        self._session = open_session(bundle.folder / ATTENTION_FILE, num_threads, saves_memory=True)
+        self._session = open_session(contents or bundle.contents(), ATTENTION_FILE, num_threads, saves_memory=True)
+
+    def close(self) -> None:
+        """Gives the memory of the graph back, whoever still refers to this; nothing may run, then or later."""
+        self._session = None
 
     def layers(self, kind: AttentionKind) -> range:
         """The layers that have attention of a kind."""

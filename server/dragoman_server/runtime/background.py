@@ -122,10 +122,15 @@ class _IdleThread:
         return bool(select.select([self._reports], [], [], seconds)[0])
 
     def end(self) -> None:
-        """Waits for the run to end, and raises what it raised."""
+        """Waits for the run to end, and raises what it raised. Keeps nothing of it: a run refers to its session."""
         os.read(self._reports, 1)
-        if self._error is not None:
-            raise self._error
+        error = self._error
+        del self._run, self._options, self._error
+        try:
+            if error is not None:
+                raise error
+        finally:
+            del error  # whose traceback refers to this frame
 
     def close(self) -> None:
         os.close(self._call)

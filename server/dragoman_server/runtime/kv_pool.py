@@ -24,27 +24,38 @@ class KvPool:
         manifest: of the model.
         max_rows: rows.
         dtype: of keys and values.
+
+    Attributes:
+        generation: of the arrays.
+        bytes_per_token: what one source or target token takes up.
+        source_lengths: [max_rows], in tokens.
+        positions: [max_rows], of the token that was fed last.
     """
 
     def __init__(self, manifest: Manifest, max_rows: int, dtype: DTypeLike) -> None:
         self._manifest, self._max_rows, self._dtype = manifest, max_rows, dtype
-        self.generation = 0  # grows with the pool: what was bound before is no longer there
+        self.generation = 0  # grows whenever arrays are replaced: what was bound before is no longer there
         self._arrays: dict[str, NDArray[Any]] = {}  # by the state tensor's name
-        state = manifest.state
-        self._self_capacity = self._grow(state.self_kv, 1, manifest.limits.max_target_tokens, 0)
-        self._cross_capacity = self._grow(state.cross_kv, 1, manifest.limits.max_source_tokens, 0)
+        self._self_capacity = self._cross_capacity = 0
+        self.reset()
+        self.bytes_per_token = sum(self._arrays[name][0, :, 0].nbytes for name in manifest.state.self_kv)
         self.source_lengths = np.ones(max_rows, np.int32)
-        self.positions = np.zeros(max_rows, np.int64)  # of the token that was fed last
+        self.positions = np.zeros(max_rows, np.int64)
 
     @property
     def arrays(self) -> Mapping[str, NDArray[Any]]:
         """By the state tensor's name."""
         return self._arrays
 
-    @property
-    def bytes_per_token(self) -> int:
-        """What one source or target token takes up."""
-        return sum(self._arrays[name][0, :, 0].nbytes for name in self._manifest.state.self_kv)
+    def reset(self) -> None:
+        """Forgets all rows and gives their memory back. The pool is as small as at first."""
+        state, limits = self._manifest.state, self._manifest.limits
+        self._self_capacity = self._grow(state.self_kv, 1, limits.max_target_tokens, 0)
+        self._cross_capacity = self._grow(state.cross_kv, 1, limits.max_source_tokens, 0)
+
+    def close(self) -> None:
+        """Gives all memory back; there are no rows any more."""
+        self._arrays = {}
 
     def fill(self, first_row: int, cross_kv: NDArray[Any], lengths: Sequence[int]) -> None:
         """Puts encoded sources into consecutive rows, which start decoding afresh.

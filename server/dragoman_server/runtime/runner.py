@@ -9,7 +9,7 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from dragoman_server.bundle.bundle import Bundle
+from dragoman_server.bundle.bundle import Bundle, Contents
 from dragoman_server.bundle.manifest import DECODER_STEP_FILE, ENCODER_FILE, Manifest, present
 from dragoman_server.config import EngineOptions
 from dragoman_server.engine.search import StepOutput
@@ -30,14 +30,14 @@ class Sessions(NamedTuple):
     decoder: ort.InferenceSession
 
     @classmethod
-    def open(cls, bundle: Bundle, num_threads: int) -> "Sessions":
-        """Loads both; each run of either takes `num_threads` threads.
+    def open(cls, contents: Contents, num_threads: int) -> "Sessions":
+        """Opens both; each run of either takes `num_threads` threads.
 
         Raises:
             BundleError: ONNX Runtime cannot load the graphs.
         """
-        encoder = open_session(bundle.folder / ENCODER_FILE, num_threads)
-        return cls(encoder, open_session(bundle.folder / DECODER_STEP_FILE, num_threads, has_few_shapes=True))
+        encoder = open_session(contents, ENCODER_FILE, num_threads)
+        return cls(encoder, open_session(contents, DECODER_STEP_FILE, num_threads, has_few_shapes=True))
 
 
 @dataclass(frozen=True)
@@ -78,13 +78,13 @@ class OnnxRunner:
         max_rows: rows of the KV pool.
 
     Attributes:
-        graphs: as given.
         max_rows: as given.
         is_alone: whether no other lane computes, so that steps may take all processors.
     """
 
     def __init__(self, graphs: Graphs, max_rows: int) -> None:
-        self.graphs, self._manifest, self.max_rows = graphs, graphs.manifest, max_rows
+        self._graphs: Graphs | None = graphs  # until it is closed
+        self._manifest, self.max_rows = graphs.manifest, max_rows
         self._pool = KvPool(graphs.manifest, max_rows, graphs.kv_dtype)
         self.is_alone = False
         self._bound: dict[tuple[bool, int, int], _Bound] = {}  # by whether it is alone, rows and k
@@ -103,10 +103,17 @@ class OnnxRunner:
         """A runner with graphs of its own.
 
         Raises:
-            BundleError: as `Sessions.open`.
+            BundleError: as `Bundle.contents` and `Sessions.open`.
         """
-        sessions = Sessions.open(bundle, num_threads)
+        sessions = Sessions.open(bundle.contents(), num_threads)
         return cls(Graphs(bundle.manifest, sessions, sessions), max_rows)
+
+    @property
+    def graphs(self) -> Graphs:
+        """As given; raises ValueError when the runner has been closed."""
+        if self._graphs is None:
+            raise ValueError("the runner is closed")
+        return self._graphs
 
     @property
     def _sessions(self) -> Sessions:
@@ -162,6 +169,20 @@ class OnnxRunner:
     def move_rows(self, moves: Sequence[Move]) -> None:
         self._pool.move_rows(moves)
 
+    def give_back_memory(self) -> None:
+        """Gives back what keys and values have grown to. No row may be live, and no other call run."""
+        self._bound.clear()
+        self._pool.reset()
+
+    def close(self) -> None:
+        """Gives all memory back, that of the graphs with the last of their runners. No other call may run or follow.
+
+        Whoever still refers to the runner, such as the callback of a future, keeps next to nothing.
+        """
+        self._bound.clear()
+        self._pool.close()
+        self._graphs = None
+
     def _top_arrays(self, top_k: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         if top_k not in self._top:
             shape = (self.max_rows, top_k)
@@ -195,19 +216,24 @@ class OnnxRunner:
         return _Bound(binding, output)
 
 
-def open_runners(bundle: Bundle, options: EngineOptions) -> list[OnnxRunner]:
+def open_runners(bundle: Bundle, contents: Contents, options: EngineOptions) -> list[OnnxRunner]:
     """A runner for each lane of an engine with these options, on the CPUs that this process may use.
 
     Raises:
         BundleError: as `Sessions.open`.
     """
-    num_cpus = available_cpus()
-    num_lanes, num_threads = options.shape(num_cpus)
-    shared = Sessions.open(bundle, num_threads)
-    takes_all_cpus = num_threads < num_cpus and bundle.num_weight_bytes >= _ALONE_WEIGHT_BYTES
-    alone = Sessions.open(bundle, num_cpus) if takes_all_cpus else shared
-    graphs = Graphs(bundle.manifest, shared, alone)
+    num_lanes, _ = options.shape(available_cpus())
+    pairs = [Sessions.open(contents, number) for number in session_threads(contents.num_weight_bytes, options)]
+    graphs = Graphs(bundle.manifest, shared=pairs[0], alone=pairs[-1])
     return [OnnxRunner(graphs, options.max_running) for _ in range(num_lanes)]
+
+
+def session_threads(num_weight_bytes: int, options: EngineOptions) -> list[int]:
+    """The threads of each pair of sessions that a model of this size has on the CPUs of this process."""
+    num_cpus = available_cpus()
+    _, num_threads = options.shape(num_cpus)
+    takes_all_cpus = num_threads < num_cpus and num_weight_bytes >= _ALONE_WEIGHT_BYTES
+    return [num_threads, num_cpus] if takes_all_cpus else [num_threads]
 
 
 def encoder_feeds(sources: Sequence[Sequence[int]]) -> dict[str, NDArray[Any]]:

@@ -9,9 +9,14 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
+import numpy as np
 import onnxruntime as ort
 
+from dragoman_server.bundle.bundle import Contents
+from dragoman_server.bundle.graph import read_graph
+from dragoman_server.bundle.manifest import FileName
 from dragoman_server.errors import BundleError
+from dragoman_server.runtime.memory import libc
 
 _ARENA_BYTES = 256 << 20
 _sharing = threading.Lock()
@@ -21,12 +26,21 @@ _FLUSH_TO_ZERO, _DENORMALS_ARE_ZERO = 1 << 15, 1 << 6  # bits of MXCSR
 
 
 def open_session(
-    path: Path, num_threads: int, *, has_few_shapes: bool = False, saves_memory: bool = False
+    contents: Contents,
+    name: FileName,
+    num_threads: int,
+    *,
+    has_few_shapes: bool = False,
+    saves_memory: bool = False,
 ) -> ort.InferenceSession:
     """Opens a graph.
 
+    ONNX Runtime packs most weights anew for each session and lets the original go. The session shares all others with
+    those that were opened with the same contents; it refers to them for as long as it lives.
+
     Args:
-        path: of the graph.
+        contents: of the bundle.
+        name: of the graph.
         num_threads: that compute a run.
         has_few_shapes: whether runs have inputs of the same shapes again and again, so that ONNX Runtime may keep for
             each of these where everything goes in memory.
@@ -51,16 +65,30 @@ def open_session(
     options.add_session_config_entry("session.force_spinning_stop", "1")
     options.add_session_config_entry("session.set_denormal_as_zero", "1")  # on the session's threads, see below
     options.log_severity_level = 4  # what is not fatal comes as an exception
-    if not _has_vnni():
-        # Without VNNI instructions the fast int8 kernels add pairs of products in 16 bits, which can overflow.
+    # The options do not keep these alive, which must be as long as the session is being opened.
+    values = {key: ort.OrtValue.from_dlpack(weight) for key, weight in contents.weights.items()}
+    for key, value in values.items():
+        options.add_initializer(key, value)
+    if not has_vnni():
+        # Without VNNI instructions the fast int8 kernels add pairs of products in 16 bits, which can overflow. The
+        # weights are made unsigned, from what is given here, not from the file; the session keeps both.
         options.add_session_config_entry("session.x64quantprecision", "1")
+        signed = [key for key in _weights_of(contents, name) if contents.weights[key].dtype == np.int8]
+        options.add_external_initializers(signed, [values[key] for key in signed])
+    # ONNX Runtime looks whether the file is there, and does not open it.
+    folder = str(contents.folder.absolute())
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", folder)
     environment = _float_environment()
     try:
-        return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        return ort.InferenceSession(contents.graphs[name], options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime's exceptions share no base class
-        raise BundleError(f"{path} cannot be loaded: {error}") from error
+        raise BundleError(f"{contents.folder / name} cannot be loaded: {error}") from error
     finally:
         _set_float_environment(environment)  # whoever opens the first session would flush denormals ever after
+
+
+def _weights_of(contents: Contents, name: FileName) -> list[str]:
+    return [key for key, tensor in read_graph(contents.graphs[name]).tensors.items() if tensor.file]
 
 
 @cache
@@ -102,15 +130,16 @@ def _float_environment() -> "ctypes.Array[ctypes.c_uint32]":
     """How this thread computes with floats, Linux's fenv_t on x86-64: the last of its words is the register MXCSR."""
     environment = (ctypes.c_uint32 * 8)()
     if HAS_MXCSR:
-        ctypes.CDLL(None).fegetenv(environment)
+        libc().fegetenv(environment)
     return environment
 
 
 def _set_float_environment(environment: "ctypes.Array[ctypes.c_uint32]") -> None:
     if HAS_MXCSR:
-        ctypes.CDLL(None).fesetenv(environment)
+        libc().fesetenv(environment)
 
 
-def _has_vnni() -> bool:
+def has_vnni() -> bool:
+    """Whether the processor multiplies int8 without intermediate sums of 16 bits."""
     cpu_info = Path("/proc/cpuinfo")
     return cpu_info.exists() and "vnni" in cpu_info.read_text()

@@ -1,7 +1,7 @@
 """From text to token ids without specials, and back: one interface, and the two kinds of tokenizer behind it."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -12,6 +12,7 @@ from dragoman_server.text import strict_json
 from dragoman_server.text.tokenizer_files import TOKENIZER_FILES, TokenizerKind
 
 Span = tuple[int, int]  # [begin, end) in code points
+Read = Callable[[Path], bytes]
 
 UNKNOWN, END_OF_SENTENCE, PADDING = "<unk>", "</s>", "<pad>"
 _SPACE = "\u2581"
@@ -72,13 +73,18 @@ class TextCodec(Protocol):
         """The part of `decode(ids)` that each of the ids stands for."""
 
 
-def load_tokenizer(kind: TokenizerKind, folder: Path) -> TextCodec:
+def load_tokenizer(kind: TokenizerKind, folder: Path, read: Read = Path.read_bytes) -> TextCodec:
     """Opens the tokenizer of a bundle, whose manifest says of which kind it is.
+
+    Args:
+        kind: of the tokenizer.
+        folder: of the bundle.
+        read: the contents of its files.
 
     Raises:
         BundleError: a file is missing or damaged.
     """
-    return MarianTokenizer(folder) if kind == "marian" else Tokenizer(folder / TOKENIZER_FILES[kind][0])
+    return MarianTokenizer(folder, read) if kind == "marian" else Tokenizer(folder / TOKENIZER_FILES[kind][0], read)
 
 
 class Tokenizer:
@@ -88,13 +94,13 @@ class Tokenizer:
     can only be reached by id: text that spells them, such as "</s>", is text.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, read: Read = Path.read_bytes) -> None:
         """Loads the model.
 
         Raises:
             BundleError: the file is missing or not a SentencePiece model.
         """
-        self._processor = _load_model(path)
+        self._processor = _load_model(path, read)
         self.unknown_id: int = self._processor.unk_id()
         end_of_sentence_id, padding_id = self._processor.eos_id(), self._processor.pad_id()
         self.vocabulary = Vocabulary(
@@ -150,15 +156,15 @@ class MarianTokenizer:
     models were trained behind: `transformers` only loads it, and only where sacremoses is installed.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, read: Read = Path.read_bytes) -> None:
         """Loads both models and the vocabulary.
 
         Raises:
             BundleError: a file is missing or damaged.
         """
         source, target, vocabulary = (folder / name for name in TOKENIZER_FILES["marian"])
-        self._source, self._target = _load_model(source), _load_model(target)
-        ids = read_vocabulary(vocabulary)
+        self._source, self._target = _load_model(source, read), _load_model(target, read)
+        ids = read_vocabulary(vocabulary, read)
         self.unknown_id = ids[UNKNOWN]
         self._text_ids = {piece: token_id for piece, token_id in ids.items() if not _is_control(piece)}
         self._pieces = {token_id: piece for piece, token_id in ids.items()}
@@ -219,14 +225,14 @@ class MarianTokenizer:
         return spans
 
 
-def read_vocabulary(path: Path) -> dict[str, int]:
+def read_vocabulary(path: Path, read: Read = Path.read_bytes) -> dict[str, int]:
     """The ids of all pieces, from a `vocab.json`.
 
     Raises:
         BundleError: the file is missing or no such vocabulary.
     """
     try:
-        ids = strict_json.loads(path.read_text(encoding="utf-8"))
+        ids = strict_json.loads(read(path).decode())
     except (OSError, ValueError) as error:
         raise BundleError(f"{path} cannot be loaded as a vocabulary: {error}") from error
     if not isinstance(ids, dict) or not all(type(token_id) is int and token_id >= 0 for token_id in ids.values()):
@@ -309,10 +315,10 @@ def _tidy(text: str, pieces: Sequence[str], spans: Sequence[Span], are_controls:
     return tidied[::-1]
 
 
-def _load_model(path: Path) -> SentencePieceProcessor:
+def _load_model(path: Path, read: Read) -> SentencePieceProcessor:
     processor = SentencePieceProcessor()
     try:
-        processor.LoadFromSerializedProto(path.read_bytes())
+        processor.LoadFromSerializedProto(read(path))
     except (OSError, RuntimeError) as error:
         raise BundleError(f"{path} cannot be loaded as a SentencePiece model: {error}") from error
     return processor

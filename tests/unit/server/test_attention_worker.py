@@ -3,7 +3,7 @@ import math
 import threading
 import time
 from collections.abc import Iterator
-from typing import cast
+from unittest.mock import create_autospec
 
 import pytest
 
@@ -11,7 +11,7 @@ from dragoman_server.attention.worker import AttentionWorker
 from dragoman_server.errors import DeadlineError, InferenceError, QueueFullError
 from dragoman_server.runtime.attention_pass import AttentionPass
 
-PASS = cast(AttentionPass, object())
+PASS = create_autospec(AttentionPass, instance=True)
 
 
 @pytest.fixture

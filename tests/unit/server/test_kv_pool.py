@@ -1,4 +1,6 @@
+import weakref
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -6,9 +8,11 @@ import pytest
 from numpy.typing import NDArray
 
 from dragoman_server.bundle.bundle import Bundle
-from dragoman_server.bundle.manifest import Precision
+from dragoman_server.bundle.manifest import Golden, Precision
+from dragoman_server.registry.parity import force
 from dragoman_server.runtime import kv_pool
 from dragoman_server.runtime.kv_pool import FIRST_CAPACITY, KvPool
+from dragoman_server.runtime.runner import OnnxRunner
 
 
 def failing_at(number: int) -> Callable[..., NDArray[Any]]:
@@ -41,3 +45,28 @@ def test_a_pool_that_cannot_grow_stays_as_it_is(
     assert all(pool.arrays[name].shape[2] > FIRST_CAPACITY for name in manifest.state.self_kv)
     for value, array in enumerate(pool.arrays.values()):
         assert (array[:2, :, :FIRST_CAPACITY] == value).all()
+
+
+def lengthened(golden: Golden) -> Golden:
+    """The same several times over, so that the pool has to grow."""
+    token_ids = golden.token_ids * (2 * FIRST_CAPACITY // len(golden.token_ids) + 1)
+    source_ids = golden.source_ids * (2 * FIRST_CAPACITY // len(golden.source_ids) + 1)
+    return replace(golden, source_ids=source_ids, token_ids=token_ids)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_a_runner_that_gave_its_memory_back_gives_the_same_bits(
+    precision: Precision, tiny_bundles: dict[Precision, Bundle]
+) -> None:
+    manifest = tiny_bundles[precision].manifest
+    runner = OnnxRunner.open(tiny_bundles[precision], max_rows=8, num_threads=1)
+    goldens = [lengthened(golden) for golden in manifest.parity.golden[:3]]
+    num_bytes = runner.kv_pool_bytes
+    expected = force(runner, goldens, manifest.decoder_start_token_id)
+    grown = [weakref.ref(array) for array in runner._pool.arrays.values()]
+    assert runner.kv_pool_bytes >= 2 * num_bytes
+    runner.give_back_memory()
+    assert runner.kv_pool_bytes == num_bytes
+    assert not any(array() is not None for array in grown)
+    assert force(runner, manifest.parity.golden[:1], manifest.decoder_start_token_id)
+    assert force(runner, goldens, manifest.decoder_start_token_id) == expected

@@ -1,7 +1,12 @@
 import ctypes
 import mmap
 import re
+import resource
 import sys
+import threading
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -9,6 +14,7 @@ import pytest
 from dragoman_server.runtime.memory import _filled_regions, memory_limit, use_huge_pages, zeros
 
 HUGE = 2 << 20
+LINUX = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the limit is another one")
 
 SMAPS = """\
 557be31e7000-557be35e9000 rw-p 00000000 00:00 0                          [heap]
@@ -65,7 +71,7 @@ def test_memory_in_use_lies_on_huge_pages_and_holds_what_it_held() -> None:
         pytest.skip("the kernel is older than 6.1, or had no huge page left: it follows the advice later")
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the limit is another one")
+@LINUX
 def test_large_arrays_are_zero_and_count_for_the_limit() -> None:
     array = zeros((2, HUGE))
     assert not array.any()
@@ -73,3 +79,63 @@ def test_large_arrays_are_zero_and_count_for_the_limit() -> None:
     assert array.sum() == HUGE
     with memory_limit(16 << 20), pytest.raises(OSError, match="allocate memory"):
         zeros((1 << 30,), "uint8")
+
+
+def limit() -> int:
+    return resource.getrlimit(resource.RLIMIT_DATA)[0]
+
+
+def on_another_thread(work: Callable[[], object]) -> None:
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+
+
+@LINUX
+def test_others_are_not_limited_in_the_arrays_they_need() -> None:
+    with memory_limit(16 << 20):
+        arrays = list[object]()
+        on_another_thread(lambda: arrays.extend(zeros((1 << 27,), "uint8") for _ in range(4)))
+        assert len(arrays) == 4
+        with pytest.raises(OSError, match="allocate memory"):
+            zeros((1 << 27,), "uint8")
+
+
+@LINUX
+@pytest.mark.parametrize("first_to_leave", [0, 1])
+def test_a_limit_lasts_until_the_last_has_left(first_to_leave: int) -> None:
+    before = limit()
+    contexts = ExitStack(), ExitStack()
+    for context in contexts:
+        context.enter_context(memory_limit(1 << 30))
+    both = limit()
+    contexts[first_to_leave].close()
+    assert both - limit() == 1 << 30
+    contexts[1 - first_to_leave].close()
+    assert limit() == before
+
+
+@LINUX
+def test_a_limit_is_no_higher_than_it_was() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    low = 1 << 40
+    resource.setrlimit(resource.RLIMIT_DATA, (low, hard))
+    try:
+        with memory_limit(1 << 41):
+            assert limit() == low
+        assert limit() == low
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
+
+
+@LINUX
+def test_a_thread_that_hangs_leaves_no_limit_behind() -> None:
+    before = limit()
+    with memory_limit(1 << 30, max_seconds=0.01):
+        for _ in range(3000):
+            if limit() == before:
+                break
+            time.sleep(0.01)
+        with memory_limit(1 << 29):
+            assert limit() != before
+    assert limit() == before

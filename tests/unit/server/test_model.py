@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from dragoman_server.bundle.bundle import Bundle
+from dragoman_server.bundle.bundle import Bundle, Contents
 from dragoman_server.bundle.manifest import ATTENTION_FILE, Precision
 from dragoman_server.config import EngineOptions
 from dragoman_server.engine.engine import StepReport
@@ -69,7 +69,7 @@ def test_a_large_model_has_sessions_for_a_lane_that_is_alone(
     num_weight_bytes: int,
     is_large: bool,
 ) -> None:
-    monkeypatch.setattr(Bundle, "num_weight_bytes", num_weight_bytes)
+    monkeypatch.setattr(Contents, "num_weight_bytes", num_weight_bytes)
     monkeypatch.setattr("dragoman_server.runtime.runner.available_cpus", lambda: 2)
     with Model.open(tiny_bundles["fp32"].folder, OPTIONS, device) as model:
         graphs = model.runners[0].graphs

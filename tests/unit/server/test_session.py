@@ -2,7 +2,7 @@ import asyncio
 import math
 import threading
 from collections.abc import Callable, Sequence
-from typing import cast
+from unittest.mock import create_autospec
 
 import numpy as np
 import pytest
@@ -61,7 +61,7 @@ def in_the_background() -> bool:
 
 
 def on_the_thread_of_attention() -> bool:
-    worker = AttentionWorker(cast(AttentionPass, object()), max_waiting=1)
+    worker = AttentionWorker(create_autospec(AttentionPass, instance=True), max_waiting=1)
     try:
         return asyncio.run(worker.run(lambda _: keeps_denormals(), math.inf))
     finally:
@@ -99,5 +99,5 @@ def test_all_threads_that_run_sessions_flush_denormals(run: Callable[[], bool]) 
 
 
 def test_whoever_opens_a_session_keeps_denormals(tiny_bundles: dict[Precision, Bundle]) -> None:
-    session.open_session(tiny_bundles["int8"].folder / ENCODER_FILE, 1)
+    session.open_session(tiny_bundles["int8"].contents(), ENCODER_FILE, 1)
     assert keeps_denormals()

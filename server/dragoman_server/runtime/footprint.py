@@ -1,0 +1,64 @@
+"""What a model takes up in memory, known before it is loaded."""
+
+from collections.abc import Iterator, Mapping
+
+from dragoman_server.bundle.bundle import Bundle
+from dragoman_server.bundle.graph import Graph
+from dragoman_server.bundle.graph_rules import weight_tensors
+from dragoman_server.bundle.manifest import ATTENTION_FILE
+from dragoman_server.config import EngineOptions
+from dragoman_server.runtime.runner import session_threads
+from dragoman_server.runtime.session import has_vnni
+from dragoman_server.text.tokenizer_files import TOKENIZER_FILES
+
+# The second input of these is packed, by each session anew.
+_MATRIX_PRODUCTS = ("Gemm", "MatMul", "com.microsoft.MatMulIntegerToFloat")
+# Measured: graphs, kernels and Python's objects; and of the files of a tokenizer, what becomes of a byte.
+_FIXED_BYTES = 4 << 20
+_TOKENIZER_FACTOR = 8
+
+
+def model_bytes(bundle: Bundle, graphs: Mapping[str, Graph], options: EngineOptions) -> int:
+    """About what a model will take up when it is loaded, in bytes, to 15 % for models of tens of megabytes and more.
+
+    Without what grows as it is used, which are the keys and values of its lanes, and without what all models share.
+
+    Args:
+        bundle: of the model.
+        graphs: of the bundle, by file name.
+        options: of the engine.
+
+    Raises:
+        OSError: the bundle has no tokenizer.
+    """
+    tensors = weight_tensors(graphs)
+    num_pairs = len(session_threads(sum(tensor.size for tensor in tensors.values()), options))
+    shared, packed = set[str](), 0
+    for file, graph in graphs.items():
+        of_graph = set(_packed(graph))
+        packed += sum(tensors[name].size for name in of_graph) * (1 if file == ATTENTION_FILE else num_pairs)
+        shared.update(_shared(graph))
+    if not has_vnni():  # `open_session` says why
+        shared.update(name for name, tensor in tensors.items() if tensor.dtype == "int8")
+    files = (bundle.folder / name for name in TOKENIZER_FILES[bundle.manifest.tokenizer])
+    tokenizer = _TOKENIZER_FACTOR * sum(file.stat().st_size for file in files)
+    return packed + sum(tensors[name].size for name in shared) + tokenizer + _FIXED_BYTES
+
+
+def _packed(graph: Graph) -> Iterator[str]:
+    """Weights that the session has a copy of."""
+    for node in graph.nodes:
+        if node.operator in _MATRIX_PRODUCTS and _is_weight(graph, node.inputs[1]):
+            yield node.inputs[1]
+
+
+def _shared(graph: Graph) -> Iterator[str]:
+    """Weights that the session refers to; an embedding may be both."""
+    for node in graph.nodes:
+        for place, name in enumerate(node.inputs):
+            if _is_weight(graph, name) and not (node.operator in _MATRIX_PRODUCTS and place == 1):
+                yield name
+
+
+def _is_weight(graph: Graph, name: str) -> bool:
+    return name in graph.tensors and bool(graph.tensors[name].file)

@@ -1,0 +1,79 @@
+"""What a model takes up is known before it is loaded."""
+
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from dragoman_server.bundle.bundle import Bundle, embedded_bundle
+from dragoman_server.bundle.manifest import ATTENTION_FILE, WEIGHTS_FILE, Precision
+from dragoman_server.config import EngineOptions
+from dragoman_server.errors import BundleError
+from dragoman_server.runtime import footprint, runner
+from dragoman_server.runtime.footprint import model_bytes
+from support.bundles import edit_manifest, put
+
+ONE_LANE, TWO_LANES = (EngineOptions(lanes=lanes, num_threads=1) for lanes in (1, 2))
+
+# The first model brings what all share with it.
+MEASURE = """
+import re, sys
+from pathlib import Path
+from dragoman_server.config import EngineOptions
+from dragoman_server.registry.model import Model
+from dragoman_server.runtime.device import Device
+
+def resident():
+    rollup = Path("/proc/self/smaps_rollup").read_text()
+    return 1024 * int(re.search("^Anonymous: +([0-9]+) kB$", rollup, re.MULTILINE)[1])
+
+options, folder = EngineOptions(lanes=1, num_threads=1), Path(sys.argv[1])
+device = Device.of(options)
+with Model.open(folder, options, device):
+    before = resident()
+    with Model.open(folder, options, device):
+        print(resident() - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="the memory is that which Linux tells")
+def test_a_model_takes_up_what_was_expected() -> None:
+    command = [sys.executable, "-c", MEASURE, str(embedded_bundle())]
+    measured = int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    expected = model_bytes(*Bundle.peek(embedded_bundle()), ONE_LANE)
+    assert measured / 1.3 < expected < measured * 1.3
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_what_is_expected_depends_on_the_sessions_there_will_be(
+    precision: Precision, tiny_bundles: dict[Precision, Bundle], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(footprint, "has_vnni", lambda: True)
+    monkeypatch.setattr(runner, "available_cpus", lambda: 2)
+    bundle, graphs = Bundle.peek(tiny_bundles[precision].folder)
+    size = (bundle.folder / WEIGHTS_FILE).stat().st_size
+    one_pair = model_bytes(bundle, graphs, TWO_LANES)
+    without_attention = {name: graph for name, graph in graphs.items() if name != ATTENTION_FILE}
+    attention = one_pair - model_bytes(bundle, without_attention, TWO_LANES)
+    assert 0.5 * size < attention < size
+    monkeypatch.setattr(runner, "_ALONE_WEIGHT_BYTES", 0)
+    two_pairs = model_bytes(bundle, graphs, TWO_LANES)
+    assert 0.5 * size < two_pairs - one_pair < size
+    assert model_bytes(bundle, graphs, replace(TWO_LANES, num_threads=2)) == one_pair
+    monkeypatch.setattr(footprint, "has_vnni", lambda: False)
+    assert (model_bytes(bundle, graphs, TWO_LANES) > two_pairs) == (precision == "int8")
+
+
+def test_a_glance_at_a_bundle_reads_no_weights(folder: Path) -> None:
+    whole = Bundle.open(folder)
+    (folder / WEIGHTS_FILE).unlink()
+    bundle, graphs = Bundle.peek(folder)
+    assert bundle == whole
+    assert graphs.keys() == {"encoder.onnx", "decoder_step.onnx", "attention.onnx"}
+    edit_manifest(folder, put("precision", "int8"))
+    with pytest.raises(BundleError, match="the precision in manifest"):
+        Bundle.peek(folder)
+    with pytest.raises(BundleError, match="not a directory"):
+        Bundle.peek(folder / "missing")

@@ -38,6 +38,7 @@ from dragoman_server.runtime.machine import available_cpus
 
 _BATCHES = (1, 256)
 _MIN_SENTENCES = 128  # of one run, for runs of single sentences to be long enough to be measured
+_RUNS_OF_A_PROCESS = 3
 _NUM_IDLE = 9
 _NUM_IN_FLIGHT = 256  # requests of a busy model: as many as two lanes have rows
 _OPUS_TOKENS = 20  # of every source and target
@@ -59,20 +60,21 @@ def alone(settings: Settings, before: str) -> Iterator[Row]:
         subprocess.CalledProcessError: git does not know `before`.
         RuntimeError: the engine of a state does not start.
     """
+    pairs: dict[int, list[tuple[float, float]]] = {batch: [] for batch in _BATCHES}
     workload = _default_workload(settings)
-    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
+    with tempfile.TemporaryDirectory() as folder:
         check_out(before, Path(folder))
-        states = {
-            name: stack.enter_context(_engine_of(root, name))
-            for name, root in ((before, Path(folder)), ("this", _ROOT))
-        }
-        for batch in _BATCHES:
-            rates = _alternating(states, workload, batch, settings)
-            for name, values in rates.items():
-                row = _row(Subject("Dragoman", name, "int8", settings.threads, "default"), "alone", values)
-                yield replace(row, batch=batch, beam=1)
-            ratio = paired_ratios(rates["this"], rates[before])
-            yield replace(row, metric="alone, of that before", unit="x", value=ratio, batch=batch, beam=1)
+        for _ in range(settings.num_pairs):
+            # In new processes each time: where things lie in memory moves the speed of a process by some percent.
+            with _engine_of(Path(folder), before) as old, _engine_of(_ROOT, "this") as new:
+                for batch in _BATCHES:
+                    for translate in (old, new):
+                        _rate(translate, workload, batch, settings)  # the first run allocates
+                    for _ in range(_RUNS_OF_A_PROCESS):
+                        rate = _rate(old, workload, batch, settings)
+                        pairs[batch].append((rate, _rate(new, workload, batch, settings)))
+    subjects = [Subject("Dragoman", name, "int8", settings.threads, "default") for name in (before, "this")]
+    yield from _compared(pairs, subjects, ("alone", "alone"), "alone, of that before")
 
 
 @contextlib.contextmanager
@@ -84,6 +86,7 @@ def _engine_of(root: Path, name: str) -> Iterator[Translate]:
 
 def beside_idle(settings: Settings) -> Iterator[Row]:
     """Whole batches by a model beside nine that have nothing to do, against the same model alone on its device."""
+    pairs: dict[int, list[tuple[float, float]]] = {batch: [] for batch in _BATCHES}
     workload = _default_workload(settings)
     with _tenants([workload] * (1 + _NUM_IDLE)) as (device, tenants):
         tenant, *others = tenants
@@ -93,45 +96,41 @@ def beside_idle(settings: Settings) -> Iterator[Row]:
             futures = tenant.model.engine.submit([Request(source, limit) for source in batch])
             return [future.result().hypotheses[0].token_ids for future in futures]
 
-        def translate_alone(batch: Sequence[Source], limit: int) -> list[Sequence[int]]:
-            for other in idle:
-                device.detach(other)
-            try:
-                return translate(batch, limit)
-            finally:
-                for other in idle:
-                    device.attach(other)
-
-        words = f"beside {_NUM_IDLE} idle models"
         for batch in _BATCHES:
-            rates = _alternating({"alone": translate_alone, words: translate}, workload, batch, settings)
-            for metric, values in rates.items():
-                yield replace(_row(tenant.subject(settings), metric, values), batch=batch, beam=1)
-            ratio = paired_ratios(rates[words], rates["alone"])
-            row = _row(tenant.subject(settings), f"{words}, of alone", values)
-            yield replace(row, unit="x", value=ratio, batch=batch, beam=1)
+            _rate(translate, workload, batch, settings)  # the first run allocates
+            for _ in range(_RUNS_OF_A_PROCESS * settings.num_pairs):
+                for engine in idle:
+                    device.detach(engine)
+                rate = _rate(translate, workload, batch, settings)
+                for engine in idle:
+                    device.attach(engine)
+                pairs[batch].append((rate, _rate(translate, workload, batch, settings)))
+        subject = tenant.subject(settings)
+    words = f"beside {_NUM_IDLE} idle models"
+    yield from _compared(pairs, [subject, subject], ("alone", words), f"{words}, of alone")
 
 
-def _alternating(
-    systems: dict[str, Translate], workload: Workload, size: int, settings: Settings
-) -> dict[str, list[float]]:
-    """Tokens per second of each, run by run."""
+def _rate(translate: Translate, workload: Workload, size: int, settings: Settings) -> float:
+    """Tokens per second."""
     batches = workload.batches(size)
     limits = [workload.decoding(batch, 1).max_target_tokens for batch in batches]
+    time.sleep(settings.settle_seconds)
+    translate(batches[0][:1], limits[0])  # processors of virtual machines sleep deeply
+    started = time.perf_counter()
+    targets = list(map(translate, batches, limits))
+    return sum(map(len, itertools.chain.from_iterable(targets))) / (time.perf_counter() - started)
 
-    def tokens_per_second(translate: Translate) -> float:
-        time.sleep(settings.settle_seconds)
-        translate(batches[0][:1], limits[0])  # processors of virtual machines sleep deeply
-        started = time.perf_counter()
-        targets = list(map(translate, batches, limits))
-        return sum(map(len, itertools.chain.from_iterable(targets))) / (time.perf_counter() - started)
 
-    for translate in systems.values():
-        tokens_per_second(translate)  # the first run allocates
-    rates: dict[str, list[float]] = {name: [] for name in systems}
-    for _, (name, translate) in itertools.product(range(settings.num_pairs), systems.items()):
-        rates[name].append(tokens_per_second(translate))
-    return rates
+def _compared(
+    pairs: dict[int, list[tuple[float, float]]], subjects: Sequence[Subject], metrics: Sequence[str], ratio: str
+) -> Iterator[Row]:
+    """Both rates, and the second over the first, by size of the batch."""
+    for batch, rates in pairs.items():
+        both = list(zip(*rates, strict=True))
+        for subject, metric, values in zip(subjects, metrics, both, strict=True):
+            row = replace(_row(subject, metric, values), batch=batch, beam=1)
+            yield row
+        yield replace(row, metric=ratio, unit="x", value=paired_ratios(both[1], both[0]))
 
 
 # -- two models that have work ---------------------------------------------------------------------------------------

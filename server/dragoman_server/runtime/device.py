@@ -125,8 +125,8 @@ class Device:
     def _step(self, lane: int) -> None:
         stepper = self._current[lane]
         assert stepper is not None
-        others = (current for other, current in enumerate(self._current) if other != lane)
-        stepper.step(lane, all(current is None or current is stepper for current in others))
+        is_alone = self._current.count(None) + self._current.count(stepper) == len(self._current)
+        stepper.step(lane, is_alone)
 
 
 def _schedule_as_batch() -> None:

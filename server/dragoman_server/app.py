@@ -34,6 +34,9 @@ EXIT_ENGINE_DEAD = 70  # EX_SOFTWARE of sysexits.h
 _MAX_STALLED_SECONDS = 10.0
 _SECONDS_PER_HEARTBEAT = 0.5
 
+# After which a model gives back memory. Taking it up again costs its next call some milliseconds.
+_IDLE_SECONDS = 60.0
+
 # Grace after the engine has died, for calls that gRPC has received but not handed over yet: they get a refusal, too.
 _GRACE_OF_THE_DEAD_SECONDS = 2.0
 
@@ -162,7 +165,10 @@ def _described(registry: Registry) -> str:
 
 
 async def _heartbeat(registry: Registry, server: Server) -> None:
-    """Health turns NOT_SERVING while an engine has work and gets nowhere, and while there is no model."""
+    """Health turns NOT_SERVING while an engine has work and gets nowhere, and while there is no model.
+
+    Models that nobody uses give memory back.
+    """
     reason = ""
     while True:
         before = reason
@@ -176,6 +182,7 @@ async def _heartbeat(registry: Registry, server: Server) -> None:
         elif before and not reason:
             logger.info("health is SERVING again")
             await server.health.serve()
+        await registry.give_back_memory(_IDLE_SECONDS)
         await asyncio.sleep(_SECONDS_PER_HEARTBEAT)
 
 

@@ -194,9 +194,9 @@ class EngineOptions:
         int,
         Meta(ge=0, le=2**50),
         About(
-            "Memory that the keys and values of the running rows may take up if all of them get as long as they may; "
-            "other rows wait. 0: a quarter of the memory that this process may use. A request over it by itself "
-            "runs alone.",
+            "Memory that the keys and values of the running rows of all models may take up if all of them get as long "
+            "as they may; other rows wait. 0: a quarter of the memory that this process may use. A request over it by "
+            "itself runs alone in its model.",
             "bytes",
         ),
     ] = 0

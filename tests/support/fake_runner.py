@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from dragoman_server.config import EngineOptions
 from dragoman_server.engine.engine import Engine
+from dragoman_server.engine.kv_budget import KvBudget
 from dragoman_server.engine.runner import Runner
 from dragoman_server.engine.search import Search, StepOutput
 from dragoman_server.engine.search_options import EarlyStopping, SearchOptions
@@ -73,6 +74,7 @@ class FakeRunner:
         self.pool: dict[int, Row] = {}
         self.on_encode, self.on_decode, self.distribution = on_encode, on_decode, distribution
         self.batch_sizes: list[int] = []
+        self.num_given_back = 0
 
     def encode(self, sources: Sequence[Sequence[int]], first_row: int) -> None:
         self.on_encode(sources)
@@ -99,6 +101,10 @@ class FakeRunner:
             rows.append(self.distribution(state.source, state.fed))
         return _step_output(np.stack(rows), top_k, score_ids, all_rows)
 
+    def give_back_memory(self) -> None:
+        self.num_given_back += 1
+        self.pool.clear()
+
     def move_rows(self, moves: Sequence[Move]) -> None:
         for source, target, is_sibling in moves:
             row = self.pool[source]
@@ -117,10 +123,15 @@ def running_engine(runner: Runner | Sequence[Runner], search: Search = SEARCH, /
 
 @contextmanager
 def engine_on(
-    device: Device, runners: Sequence[Runner], search: Search = SEARCH, /, **options: int
+    device: Device,
+    runners: Sequence[Runner],
+    search: Search = SEARCH,
+    budget: KvBudget | None = None,
+    /,
+    **options: int,
 ) -> Iterator[Engine]:
     """An engine on a device, which others may be on as well, with these `EngineOptions`, stopped in the end."""
-    engine = Engine(runners, search, EngineOptions(**options), device)
+    engine = Engine(runners, search, EngineOptions(**options), device, budget)
     engine.start()
     try:
         yield engine

@@ -129,6 +129,7 @@ class FakeEngine:
         self.is_holding = self.is_full = False
         self.refusal: Exception | None = None
         self.stalled_seconds = 0.0
+        self.num_given_back = 0
 
     def start(self) -> None:
         pass
@@ -153,6 +154,9 @@ class FakeEngine:
         if not self.is_holding:
             self._answer(requests, futures)
         return futures
+
+    def give_back_memory(self) -> None:
+        self.num_given_back += 1
 
     def release(self, index: int | None = None) -> None:
         """Answers all that was submitted, or the one at this place."""

@@ -18,6 +18,7 @@ from typing import NamedTuple, Protocol
 from dragoman_server.config import EngineOptions
 from dragoman_server.engine.deadlines import has_passed
 from dragoman_server.engine.departures import Departures
+from dragoman_server.engine.kv_budget import KvBudget
 from dragoman_server.engine.lane import Lane, LaneStep
 from dragoman_server.engine.runner import Runner
 from dragoman_server.engine.scheduler import Scheduler
@@ -63,6 +64,7 @@ class Engine:
         search: which tokens come next.
         options: how much is done at a time.
         device: runs the lanes.
+        budget: memory for keys and values, which all engines share; None is `max_kv_bytes` of the options for this one.
         on_step: called by a lane after every step; must be quick, and may be called by several lanes at once.
         on_death: called by a lane when an error ends the engine, after all callers were answered.
     """
@@ -73,15 +75,17 @@ class Engine:
         search: Search,
         options: EngineOptions,
         device: Device,
+        budget: KvBudget | None = None,
         on_step: Callable[[StepReport], None] = lambda _: None,
         on_death: Callable[[], None] = lambda: None,
     ) -> None:
         self._options = options
         self._device = device
+        self._budget = budget or KvBudget(options.max_kv_bytes or math.inf)
+        self._kv_bytes_per_token = runners[0].kv_bytes_per_token
         self._on_step, self._on_death = on_step, on_death
-        max_kv_tokens = options.max_kv_bytes / runners[0].kv_bytes_per_token if options.max_kv_bytes else math.inf
         self._lock = threading.Lock()  # guards all below but the contents of the lanes' rows
-        self._scheduler = Scheduler(len(runners), options.max_running, options.max_encoder_tokens, max_kv_tokens)
+        self._scheduler = Scheduler(len(runners), options.max_running, options.max_encoder_tokens)
         self._lanes = [
             Lane(schedule, self._lock, runner, search, self._answer)
             for schedule, runner in zip(self._scheduler.lanes, runners, strict=True)
@@ -179,8 +183,20 @@ class Engine:
         with self._lock:
             self._refusal = self._refusal or "the engine was stopped"
         self._device.detach(self)
+        with self._budget.lock:
+            self._budget.reserve(self, 0)
         self._lanes = []  # and with them the memory of the runners: callers may keep futures, which refer to the engine
         self._fail_everything()
+
+    def give_back_memory(self) -> None:
+        """Gives back what keys and values have grown to, unless there is work. Must not be called beside `stop`."""
+        self._device.detach(self)  # no lane runs from here on
+        with self._lock:
+            is_idle = not self._scheduler.has_work
+        if is_idle:
+            for lane in self._lanes:
+                lane.give_back_memory()
+        self._device.attach(self)
 
     # -- lanes -----------------------------------------------------------------------------------------------------
 
@@ -224,10 +240,13 @@ class Engine:
 
     def _deal(self) -> set[int]:
         """Lets the scheduler deal; returns the lanes that were given any. The lock is held."""
-        if not self._scheduler.num_waiting:
-            return set()
-        idle = {i for i, lane in enumerate(self._lanes) if not lane.has_work}
-        dealt = self._scheduler.deal(self._device.num_others(self))
+        with self._budget.lock:
+            idle = {i for i, lane in enumerate(self._lanes) if not lane.has_work}
+            dealt = set[int]()
+            if self._scheduler.num_waiting:
+                self._scheduler.max_kv_tokens = self._budget.left_to(self) / self._kv_bytes_per_token
+                dealt = self._scheduler.deal(self._device.num_others(self))
+            self._budget.reserve(self, self._scheduler.num_reserved_tokens * self._kv_bytes_per_token)
         for lane in idle & dealt:
             self._last_progress[lane] = time.monotonic()  # until now there was nothing to do
         return dealt

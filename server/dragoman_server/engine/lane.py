@@ -64,6 +64,10 @@ class Lane:
     def has_work(self) -> bool:
         return self._schedule.has_work
 
+    def give_back_memory(self) -> None:
+        """Gives back what keys and values have grown to. Nothing may run, and no step be taken meanwhile."""
+        self._runner.give_back_memory()
+
     def step(self, is_alone: bool = False) -> LaneStep:
         """Drops who has left, encodes who arrives, and decodes one token more for every row.
 

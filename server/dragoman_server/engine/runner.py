@@ -43,3 +43,6 @@ class Runner(Protocol):
 
     def move_rows(self, moves: Sequence[Move]) -> None:
         """Copies rows, with everything that was encoded and decoded in them so far."""
+
+    def give_back_memory(self) -> None:
+        """Gives back what keys and values have grown to. No row may be live."""

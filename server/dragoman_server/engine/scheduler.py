@@ -1,5 +1,6 @@
 """Who is decoded when, and in which lane: a state machine without model, clock and threads, for tests to drive."""
 
+import math
 from bisect import insort
 from collections.abc import Collection, Iterable, Iterator
 from collections.abc import Sequence as Rows
@@ -130,10 +131,12 @@ class Scheduler:
         num_lanes: batches that are decoded side by side.
         max_running: rows of a lane. A group is counted with all rows that it may come to need.
         max_encoder_tokens: source tokens, with padding, that a lane encodes between two decoding steps.
-        max_kv_tokens: positions of the KV pools that what runs in all lanes may come to fill.
+        max_kv_tokens: positions of the KV pools that what runs in all lanes may come to fill; may change between deals.
     """
 
-    def __init__(self, num_lanes: int, max_running: int, max_encoder_tokens: int, max_kv_tokens: float) -> None:
+    def __init__(
+        self, num_lanes: int, max_running: int, max_encoder_tokens: int, max_kv_tokens: float = math.inf
+    ) -> None:
         self.max_kv_tokens = max_kv_tokens
         self.lanes = [LaneSchedule(max_running, max_encoder_tokens) for _ in range(num_lanes)]
         self._waiting = WaitingQueue()
@@ -184,8 +187,13 @@ class Scheduler:
             dealt.add(group.lane)
         return dealt
 
+    @property
+    def num_reserved_tokens(self) -> int:
+        """Positions of the KV pools that what was dealt may come to fill."""
+        return sum(lane.num_reserved_tokens for lane in self.lanes)
+
     def _has_kv_room(self, group: SequenceGroup) -> bool:
-        num_tokens = sum(lane.num_reserved_tokens for lane in self.lanes)
+        num_tokens = self.num_reserved_tokens
         return not num_tokens or num_tokens + group.request.num_kv_tokens <= self.max_kv_tokens
 
     def _load(self, lane: int, num_others: Rows[int]) -> tuple[int, int, int]:

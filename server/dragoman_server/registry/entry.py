@@ -38,6 +38,7 @@ class Entry:
         is_retired: whether it is not to be found any more.
         load_time: Unix time.
         num_leases: calls that use it, or wait for it to be loaded.
+        is_resting: whether it has given back the memory that it does not need while nobody uses it.
         last_used: when the last call began, on the `time.monotonic` clock.
     """
 
@@ -53,6 +54,7 @@ class Entry:
     is_retired: bool = False
     load_time: float = 0.0
     num_leases: int = 0
+    is_resting: bool = False
     last_used: float = field(default_factory=time.monotonic)
     languages: Languages | None = None
 

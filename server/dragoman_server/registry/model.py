@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import replace
 from pathlib import Path
 from typing import Protocol, Self
 
@@ -11,6 +10,7 @@ from dragoman_server.bundle.bundle import Bundle
 from dragoman_server.bundle.languages import Languages
 from dragoman_server.config import EngineOptions
 from dragoman_server.engine.engine import Engine, StepReport
+from dragoman_server.engine.kv_budget import KvBudget
 from dragoman_server.engine.search import Search
 from dragoman_server.engine.sequence import Completion, Request
 from dragoman_server.errors import StartError
@@ -32,6 +32,9 @@ class SegmentEngine(Protocol):
 
     def start(self) -> None:
         """Takes requests from now on."""
+
+    def give_back_memory(self) -> None:
+        """Gives back what keys and values have grown to, unless there is work."""
 
     def stop(self) -> None:
         """Ends; requests not finished by then get an EngineDeadError."""
@@ -88,7 +91,7 @@ class Model:
         engine: SegmentEngine,
         attention: AttentionWorker | None = None,
         runners: Sequence[OnnxRunner] = (),
-        max_kv_bytes: int = 0,
+        max_kv_bytes: float = 0,
         name: str = "",
         replayed_difference: float = 0.0,
         on_close: Callable[[], None] = lambda: None,
@@ -108,6 +111,7 @@ class Model:
         background: Background | None = None,
         *,
         name: str = "",
+        budget: KvBudget | None = None,
         on_step: Callable[[StepReport], None] = lambda _: None,
         on_death: Callable[[], None] = lambda: None,
         on_close: Callable[[], None] = lambda: None,
@@ -120,6 +124,7 @@ class Model:
             device: runs the engine's lanes; made for the same options.
             background: runs the attention graph; None is the thread that calls.
             name: name@version that it is served as; empty: those of the bundle.
+            budget: memory for keys and values of all models; None is one of its own, by the options.
             on_step: told by the engine after every step.
             on_death: told by the engine when an error has ended it.
             on_close: called when it has been closed.
@@ -136,19 +141,21 @@ class Model:
                 f"as many."
             )
         # Rows of large models may come to need more memory than there is.
-        options = replace(options, max_kv_bytes=options.max_kv_bytes or available_memory() // 4)
+        budget = budget or KvBudget(options.max_kv_bytes or available_memory() // 4)
         runners = open_runners(bundle, contents, options)
         attention_pass = AttentionPass(bundle, 1, contents=contents) if bundle.has_attention else None
         del contents  # with the memory of all that the sessions have copies of
         difference = replay(bundle, runners[0])
         use_huge_pages()
-        engine = Engine(runners, Search.of(bundle.manifest), options, device, on_step=on_step, on_death=on_death)
+        engine = Engine(
+            runners, Search.of(bundle.manifest), options, device, budget, on_step=on_step, on_death=on_death
+        )
         attention = None
         if attention_pass is not None:
             replay_attention(bundle, attention_pass)
             attention_pass.background = background  # not before: where the graph hangs, it could not be closed
             attention = AttentionWorker(attention_pass, options.max_waiting)
-        return cls(bundle, engine, attention, runners, options.max_kv_bytes, name, difference, on_close)
+        return cls(bundle, engine, attention, runners, budget.max_bytes, name, difference, on_close)
 
     @property
     def kv_bytes_per_token(self) -> int:
@@ -163,7 +170,7 @@ class Model:
     @property
     def max_kv_bytes(self) -> int:
         """The most that keys and values can come to take up: all rows as long as the model allows, or the option."""
-        return min(self._max_kv_bytes, sum(runner.max_kv_bytes for runner in self.runners))
+        return int(min(self._max_kv_bytes, sum(runner.max_kv_bytes for runner in self.runners)))
 
     def close(self) -> None:
         """Ends the engine, then the thread of attention; what they have not answered fails. Gives all memory back."""

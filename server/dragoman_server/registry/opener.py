@@ -5,6 +5,7 @@ from pathlib import Path
 
 from dragoman_server.bundle.bundle import Bundle
 from dragoman_server.config import EngineOptions
+from dragoman_server.engine.kv_budget import KvBudget
 from dragoman_server.errors import BundleError
 from dragoman_server.metrics import Metrics
 from dragoman_server.registry.entry import Entry
@@ -12,6 +13,7 @@ from dragoman_server.registry.model import Model
 from dragoman_server.runtime.background import Background
 from dragoman_server.runtime.device import Device
 from dragoman_server.runtime.footprint import model_bytes
+from dragoman_server.runtime.machine import available_memory
 
 
 class ModelOpener:
@@ -35,6 +37,7 @@ class ModelOpener:
     ) -> None:
         self._options, self._device, self._background = options, device, background
         self._metrics, self._on_death = metrics, on_death
+        self._budget = KvBudget(options.max_kv_bytes or available_memory() // 4)
 
     def peek(self, folder: Path) -> tuple[Bundle, int]:
         """A bundle with nothing but its manifest that may be used, and what its weights will take up, in bytes.
@@ -58,6 +61,7 @@ class ModelOpener:
                 self._device,
                 self._background,
                 name=entry.resource_name,
+                budget=self._budget,
                 on_step=model_metrics.observe_step,
                 on_death=self._on_death,
                 on_close=model_metrics.close,

@@ -317,6 +317,10 @@ class Registry:
         self._catalogue.forget_routes()
         self._on_change(self)
 
+    async def give_back_memory(self, idle_seconds: float) -> None:
+        """Has models that were not used for so long give back what their keys and values have grown to."""
+        await self._residence.give_back_memory(idle_seconds)
+
     # -- the end -------------------------------------------------------------------------------
 
     def stop_engines(self) -> None:

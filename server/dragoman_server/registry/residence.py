@@ -97,7 +97,7 @@ class Residence:
         while not self._gate.is_set():
             await _by(deadline, self._gate.wait())
         entry.num_leases += 1
-        entry.last_used = time.monotonic()
+        entry.last_used, entry.is_resting = time.monotonic(), False
         try:
             if entry.model is None:
                 await _by(deadline, asyncio.shield(self.load(entry)))
@@ -217,6 +217,19 @@ class Residence:
         async with self._released:
             self._released.notify_all()
         self._on_change()
+
+    async def give_back_memory(self, idle_seconds: float) -> None:
+        """Has models that were not used for so long give back what their keys and values have grown to."""
+        latest = time.monotonic() - idle_seconds
+        for entry in self.resident:
+            if entry.num_leases or entry.model is None or entry.is_resting or entry.last_used > latest:
+                continue
+            entry.is_resting = True
+            entry.num_leases += 1  # else it could be closed meanwhile
+            try:
+                await asyncio.to_thread(entry.model.engine.give_back_memory)
+            finally:
+                self.release(entry)
 
     def stop_engines(self) -> None:
         """Answers all that is being decoded with an error; to be called on a thread."""

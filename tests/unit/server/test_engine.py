@@ -12,6 +12,7 @@ import pytest
 
 from dragoman_server.config import EngineOptions
 from dragoman_server.engine.engine import Engine, StepReport
+from dragoman_server.engine.kv_budget import KvBudget
 from dragoman_server.engine.search import StepOutput
 from dragoman_server.engine.search_options import SearchOptions
 from dragoman_server.engine.sequence import Completion, FinishReason, Request
@@ -73,6 +74,44 @@ def test_the_kv_budget_bounds_what_runs_together() -> None:
     with running_engine(runner, max_kv_bytes=2 * (5 + 20)) as engine:
         assert hypotheses(engine.submit(REQUESTS)) == [(expected(request),) for request in REQUESTS]
     assert max(runner.batch_sizes) == 2
+
+
+def test_engines_share_the_kv_budget() -> None:
+    gate = Gate()
+    first, second = FakeRunner(on_decode=gate), FakeRunner()  # of a byte for each token
+    budget = KvBudget(3 * (5 + 20))
+    with (
+        Device(1) as device,
+        Device(1) as other_device,
+        engine_on(device, [first], SEARCH, budget) as busy,
+        engine_on(other_device, [second], SEARCH, budget) as other,
+    ):
+        running = busy.submit(REQUESTS[:1])
+        assert gate.reached.wait(timeout=30)
+        assert hypotheses(other.submit(REQUESTS)) == [(expected(request),) for request in REQUESTS]
+        assert max(second.batch_sizes) == 2
+        gate.open.set()
+        hypotheses(running)
+        assert hypotheses(other.submit(REQUESTS)) == [(expected(request),) for request in REQUESTS]
+        assert max(second.batch_sizes) == 3
+    assert budget.left_to(None) == budget.max_bytes
+
+
+def test_memory_is_given_back_only_while_there_is_no_work() -> None:
+    gate = Gate()
+    runner = FakeRunner(on_decode=gate)
+    with running_engine(runner) as engine:
+        answers = engine.submit(REQUESTS[:1])
+        assert gate.reached.wait(timeout=30)
+        giving_back = threading.Thread(target=engine.give_back_memory)
+        giving_back.start()
+        gate.open.set()
+        assert hypotheses(answers) == [(expected(REQUESTS[0]),)]
+        giving_back.join()
+        assert runner.num_given_back == 0
+        engine.give_back_memory()
+        assert runner.num_given_back == 1
+        assert hypotheses(engine.submit(REQUESTS)) == [(expected(request),) for request in REQUESTS]
 
 
 def test_a_call_with_one_text_does_not_wait_for_a_call_with_many() -> None:

@@ -376,6 +376,24 @@ async def test_a_server_that_stops_gives_up_what_it_loads(opener: FakeOpener, tm
     may_go_on.set()
 
 
+async def test_a_model_that_nobody_uses_gives_memory_back_once(opener: FakeOpener, tmp_path: Path) -> None:
+    registry = Registry(opener)
+    await models(registry, tmp_path, "ab")
+    engines = {}
+    for name in "ab":
+        async with registry.lease(name, "en", "fr") as lease:
+            engines[name] = lease.model.engine
+    async with in_use(registry, "a"):
+        for _ in range(3):
+            await registry.give_back_memory(0.0)
+    await registry.give_back_memory(1000.0)
+    assert [engine.num_given_back for engine in engines.values()] == [0, 1]  # type: ignore[attr-defined]
+    await serving(registry, "b")
+    await registry.give_back_memory(0.0)
+    assert [engine.num_given_back for engine in engines.values()] == [1, 2]  # type: ignore[attr-defined]
+    assert registry.num_leases == 0
+
+
 # -- what others are told ----------------------------------------------------------------------------------------------
 
 

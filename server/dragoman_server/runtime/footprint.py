@@ -8,7 +8,7 @@ from dragoman_server.bundle.graph_rules import weight_tensors
 from dragoman_server.bundle.manifest import ATTENTION_FILE
 from dragoman_server.config import EngineOptions
 from dragoman_server.runtime.runner import session_threads
-from dragoman_server.runtime.session import has_vnni
+from dragoman_server.runtime.session import sums_int8_exactly
 from dragoman_server.text.tokenizer_files import TOKENIZER_FILES
 
 # The second input of these is packed, by each session anew.
@@ -38,7 +38,7 @@ def model_bytes(bundle: Bundle, graphs: Mapping[str, Graph], options: EngineOpti
         of_graph = set(_packed(graph))
         packed += sum(tensors[name].size for name in of_graph) * (1 if file == ATTENTION_FILE else num_pairs)
         shared.update(_shared(graph))
-    if not has_vnni():  # `open_session` says why
+    if not sums_int8_exactly():  # `open_session` says why
         shared.update(name for name, tensor in tensors.items() if tensor.dtype == "int8")
     files = (bundle.folder / name for name in TOKENIZER_FILES[bundle.manifest.tokenizer])
     tokenizer = _TOKENIZER_FACTOR * sum(file.stat().st_size for file in files)

@@ -69,9 +69,9 @@ def open_session(
     values = {key: ort.OrtValue.from_dlpack(weight) for key, weight in contents.weights.items()}
     for key, value in values.items():
         options.add_initializer(key, value)
-    if not has_vnni():
-        # Without VNNI instructions the fast int8 kernels add pairs of products in 16 bits, which can overflow. The
-        # weights are made unsigned, from what is given here, not from the file; the session keeps both.
+    if not sums_int8_exactly():
+        # The weights are made unsigned, so that sums cannot overflow: from what is given here, not from the file. The
+        # session keeps both.
         options.add_session_config_entry("session.x64quantprecision", "1")
         signed = [key for key in _weights_of(contents, name) if contents.weights[key].dtype == np.int8]
         options.add_external_initializers(signed, [values[key] for key in signed])
@@ -139,7 +139,9 @@ def _set_float_environment(environment: "ctypes.Array[ctypes.c_uint32]") -> None
         libc().fesetenv(environment)
 
 
-def has_vnni() -> bool:
-    """Whether the processor multiplies int8 without intermediate sums of 16 bits."""
+def sums_int8_exactly() -> bool:
+    """Whether the fast int8 kernels do; on x86-64 without VNNI they add pairs of products in 16 bits."""
+    if platform.machine() not in ("x86_64", "AMD64"):
+        return True
     cpu_info = Path("/proc/cpuinfo")
     return cpu_info.exists() and "vnni" in cpu_info.read_text()

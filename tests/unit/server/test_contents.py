@@ -49,15 +49,15 @@ def overwrite(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
-@pytest.mark.parametrize("has_vnni", [True, False])
+@pytest.mark.parametrize("is_exact", [True, False])
 def test_files_that_are_overwritten_meanwhile_change_nothing(
     precision: Precision,
-    has_vnni: bool,
+    is_exact: bool,
     folder: Path,
     int8_folder: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(session, "has_vnni", lambda: has_vnni)
+    monkeypatch.setattr(session, "sums_int8_exactly", lambda: is_exact)
     folder = {"fp32": folder, "int8": int8_folder}[precision]
     bundle, contents = Bundle.load(folder)
     expected = replay(bundle, runner(bundle, bundle.contents()))

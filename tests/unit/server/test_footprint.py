@@ -50,7 +50,7 @@ def test_a_model_takes_up_what_was_expected() -> None:
 def test_what_is_expected_depends_on_the_sessions_there_will_be(
     precision: Precision, tiny_bundles: dict[Precision, Bundle], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(footprint, "has_vnni", lambda: True)
+    monkeypatch.setattr(footprint, "sums_int8_exactly", lambda: True)
     monkeypatch.setattr(runner, "available_cpus", lambda: 2)
     bundle, graphs = Bundle.peek(tiny_bundles[precision].folder)
     size = (bundle.folder / WEIGHTS_FILE).stat().st_size
@@ -62,7 +62,7 @@ def test_what_is_expected_depends_on_the_sessions_there_will_be(
     two_pairs = model_bytes(bundle, graphs, TWO_LANES)
     assert 0.5 * size < two_pairs - one_pair < size
     assert model_bytes(bundle, graphs, replace(TWO_LANES, num_threads=2)) == one_pair
-    monkeypatch.setattr(footprint, "has_vnni", lambda: False)
+    monkeypatch.setattr(footprint, "sums_int8_exactly", lambda: False)
     assert (model_bytes(bundle, graphs, TWO_LANES) > two_pairs) == (precision == "int8")
 
 

@@ -104,7 +104,7 @@ async def serve(config: Config) -> int:
         except DrainingError:
             return EXIT_OK
         except DragomanError as error:
-            raise StartError(str(error)) from error
+            raise StartError(str(error.__cause__ or error)) from error  # the bundle's fault without the model's name
 
         # -- serve
         max_segments, max_rows = config.engine.max_waiting, config.engine.max_running

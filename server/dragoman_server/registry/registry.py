@@ -1,7 +1,6 @@
 """The models that are served: leases for calls, and changes while calls go on."""
 
 import asyncio
-import logging
 import math
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable
@@ -27,8 +26,6 @@ from dragoman_server.registry.entry import Entry, State
 from dragoman_server.registry.model import Model
 from dragoman_server.registry.repository import Place
 from dragoman_server.registry.residence import Opener, Residence
-
-logger = logging.getLogger(__name__)
 
 
 class Lease(NamedTuple):
@@ -247,8 +244,6 @@ class Registry:
 
     def _note_failure(self, place: Place, old: Entry | None, error: str) -> Entry:
         entry = old or Entry(place, place.name or place.folder.name, place.version)
-        if entry.error != error:
-            logger.error("%s cannot be served: %s", place.folder, error)
         entry.error = error
         if old is None:
             self._put(entry, None)

@@ -138,7 +138,8 @@ class Residence:
                 except StartError as error:
                     self._on_load(entry.name, False, time.monotonic() - started)
                     entry.error = str(error)
-                    logger.error("model %s cannot be loaded: %s", entry.resource_name, error)
+                    if self.max_bytes:  # else whoever adds the model knows
+                        logger.error("model %s cannot be loaded: %s", entry.resource_name, error)
                     raise ModelFailedError(f"model {entry.name!r} cannot be loaded: {error}") from error
                 except StoppedError:
                     raise DrainingError("the server is stopping") from None

@@ -65,7 +65,8 @@ class Watcher:
             raise
         except NoRoomError as error:  # may be over when it is tried again
             logger.warning("%s", error)
-        except DragomanError:  # is in the registry, and in the log
+        except DragomanError as error:
+            logger.error("%s is not served: %s", place.folder, error)
             self._tried[place.folder] = signature
         else:
             self._tried[place.folder] = signature

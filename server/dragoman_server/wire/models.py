@@ -1,17 +1,20 @@
 """ModelService and ModelAdminService on the wire."""
 
 import asyncio
+import logging
 from collections.abc import Iterable
 
 from dragoman.v1 import models_pb2 as pb
 from dragoman.v1 import models_pb2_grpc
 from dragoman_server.bundle.languages import Direction, LanguageTable
-from dragoman_server.errors import DeadlineError, NoRepositoryError
+from dragoman_server.errors import DeadlineError, DragomanError, NoRepositoryError
 from dragoman_server.registry.entry import Entry, State
 from dragoman_server.registry.model import Model
 from dragoman_server.registry.registry import Registry
 from dragoman_server.registry.repository import Repository
 from dragoman_server.wire.translation import Context
+
+logger = logging.getLogger(__name__)
 
 SERVICE_NAME = "dragoman.v1.ModelService"
 ADMIN_SERVICE_NAME = "dragoman.v1.ModelAdminService"
@@ -65,7 +68,11 @@ class ModelAdminServicer(models_pb2_grpc.ModelAdminServiceServicer):
         if self._repository is None:
             raise NoRepositoryError("this server has no repository to load models from: start it with --repository")
         place = await asyncio.to_thread(self._repository.place, request.path)
-        entry = await asyncio.shield(asyncio.create_task(self._registry.add(place)))
+        try:
+            entry = await asyncio.shield(asyncio.create_task(self._registry.add(place)))
+        except DragomanError as error:
+            logger.error("%s is not served: %s", place.folder, error)
+            raise
         return pb.LoadModelResponse(model=model_message(entry, self._registry, self._max_rows))
 
     async def UnloadModel(self, request: pb.UnloadModelRequest, context: Context) -> pb.UnloadModelResponse:

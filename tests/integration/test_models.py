@@ -1,6 +1,7 @@
 """Many models in a real server process: names, versions, reloads under load, pivots, administration."""
 
 import asyncio
+import random
 import shutil
 import signal
 import time
@@ -13,7 +14,7 @@ from google.rpc.error_details_pb2 import ErrorInfo
 from google.rpc.status_pb2 import Status
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from dragoman import AsyncClient, Client, DragomanError, FailedPreconditionError, NotFoundError, Translation
+from dragoman import AsyncClient, Client, DragomanError, FailedPreconditionError, NotFoundError, Pivot, Translation
 from dragoman.v1 import models_pb2 as pb
 from dragoman.v1 import models_pb2_grpc
 from dragoman_server.bundle.bundle import Bundle
@@ -385,6 +386,42 @@ def test_a_limit_of_memory_loads_models_when_they_are_used(tmp_path: Path, versi
             assert found.text == texts[number % 2]
             assert sum(model.state == pb.MODEL_STATE_READY for model in admin.models().values()) <= 3
         admin.channel.close()
+
+
+# -- pivots ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_pivot_is_two_translations_by_hand(tmp_path: Path, versions: list[Path]) -> None:
+    from support.tiny_model import WORDS
+
+    root = tmp_path / "models"
+    copy_bundle(versions[0], root / "de-en", ("de", "en"))
+    copy_bundle(versions[1], root / "en-es", ("en", "es"))
+    rng = random.Random(0)
+    lines = [" ".join(rng.choices(WORDS, k=rng.randint(1, 12))) for _ in range(200)]
+    texts = [*lines[:100], *map("\n".join, zip(lines[100:150], lines[150:], strict=True))]
+    with server_process(None, "--repository", str(root)) as server, Client(server.address) as client:
+        english = client.translate(texts, source="de", target="en")
+        by_hand = client.translate([text.text for text in english], source="en", target="es")
+        through = client.translate(texts, source="de", target="es")
+        assert [text.text for text in through] == [text.text for text in by_hand]
+        assert len({text.text for text in through}) > len(texts) / 2
+        assert {text.model for text in through} == {by_hand[0].model}
+        assert {text.pivot for text in through} == {Pivot("en", english[0].model)}
+        for text, whole in zip(texts[::10], through[::10], strict=True):
+            stream = client.stream(text, source="de", target="es")
+            assert "".join(stream) == stream.result.text == whole.text
+            assert stream.result.pivot == whole.pivot
+        for index, result in client.exchange(texts[:20], source="de", target="es"):
+            assert str(result) == through[index].text
+        with pytest.raises(NotFoundError, match="ExchangeTranslations alone go through en"):
+            client.score("the dog", "the dog", source="de", target="es")
+    with (
+        server_process(None, "--repository", str(root), "--pivot", "off") as server,
+        Client(server.address) as client,
+        pytest.raises(NotFoundError, match="no model translates de-es"),
+    ):
+        client.translate(texts[0], source="de", target="es")
 
 
 # -- the end -----------------------------------------------------------------------------------------------------------

@@ -428,6 +428,8 @@ def validate(config: Config) -> None:
             option.read(values[option.name], option.name)
         except StartError as error:
             faults.append(str(error))
+    if config.models.watch_seconds and config.models.repository is None:
+        faults.append(f"watch_seconds must be 0 without a repository and is {config.models.watch_seconds:g}.")
     if faults:
         raise StartError(" ".join(faults))
 

@@ -14,7 +14,16 @@ from google.rpc.error_details_pb2 import ErrorInfo
 from google.rpc.status_pb2 import Status
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from dragoman import AsyncClient, Client, DragomanError, FailedPreconditionError, NotFoundError, Pivot, Translation
+from dragoman import (
+    AsyncClient,
+    Client,
+    DragomanError,
+    FailedPreconditionError,
+    NotFoundError,
+    Pivot,
+    Translation,
+    UnimplementedError,
+)
 from dragoman.v1 import models_pb2 as pb
 from dragoman.v1 import models_pb2_grpc
 from dragoman_server.bundle.bundle import Bundle
@@ -131,7 +140,7 @@ def test_models_are_found_by_name_and_version(client: Client, admin: Admin) -> N
     assert served["b"].model == served["b@2"].model == "b@2"
     assert served["b@1"].model == "b@1"
     assert served["a"].text == served["b@1"].text != served["b"].text
-    with pytest.raises(NotFoundError, match="no such model; this server has 'a', 'b'"):
+    with pytest.raises(NotFoundError, match="no such version; model 'b' has 1, 2"):
         translate(client, "b@3")
 
 
@@ -214,13 +223,22 @@ def test_what_is_wrong_with_administration_is_refused(
     assert refusal(lambda: admin.get(""))[:2] == (Code.INVALID_ARGUMENT, "REQUIRED_FIELD")
 
 
-def test_the_main_address_takes_no_administration(server: ServerProcess) -> None:
+def test_the_main_address_takes_no_administration(server: ServerProcess, admin: Admin, client: Client) -> None:
     with grpc.insecure_channel(server.address) as channel:
         stub = models_pb2_grpc.ModelAdminServiceStub(channel)
         with pytest.raises(grpc.RpcError) as caught:
             stub.UnloadModel(pb.UnloadModelRequest(model="a"), timeout=10)
         assert caught.value.code() == grpc.StatusCode.UNIMPLEMENTED
-        assert len(models_pb2_grpc.ModelServiceStub(channel).ListModels(pb.ListModelsRequest(), timeout=10).models) == 4
+        # Nor when it has been called where it is.
+        admin.unload("b@1")
+        with pytest.raises(grpc.RpcError) as caught:
+            stub.UnloadModel(pb.UnloadModelRequest(model="a"), timeout=10)
+        assert caught.value.code() == grpc.StatusCode.UNIMPLEMENTED
+        assert len(models_pb2_grpc.ModelServiceStub(channel).ListModels(pb.ListModelsRequest(), timeout=10).models) == 3
+    translate(client)
+    assert server.admin_address is not None
+    with Client(server.admin_address) as other, pytest.raises(UnimplementedError):
+        translate(other)
 
 
 def test_without_a_repository_nothing_is_loaded(versions: list[Path]) -> None:
@@ -343,6 +361,16 @@ def test_a_repository_is_followed(root: Path, versions: list[Path]) -> None:
         models = until(admin, lambda models: any(name.startswith("c@") for name in models))
         assert [m.state for name, m in models.items() if name.startswith("c@")] == [pb.MODEL_STATE_READY]
         admin.channel.close()
+
+
+def test_weights_that_change_alone_are_noticed_and_not_used(admin: Admin, client: Client, root: Path) -> None:
+    before = translate(client, "a")
+    weights = root / "a" / "weights.bin"
+    with weights.open("r+b") as file:  # as cp does it
+        file.truncate(1000)
+    assert translate(client, "a").text == before.text
+    assert refusal(lambda: admin.load("a"))[1] == "MODEL_FAILED"
+    assert translate(client, "a").model == before.model
 
 
 def test_a_copy_that_stopped_half_way_leaves_what_is_served(

@@ -72,6 +72,10 @@ class FakeOpener:
     def peek(self, folder: Path) -> tuple[Bundle, int]:
         return read_bundle(folder), self.sizes.get(folder.name, 1)
 
+    def check(self, folder: Path) -> None:
+        if folder.name in self.faults:
+            raise BundleError(self.faults[folder.name])
+
     def open(self, entry: Entry) -> Model:
         self.before(entry)
         if entry.name in self.faults:

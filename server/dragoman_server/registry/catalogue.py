@@ -88,9 +88,12 @@ class Catalogue:
         if self._chosen_versions.get(entry.name) is entry:
             del self._chosen_versions[entry.name]
 
-    def choose_version(self, entry: Entry) -> None:
-        """Has the name of a model stand for this version."""
-        self._chosen_versions[entry.name] = entry
+    def choose_version(self, name: str, entry: Entry | None) -> None:
+        """Has the name of a model stand for this version; None is the last."""
+        if entry is None:
+            self._chosen_versions.pop(name, None)
+        else:
+            self._chosen_versions[name] = entry
 
     def choose_model(self, entry: Entry, directions: Iterable[Direction]) -> None:
         """Has calls in these directions that name no model get this one."""
@@ -175,7 +178,11 @@ class Catalogue:
         return UnsupportedLanguageError(refusal.language_pair, text)
 
     def no_model(self, name: str) -> ModelNotFoundError:
-        """The error where there is no model of a name."""
+        """The error where there is no model of a name, or no such version."""
+        model, _, _ = name.rpartition("@")
+        if versions := [entry.version for entry in self.serving if entry.name == model]:
+            named = ", ".join(versions[-_MAX_NAMED:])
+            return ModelNotFoundError(name, f"there is no such version; model {model!r} has {named}")
         names = [*dict.fromkeys(repr(entry.name) for entry in self.serving)]
         more = f" and {len(names) - _MAX_NAMED} more" if len(names) > _MAX_NAMED else ""
         named = ", ".join(names[:_MAX_NAMED]) or "none"

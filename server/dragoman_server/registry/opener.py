@@ -51,6 +51,10 @@ class ModelOpener:
         except OSError as error:
             raise BundleError(f"{folder} has no tokenizer: {error.strerror}") from error
 
+    def check(self, folder: Path) -> None:
+        """Raises BundleError where files of a bundle are not as its manifest has them."""
+        Bundle.open(folder)
+
     def open(self, entry: Entry) -> Model:
         """Loads a model; raises StartError where it cannot be served."""
         model_metrics = self._metrics.model(entry.name)

@@ -98,8 +98,12 @@ class Registry:
         return max((model.engine.stalled_seconds for model in models if model is not None), default=0.0)
 
     def num_by_state(self) -> dict[str, int]:
-        """How many there are in each state."""
-        return {state.value: 0 for state in State} | Counter(entry.state.value for entry in self.entries)
+        """How many there are in each state. Those that failed are all bundles that cannot be served now.
+
+        So they count, too, where what was in their folders before goes on.
+        """
+        counts = {state.value: 0 for state in State} | Counter(entry.state.value for entry in self.entries)
+        return counts | {State.FAILED.value: sum(bool(entry.error) for entry in self.entries)}
 
     def health(self) -> dict[str, bool]:
         """Whether each name, and each name@version, takes calls."""
@@ -109,9 +113,9 @@ class Registry:
                 found[name] = found.get(name, False) or entry.is_serving
         return found
 
-    def at(self, folder: Path) -> Entry | None:
-        """What there is of the bundle in a folder."""
-        return next((entry for entry in self._catalogue.entries if entry.folder == folder), None)
+    def at(self, place: Place) -> Entry | None:
+        """What there is of the bundle at a place."""
+        return next((entry for entry in self._catalogue.entries if entry.place == place), None)
 
     def find(self, name: str) -> Entry:
         """The model of a name, or of name@version.
@@ -131,8 +135,8 @@ class Registry:
         return entry in self._catalogue.default_versions()
 
     def chosen_directions(self, entry: Entry) -> list[Direction]:
-        """The pairs of languages for which `set_default` has chosen this model."""
-        return self._catalogue.chosen_directions(entry)
+        """The pairs of languages for which `set_default` has chosen this model, in the version of its name."""
+        return self._catalogue.chosen_directions(entry) if self.is_default_version(entry) else []
 
     # -- leases --------------------------------------------------------------------------------
 
@@ -191,7 +195,7 @@ class Registry:
         num_bytes, most = sum(leg.entry.num_bytes for leg in route), self._residence.max_bytes
         if most and num_bytes > most:
             names = " and ".join(repr(leg.entry.name) for leg in route)
-            raise ModelTooLargeError(f"models {names} take {num_bytes} bytes; the limit for all models is {most}")
+            raise ModelTooLargeError(f"models {names} take {num_bytes} bytes; max_model_bytes is {most}")
 
     # -- changes -------------------------------------------------------------------------------
 
@@ -209,36 +213,46 @@ class Registry:
         """
         async with self._changing:
             signature = place.signature()
-            old = self.at(place.folder)
+            old = self.at(place)
             try:
                 entry = await self._listed(place)
                 entry.signature = signature
                 if old is not None and old.is_serving and _are_same(old, entry):
+                    if old.signature != signature:
+                        await self._check(place)
                     old.signature, old.error = signature, ""
+                    self._changed()
                     return old
                 if not self._residence.max_bytes:
                     await self._residence.load(entry)
             except (ModelFailedError, ModelExistsError, ModelTooLargeError) as error:
-                self._note_failure(place, old, str(error)).signature = signature
+                self._note_failure(place, old, str(error.__cause__ or error)).signature = signature
                 raise
             self._put(entry, old)
             return entry
 
+    async def _check(self, place: Place) -> None:
+        """Raises ModelFailedError where files are not those of the manifest."""
+        try:
+            await asyncio.to_thread(self._opener.check, place.folder)
+        except BundleError as error:
+            raise ModelFailedError(str(error)) from error
+
     async def _listed(self, place: Place) -> Entry:
         try:
             if place.fault:
-                raise BundleError(f"{place.folder} {place.fault}")
+                raise BundleError(f"{place.folder}: {place.fault}")
             bundle, num_bytes = await asyncio.to_thread(self._opener.peek, place.folder)
         except BundleError as error:
             self._on_load(place.name or place.folder.name, False, 0.0)
             raise ModelFailedError(str(error)) from error
         entry = Entry(place, place.name or bundle.manifest.name, place.version or bundle.version, bundle, num_bytes)
         for other in self._catalogue.entries:
-            if other.resource_name == entry.resource_name and other.folder != entry.folder and other.bundle is not None:
-                raise ModelExistsError(f"model {entry.resource_name!r} is served already, from another folder")
+            if other.resource_name == entry.resource_name and other.place != place and other.bundle is not None:
+                raise ModelExistsError(f"model {entry.resource_name!r} is served already, from {other.folder}")
         if (most := self._residence.max_bytes) and entry.num_bytes > most:
             raise ModelTooLargeError(
-                f"model {entry.name!r} takes {entry.num_bytes} bytes; the limit for all models is {most}"
+                f"model {entry.name!r} takes {entry.num_bytes} bytes; max_model_bytes, for all models, is {most}"
             )
         return entry
 
@@ -247,6 +261,8 @@ class Registry:
         entry.error = error
         if old is None:
             self._put(entry, None)
+        else:
+            self._changed()
         return entry
 
     def _put(self, entry: Entry, old: Entry | None) -> None:
@@ -283,7 +299,9 @@ class Registry:
         return self._residence.retire(entry)
 
     def set_default(self, name: str, source: str = "", target: str = "") -> None:
-        """Chooses the model of calls that name none, in one direction or all of the model's; and its version.
+        """Chooses the model of calls that name none, in one direction or all of the model's.
+
+        With name@version, the name stands for that version from now on; with the name alone, for the last again.
 
         Raises:
             InvalidInputError: a name or a language is missing.
@@ -304,8 +322,7 @@ class Registry:
         else:
             raise no_pair(source, target, [entry])
         self._catalogue.choose_model(entry, directions)
-        if name == entry.resource_name:
-            self._catalogue.choose_version(entry)
+        self._catalogue.choose_version(entry.name, entry if name == entry.resource_name else None)
         self._changed()
 
     def _changed(self) -> None:
@@ -337,6 +354,9 @@ class _NoOpener:
     """Stands in where all models are open already."""
 
     def peek(self, folder: Path) -> tuple[Bundle, int]:
+        raise NotImplementedError
+
+    def check(self, folder: Path) -> None:
         raise NotImplementedError
 
     def open(self, entry: Entry) -> Model:

@@ -32,7 +32,7 @@ _MAX_SECONDS_FOR_ROOM = 30.0
 
 
 class Opener(Protocol):
-    """Loads models. Both methods are called on threads."""
+    """Loads models. Its methods are called on threads."""
 
     def peek(self, folder: Path) -> tuple[Bundle, int]:
         """A bundle with nothing but its manifest that may be used, and what its weights will take up, in bytes.
@@ -40,6 +40,9 @@ class Opener(Protocol):
         Raises:
             BundleError: it cannot be read.
         """
+
+    def check(self, folder: Path) -> None:
+        """Raises BundleError where files of a bundle are not as its manifest has them."""
 
     def open(self, entry: Entry) -> Model:
         """Loads a model, compares it with its certificate, and runs it.
@@ -164,12 +167,15 @@ class Residence:
         try:
             while self._is_over(entry.num_bytes):
                 if idle := self._idle():
-                    await self._free(min(idle, key=lambda other: other.last_used))
+                    longest_unused = min(idle, key=lambda other: other.last_used)
+                    await self._free(longest_unused)
+                    logger.info("model %s made room", longest_unused.resource_name)
                     continue
                 waited = time.monotonic() - began
                 if waited >= _MAX_SECONDS_FOR_ROOM:
                     raise NoRoomError(
-                        f"model {entry.name!r} has no room in memory: the models there are all in use", 1.0
+                        f"model {entry.name!r} has no room within max_model_bytes: the models in memory are all in use",
+                        1.0,
                     )
                 if waited < _GATE_SECONDS:
                     self._gate.clear()

@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-from pathlib import Path
 
 from dragoman_server.errors import DragomanError, DrainingError, NoRoomError
 from dragoman_server.registry.registry import Registry
@@ -24,8 +23,8 @@ class Watcher:
 
     def __init__(self, registry: Registry, repository: Repository) -> None:
         self._registry, self._repository = registry, repository
-        self._seen: dict[Path, Signature] = {}  # at the last look
-        self._tried: dict[Path, Signature] = {}  # what was served, or could not be
+        self._seen: dict[Place, Signature] = {}  # at the last look
+        self._tried: dict[Place, Signature] = {}  # what was served, or could not be
 
     async def serve_all(self) -> None:
         """Serves all bundles there are; those that cannot be served have their errors in the registry."""
@@ -44,14 +43,14 @@ class Watcher:
     async def catch_up(self) -> None:
         """Looks once."""
         found = await asyncio.to_thread(self._look)
-        before, self._seen = self._seen, {place.folder: signature for place, signature in found}
+        before, self._seen = self._seen, dict(found)
         for place, signature in found:
-            if signature != self._tried.get(place.folder) and signature == before.get(place.folder):
+            if signature != self._tried.get(place) and signature == before.get(place):
                 await self._serve(place, signature)
         # A folder that is replaced by another is gone for a moment.
-        for folder in self._tried.keys() - self._seen.keys() - before.keys():
-            del self._tried[folder]
-            if (entry := self._registry.at(folder)) is not None:
+        for place in self._tried.keys() - self._seen.keys() - before.keys():
+            del self._tried[place]
+            if (entry := self._registry.at(place)) is not None:
                 logger.info("the folder of model %s is gone", entry.resource_name)
                 self._registry.discard(entry)
 
@@ -67,6 +66,6 @@ class Watcher:
             logger.warning("%s", error)
         except DragomanError as error:
             logger.error("%s is not served: %s", place.folder, error)
-            self._tried[place.folder] = signature
+            self._tried[place] = signature
         else:
-            self._tried[place.folder] = signature
+            self._tried[place] = signature

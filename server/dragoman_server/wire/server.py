@@ -63,18 +63,19 @@ class Server:
 
     def __init__(self, listen: str, admin_listen: str | None, max_message_bytes: int, metrics: Metrics) -> None:
         self.health = HealthServicer([translation.SERVICE_NAME, attention.SERVICE_NAME, models.SERVICE_NAME])
-        self._guard = Guard(metrics, attention.STALL_SECONDS)
-        self._server, self.address = self._bound("listen", listen, max_message_bytes)
+        self._metrics, self._max_message_bytes = metrics, max_message_bytes
+        self._guard, self._server, self.address = self._bound("listen", listen)
         self._servers = [self._server]
         self._admin, self.admin_address = None, None
         if admin_listen is not None:
-            self._admin, self.admin_address = self._bound("admin_listen", admin_listen, max_message_bytes)
+            _, self._admin, self.admin_address = self._bound("admin_listen", admin_listen)
             self._servers.append(self._admin)
 
-    def _bound(self, option: str, listen: str, max_message_bytes: int) -> tuple[grpc.aio.Server, str]:
-        """A server that listens on an address, and the address with its port."""
+    def _bound(self, option: str, listen: str) -> tuple[Guard, grpc.aio.Server, str]:
+        """A server that listens on an address, with a guard of its own, which knows its methods; and the port."""
+        guard = Guard(self._metrics, attention.STALL_SECONDS)
         server = grpc.aio.server(
-            interceptors=[self._guard],
+            interceptors=[guard],
             options=[
                 # Else a second server on the same port would silently get half of the calls.
                 ("grpc.so_reuseport", 0),
@@ -83,7 +84,7 @@ class Server:
                 ("grpc.server.max_pending_requests", _MAX_PENDING_CALLS),
                 ("grpc.server.max_pending_requests_hard_limit", _MAX_PENDING_CALLS),
                 ("grpc.server_max_unrequested_time_in_server", _MAX_PENDING_SECONDS),
-                ("grpc.max_receive_message_length", max_message_bytes),
+                ("grpc.max_receive_message_length", self._max_message_bytes),
                 # The size of an answer follows from that of the request and the model's limits.
                 ("grpc.max_send_message_length", -1),
                 ("grpc.keepalive_time_ms", _KEEPALIVE_TIME_MS),
@@ -98,7 +99,7 @@ class Server:
         )
         check_free(option, listen)
         try:
-            return server, with_port(listen, server.add_insecure_port(listen))
+            return guard, server, with_port(listen, server.add_insecure_port(listen))
         except RuntimeError as error:  # taken since the line above
             raise StartError(f"cannot listen on {listen}: {error}") from error
 

@@ -56,7 +56,7 @@ def test_a_name_stands_for_the_last_version_unless_another_was_chosen() -> None:
     found = catalogue(old, new)
     assert routed(found, "en", "fr", "a") == routed(found, "en", "fr") == [("a@2", "en", "fr")]
     assert routed(found, "en", "fr", "a@1") == [("a@1", "en", "fr")]
-    found.choose_version(old)
+    found.choose_version("a", old)
     found.forget_routes()
     assert routed(found, "en", "fr", "a") == routed(found, "en", "fr") == [("a@1", "en", "fr")]
     found.remove(old)
@@ -67,7 +67,7 @@ def test_a_name_stands_for_the_last_version_unless_another_was_chosen() -> None:
 def test_what_replaces_an_entry_has_its_place_and_its_choice() -> None:
     old, other = entry("a", "en>fr", version="1"), entry("b", "en>fr")
     found = catalogue(old, entry("a", "en>fr", version="2"), other)
-    found.choose_version(old)
+    found.choose_version("a", old)
     found.put(entry("a", "en>fr", version="1b"), old)
     assert routed(found, "en", "fr", "a") == [("a@1b", "en", "fr")]
     assert [each.resource_name for each in found.entries] == ["a@1b", "a@2", "b@1"]
@@ -123,6 +123,11 @@ def test_a_model_that_failed_answers_nothing_and_says_why() -> None:
     refusal = found.route("a", "en", "fr")
     assert isinstance(refusal, ModelFailedError)
     assert "weights.bin is damaged" in str(refusal)
+
+
+def test_of_a_version_that_is_not_there_those_there_are_are_named() -> None:
+    found = catalogue(entry("a", "en>fr", version="1"), entry("a", "en>fr", version="2"))
+    assert str(found.route("a@3", "en", "fr")) == "there is no such version; model 'a' has 1, 2"
 
 
 def test_of_many_models_some_are_named() -> None:

@@ -6,7 +6,7 @@ from typing import Literal, get_args
 
 import pytest
 
-from dragoman_server.config import OPTIONS, Config, EngineOptions, InputLimits, validate
+from dragoman_server.config import OPTIONS, Config, EngineOptions, InputLimits, ModelOptions, validate
 from dragoman_server.errors import StartError
 from dragoman_server.runtime.machine import available_cpus, available_memory, cpu_allowance
 
@@ -19,6 +19,7 @@ def test_the_defaults_are_valid() -> None:
     ("config", "name", "value"),
     [
         (Config(listen="50051"), "listen", "'50051'"),
+        (Config(models=ModelOptions(watch_seconds=1.5)), "watch_seconds", "1.5"),
         (Config(metrics_listen="localhost:"), "metrics_listen", "'localhost:'"),
         (Config(shutdown_grace_seconds=float("nan")), "shutdown_grace_seconds", "nan"),
         (Config(engine=EngineOptions(max_running=0)), "max_running", "0"),

@@ -84,7 +84,7 @@ async def test_a_model_is_in_memory_before_it_is_found(opener: FakeOpener, tmp_p
 
 async def test_what_uses_a_version_keeps_it_while_new_calls_get_the_next(opener: FakeOpener, tmp_path: Path) -> None:
     registry = Registry(opener)
-    old = await registry.add(Place(write_bundle(tmp_path / "a")))
+    old = await registry.add(Place(write_bundle(tmp_path / "a"), "tiny"))
     async with in_use(registry, "tiny") as held, in_use(registry, ""):
         new = await registry.add(changed(tmp_path / "a", "tiny"))
         assert held == old.resource_name != new.resource_name == await serving(registry, "tiny")
@@ -140,6 +140,30 @@ async def test_a_name_and_version_is_of_one_folder(opener: FakeOpener, tmp_path:
     with pytest.raises(ModelExistsError, match=entry.resource_name):
         await registry.add(Place(write_bundle(tmp_path / "b")))
     assert await serving(registry) == entry.resource_name
+
+
+async def test_one_folder_may_be_served_under_several_names(opener: FakeOpener, tmp_path: Path) -> None:
+    registry = Registry(opener)
+    folder = write_bundle(tmp_path / "a")
+    await registry.add(Place(folder))
+    await registry.add(Place(folder, "other"))
+    assert (await serving(registry, "tiny")).startswith("tiny@")
+    assert (await serving(registry, "other")).startswith("other@")
+
+
+async def test_files_that_have_changed_under_the_same_manifest_are_checked(opener: FakeOpener, tmp_path: Path) -> None:
+    registry = Registry(opener)
+    place = Place(write_bundle(tmp_path / "a"), "a")
+    entry = await registry.add(place)
+    (tmp_path / "a" / "weights.bin").touch()
+    opener.faults["a"] = "weights.bin is damaged"
+    with pytest.raises(ModelFailedError, match="damaged"):
+        await registry.add(place)
+    assert (await serving(registry, "a"), entry.error) == (entry.resource_name, "weights.bin is damaged")
+    assert registry.num_by_state()["failed"] == 1
+    del opener.faults["a"]
+    assert await registry.add(place) is entry
+    assert (entry.error, registry.num_by_state()["failed"], len(opener.opened)) == ("", 0, 1)
 
 
 async def test_the_pair_decides_where_no_name_is_given(opener: FakeOpener, tmp_path: Path) -> None:
@@ -213,6 +237,17 @@ async def test_a_default_holds_for_a_pair_or_for_all_and_outlives_a_reload(opene
     assert await serving(registry) == new.resource_name
     registry.set_default("a")
     assert (await serving(registry)).startswith("a@")
+
+
+async def test_a_chosen_version_stays_until_the_name_alone_is_chosen(opener: FakeOpener, tmp_path: Path) -> None:
+    registry = Registry(opener)
+    entries = [await registry.add(Place(write_bundle(tmp_path / version), "a", version)) for version in "12"]
+    registry.set_default("a@1")
+    await registry.add(Place(write_bundle(tmp_path / "3"), "a", "3"))
+    assert await serving(registry, "a") == "a@1"
+    assert [len(registry.chosen_directions(entry)) for entry in entries] == [1, 0]
+    registry.set_default("a")
+    assert await serving(registry, "a") == "a@3"
 
 
 async def test_a_default_must_be_there_and_translate_the_pair(opener: FakeOpener, tmp_path: Path) -> None:
@@ -297,7 +332,7 @@ async def test_who_finds_no_room_is_told_in_time(
     registry = Registry(opener, max_bytes=1)
     await models(registry, tmp_path, "ab")
     async with in_use(registry, "a"):
-        with pytest.raises(NoRoomError, match="'b' has no room"):
+        with pytest.raises(NoRoomError, match="'b' has no room within max_model_bytes"):
             await serving(registry, "b")
         assert await serving(registry, "a") == "a@1"
     assert await serving(registry, "b") == "b@1"
@@ -333,7 +368,7 @@ async def test_a_model_that_turns_out_broken_fails_its_callers_and_nobody_else(
 async def test_a_model_over_the_limit_is_refused(opener: FakeOpener, tmp_path: Path) -> None:
     opener.sizes = {"big": 5, "a": 2, "b": 2}
     registry = Registry(opener, max_bytes=3)
-    with pytest.raises(ModelTooLargeError, match="'big' takes 5 bytes; the limit for all models is 3"):
+    with pytest.raises(ModelTooLargeError, match="'big' takes 5 bytes; max_model_bytes, for all models, is 3"):
         await registry.add(Place(write_bundle(tmp_path / "big"), "big", "1"))
     await registry.add(Place(write_bundle(tmp_path / "a", directions=[("de", "en")]), "a", "1"))
     await registry.add(Place(write_bundle(tmp_path / "b", directions=[("en", "es")]), "b", "1"))

@@ -43,9 +43,8 @@ _NOT_REACHED: Final = (
 )
 
 HEALTH_CHECK_METHOD: Final = "/grpc.health.v1.Health/Check"
-# grpc.health.v1 on the wire, so that the SDK needs no package for it: a request for the
-# server as a whole is empty, and the answer has the status in field 1, with 1 for SERVING.
-HEALTH_CHECK_REQUEST: Final = b""
+# grpc.health.v1 on the wire, so that the SDK needs no package for it: the answer has the status in field 1, with 1 for
+# SERVING.
 HEALTH_CHECK_SERVING: Final = b"\x08\x01"
 
 

@@ -144,7 +144,7 @@ class Connection:
             raise call.error(attempt, cast(FailedCall, failure)) from failure
         return call.read(response)
 
-    def is_serving(self, timeout: float | None) -> bool:
+    def is_serving(self, request: bytes, timeout: float | None) -> bool:
         """What a health check says.
 
         Raises:
@@ -153,7 +153,7 @@ class Connection:
         attempt = self._attempts(timeout)()
         try:
             with self._while_open():
-                answer = self._check_health(_calls.HEALTH_CHECK_REQUEST, timeout=attempt.remaining)
+                answer = self._check_health(request, timeout=attempt.remaining)
         except grpc.RpcError as failure:
             raise attempt.health_error(cast(FailedCall, failure)) from failure
         return answer == _calls.HEALTH_CHECK_SERVING
@@ -310,7 +310,7 @@ class AsyncConnection:
             raise call.error(attempt, failure) from failure
         return call.read(response)
 
-    async def is_serving(self, timeout: float | None) -> bool:
+    async def is_serving(self, request: bytes, timeout: float | None) -> bool:
         """What a health check says.
 
         Raises:
@@ -322,7 +322,7 @@ class AsyncConnection:
                 check: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = self._open_channel().unary_unary(
                     _calls.HEALTH_CHECK_METHOD
                 )
-                answer = await check(_calls.HEALTH_CHECK_REQUEST, timeout=attempt.remaining)
+                answer = await check(request, timeout=attempt.remaining)
         except grpc.aio.AioRpcError as failure:
             raise attempt.health_error(failure) from failure
         return answer == _calls.HEALTH_CHECK_SERVING

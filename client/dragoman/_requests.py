@@ -12,7 +12,7 @@ from google.protobuf.message import Message
 from dragoman import types
 from dragoman._lists import Batch, Inputs
 from dragoman.errors import InvalidArgumentError
-from dragoman.v1 import attention_pb2, translation_pb2
+from dragoman.v1 import attention_pb2, models_pb2, translation_pb2
 from dragoman.v1.attention_pb2 import AlignInput, AlignRequest, GetAttentionRequest
 from dragoman.v1.translation_pb2 import (
     ExchangeConfig,
@@ -234,6 +234,15 @@ def set_field(message: Any, name: str, value: Any) -> None:
             low, high = limits
             raise InvalidArgumentError(f"{name} is {short_repr(value)}, must be from {low} to {high}") from None
         raise InvalidArgumentError(f"{name} is {short_repr(value)}: {error}") from None
+
+
+def health_check(model: str) -> bytes:
+    """A request of grpc.health.v1 for a model; "" is the server as a whole. It has the name in field 1, as that below.
+
+    Raises:
+        InvalidArgumentError: the name cannot be put into a message.
+    """
+    return models_pb2.GetModelRequest(model=valid_text("model", model)).SerializeToString()
 
 
 def valid_text(name: str, text: object) -> str:

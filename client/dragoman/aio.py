@@ -300,14 +300,15 @@ class AsyncClient(AsyncModelMethods):
             lambda: connection.attention().Align, inputs, _convert.alignments, timeout, errors
         )
 
-    async def health(self, *, timeout: float | None = None) -> bool:
-        """Whether the server is ready to translate: see `dragoman.Client.health`.
+    async def health(self, model: str = "", *, timeout: float | None = None) -> bool:
+        """Whether the server, or one of its models, is ready to translate: see `dragoman.Client.health`.
 
         Raises:
             UnavailableError: no server answered.
+            NotFoundError: the server has no such model.
             DragomanError: something answered, but no Dragoman server.
         """
-        return await self._connection.is_serving(timeout)
+        return await self._connection.is_serving(_requests.health_check(model), timeout)
 
     async def close(self) -> None:
         """Closes the connections; calls under way raise RequestCancelledError."""

@@ -385,17 +385,21 @@ class Client(ModelMethods):
         inputs = _requests.align_inputs(text, target_text, source=source, target=target, options=options)
         return self._connection.deliver(self._connection.attention.Align, inputs, _convert.alignments, timeout, errors)
 
-    def health(self, *, timeout: float | None = None) -> bool:
-        """Whether the server is ready to translate; False where it says that it is starting or stopping, or stuck.
+    def health(self, model: str = "", *, timeout: float | None = None) -> bool:
+        """Whether the server, or one of its models, is ready to translate.
+
+        False where the server says that it is starting or stopping, or stuck, and where the model cannot be loaded.
 
         Args:
+            model: name, or name@version; default: the server as a whole.
             timeout: seconds to wait for the answer; default: the client's.
 
         Raises:
             UnavailableError: no server answered.
+            NotFoundError: the server has no such model.
             DragomanError: something answered, but no Dragoman server.
         """
-        return self._connection.is_serving(timeout)
+        return self._connection.is_serving(_requests.health_check(model), timeout)
 
     def close(self) -> None:
         """Closes the connections; calls under way raise RequestCancelledError."""

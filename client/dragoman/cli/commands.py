@@ -281,11 +281,14 @@ app.command()(models.default)
 
 
 @app.command()
-def health(address: Address = DEFAULT_ADDRESS) -> None:
+def health(
+    model: Annotated[str, typer.Option(help="Ask for one model, NAME or NAME@VERSION, not for the server.")] = "",
+    address: Address = DEFAULT_ADDRESS,
+) -> None:
     """Say whether the server is ready: SERVING, with exit code 0, NOT_SERVING with 1, or UNREACHABLE with 69."""
     with connected(address, HEALTH_TIMEOUT_SECONDS) as client:
         try:
-            status, exit_code = ("SERVING", 0) if client.health() else ("NOT_SERVING", FAILED)
+            status, exit_code = ("SERVING", 0) if client.health(model) else ("NOT_SERVING", FAILED)
         except UnavailableError as error:
             typer.echo(f"dragoman: {describe(error)}", err=True)
             status, exit_code = "UNREACHABLE", UNREACHABLE

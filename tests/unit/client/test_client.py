@@ -8,6 +8,7 @@ from typing import Any
 import grpc
 import pytest
 from google.rpc.error_details_pb2 import BadRequest, ErrorInfo
+from grpc_health.v1.health_pb2 import HealthCheckResponse
 
 from dragoman import (
     AsyncClient,
@@ -381,6 +382,21 @@ async def test_no_server_is_named_with_its_address(nowhere: str) -> None:
 def test_a_server_that_does_not_exist_is_named_likewise(address: str) -> None:
     with Client(address) as client, pytest.raises(UnavailableError, match=f"is dragoman-server running at {address}"):
         client.translate("a", source="en", target="fr")
+
+
+async def test_health_of_a_model() -> None:
+    with FakeServer() as server, Client(server.address) as client:
+        server.health.set("de-en@1", HealthCheckResponse.SERVING)
+        server.health.set("en-de", HealthCheckResponse.NOT_SERVING)
+        assert (client.health("de-en@1"), client.health("en-de"), client.health()) == (True, False, True)
+        with pytest.raises(NotFoundError):
+            client.health("other")
+        with pytest.raises(InvalidArgumentError):
+            client.health("\ud800")
+        async with AsyncClient(server.address) as other:
+            assert await other.health("de-en@1")
+            with pytest.raises(NotFoundError):
+                await other.health("other")
 
 
 async def test_health_of_a_server_that_does_not_answer_is_unavailable() -> None:

@@ -101,6 +101,8 @@ async def serve(config: Config) -> int:
                 await registry.add(place)
             if watcher is not None:
                 await watcher.serve_all()
+        except OSError as error:
+            raise StartError(f"the repository cannot be read: {error.strerror}") from error
         except DrainingError:
             return EXIT_OK
         except DragomanError as error:

@@ -416,6 +416,24 @@ def test_a_limit_of_memory_loads_models_when_they_are_used(tmp_path: Path, versi
         admin.channel.close()
 
 
+def test_a_bundle_that_is_swapped_before_its_first_use_is_not_served_as_what_was_listed(
+    tmp_path: Path, versions: list[Path]
+) -> None:
+    root = tmp_path / "models"
+    copy_bundle(versions[0], root / "a")
+    with (
+        server_process(None, "--repository", str(root), "--max-model-bytes", "1000000000") as server,
+        Client(server.address) as client,
+    ):
+        swap(root / "a", versions[1])
+        with pytest.raises(FailedPreconditionError, match="changed since it was listed"):
+            translate(client, "a")
+        admin = Admin(server)
+        version = admin.load("a").version
+        assert translate(client, "a").model == f"a@{version}"
+        admin.channel.close()
+
+
 # -- pivots ------------------------------------------------------------------------------------------------------------
 
 

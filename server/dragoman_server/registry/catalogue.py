@@ -52,17 +52,21 @@ class Catalogue:
         """The entries that take calls."""
         return [entry for entry in self.entries if entry.is_serving]
 
-    def named(self, name: str, entries: Iterable[Entry] | None = None) -> Entry | None:
-        """The entry of name@version; of a name alone the one that was chosen, else the last."""
-        found = [e for e in (self.entries if entries is None else entries) if name in (e.name, e.resource_name)]
+    def named(self, name: str) -> Entry | None:
+        """The entry of name@version; of a name alone the one that was chosen, else the last, of those that serve.
+
+        Where none of these serves, one that does not.
+        """
+        found = [entry for entry in self.entries if name in (entry.name, entry.resource_name)]
+        found = [entry for entry in found if entry.is_serving] or found
         chosen = self._chosen_versions.get(name)
         return chosen if chosen in found else found[-1] if found else None
 
     def default_versions(self) -> list[Entry]:
         """What the name of each model stands for, in the order of the models."""
-        serving = self.serving
-        names = dict.fromkeys(entry.name for entry in serving)
-        return [entry for name in names if (entry := self.named(name, serving)) is not None]
+        last = {entry.name: entry for entry in self.serving}
+        chosen = self._chosen_versions
+        return [chosen[name] if name in chosen and chosen[name].is_serving else last[name] for name in last]
 
     def chosen_directions(self, entry: Entry) -> list[Direction]:
         """The pairs of languages for which this model was chosen."""
@@ -124,10 +128,10 @@ class Catalogue:
         return self._routes[key]
 
     def _named_route(self, name: str, source: str, target: str) -> Route | Refusal:
-        entry = self.named(name, self.serving)
-        if entry is None or entry.languages is None:
-            known = self.named(name)
-            return failed(known) if known else self.no_model(name)
+        if (entry := self.named(name)) is None:
+            return self.no_model(name)
+        if entry.languages is None or not entry.is_serving:
+            return failed(entry)
         if entry.languages.fault_of(source) or entry.languages.fault_of(target):
             return _no_codes()
         found = entry.languages.find(source, target)
@@ -158,7 +162,7 @@ class Catalogue:
             first = self._nearest(source, language)
             second = self._nearest(first.direction.target, target) if first else None
             # From a language to itself, as from en-US to en-GB, there is no way.
-            if first and second and first.direction.source != second.direction.target:
+            if first and second and _primary(first.direction.source) != _primary(second.direction.target):
                 return first, second
         return None
 
@@ -187,6 +191,11 @@ class Catalogue:
         more = f" and {len(names) - _MAX_NAMED} more" if len(names) > _MAX_NAMED else ""
         named = ", ".join(names[:_MAX_NAMED]) or "none"
         return ModelNotFoundError(name, f"there is no such model; this server has {named}{more}")
+
+
+def _primary(code: str) -> str:
+    """The language without region or script."""
+    return folded(code).partition("-")[0]
 
 
 def failed(entry: Entry) -> ModelFailedError:

@@ -1,6 +1,7 @@
 """One version of a model, in memory or not, and how it stands."""
 
 import enum
+import math
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,6 +34,7 @@ class Entry:
         num_bytes: that its weights take up in memory, all copies.
         signature: of its folder when it was read.
         error: why the present contents of its folder cannot be served.
+        failed_until: for how long a model that is not in memory is not tried again, on the `time.monotonic` clock.
         model: while it is in memory.
         is_loading: whether it will be.
         is_retired: whether it is not to be found any more.
@@ -49,6 +51,7 @@ class Entry:
     num_bytes: int = 0
     signature: Signature = ()
     error: str = ""
+    failed_until: float = math.inf
     model: Model | None = None
     is_loading: bool = False
     is_retired: bool = False
@@ -79,7 +82,7 @@ class Entry:
             return State.DRAINING
         if self.model is not None:
             return State.READY
-        if self.error:
+        if self.error and time.monotonic() < self.failed_until:
             return State.FAILED
         return State.LOADING if self.is_loading else State.LISTED
 

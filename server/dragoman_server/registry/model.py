@@ -13,7 +13,7 @@ from dragoman_server.engine.engine import Engine, StepReport
 from dragoman_server.engine.kv_budget import KvBudget
 from dragoman_server.engine.search import Search
 from dragoman_server.engine.sequence import Completion, Request
-from dragoman_server.errors import StartError
+from dragoman_server.errors import BundleError, StartError
 from dragoman_server.registry.parity import replay, replay_attention
 from dragoman_server.runtime.attention_pass import AttentionPass
 from dragoman_server.runtime.background import Background
@@ -111,6 +111,7 @@ class Model:
         background: Background | None = None,
         *,
         name: str = "",
+        version: str = "",
         budget: KvBudget | None = None,
         on_step: Callable[[StepReport], None] = lambda _: None,
         on_death: Callable[[], None] = lambda: None,
@@ -124,6 +125,7 @@ class Model:
             device: runs the engine's lanes; made for the same options.
             background: runs the attention graph; None is the thread that calls.
             name: name@version that it is served as; empty: those of the bundle.
+            version: that the bundle must have; empty: any.
             budget: memory for keys and values of all models; None is one of its own, by the options.
             on_step: told by the engine after every step.
             on_death: told by the engine when an error has ended it.
@@ -134,6 +136,8 @@ class Model:
             StartError: the options do not fit the model.
         """
         bundle, contents = Bundle.load(folder)
+        if version not in ("", bundle.version):
+            raise BundleError(f"{folder}: its contents have changed since it was listed; have it loaded again")
         beam_size = bundle.manifest.generation.beam_size
         if beam_size > options.max_running:
             raise StartError(

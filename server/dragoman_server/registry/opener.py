@@ -56,7 +56,8 @@ class ModelOpener:
         Bundle.open(folder)
 
     def open(self, entry: Entry) -> Model:
-        """Loads a model; raises StartError where it cannot be served."""
+        """Loads a model; raises StartError where it cannot be served, or is not the one that was listed."""
+        assert entry.bundle is not None
         model_metrics = self._metrics.model(entry.name)
         try:
             model = Model.open(
@@ -65,6 +66,7 @@ class ModelOpener:
                 self._device,
                 self._background,
                 name=entry.resource_name,
+                version=entry.bundle.version,
                 budget=self._budget,
                 on_step=model_metrics.observe_step,
                 on_death=self._on_death,

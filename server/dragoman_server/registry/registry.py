@@ -24,8 +24,8 @@ from dragoman_server.errors import (
 from dragoman_server.registry.catalogue import Catalogue, Refusal, Route, failed, no_pair
 from dragoman_server.registry.entry import Entry, State
 from dragoman_server.registry.model import Model
-from dragoman_server.registry.repository import Place
-from dragoman_server.registry.residence import Opener, Residence
+from dragoman_server.registry.repository import Place, Signature
+from dragoman_server.registry.residence import Opener, Residence, RetiredError, by
 
 
 class Lease(NamedTuple):
@@ -67,6 +67,8 @@ class Registry:
         self._residence = Residence(opener, max_bytes, stop or asyncio.Event(), self._changed, on_load)
         self._retired: list[Entry] = []
         self._changing = asyncio.Lock()
+        self._pairing = asyncio.Lock()  # of calls that need two models: waiting for one, each could block another
+        self.unloaded: dict[Place, Signature] = {}  # what was unloaded though its folder is there
 
     @classmethod
     def of(cls, *models: Model) -> Self:
@@ -130,13 +132,13 @@ class Registry:
             raise self._catalogue.no_model(name)
         return entry
 
-    def is_default_version(self, entry: Entry) -> bool:
-        """Whether calls that give the model's name without a version get this one."""
-        return entry in self._catalogue.default_versions()
+    def default_versions(self) -> list[Entry]:
+        """Those that calls get which give a model's name without a version."""
+        return self._catalogue.default_versions()
 
     def chosen_directions(self, entry: Entry) -> list[Direction]:
-        """The pairs of languages for which `set_default` has chosen this model, in the version of its name."""
-        return self._catalogue.chosen_directions(entry) if self.is_default_version(entry) else []
+        """The pairs of languages for which `set_default` has chosen a model, of which this is the default version."""
+        return self._catalogue.chosen_directions(entry)
 
     # -- leases --------------------------------------------------------------------------------
 
@@ -158,25 +160,33 @@ class Registry:
             ModelTooLargeError: the two models together are over the limit of memory.
             ModelFailedError, NoRoomError, DeadlineError, DrainingError: the model cannot be loaded.
         """
-        route = self._catalogue.route(name, source, target)
-        if isinstance(route, tuple) and len(route) > 1:
-            if may_pivot:
-                self._check_room(route)
-            else:
+        while True:
+            route = self._catalogue.route(name, source, target)
+            if isinstance(route, tuple) and len(route) > 1 and not may_pivot:
                 route = self._catalogue.not_alone(source, target, route)
-        async with AsyncExitStack() as held:
-            if not isinstance(route, tuple):
-                yield Lease(await self._any(route, held, deadline), route)
+            async with AsyncExitStack() as held:
+                try:
+                    lease = await self._lease(route, held, deadline)
+                except RetiredError:  # while the call waited: there may be another
+                    continue
+                yield lease
                 return
-            # Two models in one order, whichever way the text goes: else two calls could wait for each other.
-            for leg in sorted(route, key=lambda leg: id(leg.entry)):
-                await self._hold(leg.entry, held, deadline)
-            lease = None
-            for leg in reversed(route):
-                assert leg.entry.model is not None
-                lease = Lease(leg.entry.model, leg.direction, lease)
-            assert lease is not None
-            yield lease
+
+    async def _lease(self, route: Route | Refusal, held: AsyncExitStack, deadline: float) -> Lease:
+        if not isinstance(route, tuple):
+            return Lease(await self._any(route, held, deadline), route)
+        if len(route) > 1:
+            self._check_room(route)
+        async with AsyncExitStack() as turn:
+            if len(route) > 1 and any(leg.entry.model is None for leg in route):
+                await by(deadline, self._pairing.acquire())
+                turn.callback(self._pairing.release)
+            models = [await self._hold(leg.entry, held, deadline) for leg in route]
+        lease = None
+        for model, leg in zip(reversed(models), reversed(route), strict=True):
+            lease = Lease(model, leg.direction, lease)
+        assert lease is not None
+        return lease
 
     async def _hold(self, entry: Entry, held: AsyncExitStack, deadline: float) -> Model:
         model = await self._residence.hold(entry, deadline)
@@ -212,7 +222,8 @@ class Registry:
             NoRoomError, DrainingError: as for a lease.
         """
         async with self._changing:
-            signature = place.signature()
+            self.unloaded.pop(place, None)
+            signature = await asyncio.to_thread(place.signature)
             old = self.at(place)
             try:
                 entry = await self._listed(place)
@@ -241,7 +252,7 @@ class Registry:
     async def _listed(self, place: Place) -> Entry:
         try:
             if place.fault:
-                raise BundleError(f"{place.folder}: {place.fault}")
+                raise BundleError(f"{str(place.folder)!r}: {place.fault}")
             bundle, num_bytes = await asyncio.to_thread(self._opener.peek, place.folder)
         except BundleError as error:
             self._on_load(place.name or place.folder.name, False, 0.0)
@@ -287,6 +298,7 @@ class Registry:
             if entry.num_leases and not drain:
                 raise ModelInUseError(f"{entry.num_leases} calls are using model {entry.resource_name!r}")
             freed = self.discard(entry)
+            self.unloaded[entry.place] = await asyncio.to_thread(entry.place.signature)
         await asyncio.shield(freed)
 
     def discard(self, entry: Entry) -> "asyncio.Task[None]":

@@ -30,6 +30,13 @@ _T = TypeVar("_T")
 _GATE_SECONDS = 1.0
 _MAX_SECONDS_FOR_ROOM = 30.0
 
+# The reason may have passed: no memory, no file descriptors, a file that nobody could read.
+_SECONDS_TO_NEXT_TRY = 60.0
+
+
+class RetiredError(Exception):
+    """A model is not served any more: another may be."""
+
 
 class Opener(Protocol):
     """Loads models. Its methods are called on threads."""
@@ -92,18 +99,21 @@ class Residence:
         """Keeps a model in memory until `release`, and loads it before where it is not.
 
         Raises:
+            RetiredError: it has been retired meanwhile.
             ModelFailedError: it cannot be loaded.
             NoRoomError: all others are in use.
             DeadlineError: the deadline passed first.
             DrainingError: the server stops.
         """
         while not self._gate.is_set():
-            await _by(deadline, self._gate.wait())
+            await by(deadline, self._gate.wait())
+        if entry.is_retired:
+            raise RetiredError
         entry.num_leases += 1
         entry.last_used, entry.is_resting = time.monotonic(), False
         try:
             if entry.model is None:
-                await _by(deadline, asyncio.shield(self.load(entry)))
+                await by(deadline, asyncio.shield(self.load(entry)))
             assert entry.model is not None
             return entry.model
         except BaseException:
@@ -132,15 +142,16 @@ class Residence:
         return self._tasks[entry]
 
     async def _load(self, entry: Entry) -> None:
+        asked = time.monotonic()
         try:
             async with self._turn:
-                await self._make_room(entry)
+                await self._make_room(entry, asked)
                 started = time.monotonic()
                 try:
                     model = await load(lambda: self._opener.open(entry), self._stop, max_load_seconds(entry.folder))
                 except StartError as error:
                     self._on_load(entry.name, False, time.monotonic() - started)
-                    entry.error = str(error)
+                    entry.error, entry.failed_until = str(error), time.monotonic() + _SECONDS_TO_NEXT_TRY
                     if self.max_bytes:  # else whoever adds the model knows
                         logger.error("model %s cannot be loaded: %s", entry.resource_name, error)
                     raise ModelFailedError(f"model {entry.name!r} cannot be loaded: {error}") from error
@@ -157,8 +168,12 @@ class Residence:
             del self._tasks[entry]
             self._on_change()
 
-    async def _make_room(self, entry: Entry) -> None:
+    async def _make_room(self, entry: Entry, asked: float) -> None:
         """Frees idle models, those unused for the longest first, until there is room.
+
+        Args:
+            entry: needs it.
+            asked: since when, on the `time.monotonic` clock.
 
         Raises:
             NoRoomError: all others stayed in use.
@@ -171,18 +186,18 @@ class Residence:
                     await self._free(longest_unused)
                     logger.info("model %s made room", longest_unused.resource_name)
                     continue
-                waited = time.monotonic() - began
-                if waited >= _MAX_SECONDS_FOR_ROOM:
+                now = time.monotonic()
+                if now - asked >= _MAX_SECONDS_FOR_ROOM:
                     raise NoRoomError(
                         f"model {entry.name!r} has no room within max_model_bytes: the models in memory are all in use",
                         1.0,
                     )
-                if waited < _GATE_SECONDS:
+                if now - began < _GATE_SECONDS:
                     self._gate.clear()
                     until = began + _GATE_SECONDS
                 else:
                     self._gate.set()
-                    until = began + _MAX_SECONDS_FOR_ROOM
+                    until = asked + _MAX_SECONDS_FOR_ROOM
                 await self._some_idle(until)
         finally:
             self._gate.set()
@@ -260,8 +275,12 @@ def _keep(task: "asyncio.Task[None]", tasks: "set[asyncio.Task[None]]") -> "asyn
     return task
 
 
-async def _by(deadline: float, waiting: Awaitable[_T]) -> _T:
-    """Waits until the deadline, on the `time.monotonic` clock."""
+async def by(deadline: float, waiting: Awaitable[_T]) -> _T:
+    """Waits until the deadline, on the `time.monotonic` clock.
+
+    Raises:
+        DeadlineError: it has passed.
+    """
     try:
         async with asyncio.timeout(None if deadline == math.inf else max(0.0, deadline - time.monotonic())):
             return await waiting

@@ -37,6 +37,8 @@ class Watcher:
             await asyncio.sleep(seconds)
             try:
                 await self.catch_up()
+            except OSError as error:
+                logger.warning("the repository cannot be read: %s", error.strerror)
             except Exception:  # whatever it is, the next look may do better
                 logger.exception("the repository could not be looked through")
 
@@ -45,10 +47,13 @@ class Watcher:
         found = await asyncio.to_thread(self._look)
         before, self._seen = self._seen, dict(found)
         for place, signature in found:
-            if signature != self._tried.get(place) and signature == before.get(place):
+            is_known = signature in (self._tried.get(place), self._registry.unloaded.get(place))
+            if not is_known and signature == before.get(place):
                 await self._serve(place, signature)
         # A folder that is replaced by another is gone for a moment.
         for place in self._tried.keys() - self._seen.keys() - before.keys():
+            if not await asyncio.to_thread(lambda place=place: place.is_gone):  # type: ignore[misc]
+                continue
             del self._tried[place]
             if (entry := self._registry.at(place)) is not None:
                 logger.info("the folder of model %s is gone", entry.resource_name)
@@ -65,7 +70,7 @@ class Watcher:
         except NoRoomError as error:  # may be over when it is tried again
             logger.warning("%s", error)
         except DragomanError as error:
-            logger.error("%s is not served: %s", place.folder, error)
+            logger.error("%r is not served: %s", str(place.folder), error)
             self._tried[place] = signature
         else:
             self._tried[place] = signature

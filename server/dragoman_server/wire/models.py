@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from dragoman.v1 import models_pb2 as pb
 from dragoman.v1 import models_pb2_grpc
@@ -41,14 +41,12 @@ class ModelServicer(models_pb2_grpc.ModelServiceServicer):
 
     async def ListModels(self, request: pb.ListModelsRequest, context: Context) -> pb.ListModelsResponse:
         """Lists all models."""
-        return pb.ListModelsResponse(
-            models=[model_message(entry, self._registry, self._max_rows) for entry in self._registry.entries]
-        )
+        return pb.ListModelsResponse(models=model_messages(self._registry.entries, self._registry, self._max_rows))
 
     async def GetModel(self, request: pb.GetModelRequest, context: Context) -> pb.GetModelResponse:
         """Gives one model."""
         entry = self._registry.find(request.model)
-        return pb.GetModelResponse(model=model_message(entry, self._registry, self._max_rows))
+        return pb.GetModelResponse(model=model_messages([entry], self._registry, self._max_rows)[0])
 
 
 class ModelAdminServicer(models_pb2_grpc.ModelAdminServiceServicer):
@@ -71,9 +69,9 @@ class ModelAdminServicer(models_pb2_grpc.ModelAdminServiceServicer):
         try:
             entry = await asyncio.shield(asyncio.create_task(self._registry.add(place)))
         except DragomanError as error:
-            logger.error("%s is not served: %s", place.folder, error)
+            logger.error("%r is not served: %s", str(place.folder), error)
             raise
-        return pb.LoadModelResponse(model=model_message(entry, self._registry, self._max_rows))
+        return pb.LoadModelResponse(model=model_messages([entry], self._registry, self._max_rows)[0])
 
     async def UnloadModel(self, request: pb.UnloadModelRequest, context: Context) -> pb.UnloadModelResponse:
         """Ends serving a version."""
@@ -90,15 +88,23 @@ class ModelAdminServicer(models_pb2_grpc.ModelAdminServiceServicer):
         return pb.SetDefaultModelResponse()
 
 
-def model_message(entry: Entry, registry: Registry, max_rows: int) -> pb.Model:
-    """What callers are told of a model."""
+def model_messages(entries: Sequence[Entry], registry: Registry, max_rows: int) -> list[pb.Model]:
+    """What callers are told of models."""
+    defaults = {*registry.default_versions()}
+    messages = [_model(entry, max_rows, is_default=entry in defaults) for entry in entries]
+    for entry, message in zip(entries, messages, strict=True):
+        if entry in defaults:
+            message.default_for.extend(map(_pair, registry.chosen_directions(entry)))
+    return messages
+
+
+def _model(entry: Entry, max_rows: int, *, is_default: bool) -> pb.Model:
     message = pb.Model(
         name=entry.name,
         version=entry.version,
         state=_STATES[entry.state],
         error=entry.error,
-        is_default_version=registry.is_default_version(entry),
-        default_for=map(_pair, registry.chosen_directions(entry)),
+        is_default_version=is_default,
         active_calls=entry.num_leases,
     )
     if entry.bundle is not None:

@@ -101,8 +101,9 @@ def test_else_the_pairs_there_are_are_named(pivot: str, models: Sequence[str]) -
 
 
 def test_no_text_goes_to_another_language_and_back() -> None:
-    found = catalogue(entry("a", "en>fr"), entry("b", "fr>en"))
-    assert isinstance(found.route("", "en-US", "en-GB"), UnsupportedLanguageError)
+    for first, second in (("en>fr", "fr>en"), ("en-US>fr", "fr>en-GB")):
+        found = catalogue(entry("a", first), entry("b", second))
+        assert isinstance(found.route("", "en-US", "en-GB"), UnsupportedLanguageError)
 
 
 def test_one_model_may_do_both() -> None:
@@ -113,6 +114,15 @@ def test_one_model_may_do_both() -> None:
 def test_a_model_that_is_named_goes_through_no_other() -> None:
     found = catalogue(entry("a", "de>en"), entry("b", "en>es"))
     assert isinstance(found.route("a", "de", "es"), UnsupportedLanguageError)
+
+
+def test_the_name_of_a_model_is_of_a_version_that_serves() -> None:
+    good, broken = entry("a", "en>fr", version="1"), entry("a", "en>fr", version="2")
+    broken.error = "damaged"
+    found = catalogue(good, broken)
+    assert found.named("a") is good
+    assert found.named("a@2") is broken
+    assert found.default_versions() == [good]
 
 
 def test_a_model_that_failed_answers_nothing_and_says_why() -> None:

@@ -95,3 +95,12 @@ def test_a_model_whose_default_beam_has_no_room_is_refused(folder: Path, device:
         StartError, match=r"max_running is 8; the model's default beam_size of 9 needs at least as many"
     ):
         Model.open(folder, OPTIONS, device)
+
+
+def test_a_bundle_with_other_contents_than_were_listed_is_refused(
+    device: Device, tiny_bundles: dict[Precision, Bundle]
+) -> None:
+    bundle = tiny_bundles["fp32"]
+    with pytest.raises(BundleError, match="its contents have changed since it was listed"):
+        Model.open(bundle.folder, OPTIONS, device, version="0123456789ab")
+    Model.open(bundle.folder, OPTIONS, device, version=bundle.version).close()

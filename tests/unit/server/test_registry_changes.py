@@ -245,7 +245,7 @@ async def test_a_chosen_version_stays_until_the_name_alone_is_chosen(opener: Fak
     registry.set_default("a@1")
     await registry.add(Place(write_bundle(tmp_path / "3"), "a", "3"))
     assert await serving(registry, "a") == "a@1"
-    assert [len(registry.chosen_directions(entry)) for entry in entries] == [1, 0]
+    assert registry.default_versions() == entries[:1]
     registry.set_default("a")
     assert await serving(registry, "a") == "a@3"
 
@@ -322,6 +322,56 @@ async def test_who_finds_all_in_use_waits_and_is_not_overtaken_for_ever(opener: 
         task.cancel()
     await asyncio.gather(*busy, return_exceptions=True)
     assert opener.most_open == 1
+
+
+async def test_a_call_that_waited_gets_what_is_served_then(
+    opener: FakeOpener, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(residence, "_GATE_SECONDS", 10.0)
+    registry = Registry(opener, max_bytes=1)
+    await models(registry, tmp_path, "ab")
+    old = registry.find("a").resource_name
+    async with in_use(registry, "a"):
+        wants_b = asyncio.create_task(serving(registry, "b"))
+        await asyncio.sleep(0.01)  # now the gate is closed
+        wants_a = asyncio.create_task(serving(registry, "a"))
+        await asyncio.sleep(0.01)
+        removing = asyncio.create_task(registry.remove("a", drain=True))
+        await asyncio.sleep(0.01)
+        new = await registry.add(Place(write_bundle(tmp_path / "new"), "a", "2"))
+    assert await wants_b == "b@1"
+    await removing
+    assert await wants_a == new.resource_name != old
+    await settled(opener, new.resource_name)
+
+
+async def test_calls_through_two_models_do_not_block_each_other(opener: FakeOpener, tmp_path: Path) -> None:
+    registry = Registry(opener, max_bytes=2)
+    for name, pair in (("a", ("xx", "en")), ("b", ("yy", "en")), ("c", ("en", "zz"))):
+        await registry.add(Place(write_bundle(tmp_path / name, directions=[pair]), name, "1"))
+
+    async def call(source: str) -> None:
+        async with registry.lease("", source, "zz", may_pivot=True) as lease:
+            assert lease.second is not None
+            await asyncio.sleep(0.001)
+
+    await asyncio.wait_for(asyncio.gather(*(call(source) for source in ("xx", "yy") * 10)), 20)
+    assert opener.most_open == 2
+
+
+async def test_a_model_that_failed_at_its_use_is_tried_again(
+    opener: FakeOpener, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(residence, "_SECONDS_TO_NEXT_TRY", 0.05)
+    registry = Registry(opener, max_bytes=1)
+    await models(registry, tmp_path, "a")
+    opener.faults["a"] = "too many open files"
+    for _ in range(2):
+        with pytest.raises(ModelFailedError, match="too many open files"):
+            await serving(registry, "a")
+    del opener.faults["a"]
+    await asyncio.sleep(0.06)
+    assert await serving(registry, "a") == "a@1"
 
 
 async def test_who_finds_no_room_is_told_in_time(

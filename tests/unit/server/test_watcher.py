@@ -7,7 +7,7 @@ import pytest
 
 from dragoman_server.registry.entry import State
 from dragoman_server.registry.registry import Registry
-from dragoman_server.registry.repository import Repository
+from dragoman_server.registry.repository import Place, Repository
 from dragoman_server.registry.watcher import Watcher
 from support.fake_opener import FakeOpener, write_bundle
 
@@ -108,6 +108,39 @@ async def test_a_bundle_that_is_gone_is_not_served_any_more(followed: Followed) 
     assert await followed.look(1) == ["a", "a"]  # it may be gone for a moment
     await followed.look(1)
     assert followed.registry.find("a").version == "1"
+
+
+async def test_a_look_that_failed_changes_nothing(followed: Followed) -> None:
+    write_bundle(followed.root / "a")
+    await followed.watcher.serve_all()
+    followed.root.rename(followed.root.with_name("away"))
+    for _ in range(3):
+        with pytest.raises(OSError, match="No such file"):
+            await followed.watcher.catch_up()
+    assert await followed.look(0) == ["a"]
+    followed.root.with_name("away").rename(followed.root)
+    assert await followed.look(3) == ["a"]
+    assert len(followed.opener.opened) == 1
+
+
+async def test_what_cannot_be_seen_at_present_is_not_gone(followed: Followed, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_bundle(followed.root / "a" / "1")
+    await followed.watcher.serve_all()
+    monkeypatch.setattr(Place, "is_gone", False)
+    (followed.root / "a").rename(followed.root / ".a")
+    assert await followed.look(4) == ["a"]
+    monkeypatch.undo()
+    assert await followed.look(1) == []
+
+
+async def test_an_unload_before_the_next_look_holds(followed: Followed) -> None:
+    write_bundle(followed.root / "a")
+    await followed.watcher.serve_all()
+    shutil.rmtree(followed.root / "a")
+    write_bundle(followed.root / "a", "changed")
+    await followed.registry.add(Repository(followed.root).place("a"))
+    await followed.registry.remove("a", drain=True)
+    assert await followed.look(4) == []
 
 
 async def test_what_was_unloaded_comes_back_only_when_it_has_changed(followed: Followed) -> None:

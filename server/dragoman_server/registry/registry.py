@@ -202,9 +202,10 @@ class Registry:
 
     def _check_room(self, route: Route) -> None:
         """Raises ModelTooLargeError where the models can never be in memory together."""
-        num_bytes, most = sum(leg.entry.num_bytes for leg in route), self._residence.max_bytes
+        entries = {leg.entry: None for leg in route}  # one model may do both
+        num_bytes, most = sum(entry.num_bytes for entry in entries), self._residence.max_bytes
         if most and num_bytes > most:
-            names = " and ".join(repr(leg.entry.name) for leg in route)
+            names = " and ".join(repr(entry.name) for entry in entries)
             raise ModelTooLargeError(f"models {names} take {num_bytes} bytes; max_model_bytes is {most}")
 
     # -- changes -------------------------------------------------------------------------------

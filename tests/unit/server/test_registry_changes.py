@@ -427,6 +427,14 @@ async def test_a_model_over_the_limit_is_refused(opener: FakeOpener, tmp_path: P
             pass
 
 
+async def test_a_model_that_does_both_legs_needs_its_room_once(opener: FakeOpener, tmp_path: Path) -> None:
+    registry = Registry(opener, max_bytes=1)
+    await registry.add(Place(write_bundle(tmp_path / "a", directions=[("de", "en"), ("en", "es")]), "a", "1"))
+    async with registry.lease("", "de", "es", may_pivot=True) as lease:
+        assert lease.second is not None
+        assert lease.second.model is lease.model
+
+
 async def test_a_model_that_is_unloaded_while_it_is_loaded_is_freed(opener: FakeOpener, tmp_path: Path) -> None:
     registry = Registry(opener, max_bytes=2)
     await models(registry, tmp_path, "a")

@@ -189,14 +189,11 @@ class Engine:
         self._fail_everything()
 
     def give_back_memory(self) -> None:
-        """Gives back what keys and values have grown to, unless there is work. Must not be called beside `stop`."""
-        self._device.detach(self)  # no lane runs from here on
-        with self._lock:
-            is_idle = not self._scheduler.has_work
-        if is_idle:
+        """Gives back what keys and values have grown to, in lanes without work."""
+        with self._lock:  # a lane touches its runner only between joining and leaving, both behind this lock
             for lane in self._lanes:
-                lane.give_back_memory()
-        self._device.attach(self)
+                if not lane.has_work:
+                    lane.give_back_memory()
 
     # -- lanes -----------------------------------------------------------------------------------------------------
 

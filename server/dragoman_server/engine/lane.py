@@ -65,7 +65,7 @@ class Lane:
         return self._schedule.has_work
 
     def give_back_memory(self) -> None:
-        """Gives back what keys and values have grown to. Nothing may run, and no step be taken meanwhile."""
+        """Gives back what keys and values have grown to. The lane must have no work, and get none meanwhile."""
         self._runner.give_back_memory()
 
     def step(self, is_alone: bool = False) -> LaneStep:

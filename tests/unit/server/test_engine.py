@@ -103,12 +103,10 @@ def test_memory_is_given_back_only_while_there_is_no_work() -> None:
     with running_engine(runner) as engine:
         answers = engine.submit(REQUESTS[:1])
         assert gate.reached.wait(timeout=30)
-        giving_back = threading.Thread(target=engine.give_back_memory)
-        giving_back.start()
+        engine.give_back_memory()
+        assert runner.num_given_back == 0
         gate.open.set()
         assert hypotheses(answers) == [(expected(REQUESTS[0]),)]
-        giving_back.join()
-        assert runner.num_given_back == 0
         engine.give_back_memory()
         assert runner.num_given_back == 1
         assert hypotheses(engine.submit(REQUESTS)) == [(expected(request),) for request in REQUESTS]

@@ -9,7 +9,7 @@ import typer
 from dragoman._channel import DEFAULT_ADDRESS, DEFAULT_ADMIN_ADDRESS, DEFAULT_ADMIN_PORT
 from dragoman.cli.answers import one_line, print_text
 from dragoman.cli.model_text import details, table
-from dragoman.cli.options import DEFAULT_TIMEOUT_SECONDS, Address, AdminAddress, Timeout, connected
+from dragoman.cli.options import DEFAULT_TIMEOUT_SECONDS, Address, AdminAddress, CallTimeout, connected
 from dragoman.models import ModelInfo
 
 ModelName = Annotated[str, typer.Argument(metavar="MODEL", help="NAME or NAME@VERSION.")]
@@ -21,7 +21,7 @@ def models(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Write one JSON object per model, with all details.")] = False,
     address: Address = DEFAULT_ADDRESS,
-    timeout: Timeout = DEFAULT_TIMEOUT_SECONDS,
+    timeout: CallTimeout = DEFAULT_TIMEOUT_SECONDS,
 ) -> None:
     """List the models of the server, or show one with all details.
 
@@ -45,7 +45,7 @@ def models(
 def languages(
     as_json: Annotated[bool, typer.Option("--json", help="Write one JSON object, with the targets by source.")] = False,
     address: Address = DEFAULT_ADDRESS,
-    timeout: Timeout = DEFAULT_TIMEOUT_SECONDS,
+    timeout: CallTimeout = DEFAULT_TIMEOUT_SECONDS,
 ) -> None:
     """List the languages that the server translates: a line per source, with its targets.
 
@@ -63,7 +63,7 @@ def languages(
 def load(
     path: Annotated[str, typer.Argument(metavar="PATH", help="Folder of the bundle, below the server's repository.")],
     address: AdminAddress = DEFAULT_ADMIN_ADDRESS,
-    timeout: Timeout = DEFAULT_TIMEOUT_SECONDS,
+    timeout: CallTimeout = DEFAULT_TIMEOUT_SECONDS,
 ) -> None:
     """Have the server load a bundle of its repository and serve it; write its NAME@VERSION.
 
@@ -80,7 +80,7 @@ def unload(
         bool, typer.Option("--drain", help="Unload a model that calls are using, when they have ended.")
     ] = False,
     address: AdminAddress = DEFAULT_ADMIN_ADDRESS,
-    timeout: Timeout = DEFAULT_TIMEOUT_SECONDS,
+    timeout: CallTimeout = DEFAULT_TIMEOUT_SECONDS,
 ) -> None:
     """Have the server end serving one version of a model, and free its memory."""
     with connected(address, timeout, DEFAULT_ADMIN_PORT) as client:
@@ -92,7 +92,7 @@ def default(
     source: Annotated[str | None, typer.Option("--from", help="For calls from this language, with --to.")] = None,
     target: Annotated[str | None, typer.Option("--to", help="For calls into this language, with --from.")] = None,
     address: AdminAddress = DEFAULT_ADMIN_ADDRESS,
-    timeout: Timeout = DEFAULT_TIMEOUT_SECONDS,
+    timeout: CallTimeout = DEFAULT_TIMEOUT_SECONDS,
 ) -> None:
     """Choose the model of calls that name none: for one pair of languages, or all that it translates.
 

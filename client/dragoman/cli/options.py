@@ -25,11 +25,11 @@ AdminAddress = Annotated[
     typer.Option(
         envvar=ADMIN_ADDRESS_VARIABLE,
         metavar="HOST:PORT",
-        help="Admin address of the server, its --admin-listen.",
+        help="Admin address of the server, its --admin-listen. Servers with a --repository have one.",
         show_envvar=True,
     ),
 ]
-Model = Annotated[str, typer.Option("--model", help="Name of the model; default: that of the server.")]
+Model = Annotated[str, typer.Option("--model", help="NAME or NAME@VERSION; default: the nearest languages decide.")]
 PriorityName = Annotated[Priority, typer.Option("--priority", help="Who goes first where not all can.")]
 Timeout = Annotated[
     float,
@@ -38,6 +38,10 @@ Timeout = Annotated[
         metavar="SECONDS",
         help="How long one call to the server may take; inf is any time. Files go out in many calls.",
     ),
+]
+CallTimeout = Annotated[
+    float,
+    typer.Option("--timeout", min=0.001, metavar="SECONDS", help="How long it may take; inf is any time."),
 ]
 SegmentationName: TypeAlias = Literal["default", "line", "sentence", "packed"]
 

@@ -83,6 +83,7 @@ class Engine:
         self._device = device
         self._budget = budget or KvBudget(options.max_kv_bytes or math.inf)
         self._kv_bytes_per_token = runners[0].kv_bytes_per_token
+        self._num_reserved_tokens = 0  # as the budget knows
         self._on_step, self._on_death = on_step, on_death
         self._lock = threading.Lock()  # guards all below but the contents of the lanes' rows
         self._scheduler = Scheduler(len(runners), options.max_running, options.max_encoder_tokens)
@@ -237,13 +238,16 @@ class Engine:
 
     def _deal(self) -> set[int]:
         """Lets the scheduler deal; returns the lanes that were given any. The lock is held."""
+        if not self._scheduler.num_waiting and self._scheduler.num_reserved_tokens == self._num_reserved_tokens:
+            return set()  # as after most steps
         with self._budget.lock:
             idle = {i for i, lane in enumerate(self._lanes) if not lane.has_work}
             dealt = set[int]()
             if self._scheduler.num_waiting:
                 self._scheduler.max_kv_tokens = self._budget.left_to(self) / self._kv_bytes_per_token
                 dealt = self._scheduler.deal(self._device.num_others(self))
-            self._budget.reserve(self, self._scheduler.num_reserved_tokens * self._kv_bytes_per_token)
+            self._num_reserved_tokens = self._scheduler.num_reserved_tokens
+            self._budget.reserve(self, self._num_reserved_tokens * self._kv_bytes_per_token)
         for lane in idle & dealt:
             self._last_progress[lane] = time.monotonic()  # until now there was nothing to do
         return dealt

@@ -5,6 +5,7 @@ the fields below. A new option is a new field.
 """
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
@@ -428,6 +429,11 @@ def validate(config: Config) -> None:
             option.read(values[option.name], option.name)
         except StartError as error:
             faults.append(str(error))
+    faults += [
+        f"model must have each folder once and has {text!r:.200} twice."
+        for text, count in Counter(config.models.model).items()
+        if count > 1
+    ]
     if config.models.watch_seconds and config.models.repository is None:
         faults.append(f"watch_seconds must be 0 without a repository and is {config.models.watch_seconds:g}.")
     if faults:

@@ -4,6 +4,8 @@ import asyncio
 import random
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from pathlib import Path
@@ -28,7 +30,7 @@ from dragoman.v1 import models_pb2 as pb
 from dragoman.v1 import models_pb2_grpc
 from dragoman_server.bundle.bundle import Bundle
 from dragoman_server.bundle.manifest import Precision
-from support.process import ServerProcess, server_process
+from support.process import MAIN, ServerProcess, server_process
 from support.repository import copy_bundle, copy_in_steps, resident_bytes, swap
 
 TEXT = "the small dog sees a red house"
@@ -185,6 +187,17 @@ def test_models_given_one_by_one_may_have_other_names(versions: list[Path]) -> N
         assert server.admin_address is None
         assert translate(client).model.startswith("tiny@")
         assert translate(client, "other").model.startswith("other@")
+
+
+@pytest.mark.parametrize(("way", "fault"), [("..", "is served already"), (".", "twice")])
+def test_two_models_of_one_name_and_version_are_refused(versions: list[Path], way: str, fault: str) -> None:
+    folder = versions[0]
+    same = folder if way == "." else folder / way / folder.name
+    models = ["--model", str(folder), "--model", str(same)]
+    command = [sys.executable, "-c", MAIN, *models, "--listen", "127.0.0.1:0", "--metrics-listen", "127.0.0.1:0"]
+    process = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert process.returncode == 2
+    assert fault in process.stderr.splitlines()[-1]
 
 
 # -- administration ----------------------------------------------------------------------------------------------------

@@ -244,7 +244,8 @@ class SetDefaultModelRequest(google.protobuf.message.Message):
     TARGET_LANGUAGE_CODE_FIELD_NUMBER: builtins.int
     model: builtins.str
     """"name" or "name@version". With a version, this becomes the version of calls
-    that give only the name. Required.
+    that give only the name, also when newer ones are loaded; without, they get
+    the version that was loaded last again. Required.
     """
     source_language_code: builtins.str
     """Calls from this language, without the name of a model, get the model. Absent

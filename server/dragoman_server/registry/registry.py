@@ -175,18 +175,17 @@ class Registry:
     async def _lease(self, route: Route | Refusal, held: AsyncExitStack, deadline: float) -> Lease:
         if not isinstance(route, tuple):
             return Lease(await self._any(route, held, deadline), route)
-        if len(route) > 1:
-            self._check_room(route)
+        first, *others = route
+        if not others:
+            return Lease(await self._hold(first.entry, held, deadline), first.direction)
+        (second,) = others
+        self._check_room(route)
         async with AsyncExitStack() as turn:
-            if len(route) > 1 and any(leg.entry.model is None for leg in route):
+            if first.entry.model is None or second.entry.model is None:
                 await by(deadline, self._pairing.acquire())
                 turn.callback(self._pairing.release)
             models = [await self._hold(leg.entry, held, deadline) for leg in route]
-        lease = None
-        for model, leg in zip(reversed(models), reversed(route), strict=True):
-            lease = Lease(model, leg.direction, lease)
-        assert lease is not None
-        return lease
+        return Lease(models[0], first.direction, Lease(models[1], second.direction))
 
     async def _hold(self, entry: Entry, held: AsyncExitStack, deadline: float) -> Model:
         model = await self._residence.hold(entry, deadline)

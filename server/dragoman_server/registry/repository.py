@@ -45,7 +45,6 @@ class Place:
             return ()
         return tuple(sorted((name, s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino) for name, s in found))
 
-    @property
     def is_gone(self) -> bool:
         """Whether there is certainly no bundle any more; not where that cannot be seen at present."""
         try:
@@ -117,7 +116,7 @@ class Repository:
         place = self._checked(self.root / name, *(self.root / name / part for part in version))
         if place.fault:
             raise _path_violation(place.fault)
-        if place.is_gone:
+        if place.is_gone():
             names = ", ".join(str(found.folder.relative_to(self.root)) for found in self.places() if not found.fault)
             raise ModelNotFoundError(path[:256], f"there is no bundle at this path; there are {names or 'none':.500}")
         return place

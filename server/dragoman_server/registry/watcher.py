@@ -52,7 +52,7 @@ class Watcher:
                 await self._serve(place, signature)
         # A folder that is replaced by another is gone for a moment.
         for place in self._tried.keys() - self._seen.keys() - before.keys():
-            if not await asyncio.to_thread(lambda place=place: place.is_gone):  # type: ignore[misc]
+            if not await asyncio.to_thread(place.is_gone):
                 continue
             del self._tried[place]
             if (entry := self._registry.at(place)) is not None:

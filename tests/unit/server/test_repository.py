@@ -80,14 +80,14 @@ def test_a_bundle_is_no_repository(root: Path) -> None:
 
 def test_a_place_is_gone_only_where_that_is_certain(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     place = Repository(root).place("en-fr")
-    assert not place.is_gone
-    assert Place(root / "other").is_gone
+    assert not place.is_gone()
+    assert Place(root / "other").is_gone()
 
     def refuse(_: Path) -> object:
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(Path, "lstat", refuse)
-    assert not Place(root / "other").is_gone
+    assert not Place(root / "other").is_gone()
 
 
 def test_a_link_must_not_lead_out_of_the_repository(root: Path, tmp_path: Path) -> None:

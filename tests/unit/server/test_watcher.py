@@ -126,7 +126,7 @@ async def test_a_look_that_failed_changes_nothing(followed: Followed) -> None:
 async def test_what_cannot_be_seen_at_present_is_not_gone(followed: Followed, monkeypatch: pytest.MonkeyPatch) -> None:
     write_bundle(followed.root / "a" / "1")
     await followed.watcher.serve_all()
-    monkeypatch.setattr(Place, "is_gone", False)
+    monkeypatch.setattr(Place, "is_gone", lambda _: False)
     (followed.root / "a").rename(followed.root / ".a")
     assert await followed.look(4) == ["a"]
     monkeypatch.undo()

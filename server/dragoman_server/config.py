@@ -429,11 +429,9 @@ def validate(config: Config) -> None:
             option.read(values[option.name], option.name)
         except StartError as error:
             faults.append(str(error))
-    faults += [
-        f"model must have each folder once and has {text!r:.200} twice."
-        for text, count in Counter(config.models.model).items()
-        if count > 1
-    ]
+    for text, count in Counter(config.models.model).items():
+        if count > 1:
+            faults.append(f"model must be another folder each time; the one given twice is {text!r}.")
     if config.models.watch_seconds and config.models.repository is None:
         faults.append(f"watch_seconds must be 0 without a repository and is {config.models.watch_seconds:g}.")
     if faults:

@@ -189,7 +189,7 @@ def test_models_given_one_by_one_may_have_other_names(versions: list[Path]) -> N
         assert translate(client, "other").model.startswith("other@")
 
 
-@pytest.mark.parametrize(("way", "fault"), [("..", "is served already"), (".", "twice")])
+@pytest.mark.parametrize(("way", "fault"), [("..", "is served already"), (".", "given twice")])
 def test_two_models_of_one_name_and_version_are_refused(versions: list[Path], way: str, fault: str) -> None:
     folder = versions[0]
     same = folder if way == "." else folder / way / folder.name

@@ -8,10 +8,11 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from typing import Any
 
 from dragoman_server.bundle.bundle import embedded_bundle
-from dragoman_server.config import Config, ModelOptions, parse_model, validate
+from dragoman_server.config import Config, ModelOptions, validate
 from dragoman_server.ending import LastResort
 from dragoman_server.errors import DragomanError, DrainingError, StartError
 from dragoman_server.metrics import Metrics
+from dragoman_server.option_texts import parse_model
 from dragoman_server.registry.opener import ModelOpener
 from dragoman_server.registry.registry import Registry
 from dragoman_server.registry.repository import Place, Repository

@@ -23,6 +23,7 @@ from dragoman_server.bundle.manifest import Architecture, Limits, Manifest, Pari
 from dragoman_server.config import Config
 from dragoman_server.engine.sequence import Completion, FinishReason, Hypothesis, Request
 from dragoman_server.errors import DragomanError, EngineDeadError, QueueFullError
+from dragoman_server.registry.entry import Listing
 from dragoman_server.registry.model import Model
 from dragoman_server.registry.opener import ModelOpener
 
@@ -217,7 +218,7 @@ async def running_server(
         callbacks.update(keywords)
         return Model(bundle, engine)
 
-    monkeypatch.setattr(ModelOpener, "peek", lambda *_: (bundle, 1))
+    monkeypatch.setattr(ModelOpener, "peek", lambda *_: Listing(bundle, 1))
     monkeypatch.setattr(Model, "open", open_model)
     monkeypatch.setattr(Model, "kv_bytes_per_token", 32)
     monkeypatch.setattr(Model, "max_kv_bytes", 4096)

@@ -25,6 +25,7 @@ _LIBRARIES = ("libcudart.so.13", "libcublasLt.so.13", "libcublas.so.13", "libcur
 _DRIVER = "libcuda.so.1"
 _LEAST_VERSION = 13_000  # of the driver's interface: 1000 * major + 10 * minor
 _INSTALL = "pip install 'dragoman[gpu]'"
+_CONTAINER = "a container needs the NVIDIA Container Toolkit on its host, and --gpus all"
 
 # Of cuda.h.
 _NO_DEVICE = 100
@@ -98,8 +99,8 @@ def _driver(system: CudaSystem) -> Any:
         driver = system.load(_DRIVER)
     except OSError as error:
         raise StartError(
-            f"There is no NVIDIA driver, as {_DRIVER} cannot be loaded ({error}): install driver R580 or newer; a "
-            "container needs the NVIDIA Container Toolkit on its host and --gpus all."
+            f"There is no NVIDIA driver, as {_DRIVER} cannot be loaded ({error}): install driver R580 or newer; "
+            f"{_CONTAINER}."
         ) from error
     version = ctypes.c_int()
     driver.cuDriverGetVersion(ctypes.pointer(version))
@@ -108,8 +109,8 @@ def _driver(system: CudaSystem) -> Any:
         raise StartError(f"The NVIDIA driver is too old, for CUDA {found}: CUDA 13 needs driver R580 or newer.")
     if (code := driver.cuInit(0)) not in (0, _NO_DEVICE):
         raise StartError(
-            f"The NVIDIA driver does not start, cuInit says {_error_name(driver, code)}: see whether nvidia-smi works; a "
-            "container needs the NVIDIA Container Toolkit on its host and --gpus all."
+            f"The NVIDIA driver does not start, as cuInit says {_error_name(driver, code)}: see whether nvidia-smi "
+            f"works; {_CONTAINER}."
         )
     return driver
 

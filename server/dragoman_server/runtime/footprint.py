@@ -18,23 +18,29 @@ _FIXED_BYTES = 4 << 20
 _TOKENIZER_FACTOR = 8
 
 
-def model_bytes(bundle: Bundle, graphs: Mapping[str, Graph], options: EngineOptions) -> int:
+def model_bytes(bundle: Bundle, graphs: Mapping[str, Graph], options: EngineOptions, num_gpus: int = 0) -> int:
     """About what a model will take up when it is loaded, in bytes, to 15 % for models of tens of megabytes and more.
 
-    Without what grows as it is used, which are the keys and values of its lanes, and without what all models share.
+    Without what grows as it is used, which are the keys and values of its lanes, and without what all models share. A
+    model that is decoded on GPUs has the weights of the encoder and those of the decoder on each of them, and in the
+    memory of the host its tokenizer and the weights of the attention graph. Both count.
 
     Args:
         bundle: of the model.
         graphs: of the bundle, by file name.
         options: of the engine.
+        num_gpus: that it is decoded on; 0: on the CPU.
 
     Raises:
         OSError: the bundle has no tokenizer.
     """
     tensors = weight_tensors(graphs)
     num_pairs = len(session_threads(sum(tensor.size for tensor in tensors.values()), options))
-    shared, packed = set[str](), 0
+    shared, packed, on_gpu = set[str](), 0, 0
     for file, graph in graphs.items():
+        if num_gpus and file != ATTENTION_FILE:
+            on_gpu += sum(tensors[name].size for name in graph.tensors if _is_weight(graph, name))
+            continue
         of_graph = set(_packed(graph))
         packed += sum(tensors[name].size for name in of_graph) * (1 if file == ATTENTION_FILE else num_pairs)
         shared.update(_shared(graph))
@@ -42,7 +48,7 @@ def model_bytes(bundle: Bundle, graphs: Mapping[str, Graph], options: EngineOpti
         shared.update(name for name, tensor in tensors.items() if tensor.dtype == "int8")
     files = (bundle.folder / name for name in TOKENIZER_FILES[bundle.manifest.tokenizer])
     tokenizer = _TOKENIZER_FACTOR * sum(file.stat().st_size for file in files)
-    return packed + sum(tensors[name].size for name in shared) + tokenizer + _FIXED_BYTES
+    return num_gpus * on_gpu + packed + sum(tensors[name].size for name in shared) + tokenizer + _FIXED_BYTES
 
 
 def _packed(graph: Graph) -> Iterator[str]:

@@ -1,6 +1,5 @@
 """The devices of a server, and which of them decodes which model."""
 
-import contextlib
 import logging
 import threading
 from dataclasses import dataclass
@@ -127,7 +126,8 @@ class Hardware:
             return self._gpus
         if precision in _FOR_GPUS_ALONE:
             raise BundleError(
-                f"{_named(bundle)} has precision {precision}, which runs on GPUs alone. No GPU is used: {self._why_no_gpu}"
+                f"{_named(bundle)} has precision {precision}, which runs on GPUs alone, and none is used: "
+                f"{self._why_no_gpu}"
             )
         return self._cpu
 
@@ -154,7 +154,11 @@ class Hardware:
         major, minor = device.compute_capability
         logger.info(
             "CUDA device %d: %s, %.1f GiB, compute capability %d.%d",
-            device.number, device.name, device.num_bytes / 2**30, major, minor,
+            device.number,
+            device.name,
+            device.num_bytes / 2**30,
+            major,
+            minor,
         )
         budget = KvBudget(self._options.max_kv_bytes or device.num_bytes // 2)
         return Seat("cuda", device.number, device.name, Device(1), budget)
@@ -165,10 +169,12 @@ def _named(bundle: Bundle) -> str:
 
 
 def _for_cpus_alone(bundle: Bundle) -> str:
+    """Why a server that is for GPUs refuses a bundle, and which command makes one that it takes."""
     is_shipped = bundle.folder == embedded_bundle()
-    source = "models/default, in the sources of Dragoman," if is_shipped else "its checkpoint"
+    checkpoint = "models/default" if is_shipped else "CHECKPOINT"
+    of_it = " of the checkpoint in Dragoman's repository" if is_shipped else ""
     return (
-        f"{_named(bundle)} has precision {bundle.manifest.precision}, which is for CPUs, and --device asks for a GPU. "
-        f"Make a bundle of {source} by dragoman-export export CHECKPOINT BUNDLE --precision fp16, or have it run on "
-        "the CPU by --device auto."
+        f"{_named(bundle)} has precision {bundle.manifest.precision}, which is for CPUs, and --device asks for a GPU: "
+        f"dragoman-export export {checkpoint} BUNDLE --precision fp16 makes one for GPUs{of_it}, and with --device "
+        "auto this one is served on the CPU."
     )

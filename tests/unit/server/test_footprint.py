@@ -23,17 +23,17 @@ import re, sys
 from pathlib import Path
 from dragoman_server.config import EngineOptions
 from dragoman_server.registry.model import Model
-from dragoman_server.runtime.device import Device
+from dragoman_server.runtime.hardware import Hardware
 
 def resident():
     rollup = Path("/proc/self/smaps_rollup").read_text()
     return 1024 * int(re.search("^Anonymous: +([0-9]+) kB$", rollup, re.MULTILINE)[1])
 
 options, folder = EngineOptions(lanes=1, num_threads=1), Path(sys.argv[1])
-device = Device.of(options)
-with Model.open(folder, options, device):
+hardware = Hardware(options)
+with Model.open(folder, options, hardware):
     before = resident()
-    with Model.open(folder, options, device):
+    with Model.open(folder, options, hardware):
         print(resident() - before)
 """
 

@@ -54,13 +54,12 @@ def test_pools_are_counted_over_all_lanes(tiny_bundles: dict[Precision, Bundle],
 
 
 def test_keys_and_values_take_a_quarter_of_the_memory_unless_told(
-    tiny_bundles: dict[Precision, Bundle], hardware: Hardware, monkeypatch: pytest.MonkeyPatch
+    tiny_bundles: dict[Precision, Bundle], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dragoman_server.registry.model.available_memory", lambda: 4000)
-    with Model.open(tiny_bundles["fp32"].folder, OPTIONS, hardware) as model:
-        assert model.max_kv_bytes == 1000
-    with Model.open(tiny_bundles["fp32"].folder, replace(OPTIONS, max_kv_bytes=2000), hardware) as model:
-        assert model.max_kv_bytes == 2000
+    monkeypatch.setattr("dragoman_server.runtime.hardware.available_memory", lambda: 4000)
+    for options, most in ((OPTIONS, 1000), (replace(OPTIONS, max_kv_bytes=2000), 2000)):
+        with Hardware(options) as hardware, Model.open(tiny_bundles["fp32"].folder, options, hardware) as model:
+            assert model.max_kv_bytes == most
 
 
 @pytest.mark.parametrize(("num_weight_bytes", "is_large"), [((24 << 20) - 1, False), (24 << 20, True)])

@@ -146,6 +146,16 @@ def test_gauges_are_the_sum_of_the_versions_that_are_loaded(metrics: Metrics) ->
     assert value(metrics, "batch_size_count", model="tiny") == 4
 
 
+def test_the_engines_of_a_version_are_counted_together(metrics: Metrics) -> None:
+    version = metrics.model("tiny")
+    version.set_kv_cache(10, limit_bytes=0)
+    version.observe_step(0, STEP)
+    version.observe_step(1, STEP._replace(num_waiting=1, num_running=2, num_cached_tokens=7))
+    version.observe_step(1, STEP._replace(num_waiting=0, num_running=1, num_cached_tokens=6))
+    assert [value(metrics, name, model="tiny") for name in GAUGES[:3]] == [5, 3 + 1, 10 * (30 + 6)]
+    assert value(metrics, "batch_size_count", model="tiny") == 3
+
+
 def test_the_last_step_is_the_later_one_of_all_versions(metrics: Metrics) -> None:
     first, second = metrics.model("tiny"), metrics.model("tiny")
     first.last_step_time, second.last_step_time = 20.0, 10.0
@@ -277,7 +287,7 @@ def test_the_model_comes_first_of_the_labels(metrics: Metrics) -> None:
         "dragoman_time_to_first_token_seconds",
     }
     assert {names[0] for names in of_models.values()} == {"model"}
-    assert of_models["dragoman_model_info"] == ["model", "version", "precision"]
+    assert of_models["dragoman_model_info"] == ["model", "version", "precision", "device"]
 
 
 def test_no_metric_has_the_name_of_another(metrics: Metrics) -> None:

@@ -119,6 +119,7 @@ class FakeEngine:
         is_holding: whether answers wait for `release`.
         is_full: whether there is room only for what is unlimited.
         refusal: what `submit` raises.
+        num_pending_rows: as the test has set it.
     """
 
     def __init__(self, complete: Callable[[Request], Completion] = echo) -> None:
@@ -130,7 +131,7 @@ class FakeEngine:
         self.is_holding = self.is_full = False
         self.refusal: Exception | None = None
         self.stalled_seconds = 0.0
-        self.num_given_back = 0
+        self.num_given_back = self.num_pending_rows = 0
 
     def start(self) -> None:
         pass

@@ -20,7 +20,7 @@ from dragoman_server.runtime.background import Background
 from dragoman_server.runtime.device import Device
 from dragoman_server.runtime.machine import available_memory
 from dragoman_server.runtime.memory import give_back_memory, use_huge_pages
-from dragoman_server.runtime.runner import OnnxRunner, open_runners
+from dragoman_server.runtime.runners import ModelRunner, open_runners
 
 
 class SegmentEngine(Protocol):
@@ -90,7 +90,7 @@ class Model:
         bundle: Bundle,
         engine: SegmentEngine,
         attention: AttentionWorker | None = None,
-        runners: Sequence[OnnxRunner] = (),
+        runners: Sequence[ModelRunner] = (),
         max_kv_bytes: float = 0,
         name: str = "",
         replayed_difference: float = 0.0,

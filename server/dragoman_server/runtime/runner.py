@@ -216,18 +216,6 @@ class OnnxRunner:
         return _Bound(binding, output)
 
 
-def open_runners(bundle: Bundle, contents: Contents, options: EngineOptions) -> list[OnnxRunner]:
-    """A runner for each lane of an engine with these options, on the CPUs that this process may use.
-
-    Raises:
-        BundleError: as `Sessions.open`.
-    """
-    num_lanes, _ = options.shape(available_cpus())
-    pairs = [Sessions.open(contents, number) for number in session_threads(contents.num_weight_bytes, options)]
-    graphs = Graphs(bundle.manifest, shared=pairs[0], alone=pairs[-1])
-    return [OnnxRunner(graphs, options.max_running) for _ in range(num_lanes)]
-
-
 def session_threads(num_weight_bytes: int, options: EngineOptions) -> list[int]:
     """The threads of each pair of sessions that a model of this size has on the CPUs of this process."""
     num_cpus = available_cpus()

@@ -21,7 +21,7 @@ from dragoman_server.registry.model import Model as ServedModel
 from dragoman_server.registry.model import SegmentEngine
 from dragoman_server.runtime.hardware import Hardware
 from dragoman_server.runtime.machine import available_cpus
-from dragoman_server.runtime.runner import OnnxRunner
+from dragoman_server.runtime.runners import ModelRunner
 
 Source = tuple[int, ...]
 # By the precision in our tables, what CTranslate2 calls it.
@@ -67,7 +67,7 @@ class DragomanSystem:
 
     subject: Subject
     engine: SegmentEngine
-    runners: Sequence[OnnxRunner]  # one for each lane
+    runners: Sequence[ModelRunner]  # one for each lane
 
     def complete(self, batch: Sequence[Source], decoding: Decoding) -> list[Completion]:
         """What the engine answers, with its own times."""

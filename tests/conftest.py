@@ -45,6 +45,7 @@ def tiny_exports(
     return {
         "fp32": export(tiny_checkpoint, folder / "fp32", "fp32", sources),
         "int8": export(tiny_checkpoint, folder / "int8", "int8", sources[:40], calibration=sources[:40]),
+        "fp16": export(tiny_checkpoint, folder / "fp16", "fp16", sources[:40]),
     }
 
 

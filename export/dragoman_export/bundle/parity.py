@@ -14,7 +14,7 @@ from dragoman_export.progress import QUIET, phase
 from dragoman_server.bundle.bundle import Bundle
 from dragoman_server.bundle.framing import decoder_inputs
 from dragoman_server.runtime.attention_pass import AttentionPass
-from dragoman_server.runtime.runner import OnnxRunner
+from dragoman_server.runtime.runners import ModelRunner, open_runner
 
 # Two tokens closer than this (nats) are a tie that rounding may break either way.
 TIE_MARGIN = 1e-5
@@ -105,7 +105,7 @@ def compare(checkpoint: Checkpoint, bundle: Bundle, pairs: Sequence[TokenPair], 
 
     The graphs are run exactly as the server runs them. The log-probs of the whole vocabulary are compared at each step.
     """
-    runner = OnnxRunner.open(bundle, _MAX_ROWS, num_threads=1)
+    runner = open_runner(bundle, _MAX_ROWS, num_threads=1)
     attention = AttentionPass(bundle, num_threads=1)
     found: dict[int, tuple[SentenceParity, Divergence | None]] = {}
     with phase("Comparing with ONNX Runtime", len(pairs), console) as advance:
@@ -170,7 +170,7 @@ def _batches(pairs: Sequence[TokenPair], vocabulary_size: int) -> Iterator[list[
         yield batch
 
 
-def _distributions(runner: OnnxRunner, pairs: Sequence[TokenPair], start_id: int) -> list[NDArray[np.float32]]:
+def _distributions(runner: ModelRunner, pairs: Sequence[TokenPair], start_id: int) -> list[NDArray[np.float32]]:
     """Forces targets, the longest first, through the decoder; the log-probs of the vocabulary at every step, [T, V]."""
     runner.encode([pair.source.ids for pair in pairs], first_row=0)
     tables: list[list[NDArray[np.float32]]] = [[] for _ in pairs]

@@ -9,7 +9,7 @@ from rich.console import Console
 from dragoman_export.bundle.calibration import calibrate, with_int8_key_values
 from dragoman_export.bundle.parity import Comparison, compare
 from dragoman_export.checkpoint import Checkpoint
-from dragoman_export.graph import graphs
+from dragoman_export.graph import device_graphs, graphs
 from dragoman_export.graph.builder import WeightFile
 from dragoman_export.graph.quantization import Ranges
 from dragoman_export.greedy import Source, TokenPair, one_thread, translate
@@ -18,6 +18,7 @@ from dragoman_export.progress import QUIET
 from dragoman_server.bundle.bundle import Bundle, file_sha256
 from dragoman_server.bundle.manifest import (
     ATTENTION_FILE,
+    CUDA_PRECISIONS,
     MANIFEST_FILE,
     WEIGHTS_FILE,
     FileName,
@@ -80,8 +81,13 @@ def _export(
     if precision == "int8" and calibration:
         model = with_int8_key_values(model, config, calibration, console)
         ranges = calibrate(model, config, calibration, console)
-    for write in (graphs.write_encoder, graphs.write_decoder_step, graphs.write_attention):
-        write(model, precision, weights, ranges).save(folder)
+    if precision in CUDA_PRECISIONS:
+        for write_for_cuda in (device_graphs.write_encoder, device_graphs.write_decoder_step):
+            write_for_cuda(model, precision, weights).save(folder)
+    else:
+        for write in (graphs.write_encoder, graphs.write_decoder_step):
+            write(model, precision, weights, ranges).save(folder)
+    graphs.write_attention(model, precision, weights, ranges).save(folder)
     weights.write(folder)
     checkpoint.write_tokenizer(folder)
     names: tuple[FileName, ...] = (*required_files(config.tokenizer), ATTENTION_FILE)

@@ -48,9 +48,10 @@ class WeightFile:
 class GraphBuilder:
     """One ONNX graph under construction. Tensors are named by strings; `op` appends a node and returns its output."""
 
-    def __init__(self, name: str, weights: WeightFile) -> None:
+    def __init__(self, name: str, weights: WeightFile, opset: int = OPSET) -> None:
         self._name = name
         self._weights = weights
+        self._opset = opset
         self._nodes: list[onnx.NodeProto] = []
         self._initializers: dict[str, TensorProto] = {}
         self._inputs: list[onnx.ValueInfoProto] = []
@@ -90,10 +91,16 @@ class GraphBuilder:
     ) -> list[str]:
         """Appends a node with several outputs; an empty string stands for an input left out."""
         outputs = [f"{kind}_{len(self._nodes)}_{i}" for i in range(num_outputs)]
-        node = helper.make_node(kind, list(inputs), outputs, domain=domain)
+        self.node(kind, inputs, outputs, domain, **attributes)
+        return outputs
+
+    def node(
+        self, kind: str, inputs: Iterable[str], outputs: Iterable[str], domain: str = "", **attributes: object
+    ) -> None:
+        """Appends a node whose outputs have names already; an empty string stands for one left out."""
+        node = helper.make_node(kind, list(inputs), list(outputs), domain=domain)
         node.attribute.extend(helper.make_attribute(key, value) for key, value in attributes.items())
         self._nodes.append(node)
-        return outputs
 
     def split(self, value: str, num_parts: int, axis: int = 1) -> list[str]:
         """Equal parts of a tensor."""
@@ -108,7 +115,7 @@ class GraphBuilder:
         )
         model = helper.make_model(
             graph,
-            opset_imports=[helper.make_opsetid("", OPSET), helper.make_opsetid(MICROSOFT, 1)],
+            opset_imports=[helper.make_opsetid("", self._opset), helper.make_opsetid(MICROSOFT, 1)],
             ir_version=10,
             producer_name="dragoman-export",
         )

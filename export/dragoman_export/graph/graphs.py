@@ -145,11 +145,12 @@ def write_attention(model: Transformer, precision: Precision, weights: WeightFil
     From hidden_states [r, D], which are rows of decoder_hidden_states, and labels int64 [r]: label_logprobs [r]. The
     states are fed back so that this can be done in parts: the logits of 512 rows and 60,000 words take up 120 MB.
 
-    None of b, s, t and r may be 0; an input that is not needed has one row.
+    None of b, s, t and r may be 0; an input that is not needed has one row. At any precision of the weights it computes
+    in float32.
     """
     dims = model.dims
     graph = GraphBuilder("attention", weights)
-    writer = LayerWriter(graph, model, precision, ranges)
+    writer = LayerWriter(graph, model, precision, ranges, computes_in=np.float32)
     ids = graph.input("input_ids", INT64, ["batch", "source"])
     mask = graph.input("attention_mask", INT32, ["batch", "source"])
     target_ids = graph.input("decoder_input_ids", INT64, ["batch", "target"])

@@ -6,9 +6,10 @@ Letters in shapes are those of `graphs.py`.
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
+import ml_dtypes
 import numpy as np
-from numpy.typing import NDArray
-from onnx import TensorProto
+from numpy.typing import DTypeLike, NDArray
+from onnx import TensorProto, helper
 from torch import Tensor, nn
 
 from dragoman_export.graph.builder import MICROSOFT, GraphBuilder
@@ -24,20 +25,66 @@ from dragoman_export.model import (
 )
 from dragoman_server.bundle.manifest import Precision
 
+# In which a bundle keeps what is not quantised.
+FLOAT_TYPES: dict[Precision, np.dtype[Any]] = {
+    "fp32": np.dtype(np.float32),
+    "int8": np.dtype(np.float32),
+    "fp16": np.dtype(np.float16),
+    "bf16": np.dtype(ml_dtypes.bfloat16),
+}
 # Columns of logits in a block; the best tokens are searched in the blocks with the highest maxima.
 _BLOCK = 64
 
 
-def _array(tensor: Tensor) -> NDArray[np.float32]:
+def to_numpy(tensor: Tensor) -> NDArray[np.float32]:
+    """A weight as float32."""
     return tensor.detach().float().cpu().numpy()
 
 
 class LayerWriter:
-    """Writes the parts that all three graphs share into one graph."""
+    """Writes the parts that the graphs share into one graph.
 
-    def __init__(self, graph: GraphBuilder, model: Transformer, precision: Precision, ranges: Ranges) -> None:
+    Args:
+        graph: to write into.
+        model: with the weights.
+        precision: of the weights, as they are stored.
+        ranges: of the activations at calibrated int8, else nothing.
+        computes_in: the type that the graph computes in; None is that of the weights, at int8 float32.
+    """
+
+    def __init__(
+        self,
+        graph: GraphBuilder,
+        model: Transformer,
+        precision: Precision,
+        ranges: Ranges,
+        computes_in: DTypeLike | None = None,
+    ) -> None:
         self.graph, self.model, self.precision, self.ranges = graph, model, precision, ranges
+        self._stores = FLOAT_TYPES[precision]
+        self._computes: np.dtype[Any] = self._stores if computes_in is None else np.dtype(computes_in)
         self._quantized: dict[str, tuple[str, str, str]] = {}
+        self._weights: dict[str, str] = {}
+
+    # -- constants -----------------------------------------------------------------------------------------------
+
+    @property
+    def float_type(self) -> int:
+        """ONNX's number of the type that the graph computes in."""
+        return int(helper.np_dtype_to_tensor_dtype(self._computes))
+
+    def number(self, value: float) -> str:
+        """A constant of the type that the graph computes in."""
+        return self.graph.constant(value, self._computes.type)
+
+    def weight(self, name: str, array: NDArray[np.float32]) -> str:
+        """A weight, stored at the model's precision, in the type that the graph computes in."""
+        if name not in self._weights:
+            weight = self.graph.weight(name, array.astype(self._stores))
+            if self._stores != self._computes:
+                weight = self.graph.op("Cast", weight, to=self.float_type)
+            self._weights[name] = weight
+        return self._weights[name]
 
     # -- sizes ---------------------------------------------------------------------------------------------------
 
@@ -70,7 +117,7 @@ class LayerWriter:
     @property
     def cache_type(self) -> int:
         """Type of the pooled keys and values: int8 in a calibrated int8 graph, whose maps output them in int8 units."""
-        return TensorProto.INT8 if self.ranges else TensorProto.FLOAT
+        return int(TensorProto.INT8) if self.ranges else self.float_type
 
     def to_cache(self, key_values: str) -> str:
         """float -> the type of the pool"""
@@ -94,13 +141,17 @@ class LayerWriter:
 
     # -- building blocks -----------------------------------------------------------------------------------------
 
+    def affine(self, name: str, linears: Sequence[nn.Linear]) -> tuple[NDArray[np.float32], str]:
+        """Several maps of the same states as one: the matrix [D, sum of the outputs], and the bias in the graph."""
+        matrix = np.concatenate([to_numpy(linear.weight) for linear in linears]).T
+        return matrix, self.weight(f"{name}.bias", np.concatenate([to_numpy(linear.bias) for linear in linears]))
+
     def linear(self, states: str, name: str, linears: Sequence[nn.Linear]) -> str:
         """[rows, D] -> [rows, sum of the outputs]: several maps of the same states as one product."""
-        matrix = np.concatenate([_array(linear.weight) for linear in linears]).T
-        bias = self.graph.weight(f"{name}.bias", np.concatenate([_array(linear.bias) for linear in linears]))
+        matrix, bias = self.affine(name, linears)
         if self.precision == "int8":
             return self._int8_product(states, name, matrix, bias, linears[0])
-        return self.graph.op("Gemm", states, self.graph.weight(f"{name}.weight", matrix), bias)
+        return self.graph.op("Gemm", states, self.weight(f"{name}.weight", matrix), bias)
 
     def _int8_product(self, states: str, name: str, matrix: NDArray[np.float32], bias: str, key: nn.Module) -> str:
         """states @ matrix + bias with both quantized, the weights by column, the activations in one of two ways.
@@ -147,10 +198,13 @@ class LayerWriter:
             self._quantized[states] = (quantized, column, graph.constant(128, np.uint8))
         return self._quantized[states]
 
+    def norm_weights(self, name: str, norm: nn.LayerNorm) -> tuple[str, str]:
+        gamma = self.weight(f"{name}.norm.weight", to_numpy(norm.weight))
+        return gamma, self.weight(f"{name}.norm.bias", to_numpy(norm.bias))
+
     def norm(self, states: str, name: str, norm: nn.LayerNorm) -> str:
-        gamma = self.graph.weight(f"{name}.norm.weight", _array(norm.weight))
-        beta = self.graph.weight(f"{name}.norm.bias", _array(norm.bias))
-        return self.graph.op("LayerNormalization", states, gamma, beta, epsilon=norm.eps, axis=-1)
+        weights = self.norm_weights(name, norm)
+        return self.graph.op("LayerNormalization", states, *weights, epsilon=norm.eps, axis=-1)
 
     def residual(self, states: str, name: str, residual: Residual, sublayer: Callable[[str], str]) -> str:
         """x + sublayer(x) with the layer norm where the model has it.
@@ -178,7 +232,7 @@ class LayerWriter:
         module: Embedding = getattr(self.model, f"{side}_embedding")
         if self.precision == "int8":
             shared = self._shared(side)
-            rows, scales = quantize_columns(_array(module.tokens.weight).T)
+            rows, scales = quantize_columns(to_numpy(module.tokens.weight).T)
             tokens = graph.op("Gather", graph.weight(f"{shared}_embedding.weight_int8", rows.T), ids)
             scales *= np.float32(module.scale)
             token_scales = graph.op("Gather", graph.weight(f"{shared}_embedding.scale", scales), ids)
@@ -186,7 +240,7 @@ class LayerWriter:
         else:
             tokens = graph.op("Gather", self._table(side), ids)
             if module.scale != 1.0:
-                tokens = graph.op("Mul", tokens, graph.constant(module.scale, np.float32))
+                tokens = graph.op("Mul", tokens, self.number(module.scale))
         return graph.op("Add", tokens, positions)
 
     def _shared(self, side: Literal["source", "target"]) -> str:
@@ -194,13 +248,13 @@ class LayerWriter:
 
     def _table(self, side: Literal["source", "target"]) -> str:
         module: Embedding = getattr(self.model, f"{side}_embedding")
-        return self.graph.weight(f"{self._shared(side)}_embedding.weight", _array(module.tokens.weight))
+        return self.weight(f"{self._shared(side)}_embedding.weight", to_numpy(module.tokens.weight))
 
     def position_table(self, side: Literal["source", "target"]) -> str:
         """Position vectors [max_positions, D], from the first one that tokens use."""
         module: Embedding = getattr(self.model, f"{side}_embedding")
         name = "positions" if self.model.dims.positions == "sinusoidal" else f"{side}_positions"
-        return self.graph.weight(name, _array(module.positions)[module.offset :])
+        return self.weight(name, to_numpy(module.positions)[module.offset :])
 
     def embed_sequences(self, ids: str, side: Literal["source", "target"]) -> str:
         """Token ids [b, s] at positions 0..s-1 -> [b * s, D]."""
@@ -212,15 +266,15 @@ class LayerWriter:
     def logits(self, states: str) -> str:
         """Decoder states [rows, D] -> logits [rows, V'] of the vocabulary, padded to whole blocks with -inf."""
         graph, model = self.graph, self.model
-        table = _array(model.target_embedding.tokens.weight)
+        table = to_numpy(model.target_embedding.tokens.weight)
         padding = -len(table) % _BLOCK
-        biases = np.zeros(len(table), np.float32) if model.output_bias is None else _array(model.output_bias)
+        biases = np.zeros(len(table), np.float32) if model.output_bias is None else to_numpy(model.output_bias)
         biases = np.pad(biases, (0, padding), constant_values=-np.inf)
-        bias = graph.weight("output.bias", biases) if biases.any() else ""
+        bias = self.weight("output.bias", biases) if biases.any() else ""
         if self.precision == "int8":
             return self._int8_product(states, "output", np.pad(table.T, ((0, 0), (0, padding))), bias, model)
         weight = (
-            graph.weight("output.weight", np.pad(table, ((0, padding), (0, 0)))) if padding else self._table("target")
+            self.weight("output.weight", np.pad(table, ((0, padding), (0, 0)))) if padding else self._table("target")
         )
         return graph.op("Gemm", states, weight, *([bias] if bias else []), transB=1)
 

@@ -67,7 +67,9 @@ _MESSAGES = {
 # Fields of Attribute by its `type`.
 _ATTRIBUTE_FIELDS = {1: "f", 2: "i", 3: "s", 7: "ints"}
 _EXTERNAL = 1
-DTYPES = {1: "float32", 2: "uint8", 3: "int8", 6: "int32", 7: "int64"}
+DTYPES = {1: "float32", 2: "uint8", 3: "int8", 6: "int32", 7: "int64", 10: "float16", 16: "bfloat16"}
+ONNX_NUMBERS = {name: number for number, name in DTYPES.items()}
+BFLOAT16 = "bfloat16"
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,12 +87,17 @@ class Value:
 class Tensor:
     """A constant, in the graph itself or in a file beside it."""
 
-    dtype: np.dtype[Any]
+    kind: str  # of DTYPES
     shape: tuple[int, ...]
     data: bytes  # empty where it is in a file
     file: str  # "" is the graph itself
     offset: int  # in the file, in bytes
     size: int  # in bytes
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """That NumPy reads it as; bfloat16, which NumPy does not have, as its bits, uint16."""
+        return np.dtype(np.uint16 if self.kind == BFLOAT16 else self.kind)
 
     @property
     def num_bytes(self) -> int:
@@ -123,7 +130,7 @@ class Graph:
 def read_graph(contents: bytes) -> Graph:
     """Raises ValueError where this is no graph, or has parts that no graph of a bundle has."""
     try:
-        model = _Model.FromString(contents)
+        model = Model.FromString(contents)
         model.DiscardUnknownFields()
         if model.ByteSize() != len(contents):
             raise ValueError("it has fields of ONNX that no graph of a bundle has")
@@ -156,16 +163,16 @@ def _values(infos: Any) -> Iterator[tuple[str, Value]]:
 
 
 def _tensor(tensor: Any) -> Tensor:
-    dtype, shape = np.dtype(_dtype(tensor.name, tensor.data_type)), tuple(tensor.dims)
+    kind, shape = _dtype(tensor.name, tensor.data_type), tuple(tensor.dims)
     if any(size < 0 for size in shape):
         raise ValueError(f"tensor {tensor.name!r:.80} has the shape {list(shape)!r:.80}")
     if tensor.data_location != _EXTERNAL:
-        return Tensor(dtype, shape, tensor.raw_data, "", 0, len(tensor.raw_data))
+        return Tensor(kind, shape, tensor.raw_data, "", 0, len(tensor.raw_data))
     entries = dict(_named((entry.key, entry.value) for entry in tensor.external_data))
     file, *numbers = (entries.pop(key, "") for key in ("location", "offset", "length"))
     if entries or not file or not all(number.isascii() and number.isdecimal() for number in numbers):
         raise ValueError(f"tensor {tensor.name!r:.80} is in no file: it needs a location, an offset and a length")
-    return Tensor(dtype, shape, b"", file, *map(int, numbers))
+    return Tensor(kind, shape, b"", file, *map(int, numbers))
 
 
 def _dtype(name: str, number: int) -> str:
@@ -204,4 +211,5 @@ def _message_class() -> Any:
     return message_factory.GetMessageClass(pool.FindMessageTypeByName(f"{_PACKAGE}.Model"))
 
 
-_Model = _message_class()
+Model = _message_class()
+"""The message of a whole file."""

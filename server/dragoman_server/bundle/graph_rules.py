@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dragoman_server.bundle.graph import Graph, Node, Tensor
+from dragoman_server.bundle.graph import BFLOAT16, Graph, Node, Tensor
 from dragoman_server.bundle.manifest import (
     ATTENTION_FILE,
+    CUDA_PRECISIONS,
     DECODER_STEP_FILE,
     ENCODER_FILE,
     MANIFEST_FILE,
@@ -25,12 +26,18 @@ from dragoman_server.bundle.rules import Rule, about, check
 from dragoman_server.bundle.signatures import Signature, signature
 
 _IR_VERSION = 10
-_OPERATOR_SETS = {"": 21, "com.microsoft": 1}
-_ATTENTION_OPERATOR = "com.microsoft.GroupQueryAttention"
+_CPU_OPERATOR_SETS = {"": 21, "com.microsoft": 1}
+_CUDA_OPERATOR_SETS = {"": 24, "com.microsoft": 1}
+# Each with its attributes for the number of heads.
+_ATTENTION_OPERATORS = {
+    "Attention": ("q_num_heads", "kv_num_heads"),
+    "com.microsoft.GroupQueryAttention": ("num_heads", "kv_num_heads"),
+}
 # The operators that the exporter writes, with their attributes.
 _OPERATORS: dict[str, set[str]] = {
     "Abs": set(),
     "Add": set(),
+    "Attention": {"kv_num_heads", "q_num_heads"},
     "Cast": {"to"},
     "Concat": {"axis"},
     "DequantizeLinear": {"axis"},
@@ -41,7 +48,7 @@ _OPERATORS: dict[str, set[str]] = {
     "GatherND": {"batch_dims"},
     "Gelu": set(),
     "Gemm": {"transB"},
-    _ATTENTION_OPERATOR: {
+    "com.microsoft.GroupQueryAttention": {
         "causal",
         "k_quant_type",
         "kv_cache_bit_width",
@@ -63,11 +70,13 @@ _OPERATORS: dict[str, set[str]] = {
     "Relu": set(),
     "Reshape": set(),
     "Shape": {"end", "start"},
+    "com.microsoft.SkipLayerNormalization": {"epsilon"},
     "Slice": set(),
     "Softmax": {"axis"},
     "Split": {"axis", "num_outputs"},
     "Squeeze": set(),
     "Sub": set(),
+    "TensorScatter": set(),
     "Tile": set(),
     "TopK": {"axis"},
     "Transpose": {"perm"},
@@ -75,17 +84,25 @@ _OPERATORS: dict[str, set[str]] = {
     "Unsqueeze": set(),
     "Where": set(),
 }
-# Operators of one precision.
-_PRECISION_OPERATORS: dict[str, Precision] = {
-    "DequantizeLinear": "int8",
-    "Gemm": "fp32",
-    "com.microsoft.MatMulIntegerToFloat": "int8",
-    "QuantizeLinear": "int8",
+# Of keys and values.
+_CACHE_TYPES: dict[Precision, str] = {"fp32": "float32", "int8": "float32", "fp16": "float16", "bf16": BFLOAT16}
+# Operators of certain precisions.
+_PRECISION_OPERATORS: dict[str, frozenset[Precision]] = {
+    "Attention": CUDA_PRECISIONS,
+    "DequantizeLinear": frozenset({"int8"}),
+    "Gemm": frozenset({"fp32", *CUDA_PRECISIONS}),
+    "com.microsoft.MatMulIntegerToFloat": frozenset({"int8"}),
+    "QuantizeLinear": frozenset({"int8"}),
+    "com.microsoft.SkipLayerNormalization": CUDA_PRECISIONS,
+    "TensorScatter": CUDA_PRECISIONS,
 }
 # At most twice the exporter's number for a layer. ONNX Runtime takes minutes to open a graph of tens of thousands.
 _MAX_LAYER_OPERATORS = 200
 # A graph itself holds numbers and short lists of numbers.
 _MAX_CONSTANT_BYTES = 256
+# Of float16 and, under the type that NumPy reads its bits as, of bfloat16.
+_INFINITY_BITS = {np.dtype(np.float16): 0x7C00, np.dtype(np.uint16): 0x7F80}
+_SIGN_BIT = 0x8000
 # Padding between two weights in their file, which are aligned for the widest vector loads.
 _MAX_GAP_BYTES = 63
 
@@ -155,11 +172,16 @@ def check_graphs(graphs: Mapping[str, Graph], manifest: Manifest) -> Sizes:
     Raises:
         ValueError: naming the file and the first fault.
     """
+    cache = _CACHE_TYPES[manifest.precision]
     # A calibrated int8 graph keeps keys and values in int8.
     state = graphs[DECODER_STEP_FILE].inputs.get(manifest.state.self_kv[0])
-    cache = "int8" if manifest.precision == "int8" and state is not None and state.dtype == "int8" else "float32"
+    if manifest.precision == "int8" and state is not None and state.dtype == "int8":
+        cache = "int8"
     for file, graph in graphs.items():
         with about(file):
+            # Attention is computed on the CPU whatever the precision.
+            is_for_cuda = manifest.precision in CUDA_PRECISIONS and file != ATTENTION_FILE
+            _check_operator_sets(graph, _CUDA_OPERATOR_SETS if is_for_cuda else _CPU_OPERATOR_SETS)
             _check_signature(graph, signature(file, manifest.architecture, manifest.state, cache))
             _check_tensors(graph, manifest)
             _check_nodes(graph, manifest)
@@ -203,12 +225,15 @@ def weight_tensors(graphs: Mapping[str, Graph]) -> dict[str, Tensor]:
     return dict(sorted(weights.items(), key=lambda item: item[1].offset))
 
 
-def _check_signature(graph: Graph, expected: Signature) -> None:
-    if graph.ir_version != _IR_VERSION or graph.operator_sets != _OPERATOR_SETS:
+def _check_operator_sets(graph: Graph, expected: Mapping[str, int]) -> None:
+    if graph.ir_version != _IR_VERSION or graph.operator_sets != expected:
         raise ValueError(
             f"its IR version is {graph.ir_version} and its operator sets are {graph.operator_sets!r:.80}, must be "
-            f"{_IR_VERSION} and {_OPERATOR_SETS}"
+            f"{_IR_VERSION} and {expected}"
         )
+
+
+def _check_signature(graph: Graph, expected: Signature) -> None:
     for kind, found, values in (
         ("input", graph.inputs, expected.inputs),
         ("output", graph.outputs, expected.outputs),
@@ -245,8 +270,14 @@ def _check_tensors(graph: Graph, manifest: Manifest) -> None:
 
 
 def _check_finite(name: str, values: NDArray[Any]) -> None:
-    # Minus infinity masks. A comparison with NaN is false.
-    if values.dtype.kind == "f" and not values.max() < np.inf:
+    """Raises ValueError where a number is infinite or none; minus infinity, which masks, may be."""
+    if values.dtype in _INFINITY_BITS:
+        # NumPy reads a value of half precision in ten times as long, and has no bfloat16.
+        infinity, bits = _INFINITY_BITS[values.dtype], values.view(np.uint16)
+        is_finite = bits.view(np.int16).max() < infinity and bits.max() <= _SIGN_BIT | infinity
+    else:
+        is_finite = values.dtype.kind != "f" or values.max() < np.inf  # a comparison with NaN is false
+    if not is_finite:
         raise ValueError(f"tensor {name!r:.80} has values that are not finite")
 
 
@@ -263,7 +294,7 @@ def _check_nodes(graph: Graph, manifest: Manifest) -> None:
             raise ValueError(f"operator {node.operator} reads {unknown[0]!r:.80}, which nothing before it makes")
         if not node.outputs or not known.isdisjoint(node.outputs):
             raise ValueError(f"operator {node.operator} makes {node.outputs!r:.80}: nothing, or what there is already")
-        if varying.isdisjoint(node.inputs):
+        if varying.isdisjoint(node.inputs) and not _is_weight_in_another_type(node, graph):
             # ONNX Runtime would compute it when it opens the graph, which may take for ever.
             raise ValueError(f"operator {node.operator}, which makes {node.outputs!r:.80}, depends on no input")
         known.update(node.outputs)
@@ -272,11 +303,15 @@ def _check_nodes(graph: Graph, manifest: Manifest) -> None:
         raise ValueError(f"nothing makes its output {missing[0]}")
 
 
+def _is_weight_in_another_type(node: Node, graph: Graph) -> bool:
+    return node.operator == "Cast" and all(name in graph.tensors and graph.tensors[name].file for name in node.inputs)
+
+
 def _faults(node: Node, graph: Graph, manifest: Manifest) -> Iterator[str]:
     if node.operator not in _OPERATORS:
         yield "is none of those that the graph of a bundle may have"
         return
-    if _PRECISION_OPERATORS.get(node.operator, manifest.precision) != manifest.precision:
+    if manifest.precision not in _PRECISION_OPERATORS.get(node.operator, {manifest.precision}):
         yield f"is none of a graph at {manifest.precision}, which is the precision in {MANIFEST_FILE}"
     if unknown := sorted(node.attributes.keys() - _OPERATORS[node.operator]):
         yield f"has the attribute {unknown[0]!r:.80}"
@@ -303,10 +338,9 @@ _NODE_RULES = (
         "take its shape from the inputs of the graph",
     ),
     _NodeRule(
-        {_ATTENTION_OPERATOR},
-        lambda node, _, manifest: (
-            [node.attributes.get(name) for name in ("num_heads", "kv_num_heads")]
-            == [manifest.architecture.num_heads] * 2
+        {*_ATTENTION_OPERATORS},
+        lambda node, _, manifest: all(
+            node.attributes.get(name) == manifest.architecture.num_heads for name in _ATTENTION_OPERATORS[node.operator]
         ),
         f"have architecture.num_heads heads, as {MANIFEST_FILE} says",
     ),
@@ -339,5 +373,5 @@ def _sizes(graphs: Mapping[str, Graph], manifest: Manifest) -> Sizes:
         target_vocabulary_size=tokens(DECODER_STEP_FILE, "target"),
         source_positions=positions(ENCODER_FILE, "source"),
         target_positions=positions(DECODER_STEP_FILE, "target"),
-        num_encoder_layers=sum(node.operator == _ATTENTION_OPERATOR for node in graphs[ENCODER_FILE].nodes),
+        num_encoder_layers=sum(node.operator in _ATTENTION_OPERATORS for node in graphs[ENCODER_FILE].nodes),
     )

@@ -8,7 +8,7 @@ import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Final, Literal, TypedDict, TypeVar
+from typing import Annotated, Any, Final, Literal, TypedDict, TypeVar, get_args
 
 import msgspec
 from msgspec import Meta
@@ -38,7 +38,9 @@ DECODER_STEP_FILE: Final = "decoder_step.onnx"
 ATTENTION_FILE: Final = "attention.onnx"
 WEIGHTS_FILE: Final = "weights.bin"
 
-Precision = Literal["fp32", "int8"]
+# fp32 and int8 are for CPUs, fp16 and bf16 for CUDA, with other graphs; fp16 also runs, slowly, on a CPU.
+Precision = Literal["fp32", "int8", "fp16", "bf16"]
+CUDA_PRECISIONS: Final = frozenset[Precision](("fp16", "bf16"))
 # The row of cross-attention by which a target token is aligned: that of the step which emits it, or of the step which
 # reads it, one later (Shift-Att, Chen et al. 2020).
 AlignmentMethod = Literal["output_row", "shifted"]
@@ -46,7 +48,7 @@ AlignmentMethod = Literal["output_row", "shifted"]
 DefaultSegmentation = Literal["sentence", "line", "packed"]
 
 # A replay with a larger tolerance would show nothing. fp32 differs by rounding alone.
-_MAX_TOLERANCE: dict[Precision, float] = {"fp32": 0.01, "int8": 5.0}
+_MAX_TOLERANCE: dict[Precision, float] = {"fp32": 0.01, "int8": 5.0, "fp16": 0.5, "bf16": 5.0}
 
 
 @dataclass(frozen=True)
@@ -232,11 +234,10 @@ def _remedy(values: dict[str, Any]) -> str:
     version = values.get("format_version")
     if type(version) is not int or version > FORMAT_VERSION:
         return ""
-    if values.get("tokenizer") == "marian":
-        precision = values.get("precision")
-        command = "import MODEL NEW_BUNDLE" + (f" --precision {precision}" if precision == "int8" else "")
-    else:
-        command = ("quantize" if values.get("precision") == "int8" else "export") + " CHECKPOINT NEW_BUNDLE"
+    precision = values.get("precision")
+    command = ("import MODEL" if values.get("tokenizer") == "marian" else "export CHECKPOINT") + " NEW_BUNDLE"
+    if precision in get_args(Precision) and precision != "fp32":
+        command += f" --precision {precision}"
     return f": make the bundle anew from its source by `dragoman-export {command}`"
 
 
@@ -308,7 +309,7 @@ _RULES: tuple[Rule[Manifest], ...] = (
     Rule(
         "parity.logprob_tolerance",
         lambda tolerance, m: tolerance <= _MAX_TOLERANCE[m.precision],
-        f"be at most {_MAX_TOLERANCE['fp32']} at fp32 and {_MAX_TOLERANCE['int8']} at int8",
+        "be at most " + ", ".join(f"{most} at {precision}" for precision, most in _MAX_TOLERANCE.items()),
     ),
     Rule(
         "parity.golden[*]",

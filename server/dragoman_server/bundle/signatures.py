@@ -23,11 +23,12 @@ def _floats(*shape: int | str) -> Value:
 
 
 def signature(file: str, architecture: Architecture, state: StateTensors, cache: str) -> Signature:
-    """Of one graph; `cache` is the type of keys and values in the pool."""
+    """Of one graph; `cache` is the type of keys and values in the pool, by which graphs for CUDA are told."""
+    is_for_cuda = cache in ("float16", "bfloat16")
     if file == ENCODER_FILE:
-        return _encoder(architecture, cache)
+        return _device_encoder(architecture, state, cache) if is_for_cuda else _encoder(architecture, cache)
     if file == DECODER_STEP_FILE:
-        return _decoder_step(architecture, state, cache)
+        return (_device_step if is_for_cuda else _decoder_step)(architecture, state, cache)
     return _attention(architecture)
 
 
@@ -45,10 +46,14 @@ def _encoder(architecture: Architecture, cache: str) -> Signature:
     )
 
 
+def _device_encoder(architecture: Architecture, state: StateTensors, cache: str) -> Signature:
+    pool = _pool(state.cross_kv, architecture, cache, "capacity")
+    inputs = {"input_ids": _ints("batch", "source"), "source_lengths": _ints("batch"), **pool}
+    return Signature(inputs, {present(name): value for name, value in pool.items()})
+
+
 def _decoder_step(architecture: Architecture, state: StateTensors, cache: str) -> Signature:
-    num_heads, d_head, vocabulary_size = architecture.num_heads, architecture.d_head, architecture.vocabulary_size
-    pool = {name: Value(cache, ("batch", num_heads, "target", d_head)) for name in state.self_kv}
-    pool |= {name: Value(cache, ("batch", num_heads, "source", d_head)) for name in state.cross_kv}
+    pool = _pool(state.self_kv, architecture, cache, "target") | _pool(state.cross_kv, architecture, cache, "source")
     return Signature(
         {
             "input_ids": _ints("batch"),
@@ -59,15 +64,38 @@ def _decoder_step(architecture: Architecture, state: StateTensors, cache: str) -
             "all_rows": _ints("all"),
             **pool,
         },
-        {
-            "top_ids": _ints("batch", "k"),
-            "top_logprobs": _floats("batch", "k"),
-            "score_logprobs": _floats("batch", 1),
-            "all_logits": _floats("all", vocabulary_size),
-            "all_logprobs": _floats("all", vocabulary_size),
-            **{present(name): value for name, value in pool.items()},
-        },
+        {**_step_outputs(architecture), **{present(name): value for name, value in pool.items()}},
     )
+
+
+def _device_step(architecture: Architecture, state: StateTensors, cache: str) -> Signature:
+    self_kv = _pool(state.self_kv, architecture, cache, "target_capacity")
+    return Signature(
+        {
+            "rows": Value("int32", ("batch", 4)),
+            "top_k": _ints(1),
+            "all_rows": _ints("all"),
+            "longest_target": Value("int32", (1,)),
+            "longest_source": Value("int32", (1,)),
+            **self_kv,
+            **_pool(state.cross_kv, architecture, cache, "source_capacity"),
+        },
+        {**_step_outputs(architecture), **{present(name): value for name, value in self_kv.items()}},
+    )
+
+
+def _pool(names: tuple[str, ...], architecture: Architecture, cache: str, length: str) -> dict[str, Value]:
+    return {name: Value(cache, ("batch", architecture.num_heads, length, architecture.d_head)) for name in names}
+
+
+def _step_outputs(architecture: Architecture) -> dict[str, Value]:
+    return {
+        "top_ids": _ints("batch", "k"),
+        "top_logprobs": _floats("batch", "k"),
+        "score_logprobs": _floats("batch", 1),
+        "all_logits": _floats("all", architecture.vocabulary_size),
+        "all_logprobs": _floats("all", architecture.vocabulary_size),
+    }
 
 
 def _attention(architecture: Architecture) -> Signature:

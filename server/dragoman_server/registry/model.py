@@ -21,7 +21,7 @@ from dragoman_server.runtime.attention_pass import AttentionPass
 from dragoman_server.runtime.background import Background
 from dragoman_server.runtime.hardware import Hardware
 from dragoman_server.runtime.memory import give_back_memory, use_huge_pages
-from dragoman_server.runtime.runner import OnnxRunner, open_runners
+from dragoman_server.runtime.runners import ModelRunner, open_runners
 
 
 class SegmentEngine(Protocol):
@@ -91,7 +91,7 @@ class Model:
         bundle: Bundle,
         engine: SegmentEngine,
         attention: AttentionWorker | None = None,
-        runners: Sequence[OnnxRunner] = (),
+        runners: Sequence[ModelRunner] = (),
         max_kv_bytes: int = 0,
         name: str = "",
         replayed_difference: float = 0.0,

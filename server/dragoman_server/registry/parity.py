@@ -14,7 +14,7 @@ from dragoman_server.engine.search import StepOutput
 from dragoman_server.errors import BundleError
 from dragoman_server.runtime.attention_pass import AttentionPass
 from dragoman_server.runtime.memory import memory_limit
-from dragoman_server.runtime.runner import OnnxRunner
+from dragoman_server.runtime.runners import ModelRunner
 from dragoman_server.runtime.session import denormals_flushed
 
 # Golden sentences, which may be as long as the model allows.
@@ -27,7 +27,7 @@ _MAX_BYTES = 4 << 30
 _MAX_ROUNDING = 1e-3
 
 
-def replay(bundle: Bundle, runner: OnnxRunner) -> float:
+def replay(bundle: Bundle, runner: ModelRunner) -> float:
     """Feeds the golden targets through the decoder and compares; returns the largest log-prob difference (nats).
 
     At fp32 the model must also choose every golden token by itself. int8 chooses differently now and then, which is

@@ -10,15 +10,14 @@ import logging
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 import onnxruntime as ort
 
 from dragoman_server.errors import StartError
+from dragoman_server.runtime.cuda_session import PROVIDER
 
 logger = logging.getLogger(__name__)
-
-PROVIDER: Final = "CUDAExecutionProvider"
 
 # What the provider is linked to, in the order of their own needs; of cuDNN it loads more when it has to.
 _LIBRARIES = ("libcudart.so.13", "libcublasLt.so.13", "libcublas.so.13", "libcurand.so.10", "libcudnn.so.9")

@@ -6,18 +6,19 @@ from dataclasses import dataclass
 from typing import Final, Literal, Self
 
 from dragoman_server.bundle.bundle import Bundle, embedded_bundle
+from dragoman_server.bundle.manifest import CUDA_PRECISIONS, Precision
 from dragoman_server.config import EngineOptions
 from dragoman_server.engine.kv_budget import KvBudget
 from dragoman_server.errors import BundleError, StartError
 from dragoman_server.option_texts import parse_device
-from dragoman_server.runtime.cuda import PROVIDER, CudaDevice, CudaSystem, find_devices
+from dragoman_server.runtime.cuda import CudaDevice, CudaSystem, find_devices
+from dragoman_server.runtime.cuda_session import PROVIDER
 from dragoman_server.runtime.device import Device
 from dragoman_server.runtime.machine import available_memory
 
 logger = logging.getLogger(__name__)
 
-_FOR_GPUS = ("fp16", "bf16")
-_FOR_GPUS_ALONE = ("bf16",)
+_FOR_GPUS_ALONE: Final = frozenset[Precision](("bf16",))  # CPUs have no kernels for it
 
 DeviceKind = Literal["cpu", "cuda"]
 
@@ -111,7 +112,7 @@ class Hardware:
             BundleError: its precision is not for the devices of this server.
         """
         precision = bundle.manifest.precision
-        if precision not in _FOR_GPUS:
+        if precision not in CUDA_PRECISIONS:
             if not self._cpu:
                 raise BundleError(_for_cpus_alone(bundle))
             return self._cpu

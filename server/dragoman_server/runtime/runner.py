@@ -14,7 +14,6 @@ from dragoman_server.bundle.manifest import DECODER_STEP_FILE, ENCODER_FILE, Man
 from dragoman_server.config import EngineOptions
 from dragoman_server.engine.search import StepOutput
 from dragoman_server.engine.slots import Move
-from dragoman_server.runtime.hardware import Seat
 from dragoman_server.runtime.kv_pool import KvPool
 from dragoman_server.runtime.machine import available_cpus
 from dragoman_server.runtime.session import open_session
@@ -215,18 +214,6 @@ class OnnxRunner:
         score_logprobs = self._score_logprobs[:num_rows, 0]
         output = StepOutput(ids[:num_rows], logprobs[:num_rows], score_logprobs, all_logits, all_logprobs)
         return _Bound(binding, output)
-
-
-def open_runners(bundle: Bundle, contents: Contents, options: EngineOptions, seat: Seat) -> list[OnnxRunner]:
-    """A runner for each lane of an engine with these options.
-
-    Raises:
-        BundleError: as `Sessions.open`.
-    """
-    assert seat.kind == "cpu"
-    pairs = [Sessions.open(contents, number) for number in session_threads(contents.num_weight_bytes, options)]
-    graphs = Graphs(bundle.manifest, shared=pairs[0], alone=pairs[-1])
-    return [OnnxRunner(graphs, options.max_running) for _ in range(seat.device.num_lanes)]
 
 
 def session_threads(num_weight_bytes: int, options: EngineOptions) -> list[int]:

@@ -8,12 +8,14 @@ import threading
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
+from numpy.typing import NDArray
 
 from dragoman_server.bundle.bundle import Contents
-from dragoman_server.bundle.graph import read_graph
+from dragoman_server.bundle.graph import BFLOAT16, ONNX_NUMBERS, read_graph
 from dragoman_server.bundle.manifest import FileName
 from dragoman_server.errors import BundleError
 from dragoman_server.runtime.memory import libc
@@ -66,18 +68,16 @@ def open_session(
     options.add_session_config_entry("session.set_denormal_as_zero", "1")  # on the session's threads, see below
     options.log_severity_level = 4  # what is not fatal comes as an exception
     # The options do not keep these alive, which must be as long as the session is being opened.
-    values = {key: ort.OrtValue.from_dlpack(weight) for key, weight in contents.weights.items()}
+    values = {key: weight_value(weight) for key, weight in contents.weights.items()}
     for key, value in values.items():
         options.add_initializer(key, value)
     if not sums_int8_exactly():
         # The weights are made unsigned, so that sums cannot overflow: from what is given here, not from the file. The
         # session keeps both.
         options.add_session_config_entry("session.x64quantprecision", "1")
-        signed = [key for key in _weights_of(contents, name) if contents.weights[key].dtype == np.int8]
+        signed = [key for key in weights_of(contents, name) if contents.weights[key].dtype == np.int8]
         options.add_external_initializers(signed, [values[key] for key in signed])
-    # ONNX Runtime looks whether the file is there, and does not open it.
-    folder = str(contents.folder.absolute())
-    options.add_session_config_entry("session.model_external_initializers_file_folder_path", folder)
+    name_weights_folder(options, contents)
     environment = _float_environment()
     try:
         return ort.InferenceSession(contents.graphs[name], options, providers=["CPUExecutionProvider"])
@@ -87,7 +87,21 @@ def open_session(
         _set_float_environment(environment)  # whoever opens the first session would flush denormals ever after
 
 
-def _weights_of(contents: Contents, name: FileName) -> list[str]:
+def name_weights_folder(options: ort.SessionOptions, contents: Contents) -> None:
+    """ONNX Runtime looks whether the file of weights is there, and does not open it."""
+    folder = str(contents.folder.absolute())
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", folder)
+
+
+def weight_value(weight: NDArray[Any]) -> ort.OrtValue:
+    """A weight as ONNX Runtime takes it, in the same memory."""
+    if weight.dtype == np.uint16:
+        return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(weight, ONNX_NUMBERS[BFLOAT16])
+    return ort.OrtValue.from_dlpack(weight)
+
+
+def weights_of(contents: Contents, name: FileName) -> list[str]:
+    """The names of the weights that a graph uses."""
     return [key for key, tensor in read_graph(contents.graphs[name]).tensors.items() if tensor.file]
 
 

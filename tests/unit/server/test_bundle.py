@@ -53,7 +53,8 @@ def test_a_bundle_says_how_lines_are_cut_by_default(folder: Path, segmentation: 
     ("changes", "command"),
     [
         ({"precision": "fp32"}, "export CHECKPOINT NEW_BUNDLE"),
-        ({"precision": "int8"}, "quantize CHECKPOINT NEW_BUNDLE"),
+        ({"precision": "int8"}, "export CHECKPOINT NEW_BUNDLE --precision int8"),
+        ({"precision": "fp16"}, "export CHECKPOINT NEW_BUNDLE --precision fp16"),
         ({"precision": "fp32", "tokenizer": "marian"}, "import MODEL NEW_BUNDLE"),
         ({"precision": "int8", "tokenizer": "marian"}, "import MODEL NEW_BUNDLE --precision int8"),
     ],

@@ -182,8 +182,8 @@ def typed_data(graph: onnx.GraphProto) -> None:
     graph.initializer.append(helper.make_tensor("typed", TensorProto.FLOAT, [1], [1.0]))
 
 
-def half_precision(graph: onnx.GraphProto) -> None:
-    add_constant(graph, "half", 1.0, np.float16)
+def double_precision(graph: onnx.GraphProto) -> None:
+    add_constant(graph, "double", 1.0, np.float64)
 
 
 def text_constant(graph: onnx.GraphProto) -> None:
@@ -303,7 +303,7 @@ def thousands_of_operators(graph: onnx.GraphProto) -> None:
         (entry("offset", "9" * 5000), "encoder.onnx: .*Exceeds the limit"),
         (entry("length", "1e3"), "tensor 'positions' is in no file: it needs a location, an offset and a length"),
         (long_constant, "encoder.onnx: tensor 'long' has 800 bytes, must be in weights.bin"),
-        (half_precision, "encoder.onnx: tensor 'half' is of ONNX's type 10, must be of float32"),
+        (double_precision, "encoder.onnx: tensor 'double' is of ONNX's type 11, must be of float32"),
         (text_constant, "encoder.onnx: it has fields of ONNX that no graph of a bundle has"),
         (not_a_number, "encoder.onnx: tensor 'none' has values that are not finite"),
         (folded_product, "encoder.onnx: operator MatMul, which makes .*folded.*, depends on no input"),

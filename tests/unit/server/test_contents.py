@@ -6,6 +6,7 @@ import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import cast
 
 import numpy as np
 import pytest
@@ -120,13 +121,14 @@ def test_a_closed_model_gives_its_memory_back_whoever_refers_to_it(
     golden = bundle.manifest.parity.golden[0]
     with Hardware(OPTIONS) as hardware:
         model = Model.open(bundle.folder, OPTIONS, hardware, background)
+        runners = cast("list[OnnxRunner]", model.runners)
         with model:
-            graphs, attention = model.runners[0].graphs, model.attention
+            graphs, attention = runners[0].graphs, model.attention
             assert attention is not None
             attention_pass = attention._pass
             held = [
                 *(weakref.ref(part) for part in (*graphs.shared, *graphs.alone, attention_pass._session)),
-                *(weakref.ref(array) for runner in model.runners for array in runner._pool.arrays.values()),
+                *(weakref.ref(array) for runner in runners for array in runner._pool.arrays.values()),
             ]
             futures = model.engine.submit([Request(golden.source_ids, 20)] * 3)
             assert len({future.result(timeout=30).hypotheses[0].token_ids for future in futures}) == 1
@@ -136,6 +138,6 @@ def test_a_closed_model_gives_its_memory_back_whoever_refers_to_it(
         assert model.runners[0].kv_pool_bytes == 0
         assert model.kv_bytes_per_token > 0
         with pytest.raises(ValueError, match="closed"):
-            _ = model.runners[0].graphs
+            _ = runners[0].graphs
         model.close()  # once more
     background.close()

@@ -4,6 +4,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import pytest
 
@@ -15,6 +16,7 @@ from dragoman_server.engine.sequence import Request
 from dragoman_server.errors import BundleError, EngineDeadError, StartError
 from dragoman_server.registry.model import Model
 from dragoman_server.runtime.hardware import Hardware
+from dragoman_server.runtime.runner import OnnxRunner
 from support.bundles import edit_manifest, put
 
 OPTIONS = EngineOptions(max_running=8, lanes=2, num_threads=1)
@@ -73,9 +75,10 @@ def test_a_large_model_has_sessions_for_a_lane_that_is_alone(
     monkeypatch.setattr(Contents, "num_weight_bytes", num_weight_bytes)
     monkeypatch.setattr("dragoman_server.runtime.runner.available_cpus", lambda: 2)
     with Model.open(tiny_bundles["fp32"].folder, OPTIONS, hardware) as model:
-        graphs = model.runners[0].graphs
+        runners = cast("list[OnnxRunner]", model.runners)
+        graphs = runners[0].graphs
         assert (graphs.alone is not graphs.shared) == is_large
-        assert all(runner.graphs is graphs for runner in model.runners)
+        assert all(runner.graphs is graphs for runner in runners)
 
 
 def test_a_bundle_may_have_no_attention(folder: Path, hardware: Hardware) -> None:

@@ -1,0 +1,69 @@
+"""Which runner a bundle has: those of graphs for CPUs, or of graphs for CUDA, on a GPU or a CPU."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from dragoman_server.bundle.bundle import Bundle, Contents
+from dragoman_server.bundle.manifest import CUDA_PRECISIONS
+from dragoman_server.config import EngineOptions
+from dragoman_server.engine.runner import Runner
+from dragoman_server.runtime.device_memory import Memory
+from dragoman_server.runtime.device_runner import DeviceGraphs, DeviceRunner
+from dragoman_server.runtime.hardware import Seat
+from dragoman_server.runtime.machine import available_cpus
+from dragoman_server.runtime.runner import Graphs, OnnxRunner, Sessions, session_threads
+
+
+class ModelRunner(Runner, Protocol):
+    """A runner as its model knows it.
+
+    Attributes:
+        max_rows: rows of the KV pool.
+    """
+
+    max_rows: int
+
+    @property
+    def max_kv_bytes(self) -> int:
+        """Size of the pool when it has grown to the longest sentences in all rows."""
+
+    @property
+    def kv_pool_bytes(self) -> int:
+        """Size of the pool at present."""
+
+    def close(self) -> None:
+        """Gives all memory back, that of the graphs with the last of their runners. No other call may run or follow."""
+
+
+def open_runner(bundle: Bundle, max_rows: int, num_threads: int) -> ModelRunner:
+    """A runner on the CPU with graphs of its own.
+
+    Raises:
+        BundleError: as `Bundle.contents`, or the CPU cannot run the graphs.
+    """
+    if bundle.manifest.precision not in CUDA_PRECISIONS:
+        return OnnxRunner.open(bundle, max_rows, num_threads)
+    graphs = DeviceGraphs.open(bundle.manifest, bundle.contents(), Memory("cpu"), num_threads)
+    return DeviceRunner(graphs, max_rows)
+
+
+def open_runners(bundle: Bundle, contents: Contents, options: EngineOptions, seat: Seat) -> Sequence[ModelRunner]:
+    """A runner for each lane of an engine with these options.
+
+    Args:
+        bundle: of the model.
+        contents: of the bundle.
+        options: of the engine.
+        seat: that the engine computes on.
+
+    Raises:
+        BundleError: the device cannot run the graphs.
+    """
+    num_lanes = seat.device.num_lanes
+    if bundle.manifest.precision in CUDA_PRECISIONS:
+        _, num_threads = options.shape(available_cpus())
+        graphs = DeviceGraphs.open(bundle.manifest, contents, Memory(seat.kind, seat.number), num_threads)
+        return [DeviceRunner(graphs, options.max_running) for _ in range(num_lanes)]
+    pairs = [Sessions.open(contents, number) for number in session_threads(contents.num_weight_bytes, options)]
+    shared = Graphs(bundle.manifest, shared=pairs[0], alone=pairs[-1])
+    return [OnnxRunner(shared, options.max_running) for _ in range(num_lanes)]

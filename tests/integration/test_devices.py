@@ -22,6 +22,9 @@ from dragoman_server.bundle.bundle import Bundle
 from dragoman_server.bundle.manifest import Precision
 from dragoman_server.config import Config, EngineOptions, ModelOptions
 from dragoman_server.engine.engine import Engine
+from dragoman_server.registry.entry import Listing
+from dragoman_server.registry.opener import ModelOpener
+from dragoman_server.runtime.hardware import Placement
 from support.cuda_stub import build_driver, environment, needs_stub, packages_without, python
 from support.fake_hardware import SeveralDevices
 from support.process import MAIN
@@ -39,10 +42,57 @@ def refusal(program: Sequence[str], device: str, variables: dict[str, str] | Non
     return line
 
 
+@asynccontextmanager
+async def serving(config: Config, capsys: pytest.CaptureFixture[str]) -> AsyncIterator[str]:
+    """A server in this process; the line that it prints."""
+    server, line = asyncio.create_task(app.serve(config)), ""
+    try:
+        while not line.endswith("\n") and not server.done():
+            line += capsys.readouterr().out
+            await asyncio.sleep(0.005)
+        yield line
+    finally:
+        if not server.done():
+            os.kill(os.getpid(), signal.SIGTERM)
+        await server
+
+
+def address_in(line: str) -> str:
+    found = re.fullmatch(r"serving tiny@\w+ \(.*\) on the CPU on (\S+), metrics on \S+\n", line)
+    assert found is not None, line
+    return found[1]
+
+
 def test_a_server_with_onnx_runtime_for_the_cpu_refuses_a_gpu() -> None:
     line = refusal([sys.executable, "-c", MAIN], "cuda")
     assert line.startswith("dragoman-server: --device is cuda, and no GPU can be used. The ONNX Runtime that is ")
-    assert "pip uninstall onnxruntime, then pip install 'dragoman[gpu]'" in line
+    assert "pip uninstall onnxruntime onnxruntime-gpu, then pip install 'dragoman[gpu]'" in line
+
+
+async def test_without_a_gpu_fp16_is_served_on_the_cpu_and_the_log_says_why(
+    tiny_bundles: dict[Precision, Bundle], capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    models = ModelOptions(model=tuple(f"{name}={tiny_bundles[name].folder}" for name in ("fp16", "int8")))
+    async with serving(replace(CONFIG, models=models), capsys) as line:
+        assert line.startswith("serving 2 models on the CPU on 127.0.0.1:")
+    (warning,) = [record.message for record in caplog.records if "GPU" in record.message]
+    assert "models of fp16 run on the CPU, slowly: The ONNX Runtime that is installed is the one for CPUs" in warning
+
+
+async def test_models_on_several_devices_are_counted_in_the_start_line(
+    tiny_bundles: dict[Precision, Bundle], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    gpu = Placement("cuda", "cuda:0", "CUDA device 0 (NVIDIA L4)", 1)
+    peek = ModelOpener.peek
+
+    def on_gpu(opener: ModelOpener, folder: Path) -> Listing:
+        listing = peek(opener, folder)
+        return listing._replace(placement=gpu) if folder.name == "int8" else listing
+
+    monkeypatch.setattr(ModelOpener, "peek", on_gpu)
+    models = ModelOptions(model=tuple(f"{name}={tiny_bundles[name].folder}" for name in ("fp32", "int8")))
+    async with serving(replace(CONFIG, models=models), capsys) as line:
+        assert line.startswith("serving 2 models (1 on the CPU, 1 on CUDA device 0 (NVIDIA L4)) on 127.0.0.1:")
 
 
 # -- over a stub of CUDA -----------------------------------------------------------------------------------------------
@@ -105,23 +155,6 @@ def test_a_server_on_gpus_refuses_the_model_that_it_is_shipped_with(driver: Path
 # -- several devices ---------------------------------------------------------------------------------------------------
 
 
-@asynccontextmanager
-async def serving(config: Config, capsys: pytest.CaptureFixture[str]) -> AsyncIterator[str]:
-    """A server in this process; its address."""
-    server, line = asyncio.create_task(app.serve(config)), ""
-    try:
-        while not line.endswith("\n") and not server.done():
-            line += capsys.readouterr().out
-            await asyncio.sleep(0.005)
-        found = re.fullmatch(r"serving .* on the CPU on (\S+), metrics on \S+\n", line)
-        assert found is not None, line
-        yield found[1]
-    finally:
-        if not server.done():
-            os.kill(os.getpid(), signal.SIGTERM)
-        await server
-
-
 async def test_one_model_is_decoded_on_two_devices(
     tiny_bundles: dict[Precision, Bundle], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -139,7 +172,7 @@ async def test_one_model_is_decoded_on_two_devices(
     words = ["the small dog", "a red house", "a bird sees the old tree", "here", "the green river"]
     texts = [f"{words[i % 5]} and {words[i // 5 % 5]}" for i in range(40)]
     config = replace(CONFIG, models=models, engine=options)
-    async with serving(config, capsys) as address, AsyncClient(address) as client:
+    async with serving(config, capsys) as line, AsyncClient(address_in(line)) as client:
         together = await client.translate(texts, source="en", target="de")
         assert len(nums_requests) == 2
         assert nums_requests.total() == len(texts)

@@ -81,7 +81,7 @@ def find_devices(numbers: Sequence[int], system: CudaSystem | None = None) -> tu
     if PROVIDER not in system.providers():
         raise StartError(
             "The ONNX Runtime that is installed is the one for CPUs alone, and both are the same Python module: "
-            f"pip uninstall onnxruntime, then {_INSTALL}."
+            f"pip uninstall onnxruntime onnxruntime-gpu, then {_INSTALL}."
         )
     driver = _driver(system)
     if missing := _missing_libraries(system):

@@ -26,7 +26,7 @@ def test_a_build_for_the_cpu_is_told_before_anything_is_loaded() -> None:
     system = CudaSystem(lambda: ["AzureExecutionProvider", "CPUExecutionProvider"], pytest.fail, pytest.fail)
     assert fault(system) == (
         "The ONNX Runtime that is installed is the one for CPUs alone, and both are the same Python module: pip "
-        "uninstall onnxruntime, then pip install 'dragoman[gpu]'."
+        "uninstall onnxruntime onnxruntime-gpu, then pip install 'dragoman[gpu]'."
     )
 
 

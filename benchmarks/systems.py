@@ -16,9 +16,9 @@ from benchmarks.report import Subject
 from dragoman_export.greedy import pad
 from dragoman_server.config import EngineOptions
 from dragoman_server.engine.search_options import SearchOptions
+from dragoman_server.engine.segment_engine import SegmentEngine
 from dragoman_server.engine.sequence import Completion, Request
 from dragoman_server.registry.model import Model as ServedModel
-from dragoman_server.registry.model import SegmentEngine
 from dragoman_server.runtime.hardware import Hardware
 from dragoman_server.runtime.machine import available_cpus
 from dragoman_server.runtime.runners import ModelRunner

@@ -5,32 +5,16 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Protocol
 
+from dragoman_server.engine.segment_engine import SegmentEngine
 from dragoman_server.engine.sequence import Completion, Request
 
 
-class DeviceEngine(Protocol):
-    """An engine that work is given to; `Engine` says what its methods do."""
+class DeviceEngine(SegmentEngine, Protocol):
+    """An engine on a device of its own."""
 
     @property
-    def num_pending_rows(self) -> int: ...
-
-    @property
-    def stalled_seconds(self) -> float: ...
-
-    def start(self) -> None: ...
-
-    def give_back_memory(self) -> None: ...
-
-    def stop(self) -> None: ...
-
-    def submit(
-        self,
-        requests: Sequence[Request],
-        caller: object = None,
-        on_progress: Callable[[int, tuple[int, ...]], None] | None = None,
-        *,
-        is_unlimited: bool = False,
-    ) -> list[Future[Completion]]: ...
+    def num_pending_rows(self) -> int:
+        """The rows of the requests that it has not answered yet."""
 
 
 class Dispatcher:

@@ -1,11 +1,10 @@
 """A model: all that lives and dies with one bundle. Nothing else builds an engine."""
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Protocol, Self
+from typing import Self
 
 from dragoman_server.attention.worker import AttentionWorker
 from dragoman_server.bundle.bundle import Bundle
@@ -14,7 +13,7 @@ from dragoman_server.config import EngineOptions
 from dragoman_server.engine.dispatcher import Dispatcher
 from dragoman_server.engine.engine import Engine, StepReport
 from dragoman_server.engine.search import Search
-from dragoman_server.engine.sequence import Completion, Request
+from dragoman_server.engine.segment_engine import SegmentEngine
 from dragoman_server.errors import BundleError, StartError
 from dragoman_server.registry.parity import replay, replay_attention
 from dragoman_server.runtime.attention_pass import AttentionPass
@@ -22,45 +21,6 @@ from dragoman_server.runtime.background import Background
 from dragoman_server.runtime.hardware import Hardware
 from dragoman_server.runtime.memory import give_back_memory, use_huge_pages
 from dragoman_server.runtime.runners import ModelRunner, open_runners
-
-
-class SegmentEngine(Protocol):
-    """What a model, and those who ask it, need of its engine."""
-
-    @property
-    def stalled_seconds(self) -> float:
-        """How long there has been work and no step was finished."""
-
-    def start(self) -> None:
-        """Takes requests from now on."""
-
-    def give_back_memory(self) -> None:
-        """Gives back what keys and values have grown to, unless there is work."""
-
-    def stop(self) -> None:
-        """Ends; requests not finished by then get an EngineDeadError."""
-
-    def submit(
-        self,
-        requests: Sequence[Request],
-        caller: object = None,
-        on_progress: Callable[[int, tuple[int, ...]], None] | None = None,
-        *,
-        is_unlimited: bool = False,
-    ) -> list[Future[Completion]]:
-        """Queues all requests or none, without blocking. Cancelling a future withdraws it.
-
-        Args:
-            requests: each is answered by the future at the same place.
-            caller: requests of the same caller take turns with those of others.
-            on_progress: called on another thread with the index of a request and the ids that
-                its target is now certain to begin with.
-            is_unlimited: whether there is room in any case, and none taken from others.
-
-        Raises:
-            QueueFullError: there is no room for all of them.
-            EngineDeadError: the engine has ended.
-        """
 
 
 class Model:

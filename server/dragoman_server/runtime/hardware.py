@@ -70,7 +70,8 @@ class Placement:
         numbers = [str(seat.number) for seat in seats]
         several = "s" if len(seats) > 1 else ""
         names = ", ".join(dict.fromkeys(seat.name for seat in seats))
-        description = f"CUDA device{several} {' and '.join(numbers)} ({names})"
+        listed = " and ".join(filter(None, [", ".join(numbers[:-1]), numbers[-1]]))
+        description = f"CUDA device{several} {listed} ({names})"
         return cls("cuda", f"cuda:{','.join(numbers)}", description, len(seats))
 
 

@@ -8,8 +8,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TypeVar
 
+from dragoman_server.engine.segment_engine import SegmentEngine
 from dragoman_server.engine.sequence import Completion, Request
-from dragoman_server.registry.model import SegmentEngine
 
 _T = TypeVar("_T")
 

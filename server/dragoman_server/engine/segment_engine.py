@@ -1,0 +1,46 @@
+"""What is asked of an engine by those who give it work."""
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from typing import Protocol
+
+from dragoman_server.engine.sequence import Completion, Request
+
+
+class SegmentEngine(Protocol):
+    """What a model, and those who ask it, need of its engine, or of several as one."""
+
+    @property
+    def stalled_seconds(self) -> float:
+        """How long there has been work and no step was finished."""
+
+    def start(self) -> None:
+        """Takes requests from now on."""
+
+    def give_back_memory(self) -> None:
+        """Gives back what keys and values have grown to, unless there is work."""
+
+    def stop(self) -> None:
+        """Ends; requests not finished by then get an EngineDeadError."""
+
+    def submit(
+        self,
+        requests: Sequence[Request],
+        caller: object = None,
+        on_progress: Callable[[int, tuple[int, ...]], None] | None = None,
+        *,
+        is_unlimited: bool = False,
+    ) -> list[Future[Completion]]:
+        """Queues all requests or none, without blocking. Cancelling a future withdraws it.
+
+        Args:
+            requests: each is answered by the future at the same place.
+            caller: requests of the same caller take turns with those of others.
+            on_progress: called on another thread with the index of a request and the ids that
+                its target is now certain to begin with.
+            is_unlimited: whether there is room in any case, and none taken from others.
+
+        Raises:
+            QueueFullError: there is no room for all of them.
+            EngineDeadError: the engine has ended.
+        """

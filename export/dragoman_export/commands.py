@@ -213,6 +213,8 @@ def verify(
 def _print_comparison(comparison: Comparison, details: bool) -> None:
     console.print(f"{len(comparison.sentences)} sentences compared with PyTorch, largest differences:")
     console.print(f"  log-probs of the target   {comparison.max_logprob_difference:.2e}")
+    if comparison.half_arithmetic_difference:
+        console.print(f"    as PyTorch rounds       {comparison.half_arithmetic_difference:.2e}")
     console.print(f"  log-probs of all tokens   {comparison.max_distribution_difference:.2e}")
     console.print(f"  attention weights         {comparison.max_attention_difference:.2e}")
     console.print(f"  identical greedy tokens   {comparison.token_agreement:.1%}")

@@ -12,17 +12,21 @@ import pytest
 from dragoman_export.checkpoint import Checkpoint
 from dragoman_export.train.tokenizer import EOS_ID
 from dragoman_server.bundle.bundle import Bundle
-from dragoman_server.bundle.manifest import Precision
+from dragoman_server.bundle.manifest import CUDA_PRECISIONS, Precision
 from dragoman_server.engine.engine import Engine
 from dragoman_server.engine.search import Search
 from dragoman_server.engine.search_options import EarlyStopping, SearchOptions
 from dragoman_server.engine.sequence import Completion, Hypothesis, Request
 from dragoman_server.engine.slots import Move
+from dragoman_server.runtime.device_memory import Memory
+from dragoman_server.runtime.device_runner import DeviceGraphs, DeviceRunner
 from dragoman_server.runtime.runner import Graphs, OnnxRunner, Sessions
+from dragoman_server.runtime.runners import ModelRunner, open_runner
 from support.fake_runner import running_engine
 from support.tiny_model import random_source, random_sources
 
-pytestmark = pytest.mark.parametrize("precision", ["fp32", "int8"])
+# fp16 is for CUDA: on a CPU it takes minutes.
+pytestmark = pytest.mark.parametrize("precision", ["fp32", "int8", pytest.param("fp16", marks=pytest.mark.slow)])
 
 Source = tuple[int, ...]
 Hypotheses = tuple[Hypothesis, ...]
@@ -33,8 +37,8 @@ CRITICAL_LENGTHS = (2, 3, 7, 11, 15, 16, 63, 64, 100)
 
 
 @pytest.fixture
-def runner(precision: Precision, tiny_bundles: dict[Precision, Bundle]) -> OnnxRunner:
-    return OnnxRunner.open(tiny_bundles[precision], max_rows=64, num_threads=2)
+def runner(precision: Precision, tiny_bundles: dict[Precision, Bundle]) -> ModelRunner:
+    return open_runner(tiny_bundles[precision], max_rows=64, num_threads=2)
 
 
 @pytest.fixture(scope="module")
@@ -48,14 +52,14 @@ def neighbours(tiny_checkpoint: Checkpoint) -> list[Source]:
     return [source.ids for source in random_sources(tiny_checkpoint, 64, seed=2)]
 
 
-def step(runner: OnnxRunner, rows: list[Decoded]) -> None:
+def step(runner: ModelRunner, rows: list[Decoded]) -> None:
     """One greedy token more for every row; nothing ends a row, so that all of them run on."""
     output = runner.decode_step([row[-1][0] if row else 2 for row in rows], [len(row) for row in rows])
     for row, token_id, logprob in zip(rows, output.top_ids[:, 0], output.top_logprobs[:, 0], strict=True):
         row.append((int(token_id), float(logprob)))
 
 
-def decode(runner: OnnxRunner, sources: list[Source], num_steps: int = NUM_STEPS) -> list[Decoded]:
+def decode(runner: ModelRunner, sources: list[Source], num_steps: int = NUM_STEPS) -> list[Decoded]:
     """Encodes the sources as one batch, padded to the longest, into the first rows and decodes them together."""
     runner.encode(sources, first_row=0)
     rows: list[Decoded] = [[] for _ in sources]
@@ -66,7 +70,7 @@ def decode(runner: OnnxRunner, sources: list[Source], num_steps: int = NUM_STEPS
 
 @pytest.mark.parametrize("batch_size", [2, 3, 33, 64])
 def test_a_batch_decodes_to_what_its_members_decode_to_alone(
-    runner: OnnxRunner, critical_sources: list[Source], neighbours: list[Source], batch_size: int
+    runner: ModelRunner, critical_sources: list[Source], neighbours: list[Source], batch_size: int
 ) -> None:
     alone = {source: decode(runner, [source])[0] for source in critical_sources}
     rng = random.Random(batch_size)
@@ -82,7 +86,7 @@ def test_a_batch_decodes_to_what_its_members_decode_to_alone(
 
 
 def test_a_row_that_joins_later_disturbs_nobody_and_is_not_disturbed(
-    runner: OnnxRunner, critical_sources: list[Source]
+    runner: ModelRunner, critical_sources: list[Source]
 ) -> None:
     alone = [decode(runner, [source])[0] for source in critical_sources]
     rows: list[Decoded] = []
@@ -97,7 +101,7 @@ def test_a_row_that_joins_later_disturbs_nobody_and_is_not_disturbed(
 
 @pytest.mark.parametrize("num_steps_before", [0, 1, 9])
 def test_a_moved_row_goes_on_where_it_was(
-    runner: OnnxRunner, critical_sources: list[Source], num_steps_before: int
+    runner: ModelRunner, critical_sources: list[Source], num_steps_before: int
 ) -> None:
     sources = critical_sources[4:8]
     alone = [decode(runner, [source])[0] for source in sources]
@@ -203,7 +207,7 @@ def frequent_switches() -> Iterator[None]:
 def test_the_number_of_threads_changes_no_bit(
     precision: Precision, tiny_bundles: dict[Precision, Bundle], neighbours: list[Source], num_threads: int
 ) -> None:
-    one, several = (OnnxRunner.open(tiny_bundles[precision], 64, n) for n in (1, num_threads))
+    one, several = (open_runner(tiny_bundles[precision], 64, n) for n in (1, num_threads))
     for count in (1, 2, 5, 64):
         assert decode(one, neighbours[:count]) == decode(several, neighbours[:count])
 
@@ -254,9 +258,13 @@ def test_scoring_a_translation_gives_the_score_that_it_was_found_with(
 @contextmanager
 def onnx_engine(bundle: Bundle, max_running: int, num_lanes: int = 1, **options: int) -> Iterator[Engine]:
     contents = bundle.contents()
-    shared, alone = Sessions.open(contents, 1), Sessions.open(contents, 2)
-    graphs = Graphs(bundle.manifest, shared, alone)
-    runners = [OnnxRunner(graphs, max_running) for _ in range(num_lanes)]
+    runners: list[ModelRunner]
+    if bundle.manifest.precision in CUDA_PRECISIONS:
+        device_graphs = DeviceGraphs.open(bundle.manifest, contents, Memory("cpu"))
+        runners = [DeviceRunner(device_graphs, max_running) for _ in range(num_lanes)]
+    else:
+        graphs = Graphs(bundle.manifest, Sessions.open(contents, 1), Sessions.open(contents, 2))
+        runners = [OnnxRunner(graphs, max_running) for _ in range(num_lanes)]
     with running_engine(runners, Search.of(bundle.manifest), max_running=max_running, **options) as engine:
         yield engine
 

@@ -13,6 +13,8 @@ PROVIDER = "CUDAExecutionProvider"
 # batch: that takes longer than many steps.
 _SDPA_KERNELS = 1 | 2 | 16
 
+_ERROR = 3  # of ONNX Runtime's levels
+
 
 def open_cuda_session(
     graph: bytes | FileName,
@@ -34,6 +36,7 @@ def open_cuda_session(
     Raises:
         BundleError: the device cannot run the graph, or not all of it.
     """
+    ort.set_default_logger_severity(_ERROR)  # it warns of what is meant to be
     options = ort.SessionOptions()
     options.enable_mem_pattern = captures
     options.intra_op_num_threads = options.inter_op_num_threads = 1  # of the host, which computes nothing

@@ -1,6 +1,8 @@
 """The rows of one lane in the memory that graphs for CUDA work in: keys and values, written in place by both graphs."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,26 +24,20 @@ class PoolSessions(NamedTuple):
     grow: ort.InferenceSession
 
 
+@dataclass(frozen=True)
 class _Part:
-    """The state tensors of one kind of attention, one behind the other: [tensors, max_rows, H, capacity, K].
+    """The state tensors of one kind of attention, one behind the other: [tensors * max_rows, H, capacity, K].
 
     So one operator moves a row of all layers.
     """
 
-    def __init__(self, names: Sequence[str], max_rows: int, heads: tuple[int, int], limit: int) -> None:
-        self.names, self.max_rows, self.heads = tuple(names), max_rows, heads
-        self.limit = capacity_for(limit)
-        self.capacity = 0
-        self.buffer: Buffer
+    names: tuple[str, ...]
+    shape: tuple[int, int, int, int]
+    buffer: Buffer
 
     @property
-    def row_shape(self) -> tuple[int, int, int]:
-        num_heads, d_head = self.heads
-        return num_heads, self.capacity, d_head
-
-    @property
-    def shape(self) -> tuple[int, int, int, int]:
-        return len(self.names) * self.max_rows, *self.row_shape
+    def capacity(self) -> int:
+        return self.shape[2]
 
 
 class DevicePool:
@@ -60,16 +56,21 @@ class DevicePool:
     """
 
     def __init__(self, manifest: Manifest, max_rows: int, memory: Memory, sessions: PoolSessions, kind: str) -> None:
+        self._manifest, self._max_rows = manifest, max_rows
         self._memory, self._sessions = memory, sessions
         self._element_type, self._dtype = ONNX_NUMBERS[kind], storage_dtype(kind)
-        self.generation = 0
-        state, limits, architecture = manifest.state, manifest.limits, manifest.architecture
-        heads = architecture.num_heads, architecture.d_head
-        self._self = _Part(state.self_kv, max_rows, heads, limits.max_target_tokens)
-        self._cross = _Part(state.cross_kv, max_rows, heads, limits.max_source_tokens)
-        self.bytes_per_token = len(state.self_kv) * architecture.num_heads * architecture.d_head * self._dtype.itemsize
-        for part in (self._self, self._cross):
-            self._grow(part, CAPACITY_STEP)
+        architecture, self.generation = manifest.architecture, 0
+        num_tensors = len(manifest.state.self_kv)
+        self.bytes_per_token = num_tensors * architecture.num_heads * architecture.d_head * self._dtype.itemsize
+        self._self: _Part
+        self._cross: _Part
+        self.reset()
+
+    def reset(self) -> None:
+        """Forgets all rows. The pool is as small as at first."""
+        state = self._manifest.state
+        self._self, self._cross = (self._part(names, CAPACITY_STEP) for names in (state.self_kv, state.cross_kv))
+        self.generation += 1
 
     @property
     def num_bytes(self) -> int:
@@ -78,7 +79,9 @@ class DevicePool:
     @property
     def max_bytes(self) -> int:
         """Of the pool when it has grown to the longest sentences."""
-        return self.bytes_per_token * self._self.max_rows * (self._self.limit + self._cross.limit)
+        limits = self._manifest.limits
+        capacities = capacity_for(limits.max_source_tokens) + capacity_for(limits.max_target_tokens)
+        return self.bytes_per_token * self._max_rows * capacities
 
     @property
     def target_capacity(self) -> int:
@@ -92,15 +95,17 @@ class DevicePool:
 
     def make_room(self, num_source: int = 0, num_target: int = 0) -> None:
         """Makes room for so many positions, and keeps what is there."""
-        for part, number in ((self._cross, num_source), (self._self, num_target)):
-            if number > part.capacity:
-                self._grow(part, number)
+        limits = self._manifest.limits
+        if num_source > self._cross.capacity:
+            self._cross = self._grown(self._cross, num_source, limits.max_source_tokens)
+        if num_target > self._self.capacity:
+            self._self = self._grown(self._self, num_target, limits.max_target_tokens)
 
-    def bind_self(self, bind: Any, num_rows: int, rename: Any = str) -> None:
+    def bind_self(self, bind: Any, num_rows: int, rename: Callable[[str], str] = str) -> None:
         """Binds the first rows of self-attention's keys and values, under names that `rename` makes of the state's."""
         self._bind(self._self, bind, 0, num_rows, rename)
 
-    def bind_cross(self, bind: Any, first_row: int, num_rows: int, rename: Any = str) -> None:
+    def bind_cross(self, bind: Any, first_row: int, num_rows: int, rename: Callable[[str], str] = str) -> None:
         """As `bind_self`, rows of cross-attention's from `first_row` on."""
         self._bind(self._cross, bind, first_row, num_rows, rename)
 
@@ -109,17 +114,18 @@ class DevicePool:
         self._move(self._self, moves)
         self._move(self._cross, [move for move in moves if not move.is_sibling])
 
-    def _bind(self, part: _Part, bind: Any, first_row: int, num_rows: int, rename: Any) -> None:
-        row_bytes = int(np.prod(part.row_shape)) * self._dtype.itemsize
+    def _bind(self, part: _Part, bind: Any, first_row: int, num_rows: int, rename: Callable[[str], str]) -> None:
+        row_shape = part.shape[1:]
+        row_bytes = math.prod(row_shape) * self._dtype.itemsize
         for index, name in enumerate(part.names):
-            offset = (index * part.max_rows + first_row) * row_bytes
-            part.buffer.bind(bind, rename(name), (num_rows, *part.row_shape), self._element_type, offset)
+            offset = (index * self._max_rows + first_row) * row_bytes
+            part.buffer.bind(bind, rename(name), (num_rows, *row_shape), self._element_type, offset)
 
     def _move(self, part: _Part, moves: Sequence[Move]) -> None:
         if not moves:
             return
         rows = np.array([(move.source, move.target) for move in moves], np.int64).T
-        of_tensors = np.arange(len(part.names), dtype=np.int64)[:, None] * part.max_rows
+        of_tensors = np.arange(len(part.names), dtype=np.int64)[:, None] * self._max_rows
         places = self._memory.copy(np.ascontiguousarray((rows[:, None] + of_tensors).reshape(2, -1)))
         binding = self._sessions.move.io_binding()
         part.buffer.bind(binding.bind_input, "pool", part.shape)
@@ -127,20 +133,24 @@ class DevicePool:
         part.buffer.bind(binding.bind_output, "moved", part.shape)
         self._sessions.move.run_with_iobinding(binding)
 
-    def _grow(self, part: _Part, length: int) -> None:
-        old_shape, old = part.shape, part.buffer if part.capacity else None
-        capacity = part.capacity or CAPACITY_STEP
+    def _grown(self, part: _Part, length: int, limit: int) -> _Part:
+        """The part with room for `length` positions, and what is in it."""
+        capacity = part.capacity
         while capacity < length:
             capacity *= 2
-        part.capacity = min(capacity, part.limit)
-        part.buffer = self._memory.zeros(part.shape, self._dtype)
+        grown = self._part(part.names, min(capacity, capacity_for(limit)))
+        binding = self._sessions.grow.io_binding()
+        grown.buffer.bind(binding.bind_input, "larger", grown.shape)
+        part.buffer.bind(binding.bind_input, "pool", part.shape)
+        grown.buffer.bind(binding.bind_output, "grown", grown.shape)
+        self._sessions.grow.run_with_iobinding(binding)
         self.generation += 1
-        if old is not None:
-            binding = self._sessions.grow.io_binding()
-            part.buffer.bind(binding.bind_input, "larger", part.shape)
-            old.bind(binding.bind_input, "pool", old_shape)
-            part.buffer.bind(binding.bind_output, "grown", part.shape)
-            self._sessions.grow.run_with_iobinding(binding)
+        return grown
+
+    def _part(self, names: Sequence[str], capacity: int) -> _Part:
+        architecture = self._manifest.architecture
+        shape = (len(names) * self._max_rows, architecture.num_heads, capacity, architecture.d_head)
+        return _Part(tuple(names), shape, self._memory.zeros(shape, self._dtype))
 
 
 def capacity_for(num_tokens: int) -> int:

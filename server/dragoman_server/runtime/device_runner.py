@@ -62,8 +62,7 @@ class DeviceGraphs(NamedTuple):
             decoder = open_cuda_session(
                 DECODER_STEP_FILE, number, contents, max_arena_bytes=max_arena_bytes, captures=True
             )
-        stored = ONNX_NUMBERS[storage_dtype(_state_type(manifest, decoder)).name]
-        return cls(manifest, memory, encoder, decoder, _open_pool_sessions(stored, memory))
+        return cls(manifest, memory, encoder, decoder, open_pool_sessions(memory, _state_type(manifest, decoder)))
 
 
 def _state_type(manifest: Manifest, decoder: ort.InferenceSession) -> str:
@@ -73,7 +72,9 @@ def _state_type(manifest: Manifest, decoder: ort.InferenceSession) -> str:
     return "float32" if name == "float" else str(name)
 
 
-def _open_pool_sessions(element_type: int, memory: Memory) -> PoolSessions:
+def open_pool_sessions(memory: Memory, kind: str) -> PoolSessions:
+    """Opens the graphs that copy rows of keys and values of this type, such as float16."""
+    element_type = ONNX_NUMBERS[storage_dtype(kind).name]
     graphs = move_graph(element_type), grow_graph(element_type)
     if memory.kind == "cuda":
         return PoolSessions(*(open_cuda_session(graph, memory.number) for graph in graphs))
@@ -193,7 +194,11 @@ class DeviceRunner:
         pool.move_rows(moves)
 
     def give_back_memory(self) -> None:
-        """Keeps what it has: the CUDA graphs, which nothing frees before their session, refer to it."""
+        """Gives the host's memory back. That of a GPU stays: CUDA graphs refer to it, which their session keeps."""
+        if self._memory.kind == "cpu":
+            _, pool = self._open
+            self._bound.clear()
+            pool.reset()
 
     def close(self) -> None:
         """Gives all memory back, that of the graphs with the last of their runners. No other call may run or follow."""

@@ -10,13 +10,13 @@ from dragoman_server.bundle.bundle import embedded_bundle
 from dragoman_server.config import EngineOptions
 from dragoman_server.engine.sequence import Request
 from dragoman_server.registry.model import Model
-from dragoman_server.runtime.device import Device
+from dragoman_server.runtime.hardware import Hardware
 
 
 def main() -> None:
     """Answers until there are no more lines."""
     options = EngineOptions()
-    with Device.of(options) as device, Model.open(embedded_bundle(), options, device) as model:
+    with Hardware(options) as hardware, Model.open(embedded_bundle(), options, hardware) as model:
         print(json.dumps({"version": model.name}), flush=True)
         for line in sys.stdin:
             asked = json.loads(line)

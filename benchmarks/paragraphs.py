@@ -22,7 +22,7 @@ from dragoman_server.bundle.bundle import embedded_bundle
 from dragoman_server.config import EngineOptions, InputLimits
 from dragoman_server.registry.model import Model
 from dragoman_server.registry.registry import Registry
-from dragoman_server.runtime.device import Device
+from dragoman_server.runtime.hardware import Hardware
 from dragoman_server.service.calls import CallContext, TextInput, TranslateCall, TranslateConfig
 from dragoman_server.service.results import TranslatedText
 from dragoman_server.service.translate import Translator
@@ -58,7 +58,7 @@ def paragraphs(sources: Sequence[str], references: Sequence[str], number: int, s
 def translator(folder: Path) -> Iterator[Translator]:
     """What the server runs for a bundle, without the network."""
     options = EngineOptions()
-    with Device.of(options) as device, Model.open(folder, options, device) as model:
+    with Hardware(options) as hardware, Model.open(folder, options, hardware) as model:
         translator = Translator(Registry.of(model), InputLimits(), options.max_waiting, options.max_running)
         try:
             yield translator

@@ -19,7 +19,7 @@ from dragoman_server.engine.search_options import SearchOptions
 from dragoman_server.engine.sequence import Completion, Request
 from dragoman_server.registry.model import Model as ServedModel
 from dragoman_server.registry.model import SegmentEngine
-from dragoman_server.runtime.device import Device
+from dragoman_server.runtime.hardware import Hardware
 from dragoman_server.runtime.machine import available_cpus
 from dragoman_server.runtime.runners import ModelRunner
 
@@ -98,7 +98,7 @@ def dragoman(
         options = EngineOptions(lanes=lanes or threads, num_threads=1)
     if num_rows is not None:
         options = replace(options, max_running=num_rows)
-    with Device.of(options) as device, ServedModel.open(model.bundle.folder, options, device) as served:
+    with Hardware(options) as hardware, ServedModel.open(model.bundle.folder, options, hardware) as served:
         subject = Subject.of("Dragoman", "dragoman", served.manifest.precision, threads, model.name)
         yield DragomanSystem(subject, served.engine, served.runners)
 

@@ -34,6 +34,7 @@ from dragoman_server.engine.search_options import SearchOptions
 from dragoman_server.engine.sequence import Request
 from dragoman_server.registry.model import Model
 from dragoman_server.runtime.device import Device
+from dragoman_server.runtime.hardware import Hardware
 from dragoman_server.runtime.machine import available_cpus
 
 _BATCHES = (1, 256)
@@ -150,7 +151,7 @@ class Meter:
     used: Usage = field(default_factory=lambda: Usage(0.0, 0.0))
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def __call__(self, report: StepReport) -> None:
+    def __call__(self, engine: int, report: StepReport) -> None:
         step = report.step
         with self._lock:
             tokens, seconds = self.used
@@ -245,13 +246,14 @@ def _usage(tenants: Sequence[Tenant], settings: Settings) -> list[Usage]:
 def _tenants(workloads: Sequence[Workload]) -> Iterator[tuple[Device, list[Tenant]]]:
     """A model for each workload, all on one device, as the server runs them."""
     options = EngineOptions()
-    with Device.of(options) as device, contextlib.ExitStack() as stack:
+    with Hardware(options) as hardware, contextlib.ExitStack() as stack:
         tenants: list[Tenant] = []
         for workload in workloads:
             meter = Meter()
-            model = Model.open(workload.model.bundle.folder, options, device, on_step=meter)
+            model = Model.open(workload.model.bundle.folder, options, hardware, on_step=meter)
             tenants.append(Tenant(stack.enter_context(model), workload, meter))
-        yield device, tenants
+        (seat,) = hardware.seats(workloads[0].model.bundle)
+        yield seat.device, tenants
 
 
 # -- the command -----------------------------------------------------------------------------------------------------

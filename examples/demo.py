@@ -31,7 +31,7 @@ def running_server() -> Iterator[tuple[list[tuple[str, str]], str, str]]:
     try:
         assert server.stdout is not None
         line = server.stdout.readline()
-        ready = re.fullmatch(r"serving \S+ \((.*)\) on (\S+), metrics on (\S+)\n", line)
+        ready = re.fullmatch(r"serving \S+ \((.*?)\) on .* on (\S+), metrics on (\S+)\n", line)
         if ready is None:
             sys.exit("the server did not start")
         print(line)

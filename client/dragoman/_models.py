@@ -128,6 +128,7 @@ def _model(message: models_pb2.Model) -> models.ModelInfo:
         default_for=_groups(message.default_for),
         precision=message.precision,
         device=message.device,
+        execution_provider=message.execution_provider,
         limits=_limits(message.limits) if message.HasField("limits") else None,
         parity=_parity(message.parity) if message.HasField("parity") else None,
         determinism=_DETERMINISMS.get(message.determinism, models.Determinism.UNSPECIFIED),

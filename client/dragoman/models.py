@@ -39,6 +39,10 @@ class Determinism(StrEnum):
     BITWISE = "bitwise"
     """The same text and options have the same answer, bit for bit, whatever else the server does meanwhile."""
 
+    LAST_BITS = "last_bits"
+    """The same but for the last bits of log-probabilities, as a GPU adds in an order that depends on the batch. Where
+    two tokens are as probable as each other to these bits, either may be chosen."""
+
     UNSPECIFIED = "unspecified"
     """Not known, or a value that this version of the SDK does not know."""
 
@@ -163,10 +167,13 @@ class ModelInfo:
     """Pairs of languages for which calls that name no model get this one."""
 
     precision: str
-    """Precision of its weights: "fp32" or "int8"."""
+    """Precision of its weights: "fp32", "int8", "fp16" or "bf16"."""
 
     device: str
-    """Where it runs: "cpu"."""
+    """Where it is decoded: "cpu", "cuda:0", or with several GPUs "cuda:0,1", by their numbers."""
+
+    execution_provider: str
+    """What of ONNX Runtime decodes it: "CPUExecutionProvider" or "CUDAExecutionProvider"; empty from older servers."""
 
     limits: ModelLimits | None
     """Limits of its segments."""

@@ -4,20 +4,22 @@ import asyncio
 import contextlib
 import logging
 import signal
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from typing import Any
 
 from dragoman_server.bundle.bundle import embedded_bundle
-from dragoman_server.config import Config, ModelOptions, parse_model, validate
+from dragoman_server.config import Config, ModelOptions, validate
 from dragoman_server.ending import LastResort
 from dragoman_server.errors import DragomanError, DrainingError, StartError
 from dragoman_server.metrics import Metrics
+from dragoman_server.option_texts import parse_model
 from dragoman_server.registry.opener import ModelOpener
 from dragoman_server.registry.registry import Registry
 from dragoman_server.registry.repository import Place, Repository
 from dragoman_server.registry.watcher import Watcher
 from dragoman_server.runtime.background import Background
-from dragoman_server.runtime.device import Device
+from dragoman_server.runtime.hardware import Hardware
 from dragoman_server.runtime.machine import cpu_allowance
 from dragoman_server.service.attention import Attender
 from dragoman_server.service.translate import Translator
@@ -83,8 +85,8 @@ async def serve(config: Config) -> int:
         # The threads come before the models: the allocator has those that come late share memory, and gets less of it
         # back.
         background = stack.enter_context(contextlib.closing(Background()))
-        device = stack.enter_context(Device.of(config.engine))
-        opener = ModelOpener(config.engine, device, background, metrics, on_death)
+        hardware = stack.enter_context(Hardware(config.engine))
+        opener = ModelOpener(config.engine, hardware, background, metrics, on_death)
 
         def on_change(registry: Registry) -> None:
             metrics.set_models(registry.num_by_state())
@@ -159,11 +161,15 @@ def _places(options: ModelOptions) -> list[Place]:
 
 
 def _described(registry: Registry) -> str:
-    """The models, for the line that says that they are served; of many the number."""
+    """The models and where they are decoded, for the line that says that they are served; of many the number."""
     serving = [entry for entry in registry.entries if entry.is_serving]
+    places = Counter(entry.placement.description for entry in serving)
+    if len(places) > 1:
+        return f"{len(serving)} models ({', '.join(f'{count} on {place}' for place, count in places.items())})"
+    where = "".join(f" on {place}" for place in places)
     if len(serving) == 1 and (languages := serving[0].languages) is not None:
-        return f"{serving[0].resource_name} ({languages.described()})"
-    return f"{len(serving)} models"
+        return f"{serving[0].resource_name} ({languages.described()}){where}"
+    return f"{len(serving)} models{where}"
 
 
 async def _heartbeat(registry: Registry, server: Server) -> None:

@@ -4,7 +4,6 @@ The flags, variables and keys of the configuration file (`cli.py`) and the table
 the fields below. A new option is a new field.
 """
 
-import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
@@ -16,63 +15,11 @@ from msgspec import Meta
 from msgspec.inspect import CustomType, FloatType, IntType, LiteralType, NoneType, UnionType, VarTupleType, type_info
 
 from dragoman_server.errors import StartError
+from dragoman_server.option_texts import model_below, parse_address, parse_device, parse_model, parse_pivot
 
 _T = TypeVar("_T")
 
 _ADMIN_ADDRESS = "127.0.0.1:50052"  # loopback, as everywhere: there is no authentication
-
-_MODEL_NAME = re.compile(r"\w(?:[\w.+-]{0,126}\w)?")
-_LANGUAGE = re.compile(r"[A-Za-z0-9]{2,}(?:[-_][A-Za-z0-9]+)*")
-
-
-def parse_address(name: str, address: str) -> tuple[str, int]:
-    """Splits HOST:PORT; an IPv6 host stands in brackets, which are dropped.
-
-    Raises:
-        StartError: naming the option `name`.
-    """
-    host, _, port = address.rpartition(":")
-    if host.startswith("[") and host.endswith("]"):
-        host = host[1:-1]
-    elif ":" in host:
-        host = ""
-    # isdecimal alone would let other scripts' digits pass.
-    if not host or not (port.isascii() and port.isdecimal()) or int(port) > 65_535:
-        raise StartError(
-            f"{name} must be HOST:PORT with a port from 0 to 65535, such as 127.0.0.1:50051 "
-            f"or [::1]:50051, and is {address!r}."
-        )
-    return host, int(port)
-
-
-def parse_model(name: str, text: str) -> tuple[str, Path]:
-    """Splits [NAME=]FOLDER; without a name it is empty. A folder has a name only where no slash comes before its "=".
-
-    Raises:
-        StartError: naming the option `name`.
-    """
-    head, equals, tail = text.partition("=")
-    is_named = equals and "/" not in head
-    model, folder = (head, tail) if is_named else ("", text)
-    if not folder or (is_named and not is_model_name(model)):
-        raise StartError(f"{name} must be [NAME=]FOLDER with a name of letters, digits and .+_- and is {text!r:.200}.")
-    return model, Path(folder)
-
-
-def is_model_name(text: str) -> bool:
-    """Whether a model or a version may be called so by its folder or an option."""
-    return _MODEL_NAME.fullmatch(text) is not None
-
-
-def _model_below(text: str, folder: Path) -> str:
-    """[NAME=]FOLDER, where a relative folder is one below `folder`."""
-    model, path = parse_model("model", text)
-    return f"{model}={folder / path}" if model else str(folder / path)
-
-
-def _parse_pivot(name: str, text: str) -> None:
-    if not _LANGUAGE.fullmatch(text):  # as auto and off are, too
-        raise StartError(f"{name} must be auto, off or a language code such as en, and is {text!r:.200}.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +47,7 @@ class ModelOptions:
             "[NAME=]FOLDER",
             "the embedded model where there is no repository",
             check=parse_model,
-            below=_model_below,
+            below=model_below,
         ),
     ] = ()
     repository: Annotated[
@@ -134,7 +81,7 @@ class ModelOptions:
             "The language that texts go through where no model translates a pair but two do by way of this language. "
             "auto: English, else the first other that serves. off: none.",
             "auto|off|LANGUAGE",
-            check=_parse_pivot,
+            check=parse_pivot,
         ),
     ] = "auto"
 
@@ -145,6 +92,17 @@ class EngineOptions:
 
     TITLE: ClassVar = "Capacity"
 
+    device: Annotated[
+        str,
+        About(
+            "Where models are decoded. cuda: bundles of fp16 and bf16 on the first GPU, those of int8 and fp32 are "
+            "refused; cuda:0,1: on these GPUs, each segment on the least loaded. cpu: no GPU is used; fp16 is slow "
+            "there. auto: fp16 and bf16 on the first GPU, or as with cpu where none can be used, and the log says why; "
+            "int8 and fp32 on the CPU.",
+            "auto|cpu|cuda|cuda:N[,M...]",
+            check=parse_device,
+        ),
+    ] = "auto"
     lanes: Annotated[
         Literal["auto"] | Annotated[int, Meta(ge=1, le=1024)],
         About(
@@ -176,9 +134,9 @@ class EngineOptions:
         int,
         Meta(ge=1, le=1_000_000),
         About(
-            "Segments of calls that may queue; a call that does not fit is refused with RESOURCE_EXHAUSTED at once. "
-            "Also the most segments of one call. The segments of ExchangeTranslations queue beside them: when there "
-            "are as many, a stream that has its share is not read until it has less.",
+            "Segments of calls that may queue on each device; a call that does not fit is refused with "
+            "RESOURCE_EXHAUSTED at once. Also the most segments of one call. The segments of ExchangeTranslations "
+            "queue beside them: when there are as many, a stream that has its share is not read until it has less.",
             "segments",
         ),
     ] = 4096
@@ -196,8 +154,8 @@ class EngineOptions:
         Meta(ge=0, le=2**50),
         About(
             "Memory that the keys and values of the running rows of all models may take up if all of them get as long "
-            "as they may; other rows wait. 0: a quarter of the memory that this process may use. A request over it by "
-            "itself runs alone in its model.",
+            "as they may; other rows wait. On each GPU as much. 0: a quarter of the memory that this process may use, "
+            "and half of a GPU's. A request over it by itself runs alone in its model.",
             "bytes",
         ),
     ] = 0

@@ -20,7 +20,6 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from dragoman_server.engine.engine import StepReport
-from dragoman_server.engine.lane import LaneStep
 
 _CALL_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 _STEP_SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0)
@@ -28,8 +27,6 @@ _LOAD_SECONDS = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
 _ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
 _MODEL_STATES = ("ready", "listed", "loading", "draining", "failed")
-
-_NO_STEP = StepReport(LaneStep(0, 0, 0.0, 0.0), 0, 0, 0, 0, 0)
 
 
 class Metrics:
@@ -146,8 +143,8 @@ class ModelMetrics:
 
     Attributes:
         name: of the model, without version.
-        info: version and precision; None until they are known.
-        report: of the latest step.
+        info: version, precision and device; None until they are known.
+        reports: of the latest step of each engine.
         last_step_time: when that was, in Unix time; 0 before the first.
         kv_bytes_per_token: size of the keys and values of a cached token.
         kv_limit_bytes: size of the pool for keys and values.
@@ -156,8 +153,9 @@ class ModelMetrics:
 
     def __init__(self, name: str, engines: "_EngineMetrics", loaded: "_LoadedModels") -> None:
         self.name = name
-        self.info: tuple[str, str] | None = None
-        self.report, self.last_step_time = _NO_STEP, 0.0
+        self.info: tuple[str, str, str] | None = None
+        self.reports: dict[int, StepReport] = {}
+        self.last_step_time = 0.0
         self.kv_bytes_per_token = self.kv_limit_bytes = self.weights_bytes = 0
         # Looking up a child takes longer than counting with it, and a step of a small model is over in 0.6 ms.
         self._batch_size = engines.batch_size.labels(name)
@@ -172,9 +170,9 @@ class ModelMetrics:
         self._loaded = loaded
         loaded.add(self)
 
-    def set_info(self, version: str, precision: str) -> None:
-        """Says which version of the model this is."""
-        self.info = version, precision
+    def set_info(self, version: str, precision: str, device: str) -> None:
+        """Says which version of the model this is, and where it is decoded."""
+        self.info = version, precision, device
 
     def set_kv_cache(self, bytes_per_token: int, limit_bytes: int) -> None:
         """Says what a cached token takes up, and the size of the pool."""
@@ -184,10 +182,14 @@ class ModelMetrics:
         """Says what the weights take up in memory, all copies together."""
         self.weights_bytes = num_bytes
 
-    def observe_step(self, report: StepReport) -> None:
-        """Counts a step of the version's engine."""
+    def total(self, count: Callable[[StepReport], int]) -> int:
+        """What a version's engines have of something together."""
+        return sum(map(count, tuple(self.reports.values())))
+
+    def observe_step(self, engine: int, report: StepReport) -> None:
+        """Counts a step of one of the version's engines, of which each has a number."""
         step = report.step
-        self.report, self.last_step_time = report, time.time()
+        self.reports[engine], self.last_step_time = report, time.time()
         if report.num_cancelled:
             self._cancelled_by_caller.inc(report.num_cancelled)
         if report.num_expired:
@@ -273,17 +275,19 @@ _GAUGES: tuple[tuple[str, str, Callable[[Sequence[ModelMetrics]], float]], ...] 
     (
         "dragoman_num_requests_waiting",
         "Segments that wait for a row to be decoded in.",
-        lambda versions: sum(version.report.num_waiting for version in versions),
+        lambda versions: sum(version.total(lambda report: report.num_waiting) for version in versions),
     ),
     (
         "dragoman_num_requests_running",
         "Segments being decoded, each in one row or, with a beam, several.",
-        lambda versions: sum(version.report.num_running for version in versions),
+        lambda versions: sum(version.total(lambda report: report.num_running) for version in versions),
     ),
     (
         "dragoman_kv_cache_bytes",
         "Keys and values of the segments being decoded.",
-        lambda versions: sum(version.report.num_cached_tokens * version.kv_bytes_per_token for version in versions),
+        lambda versions: sum(
+            version.total(lambda report: report.num_cached_tokens) * version.kv_bytes_per_token for version in versions
+        ),
     ),
     (
         "dragoman_kv_cache_limit_bytes",
@@ -342,7 +346,7 @@ def _gauges(versions: Sequence[ModelMetrics]) -> Iterator[Metric]:
     info = GaugeMetricFamily(
         "dragoman_model_info",
         "Always 1; the labels say which versions of models are loaded.",
-        labels=("model", "version", "precision"),
+        labels=("model", "version", "precision", "device"),
     )
     # A version is there twice for a moment when its folder is loaded anew.
     for labels in dict.fromkeys((version.name, *version.info) for version in versions if version.info):

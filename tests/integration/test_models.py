@@ -171,7 +171,7 @@ def test_a_model_says_what_it_is(admin: Admin, versions: list[Path]) -> None:
     assert model.limits.max_source_tokens == manifest.limits.max_source_tokens
     assert model.parity.num_sentences == manifest.parity.num_sentences
     assert 0 <= model.parity.replayed_logprob_difference <= model.parity.logprob_tolerance
-    assert model.determinism == pb.DETERMINISM_BITWISE
+    assert (model.execution_provider, model.determinism) == ("CPUExecutionProvider", pb.DETERMINISM_BITWISE)
     assert model.has_attention
     assert model.memory.weights_bytes > (versions[0] / "weights.bin").stat().st_size
     assert 0 < model.memory.kv_cache_bytes <= model.memory.max_kv_cache_bytes

@@ -104,10 +104,12 @@ async def test_the_deadline_reaches_the_engine(server: RunningServer, caller: Ca
 
 
 async def test_the_line_and_the_metrics_say_what_is_served(server: RunningServer, caller: Caller) -> None:
-    assert server.line.startswith("serving tiny@0123456789ab (en-fr, en-de, fr-en, de-en) on 127.0.0.1:")
+    assert server.line.startswith("serving tiny@0123456789ab (en-fr, en-de, fr-en, de-en) on the CPU on 127.0.0.1:")
     await caller.translate(request("Hello."))
     assert count(server, "OK") == 1
-    assert samples(server)['dragoman_model_info{model="tiny",precision="fp32",version="0123456789ab"}'] == 1
+    assert (
+        samples(server)['dragoman_model_info{device="cpu",model="tiny",precision="fp32",version="0123456789ab"}'] == 1
+    )
 
 
 # -- bad input ---------------------------------------------------------------------------------------------------------

@@ -156,7 +156,7 @@ def serving(tmp_path_factory: pytest.TempPathFactory, full_wheel: Path) -> Itera
         try:
             assert server.stdout is not None
             line = server.stdout.readline()
-            ready = re.match(r"serving \S+ \((\w+)-(\w+)[^)]*\) on (\S+),", line)
+            ready = re.match(r"serving \S+ \((\w+)-(\w+)[^)]*\) on .* on (\S+), metrics", line)
             assert ready, f"the server did not start: {line!r}"
             yield Serving(*ready.groups())
             server.terminate()

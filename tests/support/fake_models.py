@@ -31,6 +31,7 @@ def ready(name: str, *groups: pb.LanguageGroup, version: str = "0123456789ab") -
         default_for=groups[:1],
         precision="int8",
         device="cpu",
+        execution_provider="CPUExecutionProvider",
         limits=pb.ModelLimits(max_source_tokens=512, max_target_tokens=500, segment_tokens=128, max_beam_size=64),
         parity=pb.ParityCertificate(
             max_logprob_difference=0.25,

@@ -10,7 +10,7 @@ from dragoman_server.bundle.bundle import Bundle
 from dragoman_server.bundle.languages import LanguageTable
 from dragoman_server.bundle.manifest import MANIFEST_FILE, Golden, Manifest, required_files, state_tensors
 from dragoman_server.errors import BundleError, StartError
-from dragoman_server.registry.entry import Entry
+from dragoman_server.registry.entry import Entry, Listing
 from dragoman_server.registry.model import Model
 from support.server_parts import EOS_ID, FakeEngine, tiny_manifest, train_tokenizer
 
@@ -69,8 +69,8 @@ class FakeOpener:
         self.before: Callable[[Entry], object] = lambda _: None
         self._lock = threading.Lock()
 
-    def peek(self, folder: Path) -> tuple[Bundle, int]:
-        return read_bundle(folder), self.sizes.get(folder.name, 1)
+    def peek(self, folder: Path) -> Listing:
+        return Listing(read_bundle(folder), self.sizes.get(folder.name, 1))
 
     def check(self, folder: Path) -> None:
         if folder.name in self.faults:

@@ -5,6 +5,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -128,7 +129,7 @@ def engine_on(
     search: Search = SEARCH,
     budget: KvBudget | None = None,
     /,
-    **options: int,
+    **options: Any,
 ) -> Iterator[Engine]:
     """An engine on a device, which others may be on as well, with these `EngineOptions`, stopped in the end."""
     engine = Engine(runners, search, EngineOptions(**options), device, budget)

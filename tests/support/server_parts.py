@@ -23,6 +23,7 @@ from dragoman_server.bundle.manifest import Architecture, Limits, Manifest, Pari
 from dragoman_server.config import Config
 from dragoman_server.engine.sequence import Completion, FinishReason, Hypothesis, Request
 from dragoman_server.errors import DragomanError, EngineDeadError, QueueFullError
+from dragoman_server.registry.entry import Listing
 from dragoman_server.registry.model import Model
 from dragoman_server.registry.opener import ModelOpener
 
@@ -118,6 +119,7 @@ class FakeEngine:
         is_holding: whether answers wait for `release`.
         is_full: whether there is room only for what is unlimited.
         refusal: what `submit` raises.
+        num_pending_rows: as the test has set it.
     """
 
     def __init__(self, complete: Callable[[Request], Completion] = echo) -> None:
@@ -129,7 +131,7 @@ class FakeEngine:
         self.is_holding = self.is_full = False
         self.refusal: Exception | None = None
         self.stalled_seconds = 0.0
-        self.num_given_back = 0
+        self.num_given_back = self.num_pending_rows = 0
 
     def start(self) -> None:
         pass
@@ -217,7 +219,7 @@ async def running_server(
         callbacks.update(keywords)
         return Model(bundle, engine)
 
-    monkeypatch.setattr(ModelOpener, "peek", lambda *_: (bundle, 1))
+    monkeypatch.setattr(ModelOpener, "peek", lambda *_: Listing(bundle, 1))
     monkeypatch.setattr(Model, "open", open_model)
     monkeypatch.setattr(Model, "kv_bytes_per_token", 32)
     monkeypatch.setattr(Model, "max_kv_bytes", 4096)

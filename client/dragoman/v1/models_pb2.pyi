@@ -71,6 +71,12 @@ class _DeterminismEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._En
     """The same bits, whatever else the server does meanwhile: neither other calls
     nor padding nor lanes change them. On the same processor and server version.
     """
+    DETERMINISM_LAST_BITS: _Determinism.ValueType  # 2
+    """The same but for the last bits of log-probabilities: on a GPU the order of
+    additions depends on how many rows are computed together, and so on what
+    else the server does meanwhile. Where two tokens are as probable as each
+    other to these bits, either may be chosen.
+    """
 
 class Determinism(_Determinism, metaclass=_DeterminismEnumTypeWrapper):
     """What the same text, with the same options, always has the same answer for."""
@@ -80,6 +86,12 @@ DETERMINISM_UNSPECIFIED: Determinism.ValueType  # 0
 DETERMINISM_BITWISE: Determinism.ValueType  # 1
 """The same bits, whatever else the server does meanwhile: neither other calls
 nor padding nor lanes change them. On the same processor and server version.
+"""
+DETERMINISM_LAST_BITS: Determinism.ValueType  # 2
+"""The same but for the last bits of log-probabilities: on a GPU the order of
+additions depends on how many rows are computed together, and so on what
+else the server does meanwhile. Where two tokens are as probable as each
+other to these bits, either may be chosen.
 """
 global___Determinism = Determinism
 
@@ -301,6 +313,7 @@ class Model(google.protobuf.message.Message):
     MEMORY_FIELD_NUMBER: builtins.int
     LOAD_TIME_FIELD_NUMBER: builtins.int
     ACTIVE_CALLS_FIELD_NUMBER: builtins.int
+    EXECUTION_PROVIDER_FIELD_NUMBER: builtins.int
     name: builtins.str
     """Its name, such as "opus-mt-en-fr"."""
     version: builtins.str
@@ -316,15 +329,21 @@ class Model(google.protobuf.message.Message):
     is_default_version: builtins.bool
     """Whether calls that give its name without a version get this one."""
     precision: builtins.str
-    """Precision of its weights: "fp32" or "int8"."""
+    """Precision of its weights: "fp32", "int8", "fp16" or "bf16"."""
     device: builtins.str
-    """Where it runs: "cpu"."""
+    """Where it is decoded: "cpu", "cuda:0", or with several GPUs "cuda:0,1", by
+    their numbers.
+    """
     determinism: global___Determinism.ValueType
     """What its answers depend on."""
     has_attention: builtins.bool
     """Whether there are attention weights, alignments and signals."""
     active_calls: builtins.int
     """Calls that use it now."""
+    execution_provider: builtins.str
+    """The execution provider of ONNX Runtime that decodes it:
+    "CPUExecutionProvider" or "CUDAExecutionProvider".
+    """
     @property
     def languages(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___LanguageGroup]:
         """The pairs of languages that it translates."""
@@ -376,9 +395,10 @@ class Model(google.protobuf.message.Message):
         memory: global___ModelMemory | None = ...,
         load_time: google.protobuf.timestamp_pb2.Timestamp | None = ...,
         active_calls: builtins.int = ...,
+        execution_provider: builtins.str = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["defaults", b"defaults", "limits", b"limits", "load_time", b"load_time", "memory", b"memory", "parity", b"parity"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["active_calls", b"active_calls", "default_for", b"default_for", "defaults", b"defaults", "determinism", b"determinism", "device", b"device", "error", b"error", "has_attention", b"has_attention", "is_default_version", b"is_default_version", "languages", b"languages", "limits", b"limits", "load_time", b"load_time", "memory", b"memory", "name", b"name", "parity", b"parity", "precision", b"precision", "state", b"state", "version", b"version"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["active_calls", b"active_calls", "default_for", b"default_for", "defaults", b"defaults", "determinism", b"determinism", "device", b"device", "error", b"error", "execution_provider", b"execution_provider", "has_attention", b"has_attention", "is_default_version", b"is_default_version", "languages", b"languages", "limits", b"limits", "load_time", b"load_time", "memory", b"memory", "name", b"name", "parity", b"parity", "precision", b"precision", "state", b"state", "version", b"version"]) -> None: ...
 
 global___Model = Model
 

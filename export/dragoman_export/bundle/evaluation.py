@@ -12,7 +12,7 @@ from dragoman_server.bundle.languages import LanguageTable
 from dragoman_server.config import EngineOptions
 from dragoman_server.engine.sequence import Request
 from dragoman_server.registry.model import Model
-from dragoman_server.runtime.device import Device
+from dragoman_server.runtime.hardware import Hardware
 from dragoman_server.service.options import TargetLimit
 
 
@@ -75,7 +75,7 @@ def evaluate(folder: Path, test_sets: Iterable[TestSet], options: EngineOptions)
     """
     started = time.monotonic()
     directions = []
-    with Device.of(options) as device, Model.open(folder, options, device) as model:
+    with Hardware(options) as hardware, Model.open(folder, options, hardware) as model:
         load_seconds = time.monotonic() - started
         for test in test_sets:
             if (test.source_language, test.target_language) not in model.manifest.languages:

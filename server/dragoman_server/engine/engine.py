@@ -92,6 +92,7 @@ class Engine:
             for schedule, runner in zip(self._scheduler.lanes, runners, strict=True)
         ]
         self._pending: set[SequenceGroup] = set()  # submitted and not yet answered
+        self._num_pending_rows = 0  # of these
         self._departures = Departures(self._pending.__contains__)
         self._num_cached_tokens = [0] * len(runners)  # by lane
         self._last_progress = [0.0] * len(runners)  # by lane; where it has work, since when it has or its latest step
@@ -113,6 +114,11 @@ class Engine:
     def num_pending(self) -> int:
         """Requests submitted and not yet answered."""
         return len(self._pending)
+
+    @property
+    def num_pending_rows(self) -> int:
+        """The rows that these take: a glance, without a lock."""
+        return self._num_pending_rows
 
     @property
     def stalled_seconds(self) -> float:
@@ -163,6 +169,7 @@ class Engine:
                     retry_after_seconds=1.0,
                 )
             self._pending.update(groups)
+            self._num_pending_rows += sum(group.request.options.num_rows for group in groups)
             self._departures.expect(groups)
             # Who is not told of progress sees nothing of the order. Similar lengths are encoded with less padding, and
             # few rows are left alone at the end where the longest begin.
@@ -290,6 +297,7 @@ class Engine:
             if group not in self._pending:
                 return  # the engine has died meanwhile, in another lane
             self._pending.remove(group)
+            self._num_pending_rows -= group.request.options.num_rows
         if not group.future.set_running_or_notify_cancel():
             return  # cancelled: nobody listens
         if isinstance(answer, Completion):

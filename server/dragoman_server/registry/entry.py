@@ -5,11 +5,25 @@ import math
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 from dragoman_server.bundle.bundle import Bundle
 from dragoman_server.bundle.languages import Languages
 from dragoman_server.registry.model import Model
 from dragoman_server.registry.repository import Place, Signature
+from dragoman_server.runtime.hardware import ON_CPU, Placement
+
+
+class Listing(NamedTuple):
+    """What is known of a model before it is loaded."""
+
+    bundle: Bundle
+    """With nothing but its manifest that may be used."""
+
+    num_bytes: int
+    """That its weights will take up, all copies."""
+
+    placement: Placement = ON_CPU
 
 
 class State(enum.Enum):
@@ -32,6 +46,7 @@ class Entry:
         version: of the model.
         bundle: with nothing but its manifest that may be used; None where that cannot be read.
         num_bytes: that its weights take up in memory, all copies.
+        placement: where it is decoded.
         signature: of its folder when it was read.
         error: why the present contents of its folder cannot be served.
         failed_until: for how long a model that is not in memory is not tried again, on the `time.monotonic` clock.
@@ -49,6 +64,7 @@ class Entry:
     version: str
     bundle: Bundle | None = None
     num_bytes: int = 0
+    placement: Placement = ON_CPU
     signature: Signature = ()
     error: str = ""
     failed_until: float = math.inf

@@ -2,6 +2,8 @@
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Protocol, Self
 
@@ -9,16 +11,15 @@ from dragoman_server.attention.worker import AttentionWorker
 from dragoman_server.bundle.bundle import Bundle
 from dragoman_server.bundle.languages import Languages
 from dragoman_server.config import EngineOptions
+from dragoman_server.engine.dispatcher import Dispatcher
 from dragoman_server.engine.engine import Engine, StepReport
-from dragoman_server.engine.kv_budget import KvBudget
 from dragoman_server.engine.search import Search
 from dragoman_server.engine.sequence import Completion, Request
 from dragoman_server.errors import BundleError, StartError
 from dragoman_server.registry.parity import replay, replay_attention
 from dragoman_server.runtime.attention_pass import AttentionPass
 from dragoman_server.runtime.background import Background
-from dragoman_server.runtime.device import Device
-from dragoman_server.runtime.machine import available_memory
+from dragoman_server.runtime.hardware import Hardware
 from dragoman_server.runtime.memory import give_back_memory, use_huge_pages
 from dragoman_server.runtime.runners import ModelRunner, open_runners
 
@@ -71,8 +72,8 @@ class Model:
         bundle: what it was loaded from.
         engine: decodes segments.
         attention: computes attention; None where the bundle has no attention graph.
-        runners: of the engine, one for each lane.
-        max_kv_bytes: the most that the keys and values of what runs may take up.
+        runners: of the engine, one for each lane of each device.
+        max_kv_bytes: the most that the keys and values of what runs may come to take up, on all devices.
         name: name@version; empty: those of the bundle.
         replayed_difference: of a log-probability from the certificate's, the largest seen.
         on_close: called at the end.
@@ -91,7 +92,7 @@ class Model:
         engine: SegmentEngine,
         attention: AttentionWorker | None = None,
         runners: Sequence[ModelRunner] = (),
-        max_kv_bytes: float = 0,
+        max_kv_bytes: int = 0,
         name: str = "",
         replayed_difference: float = 0.0,
         on_close: Callable[[], None] = lambda: None,
@@ -107,32 +108,30 @@ class Model:
         cls,
         folder: Path,
         options: EngineOptions,
-        device: Device,
+        hardware: Hardware,
         background: Background | None = None,
         *,
         name: str = "",
         version: str = "",
-        budget: KvBudget | None = None,
-        on_step: Callable[[StepReport], None] = lambda _: None,
+        on_step: Callable[[int, StepReport], None] = lambda *_: None,
         on_death: Callable[[], None] = lambda: None,
         on_close: Callable[[], None] = lambda: None,
     ) -> Self:
-        """Loads a bundle and replays its parity certificate, on the device that will run it.
+        """Loads a bundle and replays its parity certificate, on each device that will run it.
 
         Args:
             folder: the bundle.
-            options: of the engine.
-            device: runs the engine's lanes; made for the same options.
+            options: of the engine, of which there is one for each device.
+            hardware: has the devices; made for the same options.
             background: runs the attention graph; None is the thread that calls.
             name: name@version that it is served as; empty: those of the bundle.
             version: that the bundle must have; empty: any.
-            budget: memory for keys and values of all models; None is one of its own, by the options.
-            on_step: told by the engine after every step.
-            on_death: told by the engine when an error has ended it.
+            on_step: told after every step by which engine it was, the first being 0.
+            on_death: told by an engine when an error has ended it.
             on_close: called when it has been closed.
 
         Raises:
-            BundleError: the bundle is missing, damaged, or does not reproduce its source here.
+            BundleError: the bundle is missing, damaged, not for this hardware, or does not reproduce its source here.
             StartError: the options do not fit the model.
         """
         bundle, contents = Bundle.load(folder)
@@ -144,22 +143,29 @@ class Model:
                 f"max_running is {options.max_running}; the model's default beam_size of {beam_size} needs at least "
                 f"as many."
             )
-        # Rows of large models may come to need more memory than there is.
-        budget = budget or KvBudget(options.max_kv_bytes or available_memory() // 4)
-        runners = open_runners(bundle, contents, options)
+        seats = hardware.seats(bundle)
+        runners = [open_runners(bundle, contents, options, seat) for seat in seats]
         attention_pass = AttentionPass(bundle, 1, contents=contents) if bundle.has_attention else None
         del contents  # with the memory of all that the sessions have copies of
-        difference = replay(bundle, runners[0])
+        difference = max(replay(bundle, of_seat[0]) for of_seat in runners)
         use_huge_pages()
-        engine = Engine(
-            runners, Search.of(bundle.manifest), options, device, budget, on_step=on_step, on_death=on_death
+        search = Search.of(bundle.manifest)
+        engines = [
+            Engine(of_seat, search, options, seat.device, seat.budget, partial(on_step, index), on_death)
+            for index, (seat, of_seat) in enumerate(zip(seats, runners, strict=True))
+        ]
+        max_kv_bytes = sum(
+            int(min(seat.budget.max_bytes, sum(runner.max_kv_bytes for runner in of_seat)))
+            for seat, of_seat in zip(seats, runners, strict=True)
         )
         attention = None
         if attention_pass is not None:
             replay_attention(bundle, attention_pass)
             attention_pass.background = background  # not before: where the graph hangs, it could not be closed
             attention = AttentionWorker(attention_pass, options.max_waiting)
-        return cls(bundle, engine, attention, runners, budget.max_bytes, name, difference, on_close)
+        engine = engines[0] if len(engines) == 1 else Dispatcher(engines)
+        all_runners = [*chain.from_iterable(runners)]
+        return cls(bundle, engine, attention, all_runners, max_kv_bytes, name, difference, on_close)
 
     @property
     def kv_bytes_per_token(self) -> int:
@@ -174,7 +180,7 @@ class Model:
     @property
     def max_kv_bytes(self) -> int:
         """The most that keys and values can come to take up: all rows as long as the model allows, or the option."""
-        return int(min(self._max_kv_bytes, sum(runner.max_kv_bytes for runner in self.runners)))
+        return self._max_kv_bytes
 
     def close(self) -> None:
         """Ends the engine, then the thread of attention; what they have not answered fails. Gives all memory back."""

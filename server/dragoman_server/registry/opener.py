@@ -1,27 +1,25 @@
-"""How the models of a server are loaded: all for one device, each with metrics of its own."""
+"""How the models of a server are loaded: all for the same devices, each with metrics of its own."""
 
 from collections.abc import Callable
 from pathlib import Path
 
 from dragoman_server.bundle.bundle import Bundle
 from dragoman_server.config import EngineOptions
-from dragoman_server.engine.kv_budget import KvBudget
 from dragoman_server.errors import BundleError
 from dragoman_server.metrics import Metrics
-from dragoman_server.registry.entry import Entry
+from dragoman_server.registry.entry import Entry, Listing
 from dragoman_server.registry.model import Model
 from dragoman_server.runtime.background import Background
-from dragoman_server.runtime.device import Device
 from dragoman_server.runtime.footprint import model_bytes
-from dragoman_server.runtime.machine import available_memory
+from dragoman_server.runtime.hardware import Hardware, Placement
 
 
 class ModelOpener:
-    """Loads models for the device, with metrics of their own.
+    """Loads models, with metrics of their own.
 
     Args:
         options: of all engines.
-        device: runs the lanes of all.
+        hardware: what they run on.
         background: runs the attention graphs of all.
         metrics: count what they do.
         on_death: called when an error has ended an engine.
@@ -30,24 +28,24 @@ class ModelOpener:
     def __init__(
         self,
         options: EngineOptions,
-        device: Device,
+        hardware: Hardware,
         background: Background,
         metrics: Metrics,
         on_death: Callable[[], None],
     ) -> None:
-        self._options, self._device, self._background = options, device, background
+        self._options, self._hardware, self._background = options, hardware, background
         self._metrics, self._on_death = metrics, on_death
-        self._budget = KvBudget(options.max_kv_bytes or available_memory() // 4)
 
-    def peek(self, folder: Path) -> tuple[Bundle, int]:
-        """A bundle with nothing but its manifest that may be used, and what its weights will take up, in bytes.
+    def peek(self, folder: Path) -> Listing:
+        """What is known of a bundle before it is loaded.
 
         Raises:
-            BundleError: its manifest or its graphs are damaged, or a file is missing.
+            BundleError: its manifest or its graphs are damaged, a file is missing, or it is not for this hardware.
         """
         bundle, graphs = Bundle.peek(folder)
+        placement = Placement.of(self._hardware.seats(bundle))
         try:
-            return bundle, model_bytes(bundle, graphs, self._options)
+            return Listing(bundle, model_bytes(bundle, graphs, self._options, placement.num_gpus), placement)
         except OSError as error:
             raise BundleError(f"{folder} has no tokenizer: {error.strerror}") from error
 
@@ -63,11 +61,10 @@ class ModelOpener:
             model = Model.open(
                 entry.folder,
                 self._options,
-                self._device,
+                self._hardware,
                 self._background,
                 name=entry.resource_name,
                 version=entry.bundle.version,
-                budget=self._budget,
                 on_step=model_metrics.observe_step,
                 on_death=self._on_death,
                 on_close=model_metrics.close,
@@ -75,7 +72,7 @@ class ModelOpener:
         except BaseException:
             model_metrics.close()
             raise
-        model_metrics.set_info(entry.version, model.manifest.precision)
+        model_metrics.set_info(entry.version, model.manifest.precision, entry.placement.device)
         model_metrics.set_weights(entry.num_bytes)
         model_metrics.set_kv_cache(model.kv_bytes_per_token, model.max_kv_bytes)
         return model

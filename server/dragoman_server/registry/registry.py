@@ -9,7 +9,6 @@ from itertools import chain
 from pathlib import Path
 from typing import NamedTuple, Self
 
-from dragoman_server.bundle.bundle import Bundle
 from dragoman_server.bundle.languages import Direction
 from dragoman_server.errors import (
     BundleError,
@@ -22,7 +21,7 @@ from dragoman_server.errors import (
     Reason,
 )
 from dragoman_server.registry.catalogue import Catalogue, Refusal, Route, failed, no_pair
-from dragoman_server.registry.entry import Entry, State
+from dragoman_server.registry.entry import Entry, Listing, State
 from dragoman_server.registry.model import Model
 from dragoman_server.registry.repository import Place, Signature
 from dragoman_server.registry.residence import Opener, Residence, RetiredError, by
@@ -253,11 +252,12 @@ class Registry:
         try:
             if place.fault:
                 raise BundleError(f"{str(place.folder)!r}: {place.fault}")
-            bundle, num_bytes = await asyncio.to_thread(self._opener.peek, place.folder)
+            listing = await asyncio.to_thread(self._opener.peek, place.folder)
         except BundleError as error:
             self._on_load(place.name or place.folder.name, False, 0.0)
             raise ModelFailedError(str(error)) from error
-        entry = Entry(place, place.name or bundle.manifest.name, place.version or bundle.version, bundle, num_bytes)
+        bundle = listing.bundle
+        entry = Entry(place, place.name or bundle.manifest.name, place.version or bundle.version, *listing)
         for other in self._catalogue.entries:
             if other.resource_name == entry.resource_name and other.place != place and other.bundle is not None:
                 raise ModelExistsError(f"model {entry.resource_name!r} is served already, from {other.folder}")
@@ -365,7 +365,7 @@ class Registry:
 class _NoOpener:
     """Stands in where all models are open already."""
 
-    def peek(self, folder: Path) -> tuple[Bundle, int]:
+    def peek(self, folder: Path) -> Listing:
         raise NotImplementedError
 
     def check(self, folder: Path) -> None:

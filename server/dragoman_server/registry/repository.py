@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from dragoman_server.bundle.manifest import MANIFEST_FILE
-from dragoman_server.config import is_model_name
 from dragoman_server.errors import FieldViolation, InvalidInputError, ModelNotFoundError, Reason, StartError
+from dragoman_server.option_texts import is_model_name
 
 Signature = tuple[tuple[str, int, int, int, int], ...]
 

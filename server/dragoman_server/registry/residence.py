@@ -9,7 +9,6 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Protocol, TypeVar
 
-from dragoman_server.bundle.bundle import Bundle
 from dragoman_server.errors import (
     DeadlineError,
     DrainingError,
@@ -17,7 +16,7 @@ from dragoman_server.errors import (
     NoRoomError,
     StartError,
 )
-from dragoman_server.registry.entry import Entry
+from dragoman_server.registry.entry import Entry, Listing
 from dragoman_server.registry.loading import StoppedError, load, max_load_seconds
 from dragoman_server.registry.model import Model
 
@@ -41,11 +40,11 @@ class RetiredError(Exception):
 class Opener(Protocol):
     """Loads models. Its methods are called on threads."""
 
-    def peek(self, folder: Path) -> tuple[Bundle, int]:
-        """A bundle with nothing but its manifest that may be used, and what its weights will take up, in bytes.
+    def peek(self, folder: Path) -> Listing:
+        """What is known of a bundle before it is loaded.
 
         Raises:
-            BundleError: it cannot be read.
+            BundleError: it cannot be read, or is not for the devices there are.
         """
 
     def check(self, folder: Path) -> None:

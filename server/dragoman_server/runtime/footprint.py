@@ -5,58 +5,69 @@ from collections.abc import Iterator, Mapping
 from dragoman_server.bundle.bundle import Bundle
 from dragoman_server.bundle.graph import Graph
 from dragoman_server.bundle.graph_rules import weight_tensors
-from dragoman_server.bundle.manifest import ATTENTION_FILE
+from dragoman_server.bundle.manifest import ATTENTION_FILE, CUDA_PRECISIONS
 from dragoman_server.config import EngineOptions
 from dragoman_server.runtime.runner import session_threads
 from dragoman_server.runtime.session import sums_int8_exactly
 from dragoman_server.text.tokenizer_files import TOKENIZER_FILES
 
-# The second input of these is packed, by each session anew.
-_MATRIX_PRODUCTS = ("Gemm", "MatMul", "com.microsoft.MatMulIntegerToFloat")
+# The input of these, by its place, that each session copies: to pack it, or as it is folded into a constant.
+_COPIED_INPUTS = {"Gemm": 1, "MatMul": 1, "com.microsoft.MatMulIntegerToFloat": 1, "Cast": 0}
 # Measured: graphs, kernels and Python's objects; and of the files of a tokenizer, what becomes of a byte.
 _FIXED_BYTES = 4 << 20
 _TOKENIZER_FACTOR = 8
 
 
-def model_bytes(bundle: Bundle, graphs: Mapping[str, Graph], options: EngineOptions) -> int:
+def model_bytes(bundle: Bundle, graphs: Mapping[str, Graph], options: EngineOptions, num_gpus: int = 0) -> int:
     """About what a model will take up when it is loaded, in bytes, to 15 % for models of tens of megabytes and more.
 
-    Without what grows as it is used, which are the keys and values of its lanes, and without what all models share.
+    Without what grows as it is used, which are the keys and values of its lanes, and without what all models share. A
+    model that is decoded on GPUs has the weights of the encoder and those of the decoder on each of them, and in the
+    memory of the host its tokenizer and the weights of the attention graph. Both count.
 
     Args:
         bundle: of the model.
         graphs: of the bundle, by file name.
         options: of the engine.
+        num_gpus: that it is decoded on; 0: on the CPU.
 
     Raises:
         OSError: the bundle has no tokenizer.
     """
     tensors = weight_tensors(graphs)
-    num_pairs = len(session_threads(sum(tensor.size for tensor in tensors.values()), options))
-    shared, packed = set[str](), 0
+    is_for_cuda = bundle.manifest.precision in CUDA_PRECISIONS
+    threads = session_threads(sum(tensor.size for tensor in tensors.values()), options)
+    num_pairs = 1 if is_for_cuda else len(threads)
+    # A CPU computes with float32 what it is given in 16 bits.
+    growth = 2 if is_for_cuda else 1
+    shared, copied, on_gpu = set[str](), 0, 0
     for file, graph in graphs.items():
-        of_graph = set(_packed(graph))
-        packed += sum(tensors[name].size for name in of_graph) * (1 if file == ATTENTION_FILE else num_pairs)
+        if num_gpus and file != ATTENTION_FILE:
+            on_gpu += sum(tensors[name].size for name in graph.tensors if _is_weight(graph, name))
+            continue
+        num_sessions = 1 if file == ATTENTION_FILE else num_pairs
+        copied += growth * num_sessions * sum(tensors[name].size for name in set(_copied(graph)))
         shared.update(_shared(graph))
     if not sums_int8_exactly():  # `open_session` says why
         shared.update(name for name, tensor in tensors.items() if tensor.dtype == "int8")
     files = (bundle.folder / name for name in TOKENIZER_FILES[bundle.manifest.tokenizer])
     tokenizer = _TOKENIZER_FACTOR * sum(file.stat().st_size for file in files)
-    return packed + sum(tensors[name].size for name in shared) + tokenizer + _FIXED_BYTES
+    return num_gpus * on_gpu + copied + sum(tensors[name].size for name in shared) + tokenizer + _FIXED_BYTES
 
 
-def _packed(graph: Graph) -> Iterator[str]:
+def _copied(graph: Graph) -> Iterator[str]:
     """Weights that the session has a copy of."""
     for node in graph.nodes:
-        if node.operator in _MATRIX_PRODUCTS and _is_weight(graph, node.inputs[1]):
-            yield node.inputs[1]
+        place = _COPIED_INPUTS.get(node.operator)
+        if place is not None and _is_weight(graph, node.inputs[place]):
+            yield node.inputs[place]
 
 
 def _shared(graph: Graph) -> Iterator[str]:
     """Weights that the session refers to; an embedding may be both."""
     for node in graph.nodes:
         for place, name in enumerate(node.inputs):
-            if _is_weight(graph, name) and not (node.operator in _MATRIX_PRODUCTS and place == 1):
+            if _is_weight(graph, name) and place != _COPIED_INPUTS.get(node.operator):
                 yield name
 
 

@@ -10,6 +10,7 @@ from dragoman_server.engine.runner import Runner
 from dragoman_server.errors import BundleError
 from dragoman_server.runtime.device_memory import Memory
 from dragoman_server.runtime.device_runner import DeviceGraphs, DeviceRunner
+from dragoman_server.runtime.hardware import Seat
 from dragoman_server.runtime.machine import available_cpus
 from dragoman_server.runtime.runner import Graphs, OnnxRunner, Sessions, session_threads
 
@@ -43,31 +44,32 @@ def open_runner(bundle: Bundle, max_rows: int, num_threads: int) -> ModelRunner:
     """
     if bundle.manifest.precision not in CUDA_PRECISIONS:
         return OnnxRunner.open(bundle, max_rows, num_threads)
-    _require_cpu_kernels(bundle)
+    if bundle.manifest.precision == "bf16":
+        raise BundleError(
+            f"{bundle.folder} is at bf16, for which ONNX Runtime has no CPU kernels: it runs on CUDA alone. For a CPU, "
+            "export at int8 or fp32"
+        )
     graphs = DeviceGraphs.open(bundle.manifest, bundle.contents(), Memory("cpu"), num_threads)
     return DeviceRunner(graphs, max_rows)
 
 
-def open_runners(bundle: Bundle, contents: Contents, options: EngineOptions) -> Sequence[ModelRunner]:
-    """A runner for each lane of an engine with these options, on the CPUs that this process may use.
+def open_runners(bundle: Bundle, contents: Contents, options: EngineOptions, seat: Seat) -> Sequence[ModelRunner]:
+    """A runner for each lane of an engine with these options.
+
+    Args:
+        bundle: of the model.
+        contents: of the bundle.
+        options: of the engine.
+        seat: that the engine computes on.
 
     Raises:
-        BundleError: a CPU cannot run the graphs.
+        BundleError: the device cannot run the graphs.
     """
-    num_lanes, num_threads = options.shape(available_cpus())
+    num_lanes = seat.device.num_lanes
     if bundle.manifest.precision in CUDA_PRECISIONS:
-        _require_cpu_kernels(bundle)
-        graphs = DeviceGraphs.open(bundle.manifest, contents, Memory("cpu"), num_threads)
+        _, num_threads = options.shape(available_cpus())
+        graphs = DeviceGraphs.open(bundle.manifest, contents, Memory(seat.kind, seat.number), num_threads)
         return [DeviceRunner(graphs, options.max_running) for _ in range(num_lanes)]
     pairs = [Sessions.open(contents, number) for number in session_threads(contents.num_weight_bytes, options)]
     shared = Graphs(bundle.manifest, shared=pairs[0], alone=pairs[-1])
     return [OnnxRunner(shared, options.max_running) for _ in range(num_lanes)]
-
-
-def _require_cpu_kernels(bundle: Bundle) -> None:
-    """Raises BundleError where a CPU cannot compute what a bundle is in."""
-    if bundle.manifest.precision == "bf16":
-        raise BundleError(
-            f"{bundle.folder} is at bf16, for which ONNX Runtime has no CPU kernels: it runs on CUDA alone. On a CPU, "
-            "serve an export at int8 or fp32"
-        )

@@ -3,8 +3,8 @@
 import errno
 import socket
 
-from dragoman_server.config import parse_address
 from dragoman_server.errors import StartError
+from dragoman_server.option_texts import parse_address
 
 
 def check_free(name: str, address: str) -> None:

@@ -16,9 +16,9 @@ from urllib.parse import parse_qs, urlsplit
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 
-from dragoman_server.config import parse_address
 from dragoman_server.errors import StartError
 from dragoman_server.metrics import Metrics
+from dragoman_server.option_texts import parse_address
 from dragoman_server.wire.addresses import with_port
 
 logger = logging.getLogger(__name__)

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from dragoman.v1 import models_pb2 as pb
 from dragoman.v1 import models_pb2_grpc
@@ -12,6 +12,7 @@ from dragoman_server.registry.entry import Entry, State
 from dragoman_server.registry.model import Model
 from dragoman_server.registry.registry import Registry
 from dragoman_server.registry.repository import Repository
+from dragoman_server.runtime.hardware import DeviceKind
 from dragoman_server.wire.translation import Context
 
 logger = logging.getLogger(__name__)
@@ -25,6 +26,10 @@ _STATES = {
     State.LOADING: pb.MODEL_STATE_LOADING,
     State.DRAINING: pb.MODEL_STATE_DRAINING,
     State.FAILED: pb.MODEL_STATE_FAILED,
+}
+_DETERMINISMS: Mapping[DeviceKind, pb.Determinism.ValueType] = {
+    "cpu": pb.DETERMINISM_BITWISE,
+    "cuda": pb.DETERMINISM_LAST_BITS,
 }
 
 
@@ -111,7 +116,8 @@ def _model(entry: Entry, max_rows: int, *, is_default: bool) -> pb.Model:
         manifest = entry.bundle.manifest
         limits, parity, generation = manifest.limits, manifest.parity, manifest.generation
         message.languages.extend(_groups(manifest.languages))
-        message.precision, message.device = manifest.precision, "cpu"
+        message.precision, message.device = manifest.precision, entry.placement.device
+        message.execution_provider = entry.placement.execution_provider
         message.limits.max_source_tokens = limits.max_source_tokens
         message.limits.max_target_tokens = limits.max_target_tokens
         message.limits.segment_tokens = limits.segment_tokens
@@ -120,7 +126,7 @@ def _model(entry: Entry, max_rows: int, *, is_default: bool) -> pb.Model:
         message.parity.logprob_tolerance = parity.logprob_tolerance
         message.parity.token_agreement = parity.token_agreement
         message.parity.num_sentences = parity.num_sentences
-        message.determinism = pb.DETERMINISM_BITWISE
+        message.determinism = _DETERMINISMS[entry.placement.kind]
         message.has_attention = entry.bundle.has_attention
         message.defaults.beam_size = generation.beam_size
         message.defaults.length_penalty = generation.length_penalty

@@ -121,7 +121,7 @@ def test_a_model_is_shown_in_full(run: Run, server: FakeServer) -> None:
         "default      of its name; of calls without a model: en-fr\n"
         "languages    en-fr, fr-en\n"
         "precision    int8\n"
-        "device       cpu\n"
+        "device       cpu (CPUExecutionProvider)\n"
         "limits       512 source tokens, 500 target tokens, packed segments of 128\n"
         "             tokens, beam size 64\n"
         "decoding     beam size 4, length penalty 1.5\n"

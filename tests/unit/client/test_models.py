@@ -55,6 +55,7 @@ def test_every_field_of_a_model_is_converted(server: FakeServer, call: Call) -> 
         default_for=(LanguageGroup(("en",), ("fr", "de")),),
         precision="int8",
         device="cpu",
+        execution_provider="CPUExecutionProvider",
         limits=ModelLimits(max_source_tokens=512, max_target_tokens=500, segment_tokens=128, max_beam_size=64),
         parity=ParityCertificate(
             max_logprob_difference=0.25,

@@ -3,8 +3,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from dragoman_server.config import parse_address
 from dragoman_server.errors import StartError
+from dragoman_server.option_texts import parse_address
 from dragoman_server.wire.addresses import check_free
 
 

@@ -11,8 +11,9 @@ import pytest
 import dragoman
 from dragoman_server import __main__, app
 from dragoman_server.cli import read_config
-from dragoman_server.config import CONFIG_FILE, OPTIONS, Config, ModelOptions, Option, parse_model, validate
+from dragoman_server.config import CONFIG_FILE, OPTIONS, Config, ModelOptions, Option, validate
 from dragoman_server.errors import StartError
+from dragoman_server.option_texts import parse_model
 
 # For every option, a text that is not its default and the value that it spells.
 VALUES: dict[str, tuple[str, Any]] = {option.name: ("4321", 4321) for option in OPTIONS} | {
@@ -24,6 +25,7 @@ VALUES: dict[str, tuple[str, Any]] = {option.name: ("4321", 4321) for option in 
     "listen": ("[::1]:1", "[::1]:1"),
     "metrics_listen": ("h:2", "h:2"),
     "shutdown_grace_seconds": ("0.5", 0.5),
+    "device": ("cuda:1,0", "cuda:1,0"),
     "lanes": ("3", 3),
     "num_threads": ("2", 2),
     "max_running": ("256", 256),

@@ -21,7 +21,7 @@ from dragoman_server.registry.parity import replay
 from dragoman_server.runtime import session
 from dragoman_server.runtime.attention_pass import AttentionPass
 from dragoman_server.runtime.background import Background
-from dragoman_server.runtime.device import Device
+from dragoman_server.runtime.hardware import Hardware
 from dragoman_server.runtime.runner import Graphs, OnnxRunner, Sessions, encoder_feeds
 
 OPTIONS = EngineOptions(max_running=8, lanes=2, num_threads=1)
@@ -119,8 +119,8 @@ def test_a_closed_model_gives_its_memory_back_whoever_refers_to_it(
 ) -> None:
     bundle, background = tiny_bundles["int8"], Background()
     golden = bundle.manifest.parity.golden[0]
-    with Device.of(OPTIONS) as device:
-        model = Model.open(bundle.folder, OPTIONS, device, background)
+    with Hardware(OPTIONS) as hardware:
+        model = Model.open(bundle.folder, OPTIONS, hardware, background)
         runners = cast("list[OnnxRunner]", model.runners)
         with model:
             graphs, attention = runners[0].graphs, model.attention

@@ -23,17 +23,17 @@ import re, sys
 from pathlib import Path
 from dragoman_server.config import EngineOptions
 from dragoman_server.registry.model import Model
-from dragoman_server.runtime.device import Device
+from dragoman_server.runtime.hardware import Hardware
 
 def resident():
     rollup = Path("/proc/self/smaps_rollup").read_text()
     return 1024 * int(re.search("^Anonymous: +([0-9]+) kB$", rollup, re.MULTILINE)[1])
 
 options, folder = EngineOptions(lanes=1, num_threads=1), Path(sys.argv[1])
-device = Device.of(options)
-with Model.open(folder, options, device):
+hardware = Hardware(options)
+with Model.open(folder, options, hardware):
     before = resident()
-    with Model.open(folder, options, device):
+    with Model.open(folder, options, hardware):
         print(resident() - before)
 """
 
@@ -64,6 +64,17 @@ def test_what_is_expected_depends_on_the_sessions_there_will_be(
     assert model_bytes(bundle, graphs, replace(TWO_LANES, num_threads=2)) == one_pair
     monkeypatch.setattr(footprint, "sums_int8_exactly", lambda: False)
     assert (model_bytes(bundle, graphs, TWO_LANES) > two_pairs) == (precision == "int8")
+
+
+def test_a_model_on_gpus_has_its_weights_there_and_attention_here(tiny_bundles: dict[Precision, Bundle]) -> None:
+    bundle, graphs = Bundle.peek(tiny_bundles["fp16"].folder)
+    size = (bundle.folder / WEIGHTS_FILE).stat().st_size
+    one_gpu, two_gpus = (model_bytes(bundle, graphs, TWO_LANES, num_gpus) for num_gpus in (1, 2))
+    # The embedding is there twice: the encoder and the decoder have each their own.
+    assert size <= two_gpus - one_gpu < 1.5 * size
+    without_attention = {name: graph for name, graph in graphs.items() if name != ATTENTION_FILE}
+    attention = one_gpu - model_bytes(bundle, without_attention, TWO_LANES, 1)
+    assert 1.8 * size < attention <= 2 * size  # in float32
 
 
 def test_a_glance_at_a_bundle_reads_no_weights(folder: Path) -> None:

@@ -72,7 +72,7 @@ def test_a_step_moves_all_metrics_of_the_engine(metrics: Metrics) -> None:
     version.set_kv_cache(bytes_per_token=1000, limit_bytes=64_000)
     assert value(metrics, "engine_last_step_timestamp_seconds", model="tiny") == 0
     before = time.time()
-    version.observe_step(STEP)
+    version.observe_step(0, STEP)
     last_step = value(metrics, "engine_last_step_timestamp_seconds", model="tiny")
     assert last_step is not None
     assert before <= last_step <= time.time()
@@ -93,7 +93,7 @@ def test_a_step_moves_all_metrics_of_the_engine(metrics: Metrics) -> None:
 
 
 def test_a_phase_that_did_not_run_is_not_timed(metrics: Metrics) -> None:
-    metrics.model("tiny").observe_step(IDLE)
+    metrics.model("tiny").observe_step(0, IDLE)
     assert value(metrics, "num_requests_running", model="tiny") == 0
     for name in ("batch_size", "encode_seconds", "decode_step_seconds"):
         assert value(metrics, f"{name}_count", model="tiny") == 0
@@ -102,9 +102,9 @@ def test_a_phase_that_did_not_run_is_not_timed(metrics: Metrics) -> None:
 def test_the_version_and_the_weights_of_a_model(metrics: Metrics) -> None:
     version = metrics.model("tiny")
     assert not labels_of(metrics, "model_info")
-    version.set_info("0123", "int8")
+    version.set_info("0123", "int8", "cpu")
     version.set_weights(5_000)
-    assert value(metrics, "model_info", model="tiny", version="0123", precision="int8") == 1
+    assert value(metrics, "model_info", model="tiny", version="0123", precision="int8", device="cpu") == 1
     assert value(metrics, "model_weights_bytes", model="tiny") == 5_000
 
 
@@ -120,7 +120,7 @@ def test_suspicions_are_counted_by_model(metrics: Metrics) -> None:
 
 def test_models_are_counted_apart(metrics: Metrics) -> None:
     metrics.model("small")
-    metrics.model("tiny").observe_step(STEP)
+    metrics.model("tiny").observe_step(0, STEP)
     for name in ("num_requests_waiting", "batch_size_count", "generated_tokens_total"):
         assert value(metrics, name, model="small") == 0
         assert value(metrics, name, model="tiny") != 0
@@ -131,8 +131,8 @@ def test_gauges_are_the_sum_of_the_versions_that_are_loaded(metrics: Metrics) ->
     for version, bytes_per_token in ((old, 1000), (new, 10)):
         version.set_kv_cache(bytes_per_token, limit_bytes=64 * bytes_per_token)
         version.set_weights(bytes_per_token)
-        version.observe_step(STEP)
-    old.observe_step(STEP._replace(num_waiting=1, num_running=2, num_cached_tokens=7))
+        version.observe_step(0, STEP)
+    old.observe_step(0, STEP._replace(num_waiting=1, num_running=2, num_cached_tokens=7))
 
     def gauges() -> list[float | None]:
         return [value(metrics, name, model="tiny") for name in GAUGES]
@@ -140,10 +140,20 @@ def test_gauges_are_the_sum_of_the_versions_that_are_loaded(metrics: Metrics) ->
     assert gauges() == [5 + 1, 3 + 2, 30 * 10 + 7 * 1000, 64 * 1010, 1010]
     old.close()
     assert gauges() == [5, 3, 30 * 10, 640, 10]
-    old.observe_step(STEP)  # of a lane that was late
+    old.observe_step(0, STEP)  # of a lane that was late
     old.close()
     assert gauges() == [5, 3, 30 * 10, 640, 10]
     assert value(metrics, "batch_size_count", model="tiny") == 4
+
+
+def test_the_engines_of_a_version_are_counted_together(metrics: Metrics) -> None:
+    version = metrics.model("tiny")
+    version.set_kv_cache(10, limit_bytes=0)
+    version.observe_step(0, STEP)
+    version.observe_step(1, STEP._replace(num_waiting=1, num_running=2, num_cached_tokens=7))
+    version.observe_step(1, STEP._replace(num_waiting=0, num_running=1, num_cached_tokens=6))
+    assert [value(metrics, name, model="tiny") for name in GAUGES[:3]] == [5, 3 + 1, 10 * (30 + 6)]
+    assert value(metrics, "batch_size_count", model="tiny") == 3
 
 
 def test_the_last_step_is_the_later_one_of_all_versions(metrics: Metrics) -> None:
@@ -156,24 +166,24 @@ def test_the_last_step_is_the_later_one_of_all_versions(metrics: Metrics) -> Non
 
 def test_a_model_that_is_gone_leaves_only_what_it_has_counted(metrics: Metrics) -> None:
     stays, goes = metrics.model("small"), metrics.model("tiny")
-    stays.set_info("4567", "fp32")
-    goes.set_info("0123", "int8")
+    stays.set_info("4567", "fp32", "cpu")
+    goes.set_info("0123", "int8", "cpu")
     for version in (stays, goes):
-        version.observe_step(STEP)
+        version.observe_step(0, STEP)
     goes.close()
     for name in (*GAUGES, "engine_last_step_timestamp_seconds", "model_info"):
         assert [labels["model"] for labels in labels_of(metrics, name)] == ["small"]
     assert value(metrics, "generated_tokens_total", model="tiny") == 4
-    metrics.model("tiny").observe_step(STEP)
+    metrics.model("tiny").observe_step(0, STEP)
     assert value(metrics, "generated_tokens_total", model="tiny") == 8
     assert value(metrics, "num_requests_waiting", model="tiny") == 5
 
 
 def test_the_info_of_a_version_goes_with_it(metrics: Metrics) -> None:
     old, new, same = (metrics.model("tiny") for _ in range(3))
-    old.set_info("0123", "int8")
+    old.set_info("0123", "int8", "cpu")
     for version in (new, same):
-        version.set_info("4567", "int8")
+        version.set_info("4567", "int8", "cpu")
 
     def versions() -> list[str]:
         return [labels["version"] for labels in labels_of(metrics, "model_info")]
@@ -196,9 +206,9 @@ def test_steps_count_while_versions_come_and_go(metrics: Metrics) -> None:
         begin.wait()
         for _ in range(num_versions):
             version = metrics.model("tiny")
-            version.set_info("0123", "int8")
+            version.set_info("0123", "int8", "cpu")
             for _ in range(num_steps):
-                version.observe_step(STEP)
+                version.observe_step(0, STEP)
             version.close()
 
     def scrape() -> set[float]:
@@ -256,7 +266,7 @@ def test_loads_are_counted_by_model_and_outcome(metrics: Metrics) -> None:
 
 
 def test_the_model_comes_first_of_the_labels(metrics: Metrics) -> None:
-    metrics.model("tiny").set_info("0123", "int8")
+    metrics.model("tiny").set_info("0123", "int8", "cpu")
     metrics.observe_suspicion("tiny", "length")
     metrics.observe_load("tiny", True, 1.0)
     labels = {family.name: [*sample.labels] for family in metrics.registry.collect() for sample in family.samples}
@@ -277,7 +287,7 @@ def test_the_model_comes_first_of_the_labels(metrics: Metrics) -> None:
         "dragoman_time_to_first_token_seconds",
     }
     assert {names[0] for names in of_models.values()} == {"model"}
-    assert of_models["dragoman_model_info"] == ["model", "version", "precision"]
+    assert of_models["dragoman_model_info"] == ["model", "version", "precision", "device"]
 
 
 def test_no_metric_has_the_name_of_another(metrics: Metrics) -> None:

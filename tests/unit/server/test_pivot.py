@@ -20,7 +20,7 @@ from dragoman_server.errors import (
 )
 from dragoman_server.registry.model import Model
 from dragoman_server.registry.registry import Registry
-from dragoman_server.runtime.device import Device
+from dragoman_server.runtime.hardware import Hardware
 from dragoman_server.service.pivot import joined
 from dragoman_server.service.results import StreamOutcome, TranslatedText
 from dragoman_server.service.translate import Translator
@@ -117,8 +117,8 @@ async def test_real_models_make_of_many_texts_what_two_calls_make_of_them(
     lines = [" ".join(rng.choices(WORDS.split(), k=rng.randint(1, 8))) for _ in range(200)]
     texts = ["\n".join(lines[start::50]) for start in range(50)]
     with (
-        Device.of(options) as device,
-        Model.open(bundle.folder, options, device) as model,
+        Hardware(options) as hardware,
+        Model.open(bundle.folder, options, hardware) as model,
         translator_of(renamed(model, "de", "en"), renamed(model, "en", "es")) as translator,
     ):
         expected = await asyncio.gather(*(by_hand(translator, text, "en", "es") for text in texts))

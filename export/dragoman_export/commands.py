@@ -10,6 +10,7 @@ from rich.table import Table
 
 from dragoman import __version__
 from dragoman_export.bundle.align_tune import Tuning, tune, write_alignment
+from dragoman_export.bundle.device_replay import DeviceReplay
 from dragoman_export.bundle.evaluation import TestSet
 from dragoman_export.bundle.evaluation import evaluate as evaluate_bundle
 from dragoman_export.bundle.gold_alignment import GoldAlignments
@@ -181,18 +182,45 @@ def _explain_missing_samples(languages: list[str], *, is_calibrated: bool) -> No
 
 @app.command()
 def verify(
-    checkpoint: CheckpointFolder,
-    bundle: Annotated[Path, typer.Argument(help="Folder of the bundle.")],
+    folders: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="[CHECKPOINT] BUNDLE",
+            help="Folder of the bundle; before it, that of the checkpoint it was made from, if it is to be compared.",
+            show_default=False,
+        ),
+    ],
+    device: Annotated[
+        str, typer.Option(help="Where the certificate is replayed: cpu, cuda or cuda:N. With a checkpoint, cpu.")
+    ] = "cpu",
     sources: Sources = None,
     num_sources: NumSources = 200,
     details: Details = False,
 ) -> None:
-    """Compare a bundle with the checkpoint it was made from: every step, token and attention weight.
+    """Check that a bundle still does what its checkpoint did.
 
-    Fails when an fp32 bundle differs by more than rounding, or a quantized one by more than its manifest allows, which
-    holds for sentences like those it was measured on. Without --sources these are the samples if the bundle was made
-    without --sources, else the golden sentences of the bundle.
+    With the checkpoint, every step, token and attention weight is compared with PyTorch. Fails when an fp32 bundle
+    differs by more than rounding, or another one by more than its manifest allows, which holds for sentences like those
+    it was measured on. Without --sources these are the samples if the bundle was made without --sources, else the
+    golden sentences of the bundle.
+
+    Without the checkpoint, the golden sentences of the bundle's parity certificate are replayed on a device, as a
+    server does when it loads the bundle. Prints how far each is off, which kernels compute attention, and step times.
     """
+    if len(folders) == 1:
+        if sources or details:
+            raise ValueError("--sources and --details are for a comparison, which takes CHECKPOINT and BUNDLE")
+        _replay(folders[0], device)
+    elif len(folders) == 2:
+        if device != "cpu":
+            raise ValueError("a checkpoint is compared on the CPU: without it, BUNDLE is replayed on --device")
+        checkpoint, bundle = folders
+        _compare(checkpoint, bundle, sources, num_sources, details)
+    else:
+        raise ValueError(f"verify takes [CHECKPOINT] BUNDLE, not {len(folders)} folders")
+
+
+def _compare(checkpoint: Path, bundle: Path, sources: list[str] | None, num_sources: int, details: bool) -> None:
     loaded, opened = Checkpoint.load(checkpoint), Bundle.open(bundle)
     require_same_dimensions(loaded, opened)
     files = _read_files(sources, loaded)
@@ -210,9 +238,36 @@ def verify(
         )
 
 
+def _replay(folder: Path, device: str) -> None:
+    bundle = Bundle.open(folder)
+    opened = DeviceReplay(bundle, device)
+    parity = bundle.manifest.parity
+    console.print(
+        f"{bundle.resource_name} at {bundle.manifest.precision}, by {opened.provider} on {opened.device_name}"
+    )
+    if kernels := opened.attention_kernels():
+        console.print("Attention of one encoding and one step:")
+        for (operator, kernel), number in sorted(kernels.items()):
+            console.print(f"  {operator} by {kernel}: {number}")
+    console.print(
+        f"{len(parity.golden)} golden sentences, largest difference (tolerance {parity.logprob_tolerance:.2e}):"
+    )
+    differences = opened.differences()
+    for index, (golden, difference) in enumerate(zip(parity.golden, differences, strict=True)):
+        direction = f"{golden.direction.source}-{golden.direction.target}"
+        console.print(f"  {index}, {direction}, {len(golden.token_ids)} tokens: {difference:.2e}")
+    console.print("Greedy steps on them, median:")
+    for step in opened.step_times():
+        rows = "row" if step.num_rows == 1 else "rows"
+        console.print(f"  {step.num_rows} {rows}: {1000 * step.seconds:.2f} ms, of {step.num_steps} steps")
+    opened.require(differences)
+
+
 def _print_comparison(comparison: Comparison, details: bool) -> None:
     console.print(f"{len(comparison.sentences)} sentences compared with PyTorch, largest differences:")
     console.print(f"  log-probs of the target   {comparison.max_logprob_difference:.2e}")
+    if comparison.half_arithmetic_difference:
+        console.print(f"    as PyTorch rounds       {comparison.half_arithmetic_difference:.2e}")
     console.print(f"  log-probs of all tokens   {comparison.max_distribution_difference:.2e}")
     console.print(f"  attention weights         {comparison.max_attention_difference:.2e}")
     console.print(f"  identical greedy tokens   {comparison.token_agreement:.1%}")

@@ -1,15 +1,15 @@
 """The ranges of activations, for int8 graphs whose scales are fixed when the model is exported."""
 
 import copy
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from rich.console import Console
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
+from dragoman_export.bundle.forcing import hooked
 from dragoman_export.checkpoint import Config
 from dragoman_export.graph.quantization import Range, Ranges
 from dragoman_export.greedy import TokenPair
@@ -55,7 +55,7 @@ def with_int8_key_values(
         lows[module] = torch.minimum(lows.get(module, low), low)
         highs[module] = torch.maximum(highs.get(module, high), high)
 
-    with _hooks(projection.register_forward_hook(note) for a in attentions for projection in (a.key, a.value)):
+    with hooked(projection.register_forward_hook(note) for a in attentions for projection in (a.key, a.value)):
         _force("keys and values", model, config, pairs, console)
     for attention in attentions:
         query, output = attention.query, attention.output
@@ -98,15 +98,5 @@ def _observed(model: Transformer, ranges: dict[nn.Module, Range]) -> Iterator[No
     linears = [module for module in model.modules() if isinstance(module, nn.Linear)]
     handles = [linear.register_forward_pre_hook(before) for linear in linears]
     handles.append(model.decoder_norm.register_forward_hook(after_decoder))
-    with _hooks(handles):
+    with hooked(handles):
         yield
-
-
-@contextmanager
-def _hooks(handles: Iterable[RemovableHandle]) -> Iterator[None]:
-    registered = list(handles)
-    try:
-        yield
-    finally:
-        for handle in registered:
-            handle.remove()

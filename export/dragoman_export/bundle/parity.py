@@ -1,6 +1,6 @@
 """Compares a bundle with the PyTorch model it was made from: every step, every token, every attention weight."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,6 +8,8 @@ import torch
 from numpy.typing import NDArray
 from rich.console import Console
 
+from dragoman_export.bundle.forcing import MAX_ROWS, batches
+from dragoman_export.bundle.twin import open_twin
 from dragoman_export.checkpoint import Checkpoint
 from dragoman_export.greedy import Source, TokenPair
 from dragoman_export.progress import QUIET, phase
@@ -19,10 +21,6 @@ from dragoman_server.runtime.runners import ModelRunner, open_runner
 # Two tokens closer than this (nats) are a tie that rounding may break either way.
 TIE_MARGIN = 1e-5
 EQUALITY_TOLERANCE = 1e-4
-
-# Sentences that ONNX Runtime decodes together, and the size of their tables of log-probs together.
-_MAX_ROWS = 8
-_MAX_TABLE_BYTES = 64 << 20
 
 
 class ParityError(Exception):
@@ -60,22 +58,29 @@ class SentenceParity:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The result of `compare`. Differences are absolute; log-probs are in nats."""
+    """The result of `compare`. Differences are absolute; log-probs are in nats.
+
+    Attributes:
+        sentences: each with its differences.
+        divergences: sentences with other tokens.
+        half_arithmetic_difference: of the log-probs of the target when PyTorch computes at fp16 or bf16, where it did.
+    """
 
     sentences: tuple[SentenceParity, ...]
     divergences: tuple[Divergence, ...]
+    half_arithmetic_difference: float = 0.0
 
     @property
     def max_logprob_difference(self) -> float:
-        return max(s.max_logprob_difference for s in self.sentences)
+        return _largest(s.max_logprob_difference for s in self.sentences)
 
     @property
     def max_distribution_difference(self) -> float:
-        return max(s.max_distribution_difference for s in self.sentences)
+        return _largest(s.max_distribution_difference for s in self.sentences)
 
     @property
     def max_attention_difference(self) -> float:
-        return max(s.max_attention_difference for s in self.sentences)
+        return _largest(s.max_attention_difference for s in self.sentences)
 
     @property
     def token_agreement(self) -> float:
@@ -103,13 +108,17 @@ def require_same_dimensions(checkpoint: Checkpoint, bundle: Bundle) -> None:
 def compare(checkpoint: Checkpoint, bundle: Bundle, pairs: Sequence[TokenPair], console: Console = QUIET) -> Comparison:
     """Compares the step and attention graphs with PyTorch on sources and PyTorch's translations of them.
 
-    The graphs are run exactly as the server runs them. The log-probs of the whole vocabulary are compared at each step.
+    The graphs are run exactly as the server runs them on a CPU. No CPU runs those of bf16, so their twin is: the same
+    operators on the bundle's weights, in float32. The log-probs of the whole vocabulary are compared at each step.
     """
-    runner = open_runner(bundle, _MAX_ROWS, num_threads=1)
+    if bundle.manifest.precision == "bf16":
+        runner: ModelRunner = open_twin(checkpoint.model, bundle, MAX_ROWS)
+    else:
+        runner = open_runner(bundle, MAX_ROWS, num_threads=1)
     attention = AttentionPass(bundle, num_threads=1)
     found: dict[int, tuple[SentenceParity, Divergence | None]] = {}
     with phase("Comparing with ONNX Runtime", len(pairs), console) as advance:
-        for rows in _batches(pairs, bundle.manifest.architecture.vocabulary_size):
+        for rows in batches(pairs, bundle.manifest.architecture.vocabulary_size):
             tables = _distributions(runner, [pairs[i] for i in rows], bundle.manifest.decoder_start_token_id)
             for i, table in zip(rows, tables, strict=True):
                 found[i] = _compare_sentence(checkpoint, attention, pairs[i], table, i)
@@ -155,21 +164,6 @@ def _compare_sentence(
     return parity, None
 
 
-def _batches(pairs: Sequence[TokenPair], vocabulary_size: int) -> Iterator[list[int]]:
-    """Indexes of pairs, the longest targets first, in batches whose log-probs fit into memory."""
-    batch: list[int] = []
-    num_bytes = 0
-    for i in sorted(range(len(pairs)), key=lambda i: -len(pairs[i].target_ids)):
-        table_bytes = 4 * len(pairs[i].target_ids) * vocabulary_size
-        if batch and (len(batch) == _MAX_ROWS or num_bytes + table_bytes > _MAX_TABLE_BYTES):
-            yield batch
-            batch, num_bytes = [], 0
-        batch.append(i)
-        num_bytes += table_bytes
-    if batch:
-        yield batch
-
-
 def _distributions(runner: ModelRunner, pairs: Sequence[TokenPair], start_id: int) -> list[NDArray[np.float32]]:
     """Forces targets, the longest first, through the decoder; the log-probs of the vocabulary at every step, [T, V]."""
     runner.encode([pair.source.ids for pair in pairs], first_row=0)
@@ -181,6 +175,11 @@ def _distributions(runner: ModelRunner, pairs: Sequence[TokenPair], start_id: in
         for table, row in zip(tables, output.all_logprobs, strict=False):  # the shorter ones have ended
             table.append(row)
     return [np.stack(table) for table in tables]
+
+
+def _largest(values: Iterable[float]) -> float:
+    """NaN where any is."""
+    return float(np.max(list(values)))
 
 
 def _largest_difference(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:

@@ -4,10 +4,12 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
 from rich.console import Console
 
 from dragoman_export.bundle.calibration import calibrate, with_int8_key_values
-from dragoman_export.bundle.parity import Comparison, compare
+from dragoman_export.bundle.half_precision import HALF_TYPES, half_arithmetic_difference, require_fp16_range
+from dragoman_export.bundle.parity import Comparison, ParityError, compare
 from dragoman_export.checkpoint import Checkpoint
 from dragoman_export.graph import device_graphs, graphs
 from dragoman_export.graph.builder import WeightFile
@@ -20,6 +22,7 @@ from dragoman_server.bundle.manifest import (
     ATTENTION_FILE,
     CUDA_PRECISIONS,
     MANIFEST_FILE,
+    MAX_TOLERANCE,
     WEIGHTS_FILE,
     FileName,
     Golden,
@@ -35,6 +38,11 @@ from dragoman_server.text.tokenizer import TextCodec
 
 NUM_GOLDEN = 8
 FP32_LOGPROB_TOLERANCE = 1e-3  # room for other processors; the difference on this one is recorded beside it
+# Of the largest difference of many sentences, which is ample for the few that are replayed. int8 rounds the same
+# everywhere; at half precision a GPU adds up in another order than what was measured.
+_TOLERANCE_FACTOR = 2.0
+# The largest difference of few sentences says little. Logits from 16 to 32 are so far apart at half precision.
+_MIN_HALF_TOLERANCE = {name: 16 * torch.finfo(kind).eps for name, kind in HALF_TYPES.items()}
 
 
 def export(
@@ -55,8 +63,9 @@ def export(
 
     Raises:
         FileExistsError: the folder exists.
-        ValueError: no bundle may have the checkpoint's name or languages.
-        ParityError: fp32 differs from PyTorch by more than rounding can explain.
+        ValueError: no bundle may have the checkpoint's name or languages, or its values are too large for fp16.
+        ParityError: fp32 differs from PyTorch by more than rounding can explain, another precision by more than a
+                certificate may allow.
     """
     check_names(checkpoint.config.name, checkpoint.config.languages)
     with new_folder(folder) as partial, one_thread():
@@ -78,6 +87,8 @@ def _export(
     weights = WeightFile(WEIGHTS_FILE)
     model, config = checkpoint.model, checkpoint.config
     ranges: Ranges = {}
+    if precision == "fp16":
+        require_fp16_range(model, config, compared, console)
     if precision == "int8" and calibration:
         model = with_int8_key_values(model, config, calibration, console)
         ranges = calibrate(model, config, calibration, console)
@@ -96,13 +107,17 @@ def _export(
     comparison = compare(checkpoint, Bundle(folder, manifest, version=""), compared, console)
     if precision == "fp32":
         comparison.require_equality()
+    if precision in HALF_TYPES:
+        expected = [sentence.token_logprobs for sentence in comparison.sentences]
+        difference = half_arithmetic_difference(model, config, compared, expected, precision, console)
+        comparison = dataclasses.replace(comparison, half_arithmetic_difference=difference)
     manifest = dataclasses.replace(manifest, parity=_certificate(comparison, precision, checkpoint.open_tokenizer()))
     (folder / MANIFEST_FILE).write_text(manifest.to_json(), encoding="utf-8")
     return Bundle.open(folder), comparison
 
 
 def _certificate(comparison: Comparison, precision: Precision, tokenizer: TextCodec) -> Parity:
-    largest = comparison.max_logprob_difference
+    largest = max(comparison.max_logprob_difference, comparison.half_arithmetic_difference)
     # At fp32 the server must choose every golden token itself, and another processor may break a tie differently.
     diverging = {divergence.sentence for divergence in comparison.divergences} if precision == "fp32" else set()
     sentences = [s for index, s in enumerate(comparison.sentences) if index not in diverging]
@@ -112,13 +127,29 @@ def _certificate(comparison: Comparison, precision: Precision, tokenizer: TextCo
     )
     return Parity(
         max_logprob_difference=largest,
-        # int8 rounds the same everywhere; twice the largest difference of many sentences is ample for the few replayed.
-        logprob_tolerance=FP32_LOGPROB_TOLERANCE if precision == "fp32" else 2 * largest,
+        logprob_tolerance=_tolerance(largest, precision),
         max_attention_difference=comparison.max_attention_difference,
         token_agreement=comparison.token_agreement,
         num_sentences=len(comparison.sentences),
         golden=tuple(golden),
     )
+
+
+def _tolerance(largest: float, precision: Precision) -> float:
+    """How far a replay may be from PyTorch, by the largest difference seen.
+
+    Raises:
+        ParityError: that is more than a certificate may allow.
+    """
+    most = MAX_TOLERANCE[precision]
+    if not largest <= most:  # also refuses NaN
+        raise ParityError(
+            f"at {precision} the log-probs of a target differ by {largest:.3g} from PyTorch's at fp32; a certificate "
+            f"allows at most {most:g}, so that it shows something: export at a precision that keeps more of the model"
+        )
+    if precision == "fp32":
+        return FP32_LOGPROB_TOLERANCE
+    return min(max(_TOLERANCE_FACTOR * largest, _MIN_HALF_TOLERANCE.get(precision, 0.0)), most)
 
 
 def _manifest(checkpoint: Checkpoint, precision: Precision, files: dict[FileName, str]) -> Manifest:

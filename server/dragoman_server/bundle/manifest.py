@@ -48,7 +48,7 @@ AlignmentMethod = Literal["output_row", "shifted"]
 DefaultSegmentation = Literal["sentence", "line", "packed"]
 
 # A replay with a larger tolerance would show nothing. fp32 differs by rounding alone.
-_MAX_TOLERANCE: dict[Precision, float] = {"fp32": 0.01, "int8": 5.0, "fp16": 0.5, "bf16": 5.0}
+MAX_TOLERANCE: Final[dict[Precision, float]] = {"fp32": 0.01, "int8": 5.0, "fp16": 0.5, "bf16": 5.0}
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ class Golden:
 
 @dataclass(frozen=True)
 class Parity:
-    """The parity certificate: how far ONNX Runtime was from PyTorch at export, and samples to replay."""
+    """The parity certificate: how far the bundle was from PyTorch's float32 at export, and samples to replay."""
 
     max_logprob_difference: Annotated[float, Meta(ge=0.0, le=1e4)]  # largest seen, teacher-forced, natural log
     logprob_tolerance: Annotated[float, Meta(ge=0.0)]  # a replay beyond this is refused
@@ -308,8 +308,8 @@ _RULES: tuple[Rule[Manifest], ...] = (
     Rule("alignment.heads", are_distinct, "name each head once"),
     Rule(
         "parity.logprob_tolerance",
-        lambda tolerance, m: tolerance <= _MAX_TOLERANCE[m.precision],
-        "be at most " + ", ".join(f"{most} at {precision}" for precision, most in _MAX_TOLERANCE.items()),
+        lambda tolerance, m: tolerance <= MAX_TOLERANCE[m.precision],
+        "be at most " + ", ".join(f"{most} at {precision}" for precision, most in MAX_TOLERANCE.items()),
     ),
     Rule(
         "parity.golden[*]",

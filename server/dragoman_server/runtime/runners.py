@@ -7,6 +7,7 @@ from dragoman_server.bundle.bundle import Bundle, Contents
 from dragoman_server.bundle.manifest import CUDA_PRECISIONS
 from dragoman_server.config import EngineOptions
 from dragoman_server.engine.runner import Runner
+from dragoman_server.errors import BundleError
 from dragoman_server.runtime.device_memory import Memory
 from dragoman_server.runtime.device_runner import DeviceGraphs, DeviceRunner
 from dragoman_server.runtime.hardware import Seat
@@ -43,6 +44,11 @@ def open_runner(bundle: Bundle, max_rows: int, num_threads: int) -> ModelRunner:
     """
     if bundle.manifest.precision not in CUDA_PRECISIONS:
         return OnnxRunner.open(bundle, max_rows, num_threads)
+    if bundle.manifest.precision == "bf16":
+        raise BundleError(
+            f"{bundle.folder} is at bf16, for which ONNX Runtime has no CPU kernels: it runs on CUDA alone. For a CPU, "
+            "export at int8 or fp32"
+        )
     graphs = DeviceGraphs.open(bundle.manifest, bundle.contents(), Memory("cpu"), num_threads)
     return DeviceRunner(graphs, max_rows)
 

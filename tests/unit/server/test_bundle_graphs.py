@@ -8,12 +8,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import onnx
 import pytest
+from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from dragoman_server.bundle.bundle import Bundle
+from dragoman_server.bundle.graph_rules import check_weights
 from dragoman_server.bundle.manifest import ATTENTION_FILE, DECODER_STEP_FILE, ENCODER_FILE, WEIGHTS_FILE
 from dragoman_server.errors import BundleError
 from support.bundles import edit_graph, edit_manifest, node, put, rehash, replace_file, weight
@@ -406,6 +409,31 @@ def test_weights_that_are_no_numbers_are_refused(folder: Path, value: float) -> 
     weights[1000] = value
     replace_file(folder, WEIGHTS_FILE, weights.tobytes())
     refused(folder, "weights.bin: tensor 'positions' has values that are not finite")
+
+
+HALF_TYPES = {"fp16": np.dtype(np.float16), "bf16": np.dtype(ml_dtypes.bfloat16)}
+
+
+@pytest.mark.parametrize("dtype", HALF_TYPES.values(), ids=HALF_TYPES)
+@pytest.mark.parametrize("value", [np.inf, np.nan, -np.nan])
+def test_weights_of_half_precision_that_are_no_numbers_are_refused(dtype: np.dtype[Any], value: float) -> None:
+    weight = np.linspace(-1, 1, 100).astype(dtype)
+    weight[41] = np.copysign(np.array(np.abs(value), dtype), np.array(value, dtype))
+    assert np.signbit(weight[41]) == np.signbit(value)
+    with pytest.raises(ValueError, match="tensor 'w' has values that are not finite"):
+        check_weights({"v": as_stored(weight[:40]), "w": as_stored(weight)})
+
+
+@pytest.mark.parametrize("dtype", HALF_TYPES.values(), ids=HALF_TYPES)
+def test_weights_of_half_precision_may_be_anything_else(dtype: np.dtype[Any]) -> None:
+    info = ml_dtypes.finfo(dtype)  # type: ignore[no-untyped-call]
+    values = [-np.inf, -0.0, 0.0, float(info.max), float(info.min), float(info.smallest_subnormal)]
+    check_weights({"w": as_stored(np.array(values, dtype))})
+
+
+def as_stored(weight: NDArray[Any]) -> NDArray[Any]:
+    """As it is read from a file: NumPy has no bfloat16."""
+    return weight if weight.dtype == np.float16 else weight.view(np.uint16)
 
 
 # -- anything ----------------------------------------------------------------------------------------------------------

@@ -1,0 +1,33 @@
+"""A bundle's graphs for CUDA in float32: the same operators on the same weights, on any CPU."""
+
+import numpy as np
+
+from dragoman_export.graph import device_graphs
+from dragoman_export.graph.builder import WeightFile
+from dragoman_export.model import Transformer
+from dragoman_server.bundle.bundle import Bundle
+from dragoman_server.bundle.manifest import DECODER_STEP_FILE, ENCODER_FILE, WEIGHTS_FILE, FileName
+from dragoman_server.runtime.device_memory import Memory
+from dragoman_server.runtime.device_runner import DeviceGraphs, DeviceRunner
+
+
+def open_twin(model: Transformer, bundle: Bundle, max_rows: int) -> DeviceRunner:
+    """A runner of the graphs for CUDA that computes in float32, with one thread.
+
+    Args:
+        model: that the bundle was made of.
+        bundle: with the weights, at any precision that keeps them as floats.
+        max_rows: rows of the KV pool.
+
+    Raises:
+        BundleError: the bundle is damaged, or of another model.
+    """
+    contents = bundle.contents()
+    names = WeightFile(WEIGHTS_FILE)  # of which nothing is written: the weights are those in the bundle
+    encoder, step = (
+        write(model, bundle.manifest.precision, names, np.float32).to_bytes()
+        for write in (device_graphs.write_encoder, device_graphs.write_decoder_step)
+    )
+    graphs: dict[FileName, bytes] = {ENCODER_FILE: encoder, DECODER_STEP_FILE: step}
+    contents = contents._replace(graphs=graphs)
+    return DeviceRunner(DeviceGraphs.open(bundle.manifest, contents, Memory("cpu")), max_rows)

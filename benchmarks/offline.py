@@ -13,14 +13,12 @@ from dataclasses import dataclass, replace
 from operator import itemgetter
 from pathlib import Path
 
+from benchmarks.ct2 import COMPUTE_TYPES, CTranslate2System, save_ctranslate2
 from benchmarks.models import Model, at_fp32, default_model, opus_base
-from benchmarks.peers import save_ctranslate2
 from benchmarks.report import Row
 from benchmarks.settings import Settings, run_part
 from benchmarks.statistics import Summary, paired_ratios
 from benchmarks.systems import (
-    COMPUTE_TYPES,
-    CTranslate2System,
     Decoding,
     Source,
     System,

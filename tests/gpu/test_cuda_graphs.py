@@ -71,7 +71,7 @@ def test_a_graph_sees_what_has_changed_since_it_was_captured(case: Case) -> None
 
 
 def test_a_graph_is_captured_anew_when_the_pool_has_grown(case: Case) -> None:
-    """First by a longer target, then by a longer source; a graph of the old pool would read and write what was freed."""
+    """First by a longer target, then by a longer source; one of the old pool would use freed memory."""
     runner = case.runner()
     histories = case.histories((5, 9, 30), 80)
     runner.encode([history.source for history in histories], 0)

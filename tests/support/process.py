@@ -44,9 +44,7 @@ def server_process(bundle: Path | None, *options: str, program: str = MAIN) -> I
         try:
             assert process.stdout is not None
             line = process.stdout.readline()
-            ready = re.fullmatch(
-                r"serving .* on (\S+), metrics on ([^\s,]+)(?:, administration on (\S+))?\n", line
-            )
+            ready = re.fullmatch(r"serving .* on (\S+), metrics on ([^\s,]+)(?:, administration on (\S+))?\n", line)
             assert ready, "the server did not start"
             yield ServerProcess(process, *ready.groups(), line)
         finally:

@@ -27,9 +27,9 @@ from typing import Annotated, NamedTuple
 
 import typer
 
+from benchmarks.comparison import Workload
 from benchmarks.load import Job, drive
 from benchmarks.models import Model, default_model
-from benchmarks.offline import Workload
 from benchmarks.report import Row, Subject, publish
 from benchmarks.servers import Server, dragoman_server, serving
 from benchmarks.settings import RESULTS, SENTENCES, Settings, read_sentences

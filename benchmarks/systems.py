@@ -12,6 +12,7 @@ from benchmarks.models import Model
 from benchmarks.peers import check_marian, marian_model
 from benchmarks.report import Subject
 from dragoman_export.greedy import pad
+from dragoman_server.bundle.manifest import Precision
 from dragoman_server.config import EngineOptions
 from dragoman_server.engine.search_options import SearchOptions
 from dragoman_server.engine.sequence import Completion, Request
@@ -99,7 +100,7 @@ def dragoman(
 
 @dataclass(frozen=True)
 class TransformersSystem:
-    """Hugging Face's generate, float32."""
+    """Hugging Face's generate, at float32 on the CPU or at fp16 on a GPU."""
 
     subject: Subject
     model: MarianMTModel
@@ -107,7 +108,9 @@ class TransformersSystem:
     eos_token_id: int
 
     @classmethod
-    def load(cls, model: Model, threads: int) -> "TransformersSystem":
+    def load(
+        cls, model: Model, threads: int, device: str = "cpu", precision: Precision = "fp32"
+    ) -> "TransformersSystem":
         """Sets the threads of PyTorch in this process.
 
         Raises:
@@ -117,12 +120,15 @@ class TransformersSystem:
         torch.set_num_threads(threads)
         converted = marian_model(model.checkpoint)
         check_marian(converted, manifest)
-        subject = Subject.of("Transformers", "transformers", "fp32", threads, model.name)
+        if precision == "fp16":
+            converted = converted.half()
+        converted = converted.to(device)
+        subject = Subject.of("Transformers", "transformers", precision, threads, model.name)
         return cls(subject, converted, manifest.pad_token_id, manifest.eos_token_id)
 
     @torch.inference_mode()
     def translate(self, batch: Sequence[Source], decoding: Decoding) -> list[Sequence[int]]:
-        input_ids, mask = pad(batch, self.pad_token_id)
+        input_ids, mask = pad(batch, self.pad_token_id, self.model.device)
         generated = self.model.generate(
             input_ids,
             attention_mask=mask.long(),

@@ -70,8 +70,8 @@ def test_scores_are_those_of_the_cpu(clients: tuple[Client, Client], texts: list
     targets = [str(result) for result in clients[1].translate(texts[:20], source="en", target="fr")]
     for text, target in zip(texts[:20], targets, strict=True):
         ours, theirs = (client.score(text, target, source="en", target="fr") for client in clients)
-        logprobs = [[token.logprob for token in score.tokens] for score in (ours, theirs)]
-        np.testing.assert_allclose(*logprobs, rtol=0, atol=default_case.tolerance)
+        found, expected = ([token.logprob for token in score.tokens] for score in (ours, theirs))
+        np.testing.assert_allclose(found, expected, rtol=0, atol=default_case.tolerance)
 
 
 def test_beams_streams_and_single_texts_agree_with_lists(clients: tuple[Client, Client], texts: list[str]) -> None:

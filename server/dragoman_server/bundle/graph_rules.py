@@ -292,13 +292,14 @@ def _check_nodes(graph: Graph, manifest: Manifest) -> None:
             raise ValueError(f"operator {node.operator!r:.80}, which makes {node.outputs!r:.80}, {fault}")
         if unknown := [name for name in node.inputs if name not in known]:
             raise ValueError(f"operator {node.operator} reads {unknown[0]!r:.80}, which nothing before it makes")
-        if not node.outputs or not known.isdisjoint(node.outputs):
+        made = {name for name in node.outputs if name}  # others are left out
+        if not made or not known.isdisjoint(made):
             raise ValueError(f"operator {node.operator} makes {node.outputs!r:.80}: nothing, or what there is already")
         if varying.isdisjoint(node.inputs) and not _is_weight_in_another_type(node, graph):
             # ONNX Runtime would compute it when it opens the graph, which may take for ever.
             raise ValueError(f"operator {node.operator}, which makes {node.outputs!r:.80}, depends on no input")
-        known.update(node.outputs)
-        varying.update(node.outputs)
+        known |= made
+        varying |= made
     if missing := sorted(graph.outputs.keys() - varying):
         raise ValueError(f"nothing makes its output {missing[0]}")
 

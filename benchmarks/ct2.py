@@ -27,6 +27,7 @@ from dragoman_server.bundle.manifest import Manifest
 COMPUTE_TYPES = {"int8": "int8", "fp32": "float32"}
 _PIECES = (16, 32, 64)  # sentences that CTranslate2 is given at a time
 _MOST_PIECE = 256
+_MOST_DEVICE_PIECE = 512  # on a GPU
 
 _ACTIVATIONS = {
     "relu": common_spec.Activation.RELU,
@@ -142,8 +143,8 @@ class Setting(NamedTuple):
     max_batch: int  # sentences that a worker takes at a time
 
 
-def _piece_sizes(num_sentences: int, num_workers: int) -> list[int]:
-    whole = min(-(-num_sentences // num_workers), _MOST_PIECE)
+def _piece_sizes(num_sentences: int, num_workers: int, most: int) -> list[int]:
+    whole = min(-(-num_sentences // num_workers), most)
     return sorted({whole, *(size for size in _PIECES if size < num_sentences)})
 
 
@@ -155,6 +156,12 @@ class CTranslate2System:
     translators: Mapping[tuple[int, int], ctranslate2.Translator]  # by workers and threads of each
     eos_token_id: int
     setting: Setting
+    most_piece: int = _MOST_PIECE
+
+    @classmethod
+    def on_device(cls, translator: ctranslate2.Translator, subject: Subject, eos_token_id: int) -> "CTranslate2System":
+        """One translator on one device, which may be given whole batches."""
+        return cls(subject, {(1, 1): translator}, eos_token_id, Setting(1, 1, 1), _MOST_DEVICE_PIECE)
 
     @classmethod
     def load(cls, folder: Path, model: Model, precision: str, threads: int) -> "CTranslate2System":
@@ -184,7 +191,7 @@ class CTranslate2System:
         return [
             Setting(num_workers, num_threads, size)
             for num_workers, num_threads in sorted(self.translators)
-            for size in _piece_sizes(num_sentences, num_workers)
+            for size in _piece_sizes(num_sentences, num_workers, self.most_piece)
         ]
 
     def at(self, setting: Setting) -> "CTranslate2System":

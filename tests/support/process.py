@@ -46,6 +46,7 @@ def server_process(bundle: Path | None, *options: str, program: str = MAIN) -> I
             line = process.stdout.readline()
             ready = re.fullmatch(r"serving .* on (\S+), metrics on ([^\s,]+)(?:, administration on (\S+))?\n", line)
             assert ready, "the server did not start"
-            yield ServerProcess(process, *ready.groups(), line)
+            address, metrics_url, admin_address = ready.groups()
+            yield ServerProcess(process, address, metrics_url, admin_address, line)
         finally:
             process.kill()

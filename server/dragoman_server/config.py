@@ -160,6 +160,17 @@ class EngineOptions:
         ),
     ] = 0
 
+    max_arena_bytes: Annotated[
+        int,
+        Meta(ge=0, le=2**50),
+        About(
+            "Memory of a GPU that each of a model's two graphs, the encoder and the decoding step, may take up for its "
+            "weights and for what a run computes; a run that needs more fails. 0: as much as there is. A CPU has no "
+            "limit.",
+            "bytes",
+        ),
+    ] = 0
+
     def shape(self, num_cpus: int) -> tuple[int, int]:
         """The number of lanes on so many CPUs, and of threads of each lane."""
         lanes = max(1, num_cpus // (self.num_threads or 1)) if self.lanes == "auto" else self.lanes

@@ -112,3 +112,11 @@ def test_moved_rows_stay_on_the_device(calls: dict[str, dict[str, Any]]) -> None
 
 def test_no_copy_takes_an_address_of_the_host_for_one_of_the_device(calls: dict[str, dict[str, Any]]) -> None:
     assert {name: call["mismatches"] for name, call in calls.items() if call["mismatches"]} == {}
+
+
+def test_a_model_that_may_not_take_up_what_it_needs_is_refused(
+    tiny_bundles: dict[Precision, Bundle], driver: Path
+) -> None:
+    error = over_stub("arena", tiny_bundles["fp16"].folder, driver)
+    assert "encoder.onnx cannot be loaded on CUDA device 0" in error
+    assert "vailable memory" in error

@@ -99,5 +99,23 @@ def calls(folder: Path) -> dict[str, Any]:
     return found
 
 
+def arena(folder: Path) -> str:
+    """What is said."""
+    import cuda_stub
+
+    cuda_stub.load()
+    from dragoman_server.bundle.bundle import Bundle
+    from dragoman_server.errors import BundleError
+    from dragoman_server.runtime.device_memory import Memory
+    from dragoman_server.runtime.device_runner import DeviceGraphs
+
+    bundle, contents = Bundle.load(folder)
+    try:
+        DeviceGraphs.open(bundle.manifest, contents, Memory("cuda", 0), max_arena_bytes=4096)
+    except BundleError as error:
+        return str(error)
+    return ""
+
+
 if __name__ == "__main__":
-    print(json.dumps({"placement": placement, "calls": calls}[sys.argv[1]](Path(sys.argv[2]))))
+    print(json.dumps({"placement": placement, "calls": calls, "arena": arena}[sys.argv[1]](Path(sys.argv[2]))))

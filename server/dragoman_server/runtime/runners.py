@@ -62,7 +62,8 @@ def open_runners(bundle: Bundle, contents: Contents, options: EngineOptions, sea
     num_lanes = seat.device.num_lanes
     if bundle.manifest.precision in CUDA_PRECISIONS:
         _, num_threads = options.shape(available_cpus())
-        graphs = DeviceGraphs.open(bundle.manifest, contents, Memory(seat.kind, seat.number), num_threads)
+        memory = Memory(seat.kind, seat.number)
+        graphs = DeviceGraphs.open(bundle.manifest, contents, memory, num_threads, options.max_arena_bytes)
         return [DeviceRunner(graphs, options.max_running) for _ in range(num_lanes)]
     pairs = [Sessions.open(contents, number) for number in session_threads(contents.num_weight_bytes, options)]
     shared = Graphs(bundle.manifest, shared=pairs[0], alone=pairs[-1])

@@ -97,7 +97,8 @@ def compare(
             "offline", system.subject, metric, "tokens/s", Summary.of(values), batch, beam, "batch", batch, ratio=ratio
         )
 
-    yield row(ours, [a for samples in pairs.values() for a, _ in samples], None)
+    beside_peers = [a for samples in pairs.values() for a, _ in samples]
+    yield row(ours, beside_peers or [tokens_per_second(ours) for _ in range(settings.num_pairs)], None)
     for peer, samples in pairs.items():
         ours_beside, theirs = zip(*samples, strict=True)
         yield row(peer, theirs, paired_ratios(ours_beside, theirs))

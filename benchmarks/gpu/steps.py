@@ -5,7 +5,7 @@ A step reads all weights of the decoder once, however many rows it has: it canno
 
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 from benchmarks.gpu.card import bandwidth
@@ -41,9 +41,17 @@ def run(plan: Plan, model: Model) -> Iterator[Row]:
         yield Row("steps", subject, "floor of a step", "ms", Summary.single(floor))
     except LeftOutError as reason:
         print(f"steps: no floor: {reason}.", flush=True)
+    graphs = DeviceGraphs.open(bundle.manifest, contents, plan.memory)
+    num_rows = max(plan.step_batches)
+    runners = {
+        mode: DeviceRunner(graphs, num_rows, max_captured_rows=num_rows if is_captured else 0)
+        for mode, is_captured in _MODES.items()
+    }
     for batch in plan.step_batches:
         plan.require_time()
-        yield from _at(plan, model, bundle, contents, subject, batch, floor)
+        yield from _at(plan, runners, model.random_sources(batch, _NUM_SOURCE_TOKENS), subject, floor)
+    for runner in runners.values():
+        runner.close()
 
 
 def step_bytes(contents: Contents) -> int:
@@ -57,26 +65,25 @@ def step_bytes(contents: Contents) -> int:
 
 
 def _at(
-    plan: Plan, model: Model, bundle: Bundle, contents: Contents, subject: Subject, batch: int, floor: float | None
+    plan: Plan,
+    runners: Mapping[str, DeviceRunner],
+    sources: list[tuple[int, ...]],
+    subject: Subject,
+    floor: float | None,
 ) -> Iterator[Row]:
-    sources = model.random_sources(batch, _NUM_SOURCE_TOKENS)
-    times: dict[str, Summary] = {}
-    for mode, is_captured in _MODES.items():
-        # Sessions of its own: CUDA graphs of one session are not freed before it.
-        graphs = DeviceGraphs.open(bundle.manifest, contents, plan.memory)
-        runner = DeviceRunner(graphs, batch, max_captured_rows=batch if is_captured else 0)
-        if is_captured:
-            yield _row(subject, "encoder", _encoder_times(runner, sources), batch)
-        runner.encode(sources, 0)
-        times[mode] = _step_times(plan, runner, batch)
-        runner.close()
-        yield _row(replace(subject, setting=mode), "step", times[mode], batch)
+    batch = len(sources)
+    medians: list[float] = []
+    for mode, runner in runners.items():
+        encoder = _encoder_times(runner, sources)  # also for the rows of the steps
+        if not medians:
+            yield _row(subject, "encoder", encoder, batch)
+        step, of_mode = _step_times(plan, runner, batch), replace(subject, setting=mode)
+        medians.append(step.median)
+        yield _row(of_mode, "step", step, batch)
         if floor is not None:
-            metric = "step, times the floor"
-            yield _row(replace(subject, setting=mode), metric, _divided(times[mode], floor), batch, "x")
-    captured, plain = (times[mode] for mode in _MODES)
-    ratio = Summary.single(plain.median / captured.median)
-    yield _row(subject, "a step without a CUDA graph, over one with", ratio, batch, "x")
+            yield _row(of_mode, "step, times the floor", _divided(step, floor), batch, "x")
+    captured, plain = medians
+    yield _row(subject, "a step without a CUDA graph, over one with", Summary.single(plain / captured), batch, "x")
 
 
 def _row(subject: Subject, metric: str, value: Summary, batch: int, unit: str = "ms") -> Row:

@@ -47,10 +47,7 @@ def _measure(plan: Plan, models: Models, workload: Workload) -> Iterator[Row]:
     with _dragoman(plan, workload.model) as ours:
         for beam, batch in plan.sizes:
             plan.require_time()
-            if peers:
-                yield from compare(ours, peers, workload, batch, beam, plan.settings, slow_every=1)
-            else:
-                yield from compare(ours, [ours], workload, batch, beam, plan.settings)
+            yield from compare(ours, peers, workload, batch, beam, plan.settings, slow_every=1)
 
 
 @contextlib.contextmanager

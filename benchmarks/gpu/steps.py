@@ -14,9 +14,9 @@ from benchmarks.models import Model
 from benchmarks.report import Row, Subject, package_version
 from benchmarks.statistics import Summary
 from dragoman_server.bundle.bundle import Bundle, Contents
+from dragoman_server.bundle.graph import read_graph
 from dragoman_server.bundle.manifest import DECODER_STEP_FILE
 from dragoman_server.runtime.device_runner import DeviceGraphs, DeviceRunner
-from dragoman_server.runtime.session import weights_of
 
 _NUM_SOURCE_TOKENS = 20
 _WARM_UP = 5
@@ -59,9 +59,13 @@ def step_bytes(contents: Contents) -> int:
 
     A matrix that is both the embedding and the output projection is read whole.
     """
-    names = weights_of(contents, DECODER_STEP_FILE)
-    tables = {"positions", "target_positions", "target_embedding.weight"}
-    return sum(contents.weights[name].nbytes for name in names if name not in tables)
+    read_whole = {
+        name
+        for node in read_graph(contents.graphs[DECODER_STEP_FILE]).nodes
+        for name in node.inputs
+        if node.operator != "Gather"
+    }
+    return sum(weight.nbytes for name, weight in contents.weights.items() if name in read_whole)
 
 
 def _at(

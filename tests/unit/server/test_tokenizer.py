@@ -343,6 +343,15 @@ def test_a_damaged_file_is_a_bundle_error(
             load_tokenizer(kind, tmp_path)
 
 
+@pytest.mark.parametrize("kind", ["sentencepiece", "marian", "pieces"])
+def test_a_piece_that_is_no_utf8_is_a_bundle_error(tmp_path: Path, kind: TokenizerKind) -> None:
+    write_kind(kind, tmp_path)
+    path = tmp_path / TOKENIZER_FILES[kind][0]
+    path.write_bytes(path.read_bytes().replace("▁".encode(), b"\xe2\x96\xff", 1))
+    with pytest.raises(BundleError, match=rf"{path.name} cannot be loaded as a SentencePiece model: .* codec"):
+        load_tokenizer(kind, tmp_path)
+
+
 FAIRSEQ = {"<s>": 0, "<pad>": 1, "</s>": 2, "<unk>": 3}
 
 

@@ -116,7 +116,7 @@ def test_what_a_framing_forces_counts_in_the_length_of_a_score_and_costs_nothing
 def test_the_log_prob_of_what_a_framing_forces_does_not_decide_between_short_and_long() -> None:
     """It is the same for all, and divided by their lengths it would be more for the short ones."""
 
-    def logits(source: tuple[int, ...], fed: Rows[int]) -> NDArray[np.float32]:
+    def logits(source: Rows[int], fed: Rows[int]) -> NDArray[np.float32]:
         row = np.full_like(wild(source, fed), -30.0)
         if len(fed) == 1:  # the language is next, which the model finds most improbable
             row[5] = 0.0

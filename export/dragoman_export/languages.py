@@ -119,7 +119,7 @@ def _other_names(tags: Iterable[str]) -> Iterator[Pair]:
             script = likely.split("-")[1]
             if found == language and region.isupper() and scripts.get(script, bare) != bare:
                 yield place, scripts[script]
-    parts = defaultdict(set)
+    parts: defaultdict[str, set[str]] = defaultdict(set)
     for language, scripts in by_language.items():
         parts[MACROLANGUAGES.get(language, "")] |= {*scripts.values()}
     yield from ((wider, *tags) for wider, tags in parts.items() if wider and len(tags) == 1)

@@ -80,7 +80,7 @@ def test_no_two_target_languages_have_one_tag(codes: set[str]) -> None:
         (["cmn", "zho"], [], {"zho": "zh"}),
         (["nob", "nno"], [], {"nob": "nb", "nno": "nn", "no": "nb"}),
         (["pbt", "tgl"], [], {"tgl": "fil", "ps": "pbt", "tl": "fil"}),
-        (["srp_Latn"], [], {"srp_Latn": "sr-Latn", "sr": "sr-Latn"}),
+        (["srp_Latn"], [], {"srp_Latn": "sr-Latn", "sr": "sr-Latn", "sh": "sr-Latn"}),
     ],
 )
 def test_the_models_own_codes_are_aliases(codes: list[str], others: list[str], expected: dict[str, str]) -> None:

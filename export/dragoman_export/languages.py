@@ -122,7 +122,7 @@ def _other_names(tags: Iterable[str]) -> Iterator[Pair]:
     parts: defaultdict[str, set[str]] = defaultdict(set)
     for language, scripts in by_language.items():
         parts[MACROLANGUAGES.get(language, "")] |= {*scripts.values()}
-    yield from ((wider, *tags) for wider, tags in parts.items() if wider and len(tags) == 1)
+    yield from ((wider, next(iter(tags))) for wider, tags in parts.items() if wider and len(tags) == 1)
     for name, other in (("no", "nb"), ("nb", "no"), ("tl", "fil")):
         if other in own:
             yield name, other

@@ -1,6 +1,6 @@
 """The generation defaults of a folder in Hugging Face's layout, as far as a bundle has their like."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -41,19 +41,36 @@ _MAX_LENGTH_PENALTY = 10
 _SPECIALS = ("eos_token_id", "pad_token_id", "decoder_start_token_id")
 
 
-def read_generation(folder: Path, config: Mapping[str, Any], vocabulary_size: int) -> Generation:
+def read_forced_bos(folder: Path, config: Mapping[str, Any], vocabulary_size: int) -> int | None:
+    """The id that every target is forced to begin with, if there is one.
+
+    Raises:
+        ValueError: it is none of the vocabulary.
+    """
+    values, file = _defaults(folder, config)
+    token_id = values.get("forced_bos_token_id")
+    if token_id is None and values.get("force_bos_token_to_be_generated"):  # what the field was called before
+        token_id = config.get("bos_token_id")
+    if token_id is not None and (type(token_id) is not int or token_id not in range(vocabulary_size)):
+        raise ValueError(f"{file}: forced_bos_token_id is {token_id!r:.80}, must be an id of the vocabulary")
+    return token_id
+
+
+def read_generation(
+    folder: Path, config: Mapping[str, Any], vocabulary_size: int, framed: Collection[str] = ()
+) -> Generation:
     """The generation defaults: those of `generation_config.json` or, in older folders, of `config.json`.
 
     Args:
         folder: of the model.
         config: its `config.json`, which has the special ids.
         vocabulary_size: of the target.
+        framed: settings that are in the framing of the model.
 
     Raises:
         ValueError: naming every setting that a bundle cannot represent.
     """
-    path = folder / GENERATION_FILE
-    values, file = (read_json(path), GENERATION_FILE) if path.exists() else (config, CONFIG_FILE)
+    values, file = _defaults(folder, config)
 
     def setting(name: str, default: Any) -> Any:
         return default if values.get(name) is None else values[name]
@@ -61,7 +78,7 @@ def read_generation(folder: Path, config: Mapping[str, Any], vocabulary_size: in
     faults = [
         f"{name} {values[name]!r:.80} is not supported"
         for name, neutral in _NEUTRAL.items()
-        if values.get(name) is not None and values[name] not in neutral
+        if name not in framed and values.get(name) is not None and values[name] not in neutral
     ]
     faults += [
         f"{name} is {values[name]!r:.80}, but {config[name]!r:.80} in {CONFIG_FILE}"
@@ -90,3 +107,9 @@ def read_generation(folder: Path, config: Mapping[str, Any], vocabulary_size: in
     if faults:
         raise ValueError(f"{file}: {listed(faults)}")
     return Generation(beam_size, float(length_penalty), early_stopping, tuple(suppressed))
+
+
+def _defaults(folder: Path, config: Mapping[str, Any]) -> tuple[Mapping[str, Any], str]:
+    """The settings, and the name of the file that has them."""
+    path = folder / GENERATION_FILE
+    return (read_json(path), GENERATION_FILE) if path.exists() else (config, CONFIG_FILE)

@@ -58,7 +58,7 @@ _MBART_CODES = (
     "ar_AR cs_CZ de_DE en_XX es_XX et_EE fi_FI fr_XX gu_IN hi_IN it_IT ja_XX kk_KZ ko_KR lt_LT lv_LV my_MM ne_NP nl_XX "
     "ro_RO ru_RU si_LK tr_TR vi_VN zh_CN af_ZA az_AZ bn_IN fa_IR he_IL hr_HR id_ID ka_GE km_KH mk_MK ml_IN mn_MN mr_IN "
     "pl_PL ps_AF pt_XX sv_SE sw_KE ta_IN te_IN th_TH tl_XX uk_UA ur_PK xh_ZA gl_ES sl_SI"
-).split()
+)
 _NUM_CODES_OF_25 = 25
 _MBART_CODE = re.compile(r"[a-z]{2}_[A-Z]{2}")
 
@@ -66,8 +66,8 @@ _MBART_CODE = re.compile(r"[a-z]{2}_[A-Z]{2}")
 def read_bart(folder: Path, name: str, languages: Languages) -> Checkpoint:
     """Reads a model for one pair of languages with its tokenizer and generation defaults.
 
-    The folder has config.json, model.safetensors or pytorch_model.bin, and vocab.json with merges.txt or tokenizer.json;
-    tokenizer_config.json and generation_config.json are read if present.
+    The folder has config.json, model.safetensors or pytorch_model.bin, and vocab.json with merges.txt or
+    tokenizer.json; tokenizer_config.json and generation_config.json are read if present.
 
     Raises:
         FileNotFoundError: a file is missing.
@@ -119,7 +119,7 @@ def read_mbart(folder: Path, name: str, languages: Languages) -> Checkpoint:
     tensors = read_tensors(folder)
     tokenizer_config = read_tokenizer_config(folder, config, _MBART_CLASSES)
     has_50 = "50" in tokenizer_config["tokenizer_class"] or tokenizer_config.get("language_codes") == "ML50"
-    codes = _MBART_CODES if has_50 else _MBART_CODES[:_NUM_CODES_OF_25]
+    codes = _MBART_CODES.split()[: None if has_50 else _NUM_CODES_OF_25]
     pieces = read_with_offset(folder, codes, _MBART_CODE)
     table = any_to_any(pieces.language_ids, {code: code.partition("_")[0] for code in pieces.language_ids})
     is_of_25 = _is_of_25(tokenizer_config, len(pieces.language_ids))

@@ -235,7 +235,8 @@ def _remedy(values: dict[str, Any]) -> str:
     if type(version) is not int or version > FORMAT_VERSION:
         return ""
     precision = values.get("precision")
-    command = ("import MODEL" if values.get("tokenizer") == "marian" else "export CHECKPOINT") + " NEW_BUNDLE"
+    is_trained_here = values.get("tokenizer", "sentencepiece") == "sentencepiece"
+    command = ("export CHECKPOINT" if is_trained_here else "import MODEL") + " NEW_BUNDLE"
     if precision in get_args(Precision) and precision != "fp32":
         command += f" --precision {precision}"
     return f": make the bundle anew from its source by `dragoman-export {command}`"

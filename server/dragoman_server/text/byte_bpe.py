@@ -54,20 +54,15 @@ class ByteBpeTokenizer:
         merges = _read_merges(merges_path, read)
         for number, merge in merges.items():
             for piece in (*merge, "".join(merge)):
-                if piece not in ids or piece in SPECIALS:
-                    raise BundleError(
-                        f"{merges_path} has {piece!r:.80} in line {number}, which is no piece of {vocabulary.name}"
-                    )
+                if piece not in ids or not _BYTES.keys() >= set(piece):
+                    fault = f"has {piece!r:.80} in line {number}, which is no piece of text in {vocabulary.name}"
+                    raise BundleError(f"{merges_path} {fault}")
         self._bpe = Tokenizer(BPE(vocab=ids, merges=[*merges.values()]))
         self._bpe.pre_tokenizer = ByteLevel(add_prefix_space=False)
         texts = {*_BYTES, *map("".join, merges.values())} - SPECIALS
         self._pieces = sorted(ids, key=ids.__getitem__)
-        self._bytes = [bytes(map(_BYTES.__getitem__, p)) if p in texts else None for p in self._pieces]
-        self._part_ids = frozenset(
-            ids[p]
-            for p, spelt in zip(self._pieces, self._bytes, strict=True)
-            if spelt is not None and not _is_utf8(spelt)
-        )
+        self._bytes = [bytes(map(_BYTES.__getitem__, piece)) if piece in texts else b"" for piece in self._pieces]
+        self._part_ids = frozenset(index for index, spelt in enumerate(self._bytes) if not _is_utf8(spelt))
         self.unknown_id = ids[UNKNOWN]
         self.vocabulary = Vocabulary(len(ids), ids[END_OF_SENTENCE], ids[PADDING], known_share=1.0)
 
@@ -85,7 +80,7 @@ class ByteBpeTokenizer:
         return [self._pieces[token_id] if token_id < len(self._pieces) else UNKNOWN for token_id in ids]
 
     def is_control(self, token_id: int) -> bool:
-        return token_id >= len(self._bytes) or self._bytes[token_id] is None
+        return not self._spelt([token_id])[0]
 
     def is_unspelt(self, token_id: int) -> bool:
         return token_id == self.unknown_id or token_id in self._part_ids
@@ -101,7 +96,7 @@ class ByteBpeTokenizer:
 
     def _spelt(self, ids: Sequence[int]) -> list[bytes]:
         """The bytes of every id; of control symbols none."""
-        return [(self._bytes[token_id] if token_id < len(self._bytes) else None) or b"" for token_id in ids]
+        return [self._bytes[token_id] if token_id < len(self._bytes) else b"" for token_id in ids]
 
     def _spans(self, ids: Sequence[int], text: str, places: Sequence[int]) -> list[Span]:
         """Where `places` has the index of the character that each byte belongs to."""

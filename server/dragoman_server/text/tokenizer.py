@@ -265,6 +265,8 @@ class PieceTokenizer(_VocabularyTokenizer):
     What the vocabulary has beyond the model's pieces are control symbols: language tokens such as `__fr__`, `fra_Latn`
     and `fr_XX`, `<mask>`, entries that fill it up. A single character is none: the vocabulary may know one that the
     model does not.
+
+    Ids and texts are those of the tokenizers of `transformers`, with the exceptions that docs/bundles.md names.
     """
 
     def __init__(self, folder: Path, read: Read = Path.read_bytes) -> None:
@@ -387,6 +389,7 @@ def _load_model(path: Path, read: Read) -> SentencePieceProcessor:
     processor = SentencePieceProcessor()
     try:
         processor.LoadFromSerializedProto(read(path))
-    except (OSError, RuntimeError) as error:
+        _all_pieces(processor)
+    except (OSError, RuntimeError, UnicodeDecodeError) as error:
         raise BundleError(f"{path} cannot be loaded as a SentencePiece model: {error}") from error
     return processor

@@ -40,7 +40,7 @@ from dragoman_server.bundle.languages import LanguageTable
 from dragoman_server.text.tokenizer import read_vocabulary
 
 MERGES_FILE = "merges.txt"
-_BART_CLASSES = ("BartTokenizer",)
+_BART_CLASSES = ("BartTokenizer", "RobertaTokenizer")  # `transformers` 5 saves the second
 _MBART_CLASSES = ("MBart50Tokenizer", "MBartTokenizer")
 _POSITION_OFFSET = 2
 # Values that these fields must have, if present. `transformers` no longer reads them.

@@ -4,12 +4,13 @@ Models and tokenizers are of the real classes; the tokenizers are trained on a f
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import sentencepiece
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import (
     BartConfig,
@@ -112,6 +113,13 @@ def edit_json(path: Path, **values: Any) -> None:
     contents.update(values)
     contents = {name: value for name, value in contents.items() if value is not None}
     path.write_text(json.dumps(contents), encoding="utf-8")
+
+
+def edit_tensors(folder: Path, edit: Callable[[dict[str, torch.Tensor]], Any]) -> None:
+    """Changes the weights of a folder."""
+    tensors = load_file(folder / "model.safetensors")
+    edit(tensors)
+    save_file(tensors, folder / "model.safetensors")
 
 
 def _randomise(model: PreTrainedModel, eos_bias: float) -> None:

@@ -79,6 +79,8 @@ def read_bart(folder: Path, name: str, languages: Languages) -> Checkpoint:
     integers = read_sizes_and_ids(config, tensors)
     dimensions = _dimensions(config, integers, "post", has_output_bias=OUTPUT_BIAS in tensors)
     vocabulary, merges = _byte_pairs(folder, config)
+    if vocabulary.get("<mask>", 0) >= integers["vocab_size"]:  # which some models have no row for
+        del vocabulary["<mask>"]
     _check_specials(folder, vocabulary, config)
     if languages.pair is None:
         raise ValueError("BART has no languages of its own: give its source and its target with --pair, such as en-fr")

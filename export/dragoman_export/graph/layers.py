@@ -227,7 +227,7 @@ class LayerWriter:
         return self.linear(active, f"{name}.outer", [module.outer])
 
     def embed(self, ids: str, positions: str, side: Literal["source", "target"]) -> str:
-        """Token ids [rows] and their position vectors (broadcastable to [rows, D]) -> [rows, D]."""
+        """Token ids [rows] and their position vectors (broadcastable to [rows, D]) -> [rows, D], normed at the end."""
         graph = self.graph
         module: Embedding = getattr(self.model, f"{side}_embedding")
         if self.precision == "int8":
@@ -241,7 +241,8 @@ class LayerWriter:
             tokens = graph.op("Gather", self._table(side), ids)
             if module.scale != 1.0:
                 tokens = graph.op("Mul", tokens, self.number(module.scale))
-        return graph.op("Add", tokens, positions)
+        states = graph.op("Add", tokens, positions)
+        return self.norm(states, f"{side}_embedding", module.norm) if isinstance(module.norm, nn.LayerNorm) else states
 
     def _shared(self, side: Literal["source", "target"]) -> str:
         return "shared" if self.model.dims.shared_vocabulary else side
@@ -266,15 +267,18 @@ class LayerWriter:
     def logits(self, states: str) -> str:
         """Decoder states [rows, D] -> logits [rows, V'] of the vocabulary, padded to whole blocks with -inf."""
         graph, model = self.graph, self.model
-        table = to_numpy(model.target_embedding.tokens.weight)
+        table = to_numpy(model.projection)
         padding = -len(table) % _BLOCK
         biases = np.zeros(len(table), np.float32) if model.output_bias is None else to_numpy(model.output_bias)
         biases = np.pad(biases, (0, padding), constant_values=-np.inf)
         bias = self.weight("output.bias", biases) if biases.any() else ""
         if self.precision == "int8":
             return self._int8_product(states, "output", np.pad(table.T, ((0, 0), (0, padding))), bias, model)
+        is_embedding = model.dims.tied_projection and not padding
         weight = (
-            self.weight("output.weight", np.pad(table, ((0, padding), (0, 0)))) if padding else self._table("target")
+            self._table("target")
+            if is_embedding
+            else self.weight("output.weight", np.pad(table, ((0, padding), (0, 0))))
         )
         return graph.op("Gemm", states, weight, *([bias] if bias else []), transB=1)
 

@@ -10,11 +10,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from dragoman_export.families.generation import GENERATION_FILE, read_generation
 from dragoman_export.families.huggingface import (
-    GENERATION_FILE,
     PICKLE_FILE,
     WEIGHTS_FILE,
-    read_generation,
     read_integers,
     read_tensors,
     rename_tensors,

@@ -19,7 +19,7 @@ from dragoman_export.bundle.sources import languages_without_samples, measured_s
 from dragoman_export.bundle.writer import export as write_bundle
 from dragoman_export.checkpoint import Checkpoint
 from dragoman_export.families.table import read_model
-from dragoman_export.greedy import Source, one_thread, translate
+from dragoman_export.greedy import Source, fitting_threads, translate
 from dragoman_export.languages import Languages
 from dragoman_export.new_folder import require_absent
 from dragoman_export.text_files import CorpusFile
@@ -225,7 +225,7 @@ def _compare(checkpoint: Path, bundle: Path, sources: list[str] | None, num_sour
     require_same_dimensions(loaded, opened)
     files = _read_files(sources, loaded)
     sentences = read_sources(loaded, files, num_sources) if files else measured_sources(loaded, opened)
-    with one_thread():
+    with fitting_threads(loaded.model):
         pairs = translate(loaded.model, loaded.config, sentences, progress_console)
         comparison = compare(loaded, opened, pairs, progress_console)
     _print_comparison(comparison, details)

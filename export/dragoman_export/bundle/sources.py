@@ -9,10 +9,18 @@ from importlib import resources
 from langcodes import Language, tag_distance, tag_is_valid
 
 from dragoman_export.checkpoint import Checkpoint, Config
-from dragoman_export.greedy import Source
+from dragoman_export.greedy import Source, num_parameters
+from dragoman_export.model import Transformer
 from dragoman_export.text_files import CorpusFile, read_lines
 from dragoman_server.bundle.bundle import Bundle
 from dragoman_server.bundle.languages import Direction, LanguageTable
+
+# On which a model is compared with its export, and with which int8 is calibrated.
+NUM_SOURCES = 200
+# A large model is compared on fewer: PyTorch and ONNX Runtime together take about a second for each 250 million
+# parameters of a sentence.
+_MAX_COMPARED_PARAMETERS = 20_000_000_000
+_MIN_COMPARED = 32
 
 # Between the samples that two directions begin with; no number of samples is a multiple of it.
 _STRIDE = 7
@@ -130,6 +138,11 @@ def read_sources(checkpoint: Checkpoint, files: Sequence[CorpusFile], count: int
     if len(sources) < count:
         raise ValueError(f"the source files have {len(sources)} sentences, {count} are needed")
     return sources
+
+
+def num_compared(model: Transformer) -> int:
+    """On how many sentences a model is compared where nobody says how many."""
+    return min(NUM_SOURCES, max(_MIN_COMPARED, _MAX_COMPARED_PARAMETERS // num_parameters(model)))
 
 
 def sample_sources(checkpoint: Checkpoint, count: int) -> list[Source]:

@@ -8,13 +8,15 @@ import pytest
 from dragoman_export.bundle.sources import (
     languages_without_samples,
     measured_sources,
+    num_compared,
     read_sources,
     sample_sentences,
     sample_sources,
 )
-from dragoman_export.checkpoint import Checkpoint
+from dragoman_export.checkpoint import Checkpoint, blank_model
 from dragoman_export.greedy import Source
 from dragoman_export.languages import standard_tag
+from dragoman_export.model import Dimensions
 from dragoman_export.text_files import CorpusFile
 from dragoman_server.bundle.bundle import Bundle
 from dragoman_server.bundle.languages import Direction, DirectionGroup, LanguageTable
@@ -199,3 +201,10 @@ def test_the_sentences_that_a_bundle_was_measured_on_are_known_from_its_golden_o
     others = (Source(Direction("en", "fr"), (5, 6, 2)), Source(Direction("en", "fr"), (7, 8, 2)))
     assert measured_sources(tiny_checkpoint, with_golden(tiny_bundles["int8"], *others)) == list(others)
     assert measured_sources(tiny_checkpoint, with_golden(tiny_bundles["fp32"], *others)) == samples
+
+
+def test_large_models_are_compared_on_fewer_sentences() -> None:
+    opus_base = Dimensions(58_101, 58_101)
+    nllb_600m = Dimensions(256_206, 256_206, 1024, 16, 4096, 12, 12)
+    assert num_compared(blank_model(opus_base)) == 200
+    assert 24 <= num_compared(blank_model(nllb_600m)) <= 48

@@ -44,7 +44,7 @@ class WeightFile:
         if self._folder is not None:
             with (self._folder / self.file_name).open("ab") as file:
                 file.write(bytes(padding))
-                file.write(array.reshape(-1).view(np.uint8))
+                file.write(array.reshape(-1).view(np.uint8).data)
         self._size += padding + array.nbytes
         self._tensors[name] = tensor
         return tensor

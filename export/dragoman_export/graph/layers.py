@@ -24,6 +24,7 @@ from dragoman_export.model import (
     Residual,
     Transformer,
 )
+from dragoman_server.bundle.graph_rules import VOCABULARY_BLOCK
 from dragoman_server.bundle.manifest import Precision
 
 # In which a bundle keeps what is not quantised.
@@ -34,7 +35,7 @@ FLOAT_TYPES: dict[Precision, np.dtype[Any]] = {
     "bf16": np.dtype(ml_dtypes.bfloat16),
 }
 # Columns of logits in a block; the best tokens are searched in the blocks with the highest maxima.
-_BLOCK = 64
+_BLOCK = VOCABULARY_BLOCK
 
 
 def to_numpy(tensor: Tensor) -> NDArray[np.float32]:
@@ -257,8 +258,19 @@ class LayerWriter:
         return "shared" if self.model.dims.shared_vocabulary else side
 
     def _table(self, side: Literal["source", "target"]) -> str:
+        """Embeddings; those of targets are padded to whole blocks where the output projection uses them, too."""
         module: Embedding = getattr(self.model, f"{side}_embedding")
-        return self.weight(f"{self._shared(side)}_embedding.weight", partial(to_numpy, module.tokens.weight))
+        shared, table = self._shared(side), to_numpy(module.tokens.weight)
+        padding = -len(table) % _BLOCK if shared != "source" and self._shares_padded_table else 0
+        return self.weight(
+            f"{shared}_embedding.weight", lambda: np.pad(table, ((0, padding), (0, 0))) if padding else table
+        )
+
+    @property
+    def _shares_padded_table(self) -> bool:
+        # At half precision on a CPU, a product with a table that is gathered from, too, gives a row other bits alone
+        # than in company.
+        return self._stores == np.float32
 
     def position_table(self, side: Literal["source", "target"]) -> str:
         """Position vectors [max_positions, D], from the first one that tokens use."""
@@ -285,7 +297,7 @@ class LayerWriter:
             return self._int8_product(states, "output", lambda: table.T, bias, model, padding)
         weight = (
             self.weight("output.weight", lambda: np.pad(table, ((0, padding), (0, 0))))
-            if padding
+            if padding and not self._shares_padded_table
             else self._table("target")
         )
         return graph.op("Gemm", states, weight, *([bias] if bias else []), transB=1)

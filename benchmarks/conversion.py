@@ -1,6 +1,6 @@
 """What it takes to give peers the same weights, whichever peer it is."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 import torch
@@ -17,10 +17,12 @@ class UnequalWeightsError(Exception):
     """A peer does not do what the model does, so that comparing their speeds would be worthless."""
 
 
-def check_convertible(dims: Dimensions) -> None:
-    """Raises ValueError for a model that the peers do not know."""
-    if dims.norm != "post" or not dims.shared_vocabulary:
-        raise ValueError("only models with post-norm and a shared vocabulary, as Marian's, are converted for peers")
+def check_convertible(dims: Dimensions, norms: Collection[str] = ("post",)) -> None:
+    """Raises ValueError for a model that a peer, which has these places of the layer norms, does not know."""
+    if dims.norm not in norms or not dims.shared_vocabulary:
+        raise ValueError(
+            f"only models with {' or '.join(norms)}-norm and a shared vocabulary are converted for this peer"
+        )
 
 
 def with_split_positions(checkpoint: Checkpoint) -> Checkpoint:

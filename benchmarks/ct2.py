@@ -43,11 +43,11 @@ def save_ctranslate2(checkpoint: Checkpoint, folder: Path) -> None:
     """Writes a CTranslate2 model with float32 weights; CTranslate2 quantises them when it loads them as int8."""
     config, model = checkpoint.config, checkpoint.model
     dims = config.dimensions
-    check_convertible(dims)
+    check_convertible(dims, norms=("post", "pre"))
     spec = TransformerSpec.from_config(
         (dims.num_encoder_layers, dims.num_decoder_layers),
         dims.num_heads,
-        pre_norm=False,
+        pre_norm=dims.norm == "pre",
         activation=_ACTIVATIONS[dims.activation],
     )
     embedding = model.target_embedding.tokens.weight
@@ -71,6 +71,9 @@ def save_ctranslate2(checkpoint: Checkpoint, folder: Path) -> None:
         _set_norm(layer.attention.layer_norm, decoder_layer.cross_attention_residual.norm)
         _set_feed_forward(layer.ffn, decoder_layer.feed_forward)
         _set_norm(layer.ffn.layer_norm, decoder_layer.feed_forward_residual.norm)
+    for final, norm in ((spec.encoder, model.encoder_norm), (spec.decoder, model.decoder_norm)):
+        if isinstance(norm, nn.LayerNorm):
+            _set_norm(final.layer_norm, norm)
     spec.decoder.projection.weight = _array(embedding)
     if model.output_bias is not None:
         spec.decoder.projection.bias = _array(model.output_bias)

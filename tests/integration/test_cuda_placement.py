@@ -114,9 +114,5 @@ def test_no_copy_takes_an_address_of_the_host_for_one_of_the_device(calls: dict[
     assert {name: call["mismatches"] for name, call in calls.items() if call["mismatches"]} == {}
 
 
-def test_a_model_that_may_not_take_up_what_it_needs_is_refused(
-    tiny_bundles: dict[Precision, Bundle], driver: Path
-) -> None:
-    error = over_stub("arena", tiny_bundles["fp16"].folder, driver)
-    assert "encoder.onnx cannot be loaded on CUDA device 0" in error
-    assert "vailable memory" in error
+def test_a_run_that_may_not_take_up_what_it_needs_fails(tiny_bundles: dict[Precision, Bundle], driver: Path) -> None:
+    assert "vailable memory" in over_stub("arena", tiny_bundles["fp16"].folder, driver)

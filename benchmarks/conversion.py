@@ -1,6 +1,6 @@
 """What it takes to give peers the same weights, whichever peer it is."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 import torch
@@ -8,16 +8,21 @@ from torch import nn
 
 from dragoman_export.checkpoint import Checkpoint
 from dragoman_export.model import Dimensions, Transformer
+from dragoman_server.bundle.manifest import Golden
+
+LOGPROB_TOLERANCE = 1e-3
 
 
 class UnequalWeightsError(Exception):
     """A peer does not do what the model does, so that comparing their speeds would be worthless."""
 
 
-def check_convertible(dims: Dimensions) -> None:
-    """Raises ValueError for a model that the peers do not know."""
-    if dims.norm != "post" or not dims.shared_vocabulary:
-        raise ValueError("only models with post-norm and a shared vocabulary, as Marian's, are converted for peers")
+def check_convertible(dims: Dimensions, norms: Collection[str] = ("post",)) -> None:
+    """Raises ValueError for a model that a peer, which has these places of the layer norms, does not know."""
+    if dims.norm not in norms or not dims.shared_vocabulary:
+        raise ValueError(
+            f"only models with {' or '.join(norms)}-norm and a shared vocabulary are converted for this peer"
+        )
 
 
 def with_split_positions(checkpoint: Checkpoint) -> Checkpoint:
@@ -48,3 +53,17 @@ def with_split_positions(checkpoint: Checkpoint) -> Checkpoint:
 def without_eos(token_ids: Sequence[int], eos_token_id: int) -> Sequence[int]:
     """The ids without the end-of-sentence token, if that is what ends them."""
     return token_ids[:-1] if token_ids[-1] == eos_token_id else token_ids
+
+
+def check_golden(peer: str, golden: Golden, has_same_ids: bool, logprobs: Sequence[float]) -> None:
+    """Holds what a peer said of a golden sentence against PyTorch.
+
+    Raises:
+        UnequalWeightsError: the greedy ids or the log-probs differ.
+    """
+    difference = max(abs(a - b) for a, b in zip(golden.token_logprobs, logprobs, strict=True))
+    if not (has_same_ids and difference <= LOGPROB_TOLERANCE):
+        raise UnequalWeightsError(
+            f"{peer} does not reproduce the golden sentences of the bundle: the greedy ids are "
+            f"{'the same' if has_same_ids else 'others'} and the log-probs differ by {difference:.2g}"
+        )

@@ -40,8 +40,8 @@ class Determinism(StrEnum):
     """The same text and options have the same answer, bit for bit, whatever else the server does meanwhile."""
 
     LAST_BITS = "last_bits"
-    """The same but for the last bits of log-probabilities, as a GPU adds in an order that depends on the batch. Where
-    two tokens are as probable as each other to these bits, either may be chosen."""
+    """The same but for the last bits of log-probabilities, as models of fp16 and bf16 add in an order that depends on
+    the batch. Where two tokens are as probable as each other to these bits, either may be chosen."""
 
     UNSPECIFIED = "unspecified"
     """Not known, or a value that this version of the SDK does not know."""

@@ -15,11 +15,18 @@ from dragoman_export.bundle.evaluation import TestSet
 from dragoman_export.bundle.evaluation import evaluate as evaluate_bundle
 from dragoman_export.bundle.gold_alignment import GoldAlignments
 from dragoman_export.bundle.parity import Comparison, ParityError, compare, require_same_dimensions
-from dragoman_export.bundle.sources import languages_without_samples, measured_sources, read_sources, sample_sources
+from dragoman_export.bundle.sources import (
+    NUM_SOURCES,
+    languages_without_samples,
+    measured_sources,
+    num_compared,
+    read_sources,
+    sample_sources,
+)
 from dragoman_export.bundle.writer import export as write_bundle
 from dragoman_export.checkpoint import Checkpoint
 from dragoman_export.families.table import read_model
-from dragoman_export.greedy import Source, one_thread, translate
+from dragoman_export.greedy import Source, fitting_threads, translate
 from dragoman_export.languages import Languages
 from dragoman_export.new_folder import require_absent
 from dragoman_export.text_files import CorpusFile
@@ -31,6 +38,8 @@ from dragoman_server.errors import DragomanError
 from dragoman_server.runtime.machine import available_cpus
 
 EXPECTED_ERRORS = (ValueError, OSError, ParityError, DragomanError, FloatingPointError)
+
+_MAX_NAMED_LANGUAGES = 20
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 console = Console(soft_wrap=True)
@@ -55,7 +64,15 @@ BundlePrecision = Annotated[
         "translations. For CUDA: fp16, or bf16 for a model whose values are too large for fp16."
     ),
 ]
-NumSources = Annotated[int, typer.Option(min=1, help="Sentences to compare on.")]
+NumSources = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="Sentences to compare on, and at int8 to calibrate with. By default 200; a large model, which takes a "
+        "second or more for a sentence, is compared on fewer.",
+        show_default=False,
+    ),
+]
 Details = Annotated[bool, typer.Option("--details", help="List every sentence whose tokens differ.")]
 
 
@@ -83,7 +100,7 @@ def export(
     bundle: NewFolder,
     precision: BundlePrecision = "fp32",
     sources: Sources = None,
-    num_sources: NumSources = 200,
+    num_sources: NumSources = None,
     details: Details = False,
 ) -> None:
     """Export a checkpoint to a bundle. At fp32 it fails unless ONNX Runtime reproduces PyTorch."""
@@ -95,7 +112,7 @@ def quantize(
     checkpoint: CheckpointFolder,
     bundle: NewFolder,
     sources: Sources = None,
-    num_sources: NumSources = 200,
+    num_sources: NumSources = None,
     details: Details = False,
 ) -> None:
     """Export a checkpoint to a bundle at int8, as `export --precision int8` does."""
@@ -126,7 +143,7 @@ def import_model(
         ),
     ] = None,
     sources: Sources = None,
-    num_sources: NumSources = 200,
+    num_sources: NumSources = None,
     details: Details = False,
 ) -> None:
     """Turn a model in Hugging Face's layout into a bundle: Marian or OPUS-MT, M2M-100, NLLB-200, BART or mBART.
@@ -140,7 +157,12 @@ def import_model(
 
 
 def _export(
-    checkpoint: Path, folder: Path, precision: Precision, sources: list[str] | None, num_sources: int, details: bool
+    checkpoint: Path,
+    folder: Path,
+    precision: Precision,
+    sources: list[str] | None,
+    num_sources: int | None,
+    details: bool,
 ) -> None:
     require_absent(folder)
     _write(Checkpoint.load(checkpoint), folder, precision, sources, num_sources, details)
@@ -151,19 +173,22 @@ def _write(
     folder: Path,
     precision: Precision,
     sources: list[str] | None,
-    num_sources: int,
+    num_sources: int | None,
     details: bool,
 ) -> None:
     files = _read_files(sources, checkpoint)
-    sentences = read_sources(checkpoint, files, num_sources)
+    compared = read_sources(checkpoint, files, num_sources or num_compared(checkpoint.model))
     calibration: list[Source] = []
     if precision == "int8":
         # Not on random tokens, which nobody ever translates.
-        calibration = sentences if files else sample_sources(checkpoint, num_sources)
+        num_calibrated = num_sources or NUM_SOURCES
+        calibration = (
+            read_sources(checkpoint, files, num_calibrated) if files else sample_sources(checkpoint, num_calibrated)
+        )
         missing = [] if files else languages_without_samples(checkpoint.config)
         if missing:
             _explain_missing_samples(missing, is_calibrated=bool(calibration))
-    bundle, comparison = write_bundle(checkpoint, folder, precision, sentences, calibration, progress_console)
+    bundle, comparison = write_bundle(checkpoint, folder, precision, compared, calibration, progress_console)
     _print_comparison(comparison, details)
     megabytes = sum(path.stat().st_size for path in folder.iterdir()) / 1e6
     console.print(f"Wrote {bundle.resource_name} at {precision} to {folder}: {megabytes:.1f} MB.")
@@ -179,9 +204,10 @@ def _explain_missing_samples(languages: list[str], *, is_calibrated: bool) -> No
         if is_calibrated
         else "int8 is not calibrated, which makes it slower"
     )
-    progress_console.print(
-        f"There are no sample sentences of {', '.join(languages)}: {effect}. Give some with --sources."
-    )
+    named = ", ".join(languages[:_MAX_NAMED_LANGUAGES])
+    if num_more := len(languages[_MAX_NAMED_LANGUAGES:]):
+        named += f" and {num_more} more languages"
+    progress_console.print(f"There are no sample sentences of {named}: {effect}. Give some with --sources.")
 
 
 @app.command()
@@ -198,7 +224,7 @@ def verify(
         str, typer.Option(help="Where the certificate is replayed: cpu, cuda or cuda:N. With a checkpoint, cpu.")
     ] = "cpu",
     sources: Sources = None,
-    num_sources: NumSources = 200,
+    num_sources: NumSources = None,
     details: Details = False,
 ) -> None:
     """Check that a bundle still does what its checkpoint did.
@@ -224,12 +250,13 @@ def verify(
         raise ValueError(f"verify takes [CHECKPOINT] BUNDLE, not {len(folders)} folders")
 
 
-def _compare(checkpoint: Path, bundle: Path, sources: list[str] | None, num_sources: int, details: bool) -> None:
+def _compare(checkpoint: Path, bundle: Path, sources: list[str] | None, num_sources: int | None, details: bool) -> None:
     loaded, opened = Checkpoint.load(checkpoint), Bundle.open(bundle)
     require_same_dimensions(loaded, opened)
     files = _read_files(sources, loaded)
-    sentences = read_sources(loaded, files, num_sources) if files else measured_sources(loaded, opened)
-    with one_thread():
+    number = num_sources or num_compared(loaded.model)
+    sentences = read_sources(loaded, files, number) if files else measured_sources(loaded, opened)
+    with fitting_threads(loaded.model):
         pairs = translate(loaded.model, loaded.config, sentences, progress_console)
         comparison = compare(loaded, opened, pairs, progress_console)
     _print_comparison(comparison, details)

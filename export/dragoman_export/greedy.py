@@ -16,23 +16,31 @@ from dragoman_export.languages import Pair
 from dragoman_export.model import Transformer
 from dragoman_export.progress import QUIET, phase
 from dragoman_server.bundle.languages import Direction
+from dragoman_server.runtime.machine import available_cpus
 
 _MAX_ROWS = 64  # of a batch
+_LARGE = 200_000_000  # parameters
 
 
 @contextmanager
-def one_thread() -> Iterator[None]:
-    """Lets PyTorch compute with one thread.
+def fitting_threads(model: Transformer) -> Iterator[None]:
+    """Lets PyTorch compute with one thread, and with all processors where the model is large.
 
     Its threads wait for each other after every operation, in a busy loop. Where another process or the threads of ONNX
-    Runtime take a core, most of the time goes into waiting: two threads took ten times as long as one.
+    Runtime take a core, most of the time of a small model goes into waiting: two threads took ten times as long as one.
+    An operation of a large model takes so long that there is little to wait for.
     """
     num_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+    torch.set_num_threads(available_cpus() if num_parameters(model) >= _LARGE else 1)
     try:
         yield
     finally:
         torch.set_num_threads(num_threads)
+
+
+def num_parameters(model: Transformer) -> int:
+    """The size of a model; parameters that are shared count once."""
+    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def pad(rows: Sequence[Sequence[int]], pad_id: int, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:

@@ -14,21 +14,21 @@ Advance = Callable[[int], None]
 
 
 @contextmanager
-def phase(name: str, num_sentences: int, console: Console) -> Iterator[Advance]:
-    """Yields a function to be called with the number of sentences that were done since its last call."""
+def phase(name: str, total: int, console: Console, units: str = "sentences") -> Iterator[Advance]:
+    """Yields a function to be called with the number of units that were done since its last call."""
     if console.is_terminal:
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         with Progress(*columns, console=console, transient=True) as bar:
-            task = bar.add_task(name, total=num_sentences)
+            task = bar.add_task(name, total=total)
             yield lambda count: bar.advance(task, count)
     else:
-        console.print(f"{name}: {num_sentences} sentences")
-        yield _Lines(name, num_sentences, console)
+        console.print(f"{name}: {total} {units}")
+        yield _Lines(name, total, console)
 
 
 class _Lines:
-    def __init__(self, name: str, num_sentences: int, console: Console) -> None:
-        self._name, self._num_sentences, self._console = name, num_sentences, console
+    def __init__(self, name: str, total: int, console: Console) -> None:
+        self._name, self._total, self._console = name, total, console
         self._num_done = 0
         self._last = time.monotonic()
 
@@ -36,4 +36,4 @@ class _Lines:
         self._num_done += count
         if (now := time.monotonic()) - self._last >= _SECONDS_BETWEEN_LINES:
             self._last = now
-            self._console.print(f"{self._name}: {self._num_done} of {self._num_sentences}")
+            self._console.print(f"{self._name}: {self._num_done} of {self._total}")

@@ -70,6 +70,16 @@ def test_weights_and_logprobs_are_those_of_pytorch(
         np.testing.assert_allclose(attention_pass.logprobs(*pair), logprobs, atol=1e-4)
 
 
+def test_everything_at_once_is_what_each_is_alone(tiny_bundles: dict[Precision, Bundle], pairs: list[Pair]) -> None:
+    attention = AttentionPass(tiny_bundles["int8"], num_threads=1)
+    for source_ids, target_ids in pairs:
+        everything = attention.everything(source_ids, target_ids)
+        for kind in KINDS:
+            alone = np.stack(attention.weights(kind, source_ids, target_ids))
+            np.testing.assert_array_equal(getattr(everything, kind), alone)
+        np.testing.assert_array_equal(everything.logprobs, attention.logprobs(source_ids, target_ids))
+
+
 def test_logprobs_that_are_computed_in_parts_are_those_of_the_whole(
     tiny_bundles: dict[Precision, Bundle], pairs: list[Pair], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -25,7 +25,7 @@ from dragoman_server.runtime.runners import ModelRunner, open_runner
 from support.fake_runner import running_engine
 from support.tiny_model import random_source, random_sources
 
-# fp16 is for CUDA: on a CPU it takes minutes.
+# fp16 is for CUDA, where this is no promise. On a CPU it takes minutes, and holds for products as small as these.
 pytestmark = pytest.mark.parametrize("precision", ["fp32", "int8", pytest.param("fp16", marks=pytest.mark.slow)])
 
 Source = tuple[int, ...]

@@ -12,10 +12,12 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from dragoman_export import greedy
+from dragoman_export.bundle import parity
 from dragoman_export.bundle.parity import Comparison, ParityError, compare
 from dragoman_export.bundle.writer import export
 from dragoman_export.checkpoint import Checkpoint
-from dragoman_export.greedy import greedy_decode, translate
+from dragoman_export.greedy import TokenPair, greedy_decode, num_parameters, translate
 from dragoman_server.bundle.bundle import Bundle, Contents
 from dragoman_server.bundle.manifest import ENCODER_FILE, MANIFEST_FILE, FileName, Precision
 from dragoman_server.runtime import attention_pass, runner
@@ -120,6 +122,34 @@ def test_an_existing_folder_is_not_written_to(tmp_path: Path, tiny_checkpoint: C
     assert (tmp_path / MANIFEST_FILE).read_text() == "mine"
 
 
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_a_vocabulary_that_is_compared_some_steps_at_a_time_gives_the_same(
+    tiny_checkpoint: Checkpoint,
+    tiny_exports: Exports,
+    precision: Precision,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    bundle, whole = tiny_exports[precision]
+    pairs = [TokenPair(sentence.source, sentence.token_ids) for sentence in whole.sentences[:30]]
+    monkeypatch.setattr(parity, "MAX_TABLE_BYTES", 0)
+    for found, expected in zip(compare(tiny_checkpoint, bundle, pairs).sentences, whole.sentences, strict=False):
+        assert found.token_logprobs == pytest.approx(expected.token_logprobs, abs=1e-5)
+        assert found.max_distribution_difference == pytest.approx(expected.max_distribution_difference, abs=1e-5)
+        assert found.max_attention_difference == expected.max_attention_difference
+
+
+def test_a_vocabulary_that_is_no_multiple_of_a_block_shares_its_table_with_the_output(tmp_path: Path) -> None:
+    checkpoint = random_checkpoint()
+    dims = checkpoint.config.dimensions
+    assert dims.target_vocabulary_size % 64
+    bundle, comparison = export(checkpoint, tmp_path / "bundle", "fp32", random_sources(checkpoint, 5))
+    num_tables = [
+        name for name, weight in bundle.contents().weights.items() if weight.size >= dims.target_vocabulary_size * 64
+    ]
+    assert num_tables == ["shared_embedding.weight"]
+    assert comparison.max_distribution_difference < 1e-4
+
+
 @pytest.mark.parametrize("fails", [False, True])
 def test_an_export_computes_with_one_thread(
     tmp_path: Path, tiny_checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch, fails: bool
@@ -144,6 +174,15 @@ def test_an_export_computes_with_one_thread(
     finally:
         torch.set_num_threads(1)
     assert set(seen["PyTorch"]) == set(seen["ONNX Runtime"]) == {1}
+
+
+def test_a_large_model_takes_all_processors(tiny_checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(greedy, "_LARGE", num_parameters(tiny_checkpoint.model))
+    monkeypatch.setattr(greedy, "available_cpus", lambda: 3)
+    before = torch.get_num_threads()
+    with greedy.fitting_threads(tiny_checkpoint.model):
+        assert torch.get_num_threads() == 3
+    assert torch.get_num_threads() == before
 
 
 # -- greedy translations, which both sides are held against ------------------------------------------------------------

@@ -72,10 +72,10 @@ class _DeterminismEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._En
     nor padding nor lanes change them. On the same processor and server version.
     """
     DETERMINISM_LAST_BITS: _Determinism.ValueType  # 2
-    """The same but for the last bits of log-probabilities: on a GPU the order of
-    additions depends on how many rows are computed together, and so on what
-    else the server does meanwhile. Where two tokens are as probable as each
-    other to these bits, either may be chosen.
+    """The same but for the last bits of log-probabilities, as for models of fp16
+    and bf16: the order of additions depends on how many rows are computed
+    together, and so on what else the server does meanwhile. Where two tokens
+    are as probable as each other to these bits, either may be chosen.
     """
 
 class Determinism(_Determinism, metaclass=_DeterminismEnumTypeWrapper):
@@ -88,10 +88,10 @@ DETERMINISM_BITWISE: Determinism.ValueType  # 1
 nor padding nor lanes change them. On the same processor and server version.
 """
 DETERMINISM_LAST_BITS: Determinism.ValueType  # 2
-"""The same but for the last bits of log-probabilities: on a GPU the order of
-additions depends on how many rows are computed together, and so on what
-else the server does meanwhile. Where two tokens are as probable as each
-other to these bits, either may be chosen.
+"""The same but for the last bits of log-probabilities, as for models of fp16
+and bf16: the order of additions depends on how many rows are computed
+together, and so on what else the server does meanwhile. Where two tokens
+are as probable as each other to these bits, either may be chosen.
 """
 global___Determinism = Determinism
 

@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from typing import Any
 
 import torch
@@ -42,7 +43,7 @@ def with_int8_key_values(
     either: a constant added to all keys changes no softmax, and a constant added to all values passes through attention
     unchanged, since the weights sum to one, so it moves into the output's bias.
     """
-    model = copy.deepcopy(model)
+    model = _with_own_decoder_attention(model)
     attentions = [
         attention for layer in model.decoder_layers for attention in (layer.self_attention, layer.cross_attention)
     ]
@@ -71,6 +72,18 @@ def with_int8_key_values(
                 output.bias.add_(output.weight @ center)
                 output.weight.mul_(unit)
     return model
+
+
+def _with_own_decoder_attention(model: Transformer) -> Transformer:
+    """A copy whose decoder attention may be changed; all else is in the same memory."""
+    attentions = {
+        id(parameter)
+        for layer in model.decoder_layers
+        for attention in (layer.self_attention, layer.cross_attention)
+        for parameter in attention.parameters()
+    }
+    shared = (tensor for tensor in chain(model.parameters(), model.buffers()) if id(tensor) not in attentions)
+    return copy.deepcopy(model, {id(tensor): tensor for tensor in shared})
 
 
 def _force(name: str, model: Transformer, config: Config, pairs: Sequence[TokenPair], console: Console) -> None:

@@ -15,17 +15,20 @@ from dragoman_server.bundle.framing import decoder_inputs
 
 # Pairs of a batch, and the size of their tables of log-probs together.
 MAX_ROWS = 8
-_MAX_TABLE_BYTES = 64 << 20
+MAX_TABLE_BYTES = 64 << 20
 
 
-def batches(pairs: Sequence[TokenPair], vocabulary_size: int) -> Iterator[list[int]]:
-    """Indexes of pairs, the longest targets first, in batches whose log-probs of the vocabulary fit into memory."""
+def batches(pairs: Sequence[TokenPair], vocabulary_size: int = 0) -> Iterator[list[int]]:
+    """Indexes of pairs, the longest targets first, in batches whose log-probs of the vocabulary fit into memory.
+
+    Without a vocabulary there are no tables of log-probs to fit.
+    """
     batch: list[int] = []
     width = 0
     for i in sorted(range(len(pairs)), key=lambda i: -len(pairs[i].target_ids)):
         width = width or len(pairs[i].target_ids)  # the longest come first
         num_bytes = 4 * vocabulary_size * width * (len(batch) + 1)
-        if batch and (len(batch) == MAX_ROWS or num_bytes > _MAX_TABLE_BYTES):
+        if batch and (len(batch) == MAX_ROWS or num_bytes > MAX_TABLE_BYTES):
             yield batch
             batch, width = [], len(pairs[i].target_ids)
         batch.append(i)

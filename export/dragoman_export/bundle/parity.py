@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 from rich.console import Console
 
-from dragoman_export.bundle.forcing import MAX_ROWS, batches
+from dragoman_export.bundle.forcing import MAX_ROWS, MAX_TABLE_BYTES, batches
 from dragoman_export.bundle.twin import open_twin
 from dragoman_export.checkpoint import Checkpoint
 from dragoman_export.greedy import Source, TokenPair
@@ -111,70 +111,102 @@ def compare(checkpoint: Checkpoint, bundle: Bundle, pairs: Sequence[TokenPair], 
     The graphs are run exactly as the server runs them on a CPU. No CPU runs those of bf16, so their twin is: the same
     operators on the bundle's weights, in float32. The log-probs of the whole vocabulary are compared at each step.
     """
+    num_threads = torch.get_num_threads()
+    contents = bundle.contents()  # read once, and let go where sessions have weights of their own
     if bundle.manifest.precision == "bf16":
         runner: ModelRunner = open_twin(checkpoint.model, bundle, MAX_ROWS)
     else:
-        runner = open_runner(bundle, MAX_ROWS, num_threads=1)
-    attention = AttentionPass(bundle, num_threads=1)
-    found: dict[int, tuple[SentenceParity, Divergence | None]] = {}
+        runner = open_runner(bundle, MAX_ROWS, num_threads, contents)
+    attention = AttentionPass(bundle, num_threads, contents=contents)
+    del contents
+    found: dict[int, _Sentence] = {}
     with phase("Comparing with ONNX Runtime", len(pairs), console) as advance:
-        for rows in batches(pairs, bundle.manifest.architecture.vocabulary_size):
-            tables = _distributions(runner, [pairs[i] for i in rows], bundle.manifest.decoder_start_token_id)
-            for i, table in zip(rows, tables, strict=True):
-                found[i] = _compare_sentence(checkpoint, attention, pairs[i], table, i)
-                advance(1)
-    sentences, divergences = zip(*(found[i] for i in range(len(pairs))), strict=True)
-    return Comparison(sentences, tuple(divergence for divergence in divergences if divergence is not None))
+        for rows in batches(pairs):
+            for i in rows:
+                found[i] = _Sentence(checkpoint, attention, pairs[i], i)
+            _compare_steps(checkpoint, runner, [found[i] for i in rows])
+            advance(len(rows))
+    runner.close()
+    sentences = [found[i] for i in range(len(pairs))]
+    divergences = (sentence.divergence for sentence in sentences if sentence.divergence is not None)
+    return Comparison(tuple(sentence.parity() for sentence in sentences), tuple(divergences))
 
 
-def _compare_sentence(
-    checkpoint: Checkpoint, attention: AttentionPass, pair: TokenPair, found: NDArray[np.float32], index: int
-) -> tuple[SentenceParity, Divergence | None]:
-    """Compares one sentence; `found` are the log-probs that ONNX Runtime gave, [T, V]."""
-    source_ids, token_ids = pair.source.ids, pair.target_ids
-    source = torch.tensor([source_ids])
-    inputs = torch.tensor([decoder_inputs(checkpoint.config.bos_token_id, token_ids)])
-    logits, weights = checkpoint.model(source, torch.ones_like(source, dtype=torch.bool), inputs)
-    expected = logits[0].log_softmax(dim=-1).numpy()
-    found_weights = (
-        attention.encoder(source_ids),
-        attention.decoder(source_ids, token_ids),
-        attention.cross(source_ids, token_ids),
-    )
-    steps = np.arange(len(token_ids))
-    of_labels = expected[steps, token_ids]
-    parity = SentenceParity(
-        source=pair.source,
-        token_ids=token_ids,
-        token_logprobs=tuple(of_labels.tolist()),
-        max_logprob_difference=max(
-            _largest_difference(of_labels, found[steps, token_ids]),
-            _largest_difference(of_labels, attention.logprobs(source_ids, token_ids)),
-        ),
-        max_distribution_difference=_largest_difference(expected, found),
-        max_attention_difference=max(
-            _largest_difference(ours[0].numpy(), theirs) for ours, theirs in zip(weights, found_weights, strict=True)
-        ),
-    )
-    num_forced = len(checkpoint.config.framing_of(pair.source.direction).target_prefix)
-    for step, (onnx_id, torch_id) in enumerate(zip(found.argmax(axis=1).tolist(), token_ids, strict=True)):
-        if step >= num_forced and onnx_id != torch_id:
-            margin = float(expected[step, torch_id] - expected[step, onnx_id])
-            return parity, Divergence(index, step, torch_id, onnx_id, margin)
-    return parity, None
+class _Sentence:
+    """What is found out about one sentence: of attention at once, of the distributions of tokens step by step.
+
+    Attributes:
+        pair: source and target.
+        states: PyTorch's decoder states, [T, D], from which it computes its logits.
+        divergence: the first step that chose differently, among those that were compared.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, attention: AttentionPass, pair: TokenPair, index: int) -> None:
+        self.pair, self._index = pair, index
+        self.divergence: Divergence | None = None
+        self._num_forced = len(checkpoint.config.framing_of(pair.source.direction).target_prefix)
+        model, source = checkpoint.model, torch.tensor([pair.source.ids])
+        mask = torch.ones_like(source, dtype=torch.bool)
+        inputs = torch.tensor([decoder_inputs(checkpoint.config.bos_token_id, pair.target_ids)])
+        hidden, encoder_weights = model.encode(source, mask)
+        states, *decoder_weights = model.decode(inputs, hidden, mask)
+        self.states = states[0]
+        found = attention.everything(pair.source.ids, pair.target_ids)
+        self._max_attention_difference = _largest(
+            _largest_difference(of_layer[0].numpy(), theirs)
+            for ours, of_kind in zip((encoder_weights, *decoder_weights), found, strict=False)
+            for of_layer, theirs in zip(ours, of_kind, strict=True)
+        )
+        self._of_attention_pass = found.logprobs
+        # By step: the log-prob of the target's token by PyTorch, how far ONNX Runtime's is from it, and any token's.
+        self._logprobs: list[float] = []
+        self._differences: list[float] = []
+        self._distribution_differences: list[float] = []
+
+    def compare_step(self, expected: NDArray[np.float32], found: NDArray[np.float32]) -> None:
+        """Compares the log-probs of the vocabulary at the next step, [V]; `found` are ONNX Runtime's."""
+        step = len(self._logprobs)
+        torch_id, onnx_id = self.pair.target_ids[step], int(found.argmax())
+        self._logprobs.append(float(expected[torch_id]))
+        self._differences.append(abs(float(expected[torch_id] - found[torch_id])))
+        self._distribution_differences.append(_largest_difference(expected, found))
+        if self.divergence is None and step >= self._num_forced and onnx_id != torch_id:
+            margin = float(expected[torch_id] - expected[onnx_id])
+            self.divergence = Divergence(self._index, step, torch_id, onnx_id, margin)
+
+    def parity(self) -> SentenceParity:
+        """The result when all steps were compared."""
+        of_attention_pass = _largest_difference(np.array(self._logprobs, np.float32), self._of_attention_pass)
+        return SentenceParity(
+            source=self.pair.source,
+            token_ids=self.pair.target_ids,
+            token_logprobs=tuple(self._logprobs),
+            max_logprob_difference=_largest((*self._differences, of_attention_pass)),
+            max_distribution_difference=_largest(self._distribution_differences),
+            max_attention_difference=self._max_attention_difference,
+        )
 
 
-def _distributions(runner: ModelRunner, pairs: Sequence[TokenPair], start_id: int) -> list[NDArray[np.float32]]:
-    """Forces targets, the longest first, through the decoder; the log-probs of the vocabulary at every step, [T, V]."""
-    runner.encode([pair.source.ids for pair in pairs], first_row=0)
-    tables: list[list[NDArray[np.float32]]] = [[] for _ in pairs]
-    rows = [decoder_inputs(start_id, pair.target_ids) for pair in pairs]
-    for position in range(len(rows[0])):
-        inputs = [row[position] for row in rows if len(row) > position]
-        output = runner.decode_step(inputs, [position] * len(inputs), all_rows=range(len(inputs)))
-        for table, row in zip(tables, output.all_logprobs, strict=False):  # the shorter ones have ended
-            table.append(row)
-    return [np.stack(table) for table in tables]
+def _compare_steps(checkpoint: Checkpoint, runner: ModelRunner, sentences: Sequence[_Sentence]) -> None:
+    """Forces targets, the longest first, through the decoder.
+
+    The log-probs of a large vocabulary at all steps would take up more than the model, so they are there for some steps
+    at a time.
+    """
+    model, config = checkpoint.model, checkpoint.config
+    rows = [decoder_inputs(config.bos_token_id, sentence.pair.target_ids) for sentence in sentences]
+    runner.encode([sentence.pair.source.ids for sentence in sentences], first_row=0)
+    num_steps = max(1, MAX_TABLE_BYTES // (4 * config.dimensions.target_vocabulary_size * len(sentences)))
+    for first in range(0, len(rows[0]), num_steps):
+        parts = [sentence.states[first : first + num_steps] for sentence in sentences]
+        log_probs = model.project(torch.cat(parts)).log_softmax(dim=-1).numpy()
+        expected = np.split(log_probs, np.cumsum([len(part) for part in parts])[:-1])
+        for position in range(first, first + len(parts[0])):
+            inputs = [row[position] for row in rows if len(row) > position]
+            output = runner.decode_step(inputs, [position] * len(inputs), all_rows=range(len(inputs)))
+            # Those that are shorter have ended.
+            for sentence, of_sentence, found in zip(sentences, expected, output.all_logprobs, strict=False):
+                sentence.compare_step(of_sentence[position - first], found)
 
 
 def _largest(values: Iterable[float]) -> float:

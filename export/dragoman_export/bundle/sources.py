@@ -6,18 +6,100 @@ from collections.abc import Iterator, Sequence
 from functools import cache
 from importlib import resources
 
-from langcodes import Language, tag_is_valid
+from langcodes import Language, tag_distance, tag_is_valid
 
 from dragoman_export.checkpoint import Checkpoint, Config
-from dragoman_export.greedy import Source
+from dragoman_export.greedy import Source, num_parameters
+from dragoman_export.model import Transformer
 from dragoman_export.text_files import CorpusFile, read_lines
 from dragoman_server.bundle.bundle import Bundle
 from dragoman_server.bundle.languages import Direction, LanguageTable
 
+# On which a model is compared with its export, and with which int8 is calibrated.
+NUM_SOURCES = 200
+# A large model is compared on fewer: PyTorch and ONNX Runtime together take about a second for each 250 million
+# parameters of a sentence.
+_MAX_COMPARED_PARAMETERS = 20_000_000_000
+_MIN_COMPARED = 32
+
 # Between the samples that two directions begin with; no number of samples is a multiple of it.
 _STRIDE = 7
+# By `tag_distance`: two codes of one language, such as Norwegian and Bokmål, or Persian and Dari.
+_MAX_DISTANCE = 4
 _MAX_RANDOM_TOKENS = 24
 _MAX_RANDOM_DIRECTIONS = 1000
+# The tags of samples, by how much is translated from and to these languages, roughly. All others come after them.
+_MOST_SERVED = (
+    "en",
+    "zh",
+    "es",
+    "fr",
+    "de",
+    "pt",
+    "ru",
+    "ja",
+    "ar",
+    "it",
+    "ko",
+    "nl",
+    "pl",
+    "tr",
+    "hi",
+    "id",
+    "vi",
+    "uk",
+    "cs",
+    "sv",
+    "zh-Hant",
+    "fa",
+    "he",
+    "ro",
+    "el",
+    "hu",
+    "th",
+    "da",
+    "fi",
+    "nb",
+    "bg",
+    "sk",
+    "hr",
+    "ca",
+    "bn",
+    "ur",
+    "ta",
+    "te",
+    "ms",
+    "lt",
+    "sl",
+    "et",
+    "lv",
+    "sr",
+    "mr",
+    "sw",
+    "fil",
+    "gu",
+    "kn",
+    "ml",
+    "pa",
+    "af",
+    "sq",
+    "mk",
+    "bs",
+    "is",
+    "az",
+    "kk",
+    "ka",
+    "hy",
+    "be",
+    "eu",
+    "gl",
+    "ne",
+    "uz",
+    "my",
+    "km",
+    "si",
+    "am",
+)
 
 
 def read_sources(checkpoint: Checkpoint, files: Sequence[CorpusFile], count: int) -> list[Source]:
@@ -58,6 +140,11 @@ def read_sources(checkpoint: Checkpoint, files: Sequence[CorpusFile], count: int
     return sources
 
 
+def num_compared(model: Transformer) -> int:
+    """On how many sentences a model is compared where nobody says how many."""
+    return min(NUM_SOURCES, max(_MIN_COMPARED, _MAX_COMPARED_PARAMETERS // num_parameters(model)))
+
+
 def sample_sources(checkpoint: Checkpoint, count: int) -> list[Source]:
     """Sources from the sample sentences of the model's source languages, taking turns between the directions.
 
@@ -83,13 +170,24 @@ def _turns(languages: LanguageTable) -> Iterator[tuple[Direction, str]]:
 
 
 def _spread(languages: LanguageTable) -> Iterator[Direction]:
-    """All directions, group by group; each language of a group comes once before any comes again."""
+    """All directions, group by group; each language of a group comes once before any comes again.
+
+    The most served languages come first, so that they get one sentence more where not all get as many.
+    """
     for group in languages.directions:
-        for step in range(len(group.targets)):
-            for index, source in enumerate(group.sources):
-                direction = Direction(source, group.targets[(index + step) % len(group.targets)])
+        sources, targets = (sorted(codes, key=_rank) for codes in (group.sources, group.targets))
+        for step in range(len(targets)):
+            for index, source in enumerate(sources):
+                direction = Direction(source, targets[(index + step) % len(targets)])
                 if direction in group:
                     yield direction
+
+
+@cache
+def _rank(language_code: str) -> int:
+    """The place of a language among those that are served most."""
+    own = _samples_of(language_code)
+    return _MOST_SERVED.index(own) if own in _MOST_SERVED else len(_MOST_SERVED)
 
 
 def measured_sources(checkpoint: Checkpoint, bundle: Bundle) -> list[Source]:
@@ -112,19 +210,39 @@ def languages_without_samples(config: Config) -> list[str]:
 
 @cache
 def sample_sentences(language_code: str) -> tuple[str, ...]:
-    """The sentences that are shipped for a language, in its script; most languages have none."""
-    if not tag_is_valid(language_code):
+    """The sentences that are shipped for a language, in its script, under its tag or the nearest one; else none."""
+    own = _samples_of(language_code)
+    if own is None:
         return ()
+    path = resources.files("dragoman_export") / "samples" / f"{own}.txt"
+    return tuple(path.read_text(encoding="utf-8").splitlines())
+
+
+@cache
+def _samples_of(language_code: str) -> str | None:
+    """The tag that the samples of a language are shipped under."""
+    if not tag_is_valid(language_code):
+        return None
     wanted = _language_and_script(language_code)
-    for path in (resources.files("dragoman_export") / "samples").iterdir():
-        if _language_and_script(path.name.removesuffix(".txt")) == wanted:
-            return tuple(path.read_text(encoding="utf-8").splitlines())
-    return ()
+    if wanted in (tags := _sample_tags()):
+        return tags[wanted]
+    near = [(tag_distance(language_code, tag), tag) for (_, script), tag in tags.items() if script == wanted[1]]
+    distance, nearest = min(near, default=(_MAX_DISTANCE + 1, ""))
+    return nearest if distance <= _MAX_DISTANCE else None
+
+
+@cache
+def _sample_tags() -> dict[tuple[str | None, str | None], str]:
+    """The tags of all samples by language and script."""
+    names = (path.name for path in (resources.files("dragoman_export") / "samples").iterdir())
+    tags = (name.removesuffix(".txt") for name in names if name.endswith(".txt"))
+    return {_language_and_script(tag): tag for tag in tags}
 
 
 def _language_and_script(language_code: str) -> tuple[str | None, str | None]:
     likely = Language.get(language_code).maximize()
-    return likely.language, likely.script
+    # Korean is written in Hangul, or, as its likely script is called, with Chinese characters among it.
+    return likely.language, "Kore" if likely.script == "Hang" else likely.script
 
 
 def _random_sources(checkpoint: Checkpoint, count: int) -> list[Source]:

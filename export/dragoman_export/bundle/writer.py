@@ -1,7 +1,7 @@
 """From a checkpoint to a bundle: graphs and weights first, then the comparison with PyTorch, the manifest last."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -12,12 +12,13 @@ from dragoman_export.bundle.half_precision import HALF_TYPES, half_arithmetic_di
 from dragoman_export.bundle.parity import Comparison, ParityError, compare
 from dragoman_export.checkpoint import Checkpoint
 from dragoman_export.graph import device_graphs, graphs
-from dragoman_export.graph.builder import WeightFile
+from dragoman_export.graph.builder import GraphBuilder, WeightFile
 from dragoman_export.graph.quantization import Ranges
-from dragoman_export.greedy import Source, TokenPair, one_thread, translate
+from dragoman_export.greedy import Source, TokenPair, fitting_threads, translate
+from dragoman_export.model import Transformer
 from dragoman_export.new_folder import new_folder
-from dragoman_export.progress import QUIET
-from dragoman_server.bundle.bundle import Bundle, file_sha256
+from dragoman_export.progress import QUIET, phase
+from dragoman_server.bundle.bundle import GRAPH_FILES, Bundle, file_sha256
 from dragoman_server.bundle.manifest import (
     ATTENTION_FILE,
     CUDA_PRECISIONS,
@@ -34,6 +35,7 @@ from dragoman_server.bundle.manifest import (
     required_files,
     state_tensors,
 )
+from dragoman_server.runtime.memory import give_back_memory
 from dragoman_server.text.tokenizer import TextCodec
 
 NUM_GOLDEN = 8
@@ -68,7 +70,7 @@ def export(
                 certificate may allow.
     """
     check_names(checkpoint.config.name, checkpoint.config.languages)
-    with new_folder(folder) as partial, one_thread():
+    with new_folder(folder) as partial, fitting_threads(checkpoint.model):
         every_source = dict.fromkeys((*sources, *calibration))
         pairs = {pair.source: pair for pair in translate(checkpoint.model, checkpoint.config, every_source, console)}
         compared, calibrated = ([pairs[source] for source in part] for part in (sources, calibration))
@@ -84,7 +86,7 @@ def _export(
     calibration: Sequence[TokenPair],
     console: Console,
 ) -> tuple[Bundle, Comparison]:
-    weights = WeightFile(WEIGHTS_FILE)
+    weights = WeightFile(WEIGHTS_FILE, folder)
     model, config = checkpoint.model, checkpoint.config
     ranges: Ranges = {}
     if precision == "fp16":
@@ -92,14 +94,11 @@ def _export(
     if precision == "int8" and calibration:
         model = with_int8_key_values(model, config, calibration, console)
         ranges = calibrate(model, config, calibration, console)
-    if precision in CUDA_PRECISIONS:
-        for write_for_cuda in (device_graphs.write_encoder, device_graphs.write_decoder_step):
-            write_for_cuda(model, precision, weights).save(folder)
-    else:
-        for write in (graphs.write_encoder, graphs.write_decoder_step):
-            write(model, precision, weights, ranges).save(folder)
-    graphs.write_attention(model, precision, weights, ranges).save(folder)
-    weights.write(folder)
+    with phase("Writing graphs and weights", len(GRAPH_FILES), console, "graphs") as advance:
+        for graph in _graphs(model, precision, weights, ranges):
+            graph.save(folder)
+            advance(1)
+    give_back_memory()
     checkpoint.write_tokenizer(folder)
     names: tuple[FileName, ...] = (*required_files(config.tokenizer), ATTENTION_FILE)
     files = {name: file_sha256(folder / name) for name in names}
@@ -114,6 +113,16 @@ def _export(
     manifest = dataclasses.replace(manifest, parity=_certificate(comparison, precision, checkpoint.open_tokenizer()))
     (folder / MANIFEST_FILE).write_text(manifest.to_json(), encoding="utf-8")
     return Bundle.open(folder), comparison
+
+
+def _graphs(model: Transformer, precision: Precision, weights: WeightFile, ranges: Ranges) -> Iterator[GraphBuilder]:
+    if precision in CUDA_PRECISIONS:
+        yield device_graphs.write_encoder(model, precision, weights)
+        yield device_graphs.write_decoder_step(model, precision, weights)
+    else:
+        yield graphs.write_encoder(model, precision, weights, ranges)
+        yield graphs.write_decoder_step(model, precision, weights, ranges)
+    yield graphs.write_attention(model, precision, weights, ranges)
 
 
 def _certificate(comparison: Comparison, precision: Precision, tokenizer: TextCodec) -> Parity:

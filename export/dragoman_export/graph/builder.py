@@ -1,6 +1,6 @@
 """A thin layer over `onnx.helper`: nodes by call, weights in one external file that several graphs share."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,35 +14,40 @@ _ALIGNMENT = 64  # bytes; that of the widest vector loads
 
 
 class WeightFile:
-    """The tensors of all graphs of a bundle, each stored once under its name, in the order of first use."""
+    """The tensors of all graphs of a bundle, each stored once under its name, in the order of first use.
 
-    def __init__(self, file_name: str) -> None:
-        self.file_name = file_name
+    They are written as they come, since a large model is not to be in memory twice.
+
+    Args:
+        file_name: by which graphs refer to the file.
+        folder: where there is no such file yet; None: nothing is written.
+    """
+
+    def __init__(self, file_name: str, folder: Path | None = None) -> None:
+        self.file_name, self._folder = file_name, folder
         self._tensors: dict[str, TensorProto] = {}
-        self._chunks: list[bytes] = []
         self._size = 0
 
-    def add(self, name: str, array: NDArray[np.generic]) -> TensorProto:
-        """Returns the reference to put into a graph; the same name always means the same tensor."""
+    def add(self, name: str, make: Callable[[], NDArray[np.generic]]) -> TensorProto:
+        """Returns the reference to put into a graph; the same name always means the same tensor, which is made once."""
         if name in self._tensors:
             return self._tensors[name]
-        data = np.ascontiguousarray(array).tobytes()
+        array = np.ascontiguousarray(make())
         padding = -self._size % _ALIGNMENT
         tensor = TensorProto(
             name=name, data_type=helper.np_dtype_to_tensor_dtype(array.dtype), data_location=TensorProto.EXTERNAL
         )
         tensor.dims.extend(array.shape)
-        entries = {"location": self.file_name, "offset": self._size + padding, "length": len(data)}
+        entries = {"location": self.file_name, "offset": self._size + padding, "length": array.nbytes}
         for key, value in entries.items():
             tensor.external_data.add(key=key, value=str(value))
-        self._chunks += [bytes(padding), data]
-        self._size += padding + len(data)
+        if self._folder is not None:
+            with (self._folder / self.file_name).open("ab") as file:
+                file.write(bytes(padding))
+                file.write(array.reshape(-1).view(np.uint8).data)
+        self._size += padding + array.nbytes
         self._tensors[name] = tensor
         return tensor
-
-    def write(self, folder: Path) -> None:
-        with (folder / self.file_name).open("wb") as file:
-            file.writelines(self._chunks)
 
 
 class GraphBuilder:
@@ -71,9 +76,9 @@ class GraphBuilder:
                     node.input[i] = name
         self._outputs.append(helper.make_tensor_value_info(name, dtype, list(shape)))
 
-    def weight(self, name: str, array: NDArray[np.generic]) -> str:
-        """A large constant, kept in the shared weight file."""
-        self._initializers[name] = self._weights.add(name, array)
+    def weight(self, name: str, make: Callable[[], NDArray[np.generic]]) -> str:
+        """A large constant, kept in the shared weight file; made if it is not there yet."""
+        self._initializers[name] = self._weights.add(name, make)
         return name
 
     def constant(self, value: object, dtype: type[np.generic]) -> str:

@@ -4,6 +4,7 @@ Letters in shapes are those of `graphs.py`.
 """
 
 from collections.abc import Callable, Sequence
+from functools import cache, partial
 from typing import Any, Literal
 
 import ml_dtypes
@@ -23,6 +24,7 @@ from dragoman_export.model import (
     Residual,
     Transformer,
 )
+from dragoman_server.bundle.graph_rules import VOCABULARY_BLOCK
 from dragoman_server.bundle.manifest import Precision
 
 # In which a bundle keeps what is not quantised.
@@ -33,7 +35,7 @@ FLOAT_TYPES: dict[Precision, np.dtype[Any]] = {
     "bf16": np.dtype(ml_dtypes.bfloat16),
 }
 # Columns of logits in a block; the best tokens are searched in the blocks with the highest maxima.
-_BLOCK = 64
+_BLOCK = VOCABULARY_BLOCK
 
 
 def to_numpy(tensor: Tensor) -> NDArray[np.float32]:
@@ -77,10 +79,10 @@ class LayerWriter:
         """A constant of the type that the graph computes in."""
         return self.graph.constant(value, self._computes.type)
 
-    def weight(self, name: str, array: NDArray[np.float32]) -> str:
+    def weight(self, name: str, make: Callable[[], NDArray[np.float32]]) -> str:
         """A weight, stored at the model's precision, in the type that the graph computes in."""
         if name not in self._weights:
-            weight = self.graph.weight(name, array.astype(self._stores))
+            weight = self.graph.weight(name, lambda: make().astype(self._stores, copy=False))
             if self._stores != self._computes:
                 weight = self.graph.op("Cast", weight, to=self.float_type)
             self._weights[name] = weight
@@ -141,10 +143,10 @@ class LayerWriter:
 
     # -- building blocks -----------------------------------------------------------------------------------------
 
-    def affine(self, name: str, linears: Sequence[nn.Linear]) -> tuple[NDArray[np.float32], str]:
+    def affine(self, name: str, linears: Sequence[nn.Linear]) -> tuple[Callable[[], NDArray[np.float32]], str]:
         """Several maps of the same states as one: the matrix [D, sum of the outputs], and the bias in the graph."""
-        matrix = np.concatenate([to_numpy(linear.weight) for linear in linears]).T
-        return matrix, self.weight(f"{name}.bias", np.concatenate([to_numpy(linear.bias) for linear in linears]))
+        bias = self.weight(f"{name}.bias", lambda: np.concatenate([to_numpy(linear.bias) for linear in linears]))
+        return lambda: np.concatenate([to_numpy(linear.weight) for linear in linears]).T, bias
 
     def linear(self, states: str, name: str, linears: Sequence[nn.Linear]) -> str:
         """[rows, D] -> [rows, sum of the outputs]: several maps of the same states as one product."""
@@ -153,7 +155,15 @@ class LayerWriter:
             return self._int8_product(states, name, matrix, bias, linears[0])
         return self.graph.op("Gemm", states, self.weight(f"{name}.weight", matrix), bias)
 
-    def _int8_product(self, states: str, name: str, matrix: NDArray[np.float32], bias: str, key: nn.Module) -> str:
+    def _int8_product(
+        self,
+        states: str,
+        name: str,
+        matrix: Callable[[], NDArray[np.float32]],
+        bias: str,
+        key: nn.Module,
+        num_zeros: int = 0,
+    ) -> str:
         """states @ matrix + bias with both quantized, the weights by column, the activations in one of two ways.
 
         Either all activations of this place in the network share a range that was calibrated (`key` names it), or each
@@ -161,9 +171,9 @@ class LayerWriter:
         would make a row depend on its neighbours. Activations are unsigned because the fast kernels take unsigned ones.
         """
         graph = self.graph
-        weights, column_scales = quantize_columns(matrix)
-        weight = graph.weight(f"{name}.weight_int8", weights)
-        weight_scale = graph.weight(f"{name}.weight_scale", column_scales)
+        quantized_once = cache(lambda: quantize_columns(matrix(), num_zeros))
+        weight = graph.weight(f"{name}.weight_int8", lambda: quantized_once()[0])
+        weight_scale = graph.weight(f"{name}.weight_scale", lambda: quantized_once()[1])
         if self.ranges:
             quantized, scale, zero_point = self._quantize(states, self.ranges[key])
             inputs = [quantized, weight, scale, weight_scale, zero_point, "", bias]
@@ -199,8 +209,8 @@ class LayerWriter:
         return self._quantized[states]
 
     def norm_weights(self, name: str, norm: nn.LayerNorm) -> tuple[str, str]:
-        gamma = self.weight(f"{name}.norm.weight", to_numpy(norm.weight))
-        return gamma, self.weight(f"{name}.norm.bias", to_numpy(norm.bias))
+        gamma = self.weight(f"{name}.norm.weight", partial(to_numpy, norm.weight))
+        return gamma, self.weight(f"{name}.norm.bias", partial(to_numpy, norm.bias))
 
     def norm(self, states: str, name: str, norm: nn.LayerNorm) -> str:
         weights = self.norm_weights(name, norm)
@@ -232,10 +242,11 @@ class LayerWriter:
         module: Embedding = getattr(self.model, f"{side}_embedding")
         if self.precision == "int8":
             shared = self._shared(side)
-            rows, scales = quantize_columns(to_numpy(module.tokens.weight).T)
-            tokens = graph.op("Gather", graph.weight(f"{shared}_embedding.weight_int8", rows.T), ids)
-            scales *= np.float32(module.scale)
-            token_scales = graph.op("Gather", graph.weight(f"{shared}_embedding.scale", scales), ids)
+            quantized_once = cache(lambda: quantize_columns(to_numpy(module.tokens.weight).T))
+            rows = graph.weight(f"{shared}_embedding.weight_int8", lambda: quantized_once()[0].T)
+            scales = graph.weight(f"{shared}_embedding.scale", lambda: quantized_once()[1] * np.float32(module.scale))
+            tokens = graph.op("Gather", rows, ids)
+            token_scales = graph.op("Gather", scales, ids)
             tokens = graph.op("DequantizeLinear", tokens, token_scales, axis=0)
         else:
             tokens = graph.op("Gather", self._table(side), ids)
@@ -248,14 +259,20 @@ class LayerWriter:
         return "shared" if self.model.dims.shared_vocabulary else side
 
     def _table(self, side: Literal["source", "target"]) -> str:
+        """Embeddings, padded to whole blocks where they are the output projection, too."""
         module: Embedding = getattr(self.model, f"{side}_embedding")
-        return self.weight(f"{self._shared(side)}_embedding.weight", to_numpy(module.tokens.weight))
+        shared, table = self._shared(side), to_numpy(module.tokens.weight)
+        is_projection = self.model.dims.tied_projection and shared != "source"
+        padding = -len(table) % _BLOCK if is_projection else 0
+        return self.weight(
+            f"{shared}_embedding.weight", lambda: np.pad(table, ((0, padding), (0, 0))) if padding else table
+        )
 
     def position_table(self, side: Literal["source", "target"]) -> str:
         """Position vectors [max_positions, D], from the first one that tokens use."""
         module: Embedding = getattr(self.model, f"{side}_embedding")
         name = "positions" if self.model.dims.positions == "sinusoidal" else f"{side}_positions"
-        return self.weight(name, to_numpy(module.positions)[module.offset :])
+        return self.weight(name, lambda: to_numpy(module.positions)[module.offset :])
 
     def embed_sequences(self, ids: str, side: Literal["source", "target"]) -> str:
         """Token ids [b, s] at positions 0..s-1 -> [b * s, D]."""
@@ -271,14 +288,13 @@ class LayerWriter:
         padding = -len(table) % _BLOCK
         biases = np.zeros(len(table), np.float32) if model.output_bias is None else to_numpy(model.output_bias)
         biases = np.pad(biases, (0, padding), constant_values=-np.inf)
-        bias = self.weight("output.bias", biases) if biases.any() else ""
+        bias = self.weight("output.bias", lambda: biases) if biases.any() else ""
         if self.precision == "int8":
-            return self._int8_product(states, "output", np.pad(table.T, ((0, 0), (0, padding))), bias, model)
-        is_embedding = model.dims.tied_projection and not padding
+            return self._int8_product(states, "output", lambda: table.T, bias, model, padding)
         weight = (
             self._table("target")
-            if is_embedding
-            else self.weight("output.weight", np.pad(table, ((0, padding), (0, 0))))
+            if model.dims.tied_projection
+            else self.weight("output.weight", lambda: np.pad(table, ((0, padding), (0, 0))))
         )
         return graph.op("Gemm", states, weight, *([bias] if bias else []), transB=1)
 

@@ -31,7 +31,7 @@ from dragoman_server.errors import BundleError
 from dragoman_server.text.tokenizer import TextCodec, load_tokenizer
 from dragoman_server.text.tokenizer_files import TOKENIZER_FILES
 
-_GRAPH_FILES: tuple[FileName, ...] = (ENCODER_FILE, DECODER_STEP_FILE, ATTENTION_FILE)
+GRAPH_FILES: tuple[FileName, ...] = (ENCODER_FILE, DECODER_STEP_FILE, ATTENTION_FILE)
 
 # Several times the sizes of the largest models, and small enough to be read and checked at once.
 MAX_MANIFEST_BYTES = 4 << 20
@@ -151,7 +151,7 @@ class Bundle:
         """Their files, and what these say."""
         files: dict[FileName, bytes] = {}
         graphs: dict[str, Graph] = {}
-        for name in _GRAPH_FILES:
+        for name in GRAPH_FILES:
             if name in self.manifest.files:
                 with about(name):
                     files[name] = self._read(name, MAX_GRAPH_BYTES)

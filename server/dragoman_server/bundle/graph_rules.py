@@ -25,6 +25,9 @@ from dragoman_server.bundle.manifest import (
 from dragoman_server.bundle.rules import Rule, about, check
 from dragoman_server.bundle.signatures import Signature, signature
 
+# Of the vocabulary: tables for the output projection are padded to whole ones.
+VOCABULARY_BLOCK = 64
+
 _IR_VERSION = 10
 _CPU_OPERATOR_SETS = {"": 21, "com.microsoft": 1}
 _CUDA_OPERATOR_SETS = {"": 24, "com.microsoft": 1}
@@ -252,7 +255,8 @@ def _check_tensors(graph: Graph, manifest: Manifest) -> None:
     architecture = manifest.architecture
     width = architecture.num_heads * architecture.d_head
     # Sizes of axes: those of the largest tensors, the vocabulary padded to whole blocks.
-    largest = max(architecture.vocabulary_size + 63, 2 * architecture.num_decoder_layers * width, 3 * width)
+    padded_size = architecture.vocabulary_size + VOCABULARY_BLOCK - 1
+    largest = max(padded_size, 2 * architecture.num_decoder_layers * width, 3 * width)
     for name, tensor in graph.tensors.items():
         if name in graph.inputs or 0 in tensor.shape:
             raise ValueError(f"tensor {name!r:.80} is an input too, or empty")
@@ -364,7 +368,10 @@ def _sizes(graphs: Mapping[str, Graph], manifest: Manifest) -> Sizes:
 
     def tokens(file: str, side: str) -> int:
         names = (f"{owner}_embedding.{kind}" for owner in ("shared", side) for kind in ("weight", "weight_int8"))
-        return fewest_rows(file, *names)
+        number, of_target = fewest_rows(file, *names), manifest.architecture.vocabulary_size
+        is_for_targets = side == "target" or "shared_embedding.weight" in graphs[file].tensors
+        # A table that the output projection uses, too, is padded to whole blocks.
+        return of_target if is_for_targets and number == of_target + -of_target % VOCABULARY_BLOCK else number
 
     def positions(file: str, side: str) -> int:
         return fewest_rows(file, "positions", f"{side}_positions")

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,15 @@ _MAX_TABLE_BYTES = 8 << 20
 
 # What stands where the graph must be given something and nothing is needed.
 _NOTHING = (0,)
+
+
+class Everything(NamedTuple):
+    """What a pass gives of a source and a target."""
+
+    encoder: NDArray[np.float32]  # [encoder layers, heads, source, source]
+    decoder: NDArray[np.float32]  # [decoder layers, heads, target, target]
+    cross: NDArray[np.float32]  # [decoder layers, heads, target, source]
+    logprobs: NDArray[np.float32]  # [target]
 
 
 class AttentionPass:
@@ -116,6 +125,32 @@ class AttentionPass:
         states = np.empty((1, len(target_ids), self._width), np.float32)
         if target_ids:
             self._run({"decoder_hidden_states": states}, source_ids, target_ids, {})
+        return self._label_logprobs(states, target_ids)
+
+    def everything(self, source_ids: Sequence[int], target_ids: Sequence[int]) -> Everything:
+        """All weights and the log-probs at once, in the time of one of them; neither side may be empty."""
+        num_source, num_target = len(source_ids), len(target_ids)
+        sides: dict[AttentionKind, tuple[int, int]] = {
+            "encoder": (num_source, num_source),
+            "decoder": (num_target, num_target),
+            "cross": (num_target, num_source),
+        }
+        weights = {kind: zeros((self._num_layers[kind], len(self.heads), *lengths)) for kind, lengths in sides.items()}
+        states = np.empty((1, num_target, self._width), np.float32)
+        outputs: dict[str, NDArray[np.float32]] = {
+            f"{kind}_attentions.{layer}": of_layer[None]
+            for kind, of_kind in weights.items()
+            for layer, of_layer in enumerate(of_kind)
+        }
+        feeds: dict[str, NDArray[Any]] = {
+            f"{kind}_layers": np.ones(number, np.int64) for kind, number in self._num_layers.items()
+        }
+        feeds["heads"] = np.array(self.heads, np.int64)
+        self._run({**outputs, "decoder_hidden_states": states}, source_ids, target_ids, feeds)
+        return Everything(**weights, logprobs=self._label_logprobs(states, target_ids))
+
+    def _label_logprobs(self, states: NDArray[np.float32], target_ids: Sequence[int]) -> NDArray[np.float32]:
+        """Of decoder states [1, target, D]: the log-probability of every token of the target, [target]."""
         labels, logprobs = np.array(target_ids, np.int64), np.empty(len(target_ids), np.float32)
         num_rows = max(1, _MAX_TABLE_BYTES // (4 * self._bundle.manifest.architecture.vocabulary_size))
         for begin in range(0, len(target_ids), num_rows):

@@ -20,8 +20,8 @@ class Memory(NamedTuple):
         return Buffer(self, zeros(shape, dtype))
 
     def copy(self, array: NDArray[Any]) -> "Buffer":
-        """A buffer with these contents."""
-        return Buffer(self, array)
+        """A buffer with these contents, in C order."""
+        return Buffer(self, np.ascontiguousarray(array))
 
 
 class Buffer:

@@ -16,6 +16,10 @@ from dragoman_server.runtime.device_memory import Buffer, Memory
 # Capacities are multiples of this, for the kernels of attention; also the first.
 CAPACITY_STEP = 64
 
+# What the graphs that copy rows take for one element, and as many of these as CUDA's kernels can count.
+_ELEMENT_BYTES = 8
+_MAX_ELEMENTS = 2**31 - 1
+
 
 class PoolSessions(NamedTuple):
     """Of the graphs in `pool_graphs.py`."""
@@ -60,6 +64,7 @@ class DevicePool:
         self._memory, self._sessions = memory, sessions
         self._element_type, self._dtype = ONNX_NUMBERS[kind], storage_dtype(kind)
         architecture, self.generation = manifest.architecture, 0
+        self._width = architecture.d_head * self._dtype.itemsize // _ELEMENT_BYTES  # of what the sessions copy
         num_tensors = len(manifest.state.self_kv)
         self.bytes_per_token = num_tensors * architecture.num_heads * architecture.d_head * self._dtype.itemsize
         self._self: _Part
@@ -109,10 +114,10 @@ class DevicePool:
         """As `bind_self`, rows of cross-attention's from `first_row` on."""
         self._bind(self._cross, bind, first_row, num_rows, rename)
 
-    def move_rows(self, moves: Sequence[Move]) -> None:
-        """Copies rows, with everything that was encoded and decoded in them so far."""
-        self._move(self._self, moves)
-        self._move(self._cross, [move for move in moves if not move.is_sibling])
+    def move_rows(self, moves: Sequence[Move], num_source: int, num_target: int) -> None:
+        """Copies the first positions of rows to others, so many of cross- and of self-attention."""
+        self._move(self._self, moves, num_target)
+        self._move(self._cross, [move for move in moves if not move.is_sibling], num_source)
 
     def _bind(self, part: _Part, bind: Any, first_row: int, num_rows: int, rename: Callable[[str], str]) -> None:
         row_shape = part.shape[1:]
@@ -121,16 +126,21 @@ class DevicePool:
             offset = (index * self._max_rows + first_row) * row_bytes
             part.buffer.bind(bind, rename(name), (num_rows, *row_shape), self._element_type, offset)
 
-    def _move(self, part: _Part, moves: Sequence[Move]) -> None:
+    def _move(self, part: _Part, moves: Sequence[Move], num_positions: int) -> None:
         if not moves:
             return
+        num_rows, num_heads, capacity, _ = part.shape
         rows = np.array([(move.source, move.target) for move in moves], np.int64).T
         of_tensors = np.arange(len(part.names), dtype=np.int64)[:, None] * self._max_rows
-        places = self._memory.copy(np.ascontiguousarray((rows[:, None] + of_tensors).reshape(2, -1)))
+        moved = (rows[:, None] + of_tensors).reshape(2, -1, 1) * (num_heads * capacity)
+        offsets = (np.arange(num_heads)[:, None] * capacity + np.arange(num_positions)).reshape(-1)
+        inputs = {"moves": self._memory.copy(moved), "offsets": self._memory.copy(offsets)}
         binding = self._sessions.move.io_binding()
-        part.buffer.bind(binding.bind_input, "pool", part.shape)
-        places.bind(binding.bind_input, "moves", places.shape)
-        part.buffer.bind(binding.bind_output, "moved", part.shape)
+        for name, buffer in inputs.items():
+            buffer.bind(binding.bind_input, name, buffer.shape)
+        places = num_rows * num_heads * capacity, self._width
+        part.buffer.bind(binding.bind_input, "pool", places, np.int64)
+        part.buffer.bind(binding.bind_output, "moved", places, np.int64)
         self._sessions.move.run_with_iobinding(binding)
 
     def _grown(self, part: _Part, length: int, limit: int) -> _Part:
@@ -140,9 +150,9 @@ class DevicePool:
             capacity *= 2
         grown = self._part(part.names, min(capacity, capacity_for(limit)))
         binding = self._sessions.grow.io_binding()
-        grown.buffer.bind(binding.bind_input, "larger", grown.shape)
-        part.buffer.bind(binding.bind_input, "pool", part.shape)
-        grown.buffer.bind(binding.bind_output, "grown", grown.shape)
+        part.buffer.bind(binding.bind_input, "pool", (*part.shape[:3], self._width), np.int64)
+        for bind, name in ((binding.bind_input, "larger"), (binding.bind_output, "grown")):
+            grown.buffer.bind(bind, name, (*grown.shape[:3], self._width), np.int64)
         self._sessions.grow.run_with_iobinding(binding)
         self.generation += 1
         return grown
@@ -150,6 +160,12 @@ class DevicePool:
     def _part(self, names: Sequence[str], capacity: int) -> _Part:
         architecture = self._manifest.architecture
         shape = (len(names) * self._max_rows, architecture.num_heads, capacity, architecture.d_head)
+        if (num_elements := math.prod(shape[:3]) * self._width) > _MAX_ELEMENTS:
+            size, limit = (_ELEMENT_BYTES * number for number in (num_elements, _MAX_ELEMENTS))
+            raise MemoryError(
+                f"{self._max_rows} rows of {capacity} tokens take up {size} bytes for one kind of attention, and at "
+                f"most {limit} can be addressed: have fewer rows"
+            )
         return _Part(tuple(names), shape, self._memory.zeros(shape, self._dtype))
 
 

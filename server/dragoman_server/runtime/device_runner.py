@@ -1,5 +1,6 @@
 """The model behind two verbs, `encode` and `decode_step`, by the graphs for CUDA."""
 
+import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -8,21 +9,21 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from dragoman_server.bundle.bundle import Contents
-from dragoman_server.bundle.graph import ONNX_NUMBERS
 from dragoman_server.bundle.manifest import DECODER_STEP_FILE, ENCODER_FILE, Manifest, present
 from dragoman_server.engine.search import StepOutput
 from dragoman_server.engine.slots import Move
 from dragoman_server.runtime.cuda_session import open_cuda_session
 from dragoman_server.runtime.device_memory import Buffer, Memory
-from dragoman_server.runtime.device_pool import DevicePool, PoolSessions, storage_dtype
+from dragoman_server.runtime.device_pool import DevicePool, PoolSessions
 from dragoman_server.runtime.pool_graphs import grow_graph, move_graph
 from dragoman_server.runtime.session import open_session
 
 # Rows of a step that is a CUDA graph: the GPU computes more rows for longer than the host takes to start its kernels.
 _MAX_CAPTURED_ROWS = 256
 
-# The number of runs that are no CUDA graph.
-_NOT_CAPTURED = -1
+# Numbers of CUDA graphs. None is used again, by whatever runner: the graph would write into the pool as it was then.
+_CAPTURED = itertools.count(1)
+_NOT_CAPTURED = -1  # of runs that are none
 
 # What has to be somewhere though nothing of it is used.
 _NOTHING = (0,)
@@ -62,7 +63,7 @@ class DeviceGraphs(NamedTuple):
             decoder = open_cuda_session(
                 DECODER_STEP_FILE, number, contents, max_arena_bytes=max_arena_bytes, captures=True
             )
-        return cls(manifest, memory, encoder, decoder, open_pool_sessions(memory, _state_type(manifest, decoder)))
+        return cls(manifest, memory, encoder, decoder, open_pool_sessions(memory))
 
 
 def _state_type(manifest: Manifest, decoder: ort.InferenceSession) -> str:
@@ -72,10 +73,9 @@ def _state_type(manifest: Manifest, decoder: ort.InferenceSession) -> str:
     return "float32" if name == "float" else str(name)
 
 
-def open_pool_sessions(memory: Memory, kind: str) -> PoolSessions:
-    """Opens the graphs that copy rows of keys and values of this type, such as float16."""
-    element_type = ONNX_NUMBERS[storage_dtype(kind).name]
-    graphs = move_graph(element_type), grow_graph(element_type)
+def open_pool_sessions(memory: Memory) -> PoolSessions:
+    """Opens the graphs that copy rows of keys and values."""
+    graphs = move_graph(), grow_graph()
     if memory.kind == "cuda":
         return PoolSessions(*(open_cuda_session(graph, memory.number) for graph in graphs))
     options = ort.SessionOptions()
@@ -118,13 +118,12 @@ class DeviceRunner:
         kind = _state_type(graphs.manifest, graphs.decoder)
         self._pool: DevicePool | None = DevicePool(graphs.manifest, max_rows, graphs.memory, graphs.pool, kind)
         self._max_kv_bytes, self._kv_bytes_per_token = self._pool.max_bytes, self._pool.bytes_per_token
-        self._last_sources = np.zeros(max_rows, np.int32)  # the last position of each row's source
         # What a step is told of each row: its token, the position of this, its last source position, a token to score.
         self._table = np.zeros((max_rows, 4), np.int32)
+        _, self._positions, self._last_sources, _ = self._table.T
         self._rows = graphs.memory.copy(self._table)
         self._bound: dict[tuple[int, int], _Bound] = {}  # by rows and k
         self._bound_generation = 0
-        self._num_captured = 0
         self._score_logprobs = graphs.memory.zeros((max_rows, 1), np.float32)
         self._top: dict[int, tuple[Buffer, Buffer]] = {}  # ids and log-probs by k
 
@@ -162,7 +161,8 @@ class DeviceRunner:
         pool.bind_cross(binding.bind_input, first_row, len(sources))
         pool.bind_cross(binding.bind_output, first_row, len(sources), present)
         graphs.encoder.run_with_iobinding(binding)
-        self._last_sources[first_row : first_row + len(sources)] = lengths - 1
+        rows = slice(first_row, first_row + len(sources))
+        self._positions[rows], self._last_sources[rows] = 0, lengths - 1
 
     def decode_step(
         self,
@@ -189,9 +189,14 @@ class DeviceRunner:
 
     def move_rows(self, moves: Sequence[Move]) -> None:
         _, pool = self._open
-        for source, target, _ in moves:
-            self._last_sources[target] = self._last_sources[source]
-        pool.move_rows(moves)
+        if not moves:
+            return
+        sources, targets = [move.source for move in moves], [move.target for move in moves]
+        longest_source, longest_target = (
+            int(column[sources].max()) + 1 for column in (self._last_sources, self._positions)
+        )
+        pool.move_rows(moves, longest_source, longest_target)
+        self._table[targets] = self._table[sources]
 
     def give_back_memory(self) -> None:
         """Gives the host's memory back. That of a GPU stays: CUDA graphs refer to it, which their session keeps."""
@@ -207,11 +212,10 @@ class DeviceRunner:
         self._graphs = self._pool = None
 
     def _fill_table(self, token_ids: Sequence[int], positions: Sequence[int], score_ids: Sequence[int]) -> None:
-        """Rows that fill a batch up have zeros: they write the first position of rows that are free."""
+        """Rows that fill a batch up read one position of a source, and write the first of a target: both are free."""
         num_rows, table = len(token_ids), self._table
         table[:num_rows, 0] = token_ids
-        table[:num_rows, 1] = positions
-        table[:num_rows, 2] = self._last_sources[:num_rows]
+        self._positions[:num_rows] = positions
         table[:num_rows, 3] = score_ids if score_ids else 0
         table[num_rows:] = 0
         self._rows.write(table)
@@ -219,11 +223,7 @@ class DeviceRunner:
     def _bound_step(self, num_rows: int, top_k: int) -> _Bound:
         num_rows = self._batch_size(num_rows)
         if (num_rows, top_k) not in self._bound:
-            number = _NOT_CAPTURED
-            if num_rows <= self._max_captured_rows:
-                # Never one that was used before: its CUDA graph would write into the pool as it was then.
-                self._num_captured += 1
-                number = self._num_captured
+            number = next(_CAPTURED) if num_rows <= self._max_captured_rows else _NOT_CAPTURED
             self._bound[num_rows, top_k] = self._bind(num_rows, top_k, (), number)
         return self._bound[num_rows, top_k]
 

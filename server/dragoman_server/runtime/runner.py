@@ -99,13 +99,13 @@ class OnnxRunner:
         self._top: dict[int, tuple[NDArray[np.int64], NDArray[np.float32]]] = {}  # ids and log-probs by k
 
     @classmethod
-    def open(cls, bundle: Bundle, max_rows: int, num_threads: int) -> "OnnxRunner":
-        """A runner with graphs of its own.
+    def open(cls, bundle: Bundle, max_rows: int, num_threads: int, contents: Contents | None = None) -> "OnnxRunner":
+        """A runner with graphs of its own, from the contents of the bundle if they are given.
 
         Raises:
             BundleError: as `Bundle.contents` and `Sessions.open`.
         """
-        sessions = Sessions.open(bundle.contents(), num_threads)
+        sessions = Sessions.open(contents or bundle.contents(), num_threads)
         return cls(Graphs(bundle.manifest, sessions, sessions), max_rows)
 
     @property

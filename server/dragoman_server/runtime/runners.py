@@ -36,20 +36,26 @@ class ModelRunner(Runner, Protocol):
         """Gives all memory back, that of the graphs with the last of their runners. No other call may run or follow."""
 
 
-def open_runner(bundle: Bundle, max_rows: int, num_threads: int) -> ModelRunner:
+def open_runner(bundle: Bundle, max_rows: int, num_threads: int, contents: Contents | None = None) -> ModelRunner:
     """A runner on the CPU with graphs of its own.
+
+    Args:
+        bundle: of the model.
+        max_rows: rows of the KV pool.
+        num_threads: that compute.
+        contents: of the bundle; None has them read anew.
 
     Raises:
         BundleError: as `Bundle.contents`, or the CPU cannot run the graphs.
     """
     if bundle.manifest.precision not in CUDA_PRECISIONS:
-        return OnnxRunner.open(bundle, max_rows, num_threads)
+        return OnnxRunner.open(bundle, max_rows, num_threads, contents)
     if bundle.manifest.precision == "bf16":
         raise BundleError(
             f"{bundle.folder} is at bf16, for which ONNX Runtime has no CPU kernels: it runs on CUDA alone. For a CPU, "
             "export at int8 or fp32"
         )
-    graphs = DeviceGraphs.open(bundle.manifest, bundle.contents(), Memory("cpu"), num_threads)
+    graphs = DeviceGraphs.open(bundle.manifest, contents or bundle.contents(), Memory("cpu"), num_threads)
     return DeviceRunner(graphs, max_rows)
 
 

@@ -67,6 +67,21 @@ def test_the_model_itself_stays_as_it_is(tiny_checkpoint: Checkpoint) -> None:
         assert torch.equal(tensor, before[name]), name
 
 
+def test_only_the_attention_of_the_decoder_is_copied(tiny_checkpoint: Checkpoint) -> None:
+    """A large model is not to be in memory twice."""
+    model, scaled = tiny_checkpoint.model, _with_int8_key_values(tiny_checkpoint)
+    own = {
+        name
+        for (name, ours), theirs in zip(scaled.named_parameters(), model.parameters(), strict=True)
+        if ours.data_ptr() != theirs.data_ptr()
+    }
+    attentions = ("self_attention", "cross_attention")
+    assert own == {
+        name for name, _ in model.named_parameters() if "decoder" in name and name.split(".")[2] in attentions
+    }
+    assert scaled.target_embedding.tokens.weight is scaled.source_embedding.tokens.weight
+
+
 class _Top:
     """The top-k of the step graph, by itself."""
 

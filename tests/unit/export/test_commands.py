@@ -107,8 +107,8 @@ def test_int8_is_calibrated_on_the_samples_that_come_with_the_exporter(
 @pytest.mark.parametrize(
     ("sources", "is_calibrated", "effect"),
     [
-        (("sw",), False, "There are no sample sentences of sw: int8 is not calibrated, which makes it slower."),
-        (("en", "sw"), True, "There are no sample sentences of sw: int8 is calibrated on the other languages."),
+        (("nso",), False, "There are no sample sentences of nso: int8 is not calibrated, which makes it slower."),
+        (("en", "nso"), True, "There are no sample sentences of nso: int8 is calibrated on the other languages."),
     ],
 )
 def test_a_language_without_samples_is_said_to_have_none(
@@ -125,8 +125,8 @@ def test_a_language_without_samples_is_said_to_have_none(
     assert run("quantize", tmp_path / "model", tmp_path / "bundle", "--num-sources", 10) == 0, run.err
     assert f"{effect} Give some with --sources." in run.err
     assert are_key_values_int8(tmp_path / "bundle") == is_calibrated
-    (tmp_path / "swahili.txt").write_text("the old dog\n", encoding="utf-8")
-    options = ("--sources", f"sw-fr={tmp_path / 'swahili.txt'}", "--num-sources", 1)
+    (tmp_path / "sotho.txt").write_text("the old dog\n", encoding="utf-8")
+    options = ("--sources", f"nso-fr={tmp_path / 'sotho.txt'}", "--num-sources", 1)
     assert run("quantize", tmp_path / "model", tmp_path / "calibrated", *options) == 0, run.err
     assert are_key_values_int8(tmp_path / "calibrated")
     assert "no sample sentences" not in run.err
@@ -151,6 +151,7 @@ def test_progress_is_printed_to_stderr(run: ExportCommand, checkpoint_folder: Pa
         "Translating with PyTorch: 3 sentences",
         "Calibrating keys and values: 3 sentences",
         "Calibrating activations: 3 sentences",
+        "Writing graphs and weights: 3 graphs",
         "Comparing with ONNX Runtime: 3 sentences",
     ]
 

@@ -122,6 +122,15 @@ class ModelDefaults:
     length_penalty: float
     """The p in `score = sum_logprob / length ** p`."""
 
+    min_target_tokens: int
+    """End-of-sentence cannot come before this many tokens."""
+
+    repetition_penalty: float
+    """What the logits of tokens that the target has already are divided by; 1 is off."""
+
+    no_repeat_ngram_size: int
+    """No sequence of this many tokens comes twice; 0 is off."""
+
 
 @dataclass(frozen=True, slots=True)
 class ModelMemory:

@@ -3,12 +3,13 @@
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from transformers import PreTrainedModel
+from transformers import BartForConditionalGeneration, PreTrainedModel
 
 from dragoman_export.bundle.parity import Comparison
 from dragoman_export.bundle.sources import read_sources
@@ -20,9 +21,11 @@ from dragoman_server.bundle.bundle import Bundle
 from dragoman_server.bundle.languages import Direction
 from dragoman_server.engine.search_options import SearchOptions
 from dragoman_server.runtime.attention_pass import AttentionPass
-from support.family_models import Family, write_model
+from dragoman_server.service.calls import DecodingFields
+from dragoman_server.service.options import resolve
+from support.family_models import Family, edit_json, write_model
 from support.generating import SCORE_TOLERANCE, TIE_MARGIN, Found, Ids, decode, generate, is_tied
-from support.piece_tokenizers import EOS_ID, UNK_ID
+from support.piece_tokenizers import EOS_ID, PAD_ID, UNK_ID
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -151,7 +154,7 @@ def test_targets_and_scores_are_those_of_generate(model: Model, search: str, cou
     assert len(targets) > count // 2
     assert len({len(target) for target in targets}) > 2
     assert any(target[-1] == EOS_ID for target in targets)
-    assert len({token_id for target in targets for token_id in target}) > 10
+    assert len({token_id for target in targets for token_id in target}) > 5 + count // 10
 
 
 @torch.inference_mode()
@@ -186,3 +189,27 @@ def test_log_probs_and_attention_are_those_of_transformers(model: Model, count: 
 def test_the_import_itself_found_no_difference(model: Model) -> None:
     assert all(divergence.margin < TIE_MARGIN for divergence in model.comparison.divergences)
     assert model.comparison.max_distribution_difference < SCORE_TOLERANCE
+
+
+@torch.inference_mode()
+def test_the_generation_defaults_of_a_folder_are_those_of_its_bundle(tmp_path: Path) -> None:
+    """Settings as models that were published for summaries have them."""
+    write_model(tmp_path / "source", "bart", eos_bias=7.0)
+    settings: dict[str, Any] = {"num_beams": 4, "no_repeat_ngram_size": 3, "min_length": 9, "length_penalty": 2.0}
+    settings |= {"early_stopping": True, "repetition_penalty": 1.1, "forced_bos_token_id": 0, "max_length": 31}
+    edit_json(tmp_path / "source" / "generation_config.json", **settings, forced_eos_token_id=None)
+    huggingface = BartForConditionalGeneration.from_pretrained(tmp_path / "source")
+    checkpoint = read_model(tmp_path / "source", "model", Languages(pair="en-fr"))
+    bundle, _ = export(checkpoint, tmp_path / "bundle", "fp32", read_sources(checkpoint, (), 4))
+    decoding, violations = resolve(DecodingFields(), bundle.manifest, bundle.tokenizer, max_rows=8)
+    assert violations == []
+    rng = random.Random(0)
+    sources = [(0, *rng.choices(range(4, 250), k=rng.randint(1, 19)), EOS_ID) for _ in range(20)]
+    expected = [
+        tuple(i for i in huggingface.generate(torch.tensor([source]))[0, 1:].tolist() if i != PAD_ID)
+        for source in sources
+    ]
+    found = [each.targets[0] for each in decode(bundle, sources, decoding.search, forced=(0,))]
+    assert found == expected
+    plain = [each.targets[0] for each in decode(bundle, sources, SearchOptions(beam_size=4), forced=(0,))]
+    assert sum(a != b for a, b in zip(found, plain, strict=True)) > 5

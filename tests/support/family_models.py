@@ -31,7 +31,16 @@ from transformers import (
 from transformers.models.nllb.tokenization_nllb import FAIRSEQ_LANGUAGE_CODES as NLLB_CODES
 from transformers.utils.logging import disable_progress_bar
 
-from support.piece_tokenizers import BOS_ID, EOS_ID, PAD_ID, SPECIALS, train_pieces, write_byte_bpe, write_vocabulary
+from support.piece_tokenizers import (
+    BOS_ID,
+    EOS_ID,
+    PAD_ID,
+    SENTENCES,
+    SPECIALS,
+    train_pieces,
+    write_byte_bpe,
+    write_vocabulary,
+)
 
 Family = Literal["m2m100", "nllb", "bart", "mbart50", "mbart25"]
 
@@ -60,14 +69,17 @@ _TOKENIZERS: Mapping[Family, type[PreTrainedTokenizerBase]] = {
 disable_progress_bar()
 
 
-def write_tokenizer(folder: Path, family: Family) -> PreTrainedTokenizerBase:
-    """Writes the files of a family's tokenizer, those among them that `transformers` 5 no longer saves."""
+def write_tokenizer(folder: Path, family: Family, texts: tuple[str, ...] = SENTENCES) -> PreTrainedTokenizerBase:
+    """Writes the files of a family's tokenizer, those among them that `transformers` 5 no longer saves.
+
+    `texts` are what the pieces of SentencePiece are trained on.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     options: dict[str, Any] = {}
     if family == "bart":
         write_byte_bpe(folder)
     else:
-        model = train_pieces("unigram" if family.startswith("mbart") else "bpe")
+        model = train_pieces("unigram" if family.startswith("mbart") else "bpe", texts)
         (folder / SENTENCEPIECE_FILE).write_bytes(model)
         if family == "m2m100":
             processor = sentencepiece.SentencePieceProcessor(model_proto=model)

@@ -18,12 +18,8 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "do_sample": (False,),
     "num_beam_groups": (1,),
     "diversity_penalty": (0.0,),
-    "repetition_penalty": (1.0,),
     "encoder_repetition_penalty": (1.0,),
-    "no_repeat_ngram_size": (0,),
     "encoder_no_repeat_ngram_size": (0,),
-    "min_length": (0, 1),  # one token is always generated
-    "min_new_tokens": (0, 1),
     "penalty_alpha": (),
     "constraints": (),
     "force_words_ids": (),
@@ -35,9 +31,15 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "exponential_decay_length_penalty": (),
     "guidance_scale": (1.0,),
 }
-# Limits of the server.
-_MAX_BEAM_SIZE = 4096
-_MAX_LENGTH_PENALTY = 10
+# Settings that are numbers: the default of `generate`, and the limits of the server.
+_NUMBERS: dict[str, tuple[int | float, float, float]] = {
+    "num_beams": (1, 1, 4096),
+    "length_penalty": (1.0, -10, 10),
+    "min_length": (0, 0, 65536),
+    "min_new_tokens": (0, 0, 65536),
+    "repetition_penalty": (1.0, 0.01, 100),
+    "no_repeat_ngram_size": (0, 0, 65536),
+}
 _SPECIALS = ("eos_token_id", "pad_token_id", "decoder_start_token_id")
 
 
@@ -85,16 +87,17 @@ def read_generation(
         for name in _SPECIALS
         if setting(name, config[name]) != config[name]
     ]
-    beam_size, early_stopping = setting("num_beams", 1), setting("early_stopping", False)
-    if type(beam_size) is not int or not 1 <= beam_size <= _MAX_BEAM_SIZE:
-        faults.append(f"num_beams is {beam_size!r:.80}, must be an integer from 1 to {_MAX_BEAM_SIZE}")
+    numbers = {}
+    for name, (default, low, high) in _NUMBERS.items():
+        value = numbers[name] = setting(name, default)
+        if type(value) not in {type(default), int} or not low <= value <= high:  # also where it is NaN
+            kind = "an integer " if isinstance(default, int) else ""
+            faults.append(f"{name} is {value!r:.80}, must be {kind}from {low:g} to {high:g}")
+    early_stopping = setting("early_stopping", False)
     if not isinstance(early_stopping, bool):
         faults.append(f"early_stopping is {early_stopping!r:.80}, must be true or false")
-    length_penalty = setting("length_penalty", 1.0)
-    if type(length_penalty) not in (int, float) or not abs(length_penalty) <= _MAX_LENGTH_PENALTY:
-        faults.append(
-            f"length_penalty is {length_penalty!r:.80}, must be from -{_MAX_LENGTH_PENALTY} to {_MAX_LENGTH_PENALTY}"
-        )
+    if numbers["no_repeat_ngram_size"] == 1 and config["decoder_start_token_id"] == config["eos_token_id"]:
+        faults.append("no_repeat_ngram_size is 1, but the decoder begins with end-of-sentence: no target would end")
     bad_words, suppressed = setting("bad_words_ids", []), []
     if not isinstance(bad_words, list):
         faults.append(f"bad_words_ids is {bad_words!r:.80}, must be a list")
@@ -106,7 +109,16 @@ def read_generation(
             suppressed.append(word[0])
     if faults:
         raise ValueError(f"{file}: {listed(faults)}")
-    return Generation(beam_size, float(length_penalty), early_stopping, tuple(suppressed))
+    return Generation(
+        beam_size=numbers["num_beams"],
+        length_penalty=float(numbers["length_penalty"]),
+        early_stopping=early_stopping,
+        suppressed_token_ids=tuple(suppressed),
+        # `min_length` counts the token that the decoder begins with.
+        min_target_tokens=max(numbers["min_length"] - 1, numbers["min_new_tokens"], 0),
+        repetition_penalty=float(numbers["repetition_penalty"]),
+        no_repeat_ngram_size=numbers["no_repeat_ngram_size"],
+    )
 
 
 def _defaults(folder: Path, config: Mapping[str, Any]) -> tuple[Mapping[str, Any], str]:

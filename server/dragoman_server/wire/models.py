@@ -127,6 +127,9 @@ def _model(entry: Entry, max_rows: int, *, is_default: bool) -> pb.Model:
         message.has_attention = entry.bundle.has_attention
         message.defaults.beam_size = generation.beam_size
         message.defaults.length_penalty = generation.length_penalty
+        message.defaults.min_target_tokens = generation.min_target_tokens
+        message.defaults.repetition_penalty = generation.repetition_penalty
+        message.defaults.no_repeat_ngram_size = generation.no_repeat_ngram_size
     if entry.model is not None:
         _write_loaded(message, entry, entry.model)
     return message

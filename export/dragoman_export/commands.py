@@ -238,8 +238,10 @@ def verify(
     server does when it loads the bundle. Prints how far each is off, which kernels compute attention, and step times.
     """
     if len(folders) == 1:
-        if sources or details:
-            raise ValueError("--sources and --details are for a comparison, which takes CHECKPOINT and BUNDLE")
+        if sources or details or num_sources:
+            raise ValueError(
+                "--sources, --num-sources and --details are for a comparison, which takes CHECKPOINT and BUNDLE"
+            )
         _replay(folders[0], device)
     elif len(folders) == 2:
         if device != "cpu":

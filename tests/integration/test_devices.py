@@ -76,7 +76,10 @@ async def test_without_a_gpu_fp16_is_served_on_the_cpu_and_the_log_says_why(
     async with serving(replace(CONFIG, models=models), capsys) as line:
         assert line.startswith("serving 2 models on the CPU on 127.0.0.1:")
     (warning,) = [record.message for record in caplog.records if "GPU" in record.message]
-    assert "models of fp16 run on the CPU, slowly: The ONNX Runtime that is installed is the one for CPUs" in warning
+    assert (
+        "fp16 runs on the CPU, slowly, and bf16 nowhere: The ONNX Runtime that is installed is the one for CPUs"
+        in warning
+    )
 
 
 async def test_models_on_several_devices_are_counted_in_the_start_line(

@@ -123,7 +123,7 @@ class Hardware:
                     self._gpus = self._found_gpus()
                 except StartError as error:
                     self._why_no_gpu = str(error)
-                    logger.warning("no GPU is used, and models of fp16 run on the CPU, slowly: %s", error)
+                    logger.warning("no GPU is used; fp16 runs on the CPU, slowly, and bf16 nowhere: %s", error)
         if self._gpus:
             return self._gpus
         if precision in _FOR_GPUS_ALONE:

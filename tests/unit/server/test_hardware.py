@@ -94,7 +94,7 @@ def test_without_a_gpu_fp16_is_decoded_on_the_cpu_and_the_log_says_why(caplog: p
         assert placement(hardware, "fp16").device == placement(hardware, "fp16").device == "cpu"
     (record,) = caplog.records  # once
     assert record.levelno == logging.WARNING
-    assert "no GPU is used, and models of fp16 run on the CPU, slowly: There is no NVIDIA driver" in record.message
+    assert "no GPU is used; fp16 runs on the CPU, slowly, and bf16 nowhere: There is no NVIDIA driver" in record.message
 
 
 def test_without_gpus_asked_for_fp16_is_decoded_on_the_cpu(caplog: pytest.LogCaptureFixture) -> None:

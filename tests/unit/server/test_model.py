@@ -4,6 +4,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import cast
 
 import pytest
@@ -12,10 +13,12 @@ from dragoman_server.bundle.bundle import Bundle, Contents
 from dragoman_server.bundle.manifest import ATTENTION_FILE, Precision
 from dragoman_server.config import EngineOptions
 from dragoman_server.engine.engine import StepReport
+from dragoman_server.engine.kv_budget import KvBudget
 from dragoman_server.engine.sequence import Request
 from dragoman_server.errors import BundleError, EngineDeadError, StartError
 from dragoman_server.registry.model import Model
-from dragoman_server.runtime.hardware import Hardware
+from dragoman_server.runtime.device import Device
+from dragoman_server.runtime.hardware import Hardware, Seat
 from dragoman_server.runtime.runner import OnnxRunner
 from support.bundles import edit_manifest, put
 
@@ -99,6 +102,21 @@ def test_a_model_whose_default_beam_has_no_room_is_refused(folder: Path, hardwar
         StartError, match=r"max_running is 8; the model's default beam_size of 9 needs at least as many"
     ):
         Model.open(folder, OPTIONS, hardware)
+
+
+def test_a_pool_that_a_gpu_may_come_to_have_no_room_for_is_refused(
+    tiny_bundles: dict[Precision, Bundle], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dragoman_server.registry.model.open_runners", lambda *_: [SimpleNamespace(max_kv_bytes=5000)])
+    with Device(1) as device:
+        seat = Seat("cuda", 1, "H100", device, KvBudget(4000))
+        on_gpu = cast("Hardware", SimpleNamespace(seats=lambda _: (seat,)))
+        with pytest.raises(StartError) as refusal:
+            Model.open(tiny_bundles["fp16"].folder, OPTIONS, on_gpu)
+    assert str(refusal.value) == (
+        f"max_running is {OPTIONS.max_running}: the keys and values of so many rows can come to take up 5000 bytes on "
+        "CUDA device 1; max_kv_bytes is 4000 there"
+    )
 
 
 def test_a_bundle_with_other_contents_than_were_listed_is_refused(

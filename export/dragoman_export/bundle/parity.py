@@ -11,7 +11,7 @@ from rich.console import Console
 from dragoman_export.bundle.forcing import MAX_ROWS, MAX_TABLE_BYTES, batches
 from dragoman_export.bundle.twin import open_twin
 from dragoman_export.checkpoint import Checkpoint
-from dragoman_export.greedy import Source, TokenPair
+from dragoman_export.greedy import Source, TokenPair, num_processors
 from dragoman_export.progress import QUIET, phase
 from dragoman_server.bundle.bundle import Bundle
 from dragoman_server.bundle.framing import decoder_inputs
@@ -111,7 +111,7 @@ def compare(checkpoint: Checkpoint, bundle: Bundle, pairs: Sequence[TokenPair], 
     The graphs are run exactly as the server runs them on a CPU. No CPU runs those of bf16, so their twin is: the same
     operators on the bundle's weights, in float32. The log-probs of the whole vocabulary are compared at each step.
     """
-    num_threads = torch.get_num_threads()
+    num_threads = num_processors(checkpoint.model)
     contents = bundle.contents()  # read once, and let go where sessions have weights of their own
     if bundle.manifest.precision == "bf16":
         runner: ModelRunner = open_twin(checkpoint.model, bundle, MAX_ROWS)

@@ -42,9 +42,14 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(num_threads)
 
 
+def is_large(model: Transformer) -> bool:
+    """Whether an export takes all processors and as little memory as it can: it takes minutes, and gigabytes."""
+    return num_parameters(model) >= _LARGE
+
+
 def num_processors(model: Transformer) -> int:
-    """How many processors an export of a model takes: a small one would wait for Python's lock."""
-    return available_cpus() if num_parameters(model) >= _LARGE else 1
+    """How many processors an export of a model takes; threads of a small one would wait for Python's lock."""
+    return available_cpus() if is_large(model) else 1
 
 
 def compute_each(model: Transformer, work: Callable[[_Item], _Result], items: Iterable[_Item]) -> Iterator[_Result]:

@@ -19,7 +19,8 @@ from dragoman_export.progress import QUIET, phase
 from dragoman_server.bundle.languages import Direction
 from dragoman_server.runtime.machine import available_cpus
 
-_MAX_ROWS = 64  # of a batch
+_MAX_ROWS = 64  # of all batches at a time: keys and values of a large model take up 20 MB for each
+_MAX_PROCESSORS = 4
 _LARGE = 50_000_000  # parameters
 
 _Item = TypeVar("_Item")
@@ -49,7 +50,7 @@ def is_large(model: Transformer) -> bool:
 
 def num_processors(model: Transformer) -> int:
     """How many processors an export of a model takes; threads of a small one would wait for Python's lock."""
-    return available_cpus() if is_large(model) else 1
+    return min(available_cpus(), _MAX_PROCESSORS) if is_large(model) else 1
 
 
 def compute_each(model: Transformer, work: Callable[[_Item], _Result], items: Iterable[_Item]) -> Iterator[_Result]:
@@ -141,7 +142,8 @@ def translate(
         ids, limit = [sources[i].ids for i in rows], max(limits[i] for i in rows)
         return greedy_decode(model, config, ids, limit, prefixes)
 
-    batches = list(_length_batches([len(source.ids) for source in sources], _MAX_ROWS))
+    max_rows = _MAX_ROWS // num_processors(model)
+    batches = list(_length_batches([len(source.ids) for source in sources], max_rows))
     with phase("Translating with PyTorch", len(sources), console) as advance:
         for rows, decoded in zip(batches, compute_each(model, decode, batches), strict=True):
             for i, target in zip(rows, decoded, strict=True):

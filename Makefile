@@ -6,13 +6,15 @@ DEV := .venv
 RUN := .venv-demo
 # With the peers that Dragoman is compared with.
 BENCH := .venv-bench
+# With PyTorch and ONNX Runtime for CUDA.
+GPU := .venv-gpu
 # One of them needs an older transformers than all others.
 OPTIMUM := .venv-optimum
 # The generator of the stubs is older than the packages we run with.
 PROTO := .venv-proto
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test test-slow test-packages test-deploy test-browser bench lint proto
+.PHONY: help demo serve test test-slow test-packages test-deploy test-browser test-gpu bench bench-gpu rehearse-gpu lint proto
 .DELETE_ON_ERROR:
 
 help: ## Show the targets
@@ -40,8 +42,17 @@ test-deploy: $(DEV)/.stamp ## Scrape a server with Prometheus, try every query o
 test-browser: $(DEV)/.stamp ## Try the attention viewer in headless Chromium without a network
 	$(DEV)/bin/pytest tests/browser
 
+test-gpu: $(GPU)/.stamp ## Try on a GPU what it computes, against PyTorch and the CPU
+	$(GPU)/bin/python -m pytest -m gpu tests/gpu
+
 bench: $(BENCH)/.stamp $(OPTIMUM)/.stamp ## Measure Dragoman and its peers side by side, for some 80 minutes; BENCH_OPTIONS=--quick only tries it
 	$(BENCH)/bin/python -m benchmarks $(if $(SENTENCES),--sentences '$(SENTENCES)') $(BENCH_OPTIONS)
+
+bench-gpu: $(GPU)/.stamp ## Measure Dragoman and its peers on a GPU; BENCH_OPTIONS=--quick takes four minutes
+	$(GPU)/bin/python -m benchmarks.gpu $(if $(SENTENCES),--sentences '$(SENTENCES)') $(BENCH_OPTIONS)
+
+rehearse-gpu: $(DEV)/.stamp ## Run without a GPU what the two targets for one run
+	$(DEV)/bin/python tests/gpu/rehearse.py benchmarks/results/rehearsal
 
 lint: $(DEV)/.stamp $(PROTO)/.stamp ## Check format, types, import order and the generated stubs
 	$(DEV)/bin/ruff format --check
@@ -66,6 +77,14 @@ $(RUN)/.stamp: pyproject.toml constraints.txt
 $(BENCH)/.stamp: pyproject.toml constraints.txt
 	$(call create-venv,$(BENCH))
 	$(BENCH)/bin/pip install --quiet -c constraints.txt -e '.[bench,cli]'
+	touch $@
+
+# The exporter asks for the ONNX Runtime for CPUs, which has the same Python module as the one for CUDA.
+$(GPU)/.stamp: pyproject.toml constraints.txt
+	$(call create-venv,$(GPU))
+	$(GPU)/bin/pip install --quiet -c constraints.txt -e '.[bench,cli,dev]'
+	$(GPU)/bin/pip uninstall --quiet --yes onnxruntime
+	$(GPU)/bin/pip install --quiet -c constraints.txt -e '.[gpu]'
 	touch $@
 
 $(OPTIMUM)/.stamp: benchmarks/optimum.txt

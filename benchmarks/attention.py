@@ -17,7 +17,7 @@ import grpc
 from benchmarks.load import Job, Outcome, drive
 from benchmarks.models import Model, opus_base
 from benchmarks.report import Row
-from benchmarks.served import Server, dragoman_server
+from benchmarks.servers import Server, dragoman_server
 from benchmarks.settings import SOURCE_LANGUAGE, TARGET_LANGUAGE, Settings, run_part
 from benchmarks.statistics import Summary, paired_ratios, percentile
 from dragoman.v1 import attention_pb2 as pb

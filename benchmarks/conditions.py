@@ -27,11 +27,11 @@ from typing import Annotated, NamedTuple
 
 import typer
 
+from benchmarks.comparison import Workload
 from benchmarks.load import Job, drive
 from benchmarks.models import Model, default_model
-from benchmarks.offline import Workload
 from benchmarks.report import Row, Subject, publish
-from benchmarks.served import Server, dragoman_server, serving
+from benchmarks.servers import Server, dragoman_server, serving
 from benchmarks.settings import RESULTS, SENTENCES, Settings, read_sentences
 from benchmarks.statistics import Summary, paired_ratios, percentile
 from benchmarks.systems import dragoman

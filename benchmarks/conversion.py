@@ -8,6 +8,9 @@ from torch import nn
 
 from dragoman_export.checkpoint import Checkpoint
 from dragoman_export.model import Dimensions, Transformer
+from dragoman_server.bundle.manifest import Golden
+
+LOGPROB_TOLERANCE = 1e-3
 
 
 class UnequalWeightsError(Exception):
@@ -50,3 +53,17 @@ def with_split_positions(checkpoint: Checkpoint) -> Checkpoint:
 def without_eos(token_ids: Sequence[int], eos_token_id: int) -> Sequence[int]:
     """The ids without the end-of-sentence token, if that is what ends them."""
     return token_ids[:-1] if token_ids[-1] == eos_token_id else token_ids
+
+
+def check_golden(peer: str, golden: Golden, has_same_ids: bool, logprobs: Sequence[float]) -> None:
+    """Holds what a peer said of a golden sentence against PyTorch.
+
+    Raises:
+        UnequalWeightsError: the greedy ids or the log-probs differ.
+    """
+    difference = max(abs(a - b) for a, b in zip(golden.token_logprobs, logprobs, strict=True))
+    if not (has_same_ids and difference <= LOGPROB_TOLERANCE):
+        raise UnequalWeightsError(
+            f"{peer} does not reproduce the golden sentences of the bundle: the greedy ids are "
+            f"{'the same' if has_same_ids else 'others'} and the log-probs differ by {difference:.2g}"
+        )

@@ -72,6 +72,34 @@ def served_table(rows: Sequence[_Row]) -> str:
     return "\n".join(lines)
 
 
+def steps_table(rows: Sequence[_Row]) -> str:
+    """Figures of steps by batch, and below them those that have none."""
+    batches = sorted({row["batch"] for row in rows if row["batch"] is not None})
+    lines = _heading(["model", "figure", *map(str, batches)])
+    of_batches = [row for row in rows if row["batch"] is not None]
+    for model, metric, setting, unit in dict.fromkeys(map(_step_figure, of_batches)):
+        by_batch = {
+            row["batch"]: _number(row["value"]["median"])
+            for row in of_batches
+            if _step_figure(row) == (model, metric, setting, unit)
+        }
+        figure = f"{metric}, {setting}" if setting else metric
+        lines.append(_line([model, f"{figure}, {unit}", *(by_batch.get(batch, "") for batch in batches)]))
+    others = [row for row in rows if row["batch"] is None]
+    lines += ["", *(f"{_of(row)}{row['metric']}: {_number(row['value']['median'])} {row['unit']}." for row in others)]
+    return "\n".join(lines)
+
+
+def _step_figure(row: _Row) -> tuple[str, str, str, str]:
+    subject = row["subject"]
+    return subject["model"], row["metric"], subject["setting"], row["unit"]
+
+
+def _of(row: _Row) -> str:
+    model = row["subject"]["model"]
+    return f"{model}, " if model else ""
+
+
 def with_table(text: str, name: str, table: str) -> str:
     """The text with what stands between the marks of a table replaced.
 

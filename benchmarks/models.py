@@ -16,6 +16,7 @@ from dragoman_export.model import Dimensions, Transformer
 from dragoman_server.bundle.bundle import Bundle, embedded_bundle
 from dragoman_server.bundle.framing import FramingTemplate
 from dragoman_server.bundle.languages import LanguageTable
+from dragoman_server.bundle.manifest import Precision
 from dragoman_server.text.tokenizer import load_tokenizer
 
 DEFAULT_CHECKPOINT = Path(__file__).parent.parent / "models" / "default"
@@ -51,14 +52,16 @@ def default_model() -> Model:
     return Model("default", Checkpoint.load(DEFAULT_CHECKPOINT), Bundle.open(embedded_bundle()))
 
 
-def at_fp32(model: Model, folder: Path) -> Model:
-    """The same checkpoint in a float32 bundle, which is written to `folder`."""
-    bundle, _ = export(model.checkpoint, folder, "fp32", read_sources(model.checkpoint, (), 4))
+def at_precision(model: Model, folder: Path, precision: Precision) -> Model:
+    """The same checkpoint in another bundle, which is written to `folder`."""
+    bundle, _ = export(model.checkpoint, folder, precision, read_sources(model.checkpoint, (), 4))
     return Model(model.name, model.checkpoint, bundle)
 
 
-def opus_base(folder: Path, settings: Settings, name: str = "opus-base", seed: int = 0) -> Model:
-    """The dimensions of the OPUS-MT models at int8, with random weights, which cost the same as trained ones.
+def opus_base(
+    folder: Path, settings: Settings, name: str = "opus-base", seed: int = 0, precision: Precision = "int8"
+) -> Model:
+    """The dimensions of the OPUS-MT models, with random weights, which cost the same as trained ones.
 
     The bundle is written into the folder, under its name. In a quick run the model is much smaller.
     """
@@ -89,7 +92,8 @@ def opus_base(folder: Path, settings: Settings, name: str = "opus-base", seed: i
     checkpoint = Checkpoint(config, model.eval(), _filled_up(default.tokenizer, _OPUS_VOCABULARY_SIZE))
     sources = read_sources(checkpoint, (), 8)
     # Calibrated, as a bundle for use is.
-    bundle, _ = export(checkpoint, folder / name, "int8", sources[:4], calibration=sources)
+    calibration = sources if precision == "int8" else ()
+    bundle, _ = export(checkpoint, folder / name, precision, sources[:4], calibration=calibration)
     return Model("OPUS-base, cut down" if settings.is_quick else "OPUS-base", checkpoint, bundle)
 
 

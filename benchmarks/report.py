@@ -1,11 +1,14 @@
 """Measurements as rows: one table for people, one JSON file for machines, one picture."""
 
+import contextlib
 import json
 import math
 import platform
+import sys
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +43,8 @@ class Subject:
 
     @classmethod
     def of(cls, system: str, package: str, precision: str, threads: int, model: str) -> "Subject":
-        """The version is that of an installed package."""
-        return cls(system, version(package), precision, threads, model)
+        """The version is that of a package."""
+        return cls(system, package_version(package), precision, threads, model)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,14 +63,25 @@ class Row:
     ratio: Summary | None = None  # Dragoman's figure over this one, run by run
 
 
+def package_version(package: str) -> str:
+    """That its module says it has: two distributions may have the same, and a checkout is none. Else the installed one.
+
+    Raises:
+        PackageNotFoundError: it is not there.
+    """
+    said = getattr(sys.modules.get(package), "__version__", None)
+    return str(said) if said else version(package)
+
+
 def publish(rows: list[Row], folder: Path, name: str) -> None:
     """Prints the table and writes NAME.json, and NAME.png where there are curves."""
     console = Console()
     if not console.is_terminal:
         console = Console(width=_FILE_WIDTH)
-    console.print(_table(rows))
+    title = f"{_processor()}, {platform.system()}, Python {platform.python_version()}"
+    console.print(table_of(rows, title))
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"{name}.json").write_text(_json(rows), encoding="utf-8")
+    (folder / f"{name}.json").write_text(to_json(rows), encoding="utf-8")
     files = [f"{name}.json"]
     if charts := _charts(rows):
         draw(charts, folder / f"{name}.png")
@@ -75,8 +89,9 @@ def publish(rows: list[Row], folder: Path, name: str) -> None:
     console.print(f"Wrote {' and '.join(files)} to {folder}.", soft_wrap=True)
 
 
-def _table(rows: list[Row]) -> Table:
-    table = Table(title=f"{_processor()}, {platform.system()}, Python {platform.python_version()}")
+def table_of(rows: Sequence[Row], title: str) -> Table:
+    """For people to read."""
+    table = Table(title=title)
     for heading in ("part", "model", "system", "precision", "threads", "batch", "beam", "at", "metric"):
         table.add_column(heading)
     for heading in ("median", "low - high", "unit", "Dragoman / this"):
@@ -121,16 +136,26 @@ def _number(value: float) -> str:
     return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
-def _json(rows: list[Row]) -> str:
+def to_json(rows: Sequence[Row], **facts: Any) -> str:
+    """The rows with what else there is to say of the run."""
     document = {
         "measured": datetime.now(UTC).isoformat(timespec="seconds"),
         "processor": _processor(),
         "platform": platform.platform(),
         "python": platform.python_version(),
-        "packages": {package: version(package) for package in PACKAGES},
+        "packages": _packages(),
+        **facts,
         "rows": [asdict(row) for row in rows],
     }
     return json.dumps(_finite(document), indent=1, allow_nan=False) + "\n"
+
+
+def _packages() -> dict[str, str]:
+    found = {}
+    for package in PACKAGES:
+        with contextlib.suppress(PackageNotFoundError):
+            found[package] = package_version(package)
+    return found
 
 
 def _finite(value: Any) -> Any:

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from benchmarks.models import opus_base
 from benchmarks.report import Row, Subject
-from benchmarks.served import Server, serving
+from benchmarks.servers import Server, serving
 from benchmarks.settings import SOURCE_LANGUAGE, TARGET_LANGUAGE, Settings, run_part
 from benchmarks.statistics import Summary
 from dragoman import AsyncClient, Client, ModelInfo, ModelState

@@ -7,60 +7,33 @@ import contextlib
 import itertools
 import os
 import random
-import re
-import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from pathlib import Path
 from queue import SimpleQueue
 
-from benchmarks.load import Job, Outcome, drive
+from benchmarks.ct2 import COMPUTE_TYPES, CTranslate2System, save_ctranslate2
+from benchmarks.load import Outcome
 from benchmarks.models import Model, default_model
-from benchmarks.peers import save_ctranslate2
 from benchmarks.report import Row, Subject
+from benchmarks.servers import Server, dragoman_server, serving
 from benchmarks.settings import Settings, run_part
 from benchmarks.statistics import Summary, bracket, paired_ratios, percentile, sustained_rate
-from benchmarks.systems import COMPUTE_TYPES, CTranslate2System, DragomanSystem, Source, dragoman
+from benchmarks.systems import DragomanSystem, Source, dragoman
 from dragoman_server.engine.sequence import Completion, Request
-from dragoman_server.runtime.machine import available_cpus
 
 # Of the higher of both saturation throughputs.
 _RATE_SHARES = (0.1, 0.25, 0.4, 0.55, 0.7, 0.8, 0.9, 1.0, 1.1)
 _PERCENTS = (50, 95, 99)
-_NUM_TEXTS = 128  # at a time keep both servers' batches full
 _CALLERS = 64  # of single texts, where they are held against the engine
 _LIST_SIZE = 256  # texts of one call, where that is
 _PEER_MAX_ROWS, _PEER_DELAYS = (16, 32, 64), (0, 2, 5)  # the latter in ms
 _NUM_ROUNDS = 3  # of the longer measurements that alternate
 _NUM_BISECTIONS = 4
 _BOUND = 4  # times the unloaded p95 of CTranslate2's server
-
-
-@dataclass(frozen=True)
-class Server:
-    """A running server."""
-
-    subject: Subject
-    address: str
-    pid: int
-
-    def drive(self, settings: Settings, rate: float | None = None, num_callers: int = 1, seed: int = 0) -> Outcome:
-        """Puts load on it: open with a rate, closed without."""
-        time.sleep(settings.settle_seconds)
-        return drive(Job(self.address, settings.sentences, settings.load_seconds, rate, num_callers, seed=seed))
-
-    def saturate(self, settings: Settings, num_callers: int = _NUM_TEXTS, texts_per_call: int = 1) -> Outcome:
-        """As much load as it takes, or as these callers are."""
-        time.sleep(settings.settle_seconds)
-        return drive(Job(self.address, settings.sentences, settings.load_seconds, None, num_callers, texts_per_call))
-
-    def row(self, metric: str, unit: str, value: Summary, ratio: Summary | None = None) -> Row:
-        """A figure of this server."""
-        return Row("served", self.subject, metric, unit, value, ratio=ratio)
 
 
 def run(settings: Settings) -> Iterator[Row]:
@@ -82,16 +55,6 @@ def run(settings: Settings) -> Iterator[Row]:
 
 
 # -- servers ---------------------------------------------------------------------------------------------------------
-
-
-def dragoman_server(model: Model, settings: Settings) -> contextlib.AbstractContextManager[Server]:
-    """Runs until the context ends."""
-    options = ["--model", str(model.bundle.folder), "--listen", "127.0.0.1:0", "--metrics-listen", "127.0.0.1:0"]
-    if settings.threads != available_cpus():
-        options += ["--lanes", str(settings.threads), "--num-threads", "1"]
-    precision = model.bundle.manifest.precision
-    subject = Subject.of("Dragoman server", "dragoman", precision, settings.threads, model.name)
-    return serving(subject, "dragoman_server", options)
 
 
 @dataclass(frozen=True)
@@ -151,22 +114,6 @@ def _ctranslate2_server(folder: Path, model: Model, settings: Settings) -> Itera
     delayed = [replace(fastest, max_delay_ms=delay) for delay in _PEER_DELAYS]
     with at(min(delayed, key=lambda setting: p95(setting, throughputs[fastest] / 2))) as server:
         yield server
-
-
-@contextlib.contextmanager
-def serving(subject: Subject, module: str, options: Sequence[str], **environment: str) -> Iterator[Server]:
-    """Runs a server in a process; it must print its address when it is ready."""
-    command = [sys.executable, "-m", module, *options]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | environment)
-    with process:
-        try:
-            assert process.stdout is not None
-            ready = re.search(r" on (127\.0\.0\.1:\d+)", process.stdout.readline())
-            if ready is None:
-                raise RuntimeError(f"{subject.system} did not start")
-            yield Server(subject, ready[1], process.pid)
-        finally:
-            process.kill()
 
 
 # -- under load ------------------------------------------------------------------------------------------------------

@@ -1,19 +1,18 @@
 """Dragoman's engine and its peers behind one method: token ids in, token ids out."""
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
-import ctranslate2
 import torch
 from transformers import MarianMTModel
 
 from benchmarks.models import Model
-from benchmarks.peers import check_ctranslate2, check_marian, marian_model
+from benchmarks.peers import check_marian, marian_model
 from benchmarks.report import Subject
 from dragoman_export.greedy import pad
+from dragoman_server.bundle.manifest import Precision
 from dragoman_server.config import EngineOptions
 from dragoman_server.engine.search_options import SearchOptions
 from dragoman_server.engine.segment_engine import SegmentEngine
@@ -24,10 +23,6 @@ from dragoman_server.runtime.machine import available_cpus
 from dragoman_server.runtime.runners import ModelRunner
 
 Source = tuple[int, ...]
-# By the precision in our tables, what CTranslate2 calls it.
-COMPUTE_TYPES = {"int8": "int8", "fp32": "float32"}
-_PIECES = (16, 32, 64)  # sentences that CTranslate2 is given at a time
-_MOST_PIECE = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,84 +98,9 @@ def dragoman(
         yield DragomanSystem(subject, served.engine, served.runners)
 
 
-class Setting(NamedTuple):
-    """How CTranslate2 shares a batch among the processors."""
-
-    num_workers: int
-    num_threads: int  # within an operator of one worker
-    max_batch: int  # sentences that a worker takes at a time
-
-
-def _piece_sizes(num_sentences: int, num_workers: int) -> list[int]:
-    whole = min(-(-num_sentences // num_workers), _MOST_PIECE)
-    return sorted({whole, *(size for size in _PIECES if size < num_sentences)})
-
-
-@dataclass(frozen=True, eq=False)
-class CTranslate2System:
-    """CTranslate2 with its defaults but for the setting; `at` gives it another."""
-
-    subject: Subject
-    translators: Mapping[tuple[int, int], ctranslate2.Translator]  # by workers and threads of each
-    eos_token_id: int
-    setting: Setting
-
-    @classmethod
-    def load(cls, folder: Path, model: Model, precision: str, threads: int) -> "CTranslate2System":
-        """Loads what `save_ctranslate2` wrote.
-
-        Raises:
-            UnequalWeightsError: fp32, which can be held against the bundle, does something else.
-        """
-        manifest = model.bundle.manifest
-        translators = {
-            (num_workers, num_threads): ctranslate2.Translator(
-                str(folder),
-                device="cpu",
-                compute_type=COMPUTE_TYPES[precision],
-                inter_threads=num_workers,
-                intra_threads=num_threads,
-            )
-            for num_workers, num_threads in {(1, 1), (1, threads), (threads, 1)}
-        }
-        if precision == "fp32":
-            check_ctranslate2(translators[1, 1], manifest)
-        subject = Subject.of("CTranslate2", "ctranslate2", precision, threads, model.name)
-        return cls(subject, translators, manifest.eos_token_id, Setting(1, 1, 1))
-
-    def settings(self, num_sentences: int) -> list[Setting]:
-        """One worker or all, the batch in one piece, in one for each worker, or in many."""
-        return [
-            Setting(num_workers, num_threads, size)
-            for num_workers, num_threads in sorted(self.translators)
-            for size in _piece_sizes(num_sentences, num_workers)
-        ]
-
-    def at(self, setting: Setting) -> "CTranslate2System":
-        """The same weights at a setting, which the table tells."""
-        words = f"{setting.num_workers}x{setting.num_threads}, {setting.max_batch} at a time"
-        return replace(self, setting=setting, subject=replace(self.subject, setting=words))
-
-    def translate(self, batch: Sequence[Source], decoding: Decoding) -> list[Sequence[int]]:
-        results = self.translators[self.setting[:2]].translate_batch(
-            [list(map(str, source)) for source in batch],
-            max_batch_size=self.setting.max_batch,
-            beam_size=decoding.beam_size,
-            min_decoding_length=decoding.min_target_tokens,
-            max_decoding_length=decoding.max_target_tokens,
-            return_scores=True,
-        )
-        targets: list[Sequence[int]] = []
-        for result in results:
-            target = list(map(int, result.hypotheses[0]))
-            # CTranslate2 decodes end-of-sentence and leaves it out of the answer.
-            targets.append([*target, self.eos_token_id] if len(target) < decoding.max_target_tokens else target)
-        return targets
-
-
 @dataclass(frozen=True)
 class TransformersSystem:
-    """Hugging Face's generate, float32."""
+    """Hugging Face's generate, at float32 on the CPU or at fp16 on a GPU."""
 
     subject: Subject
     model: MarianMTModel
@@ -188,7 +108,9 @@ class TransformersSystem:
     eos_token_id: int
 
     @classmethod
-    def load(cls, model: Model, threads: int) -> "TransformersSystem":
+    def load(
+        cls, model: Model, threads: int, device: str = "cpu", precision: Precision = "fp32"
+    ) -> "TransformersSystem":
         """Sets the threads of PyTorch in this process.
 
         Raises:
@@ -198,12 +120,15 @@ class TransformersSystem:
         torch.set_num_threads(threads)
         converted = marian_model(model.checkpoint)
         check_marian(converted, manifest)
-        subject = Subject.of("Transformers", "transformers", "fp32", threads, model.name)
+        if precision == "fp16":
+            converted = converted.half()
+        converted = converted.to(device)
+        subject = Subject.of("Transformers", "transformers", precision, threads, model.name)
         return cls(subject, converted, manifest.pad_token_id, manifest.eos_token_id)
 
     @torch.inference_mode()
     def translate(self, batch: Sequence[Source], decoding: Decoding) -> list[Sequence[int]]:
-        input_ids, mask = pad(batch, self.pad_token_id)
+        input_ids, mask = pad(batch, self.pad_token_id, self.model.device)
         generated = self.model.generate(
             input_ids,
             attention_mask=mask.long(),

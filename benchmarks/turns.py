@@ -20,9 +20,9 @@ from typing import Annotated, Any, NamedTuple
 
 import typer
 
+from benchmarks.comparison import Workload
 from benchmarks.conditions import check_out
 from benchmarks.models import default_model, opus_base
-from benchmarks.offline import Workload
 from benchmarks.report import Row, Subject, publish
 from benchmarks.settings import RESULTS, SENTENCES, Settings, read_sentences
 from benchmarks.statistics import Summary, paired_ratios

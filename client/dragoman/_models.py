@@ -168,7 +168,13 @@ def _parity(message: models_pb2.ParityCertificate) -> models.ParityCertificate:
 
 
 def _defaults(message: models_pb2.ModelDefaults) -> models.ModelDefaults:
-    return models.ModelDefaults(beam_size=message.beam_size, length_penalty=message.length_penalty)
+    return models.ModelDefaults(
+        beam_size=message.beam_size,
+        length_penalty=message.length_penalty,
+        min_target_tokens=message.min_target_tokens,
+        repetition_penalty=message.repetition_penalty or 1.0,  # a server that does not know it has none
+        no_repeat_ngram_size=message.no_repeat_ngram_size,
+    )
 
 
 def _memory(message: models_pb2.ModelMemory) -> models.ModelMemory:

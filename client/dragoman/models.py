@@ -40,8 +40,8 @@ class Determinism(StrEnum):
     """The same text and options have the same answer, bit for bit, whatever else the server does meanwhile."""
 
     LAST_BITS = "last_bits"
-    """The same but for the last bits of log-probabilities, as a GPU adds in an order that depends on the batch. Where
-    two tokens are as probable as each other to these bits, either may be chosen."""
+    """The same but for the last bits of log-probabilities, as models of fp16 and bf16 add in an order that depends on
+    the batch. Where two tokens are as probable as each other to these bits, either may be chosen."""
 
     UNSPECIFIED = "unspecified"
     """Not known, or a value that this version of the SDK does not know."""
@@ -121,6 +121,15 @@ class ModelDefaults:
 
     length_penalty: float
     """The p in `score = sum_logprob / length ** p`."""
+
+    min_target_tokens: int
+    """End-of-sentence cannot come before this many tokens."""
+
+    repetition_penalty: float
+    """What the logits of tokens that the target has already are divided by; 1 is off."""
+
+    no_repeat_ngram_size: int
+    """No sequence of this many tokens comes twice; 0 is off."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -129,23 +129,27 @@ def import_model(
         str | None,
         typer.Option(
             metavar="SOURCE-TARGET",
-            help="Languages of a model for one pair: en-fr, pt-BR-en, or with a colon pt-BR:en.",
+            help="Languages of a model for one pair, or the only ones that one of many shall have: en-fr, pt-BR-en, or "
+            "with a colon pt-BR:en.",
         ),
     ] = None,
     source_language: Annotated[
         str | None,
         typer.Option(
-            "--from", metavar="SOURCE", help="Source language of a model that has a token per target language."
+            "--from",
+            metavar="SOURCE",
+            help="Source language of a model that has a token per target language, or the only one that one of many "
+            "shall have.",
         ),
     ] = None,
     sources: Sources = None,
     num_sources: NumSources = None,
     details: Details = False,
 ) -> None:
-    """Turn a Marian or OPUS-MT model in Hugging Face's layout into a bundle.
+    """Turn a model in Hugging Face's layout into a bundle: Marian or OPUS-MT, M2M-100, NLLB-200, BART or mBART.
 
-    The languages need not be given where tokenizer_config.json has them. They become BCP 47 tags: fr for >>fra<<,
-    pt-BR for >>pt_BR<<. At fp32 the import fails unless ONNX Runtime reproduces PyTorch.
+    The languages need not be given where the folder has them. They become BCP 47 tags: fr for >>fra<<, fra_Latn or
+    fr_XX, pt-BR for >>pt_BR<<. At fp32 the import fails unless ONNX Runtime reproduces PyTorch.
     """
     require_absent(bundle)
     checkpoint = read_model(source, name or source.resolve().name, Languages(pair, source_language))

@@ -1,10 +1,12 @@
 """Language codes of models and users, and the BCP 47 tags of bundles."""
 
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain, count
 
 from langcodes import Language, standardize_tag, tag_is_valid
+from langcodes.data_dicts import LIKELY_SUBTAGS, MACROLANGUAGES, NORMALIZED_MACROLANGUAGES
 from langcodes.tag_parser import LanguageTagError
 
 from dragoman_server.bundle.languages import LanguageTable, folded
@@ -34,21 +36,27 @@ def standard_tag(code: str) -> str:
 def standard_tags(codes: Iterable[str]) -> dict[str, str]:
     """The tags of all target languages of a model, by its own codes; no two have the same tag.
 
+    A script that goes without saying is left out: `fra_Latn` is `fr`, but `zho_Hans` beside `zho_Hant` is `zh-Hans`.
+
     Where several codes mean one language, the code most like the tag gets it: `zho` before `cmn`, `pt_BR` before
-    `pt_br`. The others get a private-use subtag with their code: `zh-x-cmn`, `pt-BR-x-pt-br`. A code that does not have
-    BCP 47's form stays as it is.
+    `pt_br`. The others get a tag of the narrower language, `cmn`, or a private-use subtag with their code:
+    `pt-BR-x-pt-br`. A code that does not have BCP 47's form stays as it is.
     """
     tags: dict[str, str] = {}
     for code in sorted(codes, key=_distance):
         tag = _tag_or_code(code)
         private = f"{tag}-x-{_hyphens(code).lower()}"
-        candidates = chain((tag, private), (f"{private}-{number}" for number in count(2)))
+        narrower = _tag_or_code(code, macro=False)
+        candidates = chain((tag, narrower, private), (f"{private}-{number}" for number in count(2)))
         tags[code] = next(candidate for candidate in candidates if candidate not in tags.values())
-    return tags
+    return _without_needless_scripts(tags)
 
 
 def aliases(tags: Mapping[str, str], others: Iterable[str] = ()) -> dict[str, str]:
-    """A model's own codes, by which callers may name its languages beside the tags, where they are unambiguous.
+    """Other codes by which callers may name a model's languages beside the tags, where they are unambiguous.
+
+    They are the model's own codes, and tags that mean one of its languages and do not begin with its tag: `zh` and
+    `zh-TW` where the model has `zh-Hans` and `zh-Hant`, `cmn-Hans` for `zh-Hans`, `no` for `nb`.
 
     Args:
         tags: by the model's own codes, as `standard_tags` gives them.
@@ -56,16 +64,73 @@ def aliases(tags: Mapping[str, str], others: Iterable[str] = ()) -> dict[str, st
     """
     taken = {folded(tag) for tag in (*tags.values(), *others)}
     found = {}
-    for code, tag in tags.items():
+    for code, tag in chain(tags.items(), _other_names(tags.values())):
         if folded(code) not in taken:
             taken.add(folded(code))
             found[code] = tag
     return found
 
 
-def _tag_or_code(code: str) -> str:
+def _without_needless_scripts(tags: Mapping[str, str]) -> dict[str, str]:
+    without = {code: _divided(tag) for code, tag in tags.items()}
+    numbers = Counter(short for _, short in without.values())
+    taken = {*tags.values()}
+    return {
+        code: short
+        if script and numbers[short] == 1 and short not in taken and script in _usual_scripts(short, script)
+        else tags[code]
+        for code, (script, short) in without.items()
+    }
+
+
+def _divided(tag: str) -> tuple[str, str]:
+    """The script of a tag, or nothing, and the tag without it."""
+    language, *others = tag.split("-")
+    has_script = bool(others) and len(others[0]) == 4 and others[0].isalpha() and "x" not in others
+    return (others[0], "-".join([language, *others[1:]])) if has_script else ("", tag)
+
+
+def _usual_scripts(tag: str, default: str) -> tuple[str, ...]:
+    """The script of texts in a language, and its other names; `default` where it is not known."""
+    likely = LIKELY_SUBTAGS.get(tag)
+    script = likely.split("-")[1] if likely else default
+    return ("Kore", "Hang") if script == "Kore" else (script,)
+
+
+def _other_names(tags: Iterable[str]) -> Iterator[Pair]:
+    own = {*tags}
+    by_language: dict[str, dict[str, str]] = {}  # language -> script -> tag, of tags without a region
+    for tag in sorted(own):
+        script, short = _divided(tag)
+        if "-" not in short:
+            by_language.setdefault(short, {})[script] = tag
+    for language, scripts in by_language.items():
+        usual = next((scripts[s] for s in _usual_scripts(language, "") if s in scripts), "")
+        bare = scripts.get("") or usual or (next(iter(scripts.values())) if len(scripts) == 1 else "")
+        if bare:
+            yield language, bare
+        for narrower, wider in NORMALIZED_MACROLANGUAGES.items():
+            if wider == language:
+                yield from ((f"{narrower}-{script}", tag) for script, tag in scripts.items() if script)
+                if bare:
+                    yield narrower, bare
+        for place, likely in LIKELY_SUBTAGS.items():
+            found, _, region = place.partition("-")
+            script = likely.split("-")[1]
+            if found == language and region.isupper() and scripts.get(script, bare) != bare:
+                yield place, scripts[script]
+    parts: defaultdict[str, set[str]] = defaultdict(set)
+    for language, scripts in by_language.items():
+        parts[MACROLANGUAGES.get(language, "")] |= {*scripts.values()}
+    yield from ((wider, next(iter(tags))) for wider, tags in parts.items() if wider and len(tags) == 1)
+    for name, other in (("no", "nb"), ("nb", "no"), ("tl", "fil")):
+        if other in own:
+            yield name, other
+
+
+def _tag_or_code(code: str, *, macro: bool = True) -> str:
     try:
-        return standardize_tag(code, macro=True)
+        return standardize_tag(code, macro=macro)
     except LanguageTagError:
         return code
 

@@ -21,7 +21,8 @@ Mask = Tensor | Literal["causal"] | None  # "causal": a query sees the keys up t
 class Dimensions:
     """Everything that decides the shape and the arithmetic of a model, and nothing about how it was trained.
 
-    The defaults are the paper's choices; the other values are what published checkpoints (Marian, M2M-100, NLLB) need.
+    The defaults are the paper's choices; the other values are what published checkpoints (Marian, M2M-100, NLLB, BART,
+    mBART) need.
     """
 
     source_vocabulary_size: int
@@ -32,13 +33,15 @@ class Dimensions:
     num_encoder_layers: int = 6
     num_decoder_layers: int = 6
     max_positions: int = 512  # longest source and longest target, in tokens
-    shared_vocabulary: bool = True  # source, target and output projection are one matrix; otherwise the last two are
+    shared_vocabulary: bool = True  # the embeddings of source and target are one matrix
+    tied_projection: bool = True  # the output projection is the target's embedding
     norm: Literal["post", "pre"] = "post"  # where layer norm stands relative to the residual (paper: post)
     activation: Literal["relu", "gelu", "silu"] = "relu"
     positions: Literal["sinusoidal", "learned"] = "sinusoidal"
-    position_layout: Literal["interleaved", "split"] = "interleaved"  # sin, cos, sin, cos ... or all sin, then all cos
+    position_layout: Literal["interleaved", "split", "fairseq"] = "interleaved"  # of sinusoids, see `sinusoids`
     position_offset: int = 0  # row of the position table that the first token uses
     scale_embedding: bool = True  # multiply embeddings by sqrt(D), section 3.4 of the paper
+    embedding_norm: bool = False  # layer norm of embedding plus position
     output_bias: bool = False
 
     def __post_init__(self) -> None:
@@ -214,11 +217,17 @@ class DecoderLayer(nn.Module):
         return self.feed_forward_residual.leave(states, update), self_kv, self_weights, cross_weights
 
 
-def sinusoids(num_positions: int, width: int, layout: Literal["interleaved", "split"]) -> Tensor:
+def sinusoids(num_positions: int, width: int, layout: Literal["interleaved", "split", "fairseq"]) -> Tensor:
     """Position table [num_positions, width] of section 3.5: PE(p, 2i) = sin(p / 10000^(2i / width)), odd columns cos.
 
-    `split` keeps the same numbers but puts all the sines first, as Marian does.
+    `split` keeps the same numbers but puts all the sines first, as Marian does. `fairseq` does so too, with wavelengths
+    that reach 10000 * 2 pi: PE(p, i) = sin(p / 10000^(i / (width / 2 - 1))). It is computed in float32 as fairseq and
+    `transformers` do, whose angles of late positions are off by 1e-4.
     """
+    if layout == "fairseq":
+        exponents = torch.arange(width // 2).float() * -(math.log(10000) / (width // 2 - 1))
+        angles = torch.arange(num_positions).float().unsqueeze(1) * exponents.exp()
+        return torch.cat([angles.sin(), angles.cos()], dim=1)
     positions = torch.arange(num_positions, dtype=torch.float64).unsqueeze(1)
     angles = positions * torch.pow(10000.0, -torch.arange(0, width, 2, dtype=torch.float64) / width)
     sin, cos = angles.sin(), angles.cos()
@@ -227,7 +236,7 @@ def sinusoids(num_positions: int, width: int, layout: Literal["interleaved", "sp
 
 
 class Embedding(nn.Module):
-    """Token embeddings, scaled, plus positions (sections 3.4 and 3.5)."""
+    """Token embeddings, scaled, plus positions (sections 3.4 and 3.5), and a layer norm where the model has it."""
 
     def __init__(self, dims: Dimensions, tokens: nn.Embedding, dropout: float) -> None:
         super().__init__()
@@ -240,13 +249,14 @@ class Embedding(nn.Module):
             self.register_buffer("positions", table, persistent=False)
         else:
             self.positions = nn.Parameter(torch.randn(num_rows, dims.d_model) * 0.02)
+        self.norm = nn.LayerNorm(dims.d_model) if dims.embedding_norm else nn.Identity()
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, token_ids: Tensor, first_position: int = 0) -> Tensor:
         """[B, T] -> [B, T, D]"""
         start = first_position + self.offset
         positions = self.positions[start : start + token_ids.size(1)]
-        return self.dropout(self.tokens(token_ids) * self.scale + positions)  # type: ignore[no-any-return]
+        return self.dropout(self.norm(self.tokens(token_ids) * self.scale + positions))  # type: ignore[no-any-return]
 
 
 class Attentions(NamedTuple):
@@ -271,7 +281,7 @@ class DecoderState:
 
 
 class Transformer(nn.Module):
-    """Encoder and decoder stacks over (shared) embeddings, with the output projection tied to the target embedding."""
+    """Encoder and decoder stacks over embeddings, which source, target and output projection may share."""
 
     def __init__(self, dims: Dimensions, dropout: float = 0.0) -> None:
         super().__init__()
@@ -289,6 +299,8 @@ class Transformer(nn.Module):
         # With pre-norm the residual stream itself is never normalised, so each stack ends with a norm of its own.
         self.encoder_norm = nn.LayerNorm(dims.d_model) if dims.norm == "pre" else nn.Identity()
         self.decoder_norm = nn.LayerNorm(dims.d_model) if dims.norm == "pre" else nn.Identity()
+        shape = dims.target_vocabulary_size, dims.d_model
+        self.output_weight = None if dims.tied_projection else nn.Parameter(torch.empty(shape))
         self.output_bias = nn.Parameter(torch.zeros(dims.target_vocabulary_size)) if dims.output_bias else None
         self.reset_parameters()
 
@@ -300,6 +312,8 @@ class Transformer(nn.Module):
                 nn.init.zeros_(module.bias)
             elif isinstance(module, nn.Embedding):
                 nn.init.normal_(module.weight, std=self.dims.d_model**-0.5)
+        if self.output_weight is not None:
+            nn.init.normal_(self.output_weight, std=self.dims.d_model**-0.5)
 
     def encode(
         self, source_ids: Tensor, source_mask: Tensor | None, fused: bool = False
@@ -334,9 +348,14 @@ class Transformer(nn.Module):
                 cross_weights.append(layer_cross)
         return self.decoder_norm(states), self_weights, cross_weights
 
+    @property
+    def projection(self) -> Tensor:
+        """The matrix [V, D] of the output projection."""
+        return self.target_embedding.tokens.weight if self.output_weight is None else self.output_weight
+
     def project(self, hidden: Tensor) -> Tensor:
         """Decoder hidden states [..., D] -> logits [..., V]."""
-        return F.linear(hidden, self.target_embedding.tokens.weight, self.output_bias)
+        return F.linear(hidden, self.projection, self.output_bias)
 
     def forward(self, source_ids: Tensor, source_mask: Tensor, target_ids: Tensor) -> tuple[Tensor, Attentions]:
         """The teacher-forced pass: logits [B, T, V] for decoder input `target_ids` [B, T], and all attentions."""

@@ -164,9 +164,8 @@ class EngineOptions:
         int,
         Meta(ge=0, le=2**50),
         About(
-            "Memory of a GPU that each of a model's two graphs, the encoder and the decoding step, may take up for its "
-            "weights and for what a run computes; a run that needs more fails. 0: as much as there is. A CPU has no "
-            "limit.",
+            "Memory of a GPU that each graph of a model may take up for what its runs compute, beside weights, keys "
+            "and values; a run that needs more fails. 0: as much as there is. A CPU has no limit.",
             "bytes",
         ),
     ] = 0

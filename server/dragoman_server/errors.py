@@ -303,6 +303,10 @@ class InferenceError(DragomanError):
     """The model could not be run on a batch; its members fail, nobody else."""
 
 
+class DeviceLostError(Exception):
+    """A device computes nothing any more, for anybody: the engine on it has to end."""
+
+
 class StartError(DragomanError):
     """The server cannot start; the text says why, and is made one line where other libraries' texts are in it."""
 

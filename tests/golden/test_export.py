@@ -70,6 +70,10 @@ def test_int8_stays_close_to_its_source(tiny_exports: Exports) -> None:
         {"norm": "pre", "position_layout": "split", "position_offset": 1, "scale_embedding": False},
         {"shared_vocabulary": False, "output_bias": False},
         {"num_encoder_layers": 1, "num_decoder_layers": 3, "num_heads": 8},
+        {"norm": "pre", "position_layout": "fairseq", "position_offset": 2, "output_bias": False},
+        {"activation": "gelu", "positions": "learned", "position_offset": 2, "embedding_norm": True},
+        {"norm": "pre", "positions": "learned", "embedding_norm": True, "tied_projection": False},
+        {"shared_vocabulary": False, "tied_projection": False},
     ],
     ids=lambda dimensions: " ".join(dimensions),
 )

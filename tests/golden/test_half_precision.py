@@ -62,6 +62,24 @@ CONFIGURATIONS: dict[str, dict[str, Any]] = {
         "shared_vocabulary": False,
         "scale_embedding": False,
     },
+    "pre-norm, heads of 32, gelu, embedding norm, a projection of its own": {
+        "d_model": 64,
+        "num_heads": 2,
+        "norm": "pre",
+        "activation": "gelu",
+        "positions": "learned",
+        "position_offset": 2,
+        "embedding_norm": True,
+        "tied_projection": False,
+    },
+    "post-norm, heads of 64, relu, embedding norm, fairseq's positions": {
+        "d_model": 64,
+        "num_heads": 1,
+        "position_layout": "fairseq",
+        "position_offset": 2,
+        "embedding_norm": True,
+        "scale_embedding": False,
+    },
     "pre-norm, heads of 64, silu, deeper decoder": {
         "d_model": 64,
         "num_heads": 1,
@@ -150,7 +168,7 @@ def largest_difference(model: Transformer, runner: Runner, pairs: Sequence[Token
 
 def test_the_graphs_for_cuda_in_float32_give_every_log_prob_of_pytorch(exported: Exported) -> None:
     pairs = ragged_pairs(exported.checkpoint)
-    twin = open_twin(exported.model, exported.fp32, len(pairs))
+    twin = DeviceRunner(open_twin(exported.model, exported.fp32), len(pairs))
     start_id = exported.checkpoint.config.bos_token_id
     assert largest_difference(exported.model, twin, pairs, start_id) < 1e-4
 
@@ -178,7 +196,7 @@ def test_the_default_model_is_within_its_tolerance_on_sentences_that_were_not_me
 def test_the_default_model_in_float32_gives_every_log_prob_of_pytorch(default_model: Exported) -> None:
     checkpoint = default_model.checkpoint
     pairs = translate(checkpoint.model, checkpoint.config, read_sources(checkpoint, (), 12))
-    twin = open_twin(checkpoint.model, default_model.fp32, len(pairs))
+    twin = DeviceRunner(open_twin(checkpoint.model, default_model.fp32), len(pairs))
     assert largest_difference(checkpoint.model, twin, pairs, checkpoint.config.bos_token_id) < 1e-4
 
 
@@ -208,7 +226,7 @@ def test_beams_are_those_of_the_graphs_for_cpus(exported: Exported, monkeypatch:
         Request(pair.source.ids, CAPACITY_STEP + 16 if i % 3 == 0 else 20, options=short if i % 3 else options)
         for i, pair in enumerate(ragged_pairs(exported.checkpoint))
     ]
-    twin = open_twin(exported.model, exported.fp32, max_running)
+    twin = DeviceRunner(open_twin(exported.model, exported.fp32), max_running)
     first_bytes = twin.kv_pool_bytes
     expected = hypotheses(
         exported.fp32, OnnxRunner.open(exported.fp32, max_running, num_threads=1), requests, max_running=max_running

@@ -1,33 +1,23 @@
 """Token for token what `generate` of Hugging Face's transformers gives, by every kind of search that both have."""
 
 import random
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
-from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, MarianMTModel
+from transformers import GenerationConfig, MarianMTModel
 
 from dragoman_export.bundle.writer import export
 from dragoman_export.families.marian import read_marian
 from dragoman_export.greedy import Source
 from dragoman_export.languages import Languages
 from dragoman_server.bundle.bundle import Bundle
-from dragoman_server.engine.search import Search
 from dragoman_server.engine.search_options import EarlyStopping, SearchOptions
-from dragoman_server.engine.sequence import Request
-from dragoman_server.runtime.runner import OnnxRunner
-from support.fake_runner import running_engine
+from support.generating import SCORE_TOLERANCE, Ids, decode, generate, is_tied
 from support.marian_model import EOS_ID, write_marian
 
 pytestmark = pytest.mark.timeout(600)
-
-MAX_TARGET_TOKENS = 30
-SCORE_TOLERANCE = 1e-4
-# Log-probs closer together than this are decided by rounding.
-TIE_MARGIN = 1e-5
 
 # MarianConfig's fields, and a bias with which some targets end early, some late and some not at all.
 CONFIGURATIONS: dict[str, tuple[dict[str, Any], float]] = {
@@ -67,16 +57,6 @@ SEARCHES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     ),
 }
 
-Ids = tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Found:
-    """The targets of a source, best first, and their scores where there are several."""
-
-    targets: list[Ids]
-    scores: list[float]
-
 
 @dataclass(frozen=True)
 class Model:
@@ -108,64 +88,13 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     return Model(huggingface, bundle)
 
 
-class Noise(LogitsProcessor):  # type: ignore[misc]
-    """Blurs what is too close together to be decided."""
-
-    def __init__(self, seed: int) -> None:
-        self.generator = torch.Generator().manual_seed(seed)
-
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        return scores + TIE_MARGIN * (2 * torch.rand(scores.shape, generator=self.generator) - 1)
-
-
-def generate(model: MarianMTModel, sources: list[Ids], options: dict[str, Any], *noise: Noise) -> list[Found]:
-    """What `transformers` finds."""
-    pad_id = model.config.pad_token_id
-    input_ids = torch.full((len(sources), max(map(len, sources))), pad_id)
-    for row, source in enumerate(sources):
-        input_ids[row, : len(source)] = torch.tensor(source)
-    generation_config = GenerationConfig(
-        **{"num_beams": 1, "do_sample": False, "return_dict_in_generate": True, "output_scores": True, **options},
-        max_length=1 + MAX_TARGET_TOKENS,  # they count the token that the decoder begins with
-        bad_words_ids=[[pad_id]],
-        pad_token_id=pad_id,
-        decoder_start_token_id=pad_id,
-        eos_token_id=EOS_ID,
-    )
-    output = model.generate(
-        input_ids,
-        attention_mask=(input_ids != pad_id).long(),
-        generation_config=generation_config,
-        logits_processor=LogitsProcessorList(noise),
-    )
-    targets = [tuple(i for i in ids[1:] if i != pad_id) for ids in output.sequences.tolist()]
-    scores = output.sequences_scores.tolist() if "num_beams" in options else []
-    count = options.get("num_return_sequences", 1)
-    return [Found(targets[i : i + count], scores[i : i + count]) for i in range(0, len(targets), count)]
-
-
-def decode(bundle: Bundle, sources: list[Ids], options: SearchOptions) -> Iterator[Found]:
-    """What we find, all of it at once."""
-    max_running = 29
-    runner = OnnxRunner.open(bundle, max_running, num_threads=1)
-    with running_engine(runner, Search.of(bundle.manifest), max_running=max_running) as engine:
-        futures = engine.submit([Request(source, MAX_TARGET_TOKENS, options=options) for source in sources])
-        for future in futures:
-            hypotheses = future.result(timeout=300).hypotheses
-            yield Found([h.token_ids for h in hypotheses], [h.score for h in hypotheses])
-
-
-def is_tied(model: MarianMTModel, source: Ids, options: dict[str, Any], found: Found) -> bool:
-    """Whether rounding could have made `transformers` find this."""
-    return any(generate(model, [source], options, Noise(seed))[0].targets == found.targets for seed in range(20))
-
-
 @torch.inference_mode()
 @pytest.mark.parametrize("search", SEARCHES)
 @pytest.mark.parametrize("count", [8, pytest.param(60, marks=pytest.mark.slow)])
 def test_every_search_finds_what_hugging_face_finds(model: Model, search: str, count: int) -> None:
     theirs, ours = SEARCHES[search]
     sources = model.sources(count)
+    theirs = {"bad_words_ids": [[model.huggingface.config.pad_token_id]], **theirs}
     expected = generate(model.huggingface, sources, theirs)
     num_tied = 0
     for source, wanted, found in zip(

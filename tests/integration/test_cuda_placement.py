@@ -107,16 +107,12 @@ def test_the_encoder_writes_where_keys_and_values_stay(calls: dict[str, dict[str
 
 def test_moved_rows_stay_on_the_device(calls: dict[str, dict[str, Any]]) -> None:
     moves = calls["captured moves"]
-    assert (len(moves["to device"]), moves["to host"], moves["within"]) == (2, [], 0)  # where to, for either attention
+    assert (len(moves["to device"]), moves["to host"], moves["within"]) == (4, [], 0)  # where, for either attention
 
 
 def test_no_copy_takes_an_address_of_the_host_for_one_of_the_device(calls: dict[str, dict[str, Any]]) -> None:
     assert {name: call["mismatches"] for name, call in calls.items() if call["mismatches"]} == {}
 
 
-def test_a_model_that_may_not_take_up_what_it_needs_is_refused(
-    tiny_bundles: dict[Precision, Bundle], driver: Path
-) -> None:
-    error = over_stub("arena", tiny_bundles["fp16"].folder, driver)
-    assert "encoder.onnx cannot be loaded on CUDA device 0" in error
-    assert "vailable memory" in error
+def test_a_run_that_may_not_take_up_what_it_needs_fails(tiny_bundles: dict[Precision, Bundle], driver: Path) -> None:
+    assert "vailable memory" in over_stub("arena", tiny_bundles["fp16"].folder, driver)

@@ -66,7 +66,7 @@ def address_in(line: str) -> str:
 def test_a_server_with_onnx_runtime_for_the_cpu_refuses_a_gpu() -> None:
     line = refusal([sys.executable, "-c", MAIN], "cuda")
     assert line.startswith("dragoman-server: --device is cuda, and no GPU can be used. The ONNX Runtime that is ")
-    assert "pip uninstall onnxruntime onnxruntime-gpu, then pip install 'dragoman[gpu]'" in line
+    assert "pip uninstall onnxruntime onnxruntime-gpu, then pip install '.[gpu]' in a checkout of Dragoman" in line
 
 
 async def test_without_a_gpu_fp16_is_served_on_the_cpu_and_the_log_says_why(
@@ -131,7 +131,10 @@ def test_a_server_with_an_old_driver_says_so(tmp_path: Path) -> None:
 )
 def test_a_server_without_a_library_names_it(driver: Path, tmp_path: Path, library: str, named: str) -> None:
     line = stub_refusal("cuda", driver, packages_without(tmp_path, library))
-    assert f"Libraries of CUDA 13 are missing, {named}: pip install 'dragoman[gpu]' brings them." in line
+    assert (
+        f"Libraries of CUDA 13 are missing, {named}: pip install '.[gpu]' in a checkout of Dragoman brings them."
+        in line
+    )
 
 
 @needs_stub

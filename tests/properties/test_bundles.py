@@ -23,7 +23,7 @@ SCALARS = st.one_of(
     st.sampled_from([2**31, 2**63, 10**400, -(2**63)]),
     st.floats(),
     st.text(st.characters(), max_size=5),
-    st.sampled_from(["\ud800", "a\nb", "x" * 1000, "../weights.bin", "fp32", "int8", "marian"]),
+    st.sampled_from(["\ud800", "a\nb", "x" * 1000, "../weights.bin", "fp32", "int8", "marian", "byte_bpe"]),
 )
 ANYTHING = st.recursive(
     SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner)

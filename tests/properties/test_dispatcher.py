@@ -65,6 +65,7 @@ def test_every_request_is_answered_exactly_once(engines: list[tuple[int, int]], 
     for nums_rows in calls:
         requests = [Request((next(ids), 9), 20, options=SearchOptions(beam_size=n)) for n in nums_rows]
         loads = [engine.num_pending_rows for engine in several]
+        have_room = all(engine.room >= len(requests) for engine in several)
         try:
             futures = dispatcher.submit(requests)
         except QueueFullError:
@@ -73,7 +74,7 @@ def test_every_request_is_answered_exactly_once(engines: list[tuple[int, int]], 
         accepted += zip(requests, futures, strict=True)
         # None was given so much that another would still have less without its last.
         for engine, before in zip(several, loads, strict=True):
-            if engine.num_pending_rows > before:
+            if have_room and engine.num_pending_rows > before:
                 assert engine.num_pending_rows - 5 <= min(other.num_pending_rows for other in several)
     answered = Counter(chain.from_iterable(engine.answer() for engine in several))
     assert answered == Counter(request for request, _ in accepted)

@@ -42,7 +42,9 @@ def ready(name: str, *groups: pb.LanguageGroup, version: str = "0123456789ab") -
         ),
         determinism=pb.DETERMINISM_BITWISE,
         has_attention=True,
-        defaults=pb.ModelDefaults(beam_size=4, length_penalty=1.5),
+        defaults=pb.ModelDefaults(
+            beam_size=4, length_penalty=1.5, min_target_tokens=2, repetition_penalty=1.2, no_repeat_ngram_size=3
+        ),
         memory=pb.ModelMemory(weights_bytes=80 << 20, kv_cache_bytes=5 << 20, max_kv_cache_bytes=3 << 30),
         active_calls=3,
     )

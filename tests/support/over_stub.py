@@ -2,6 +2,7 @@
 
 over_stub.py placement FOLDER     where the operators of both graphs go, and what an uncaptured step asks for
 over_stub.py calls FOLDER         what each call of the runner asks for
+over_stub.py arena FOLDER         the error of a run that may not take up what it needs
 """
 
 import json
@@ -105,14 +106,14 @@ def arena(folder: Path) -> str:
 
     cuda_stub.load()
     from dragoman_server.bundle.bundle import Bundle
-    from dragoman_server.errors import BundleError
     from dragoman_server.runtime.device_memory import Memory
-    from dragoman_server.runtime.device_runner import DeviceGraphs
+    from dragoman_server.runtime.device_runner import DeviceGraphs, DeviceRunner
 
     bundle, contents = Bundle.load(folder)
+    runner = DeviceRunner(DeviceGraphs.open(bundle.manifest, contents, Memory("cuda", 0), max_arena_bytes=1 << 20), 64)
     try:
-        DeviceGraphs.open(bundle.manifest, contents, Memory("cuda", 0), max_arena_bytes=4096)
-    except BundleError as error:
+        runner.encode([[5] * 100] * 64, 0)
+    except Exception as error:  # ONNX Runtime's exceptions share no base class
         return str(error)
     return ""
 

@@ -20,6 +20,8 @@ class ServerProcess:
     address: str
     metrics_url: str
     admin_address: str | None
+    line: str
+    """That says what is served, as it was printed."""
 
     def terminate(self) -> int:
         """SIGTERM; waits for the end and returns the exit code."""
@@ -41,10 +43,10 @@ def server_process(bundle: Path | None, *options: str, program: str = MAIN) -> I
     with process:
         try:
             assert process.stdout is not None
-            ready = re.fullmatch(
-                r"serving .* on (\S+), metrics on ([^\s,]+)(?:, administration on (\S+))?\n", process.stdout.readline()
-            )
+            line = process.stdout.readline()
+            ready = re.fullmatch(r"serving .* on (\S+), metrics on ([^\s,]+)(?:, administration on (\S+))?\n", line)
             assert ready, "the server did not start"
-            yield ServerProcess(process, *ready.groups())
+            address, metrics_url, admin_address = ready.groups()
+            yield ServerProcess(process, address, metrics_url, admin_address, line)
         finally:
             process.kill()

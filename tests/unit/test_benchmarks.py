@@ -2,6 +2,7 @@ import json
 import math
 import random
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,16 @@ import pytest
 import torch
 
 from benchmarks import markdown
+from benchmarks.comparison import Workload, compare
 from benchmarks.conversion import check_convertible, with_split_positions
+from benchmarks.gpu.plan import LeftOutError, Plan
+from benchmarks.gpu.results import Results
+from benchmarks.gpu.steps import step_bytes
 from benchmarks.marian import as_marian_computes, marian_positions, save_marian
+from benchmarks.models import Model
 from benchmarks.paragraphs import paragraphs
 from benchmarks.report import Row, Subject
+from benchmarks.settings import Settings
 from benchmarks.statistics import (
     Summary,
     bracket,
@@ -24,11 +31,15 @@ from benchmarks.statistics import (
     percentile,
     sustained_rate,
 )
+from benchmarks.systems import Decoding, Source
 from benchmarks.worker import running
 from dragoman_export.checkpoint import Checkpoint, Config
 from dragoman_export.model import Dimensions, Transformer, sinusoids
+from dragoman_server.bundle.bundle import Bundle
 from dragoman_server.bundle.framing import FramingTemplate
 from dragoman_server.bundle.languages import LanguageTable
+from dragoman_server.bundle.manifest import DECODER_STEP_FILE, Precision
+from dragoman_server.runtime.session import weights_of
 
 
 def test_a_summary_is_the_median_and_the_extremes() -> None:
@@ -335,3 +346,78 @@ def test_a_run_is_written_between_the_marks_of_both_readmes(tmp_path: Path) -> N
 def test_a_file_without_marks_is_refused() -> None:
     with pytest.raises(ValueError, match="offline"):
         markdown.with_table("# A readme", "offline", "| a |")
+
+
+# -- on a GPU ----------------------------------------------------------------------------------------------------------
+
+
+def step_row(metric: str, value: float, batch: int | None, setting: str = "") -> Row:
+    subject = Subject("Dragoman", "1", "fp16", 1, "base", setting)
+    return Row("steps", subject, metric, "ms", Summary.single(value), batch, None if batch is None else 1)
+
+
+def test_steps_are_a_table_by_batch() -> None:
+    rows = [step_row("step", 2.0, 8, "captured"), step_row("step", 1.0, 1, "captured"), step_row("floor", 0.25, None)]
+    assert markdown.steps_table([asdict(row) for row in rows]).splitlines() == [
+        "| model | figure | 1 | 8 |",
+        "|---|---|---|---|",
+        "| base | step, captured, ms | 1 | 2 |",
+        "",
+        "base, floor: 0.25 ms.",
+    ]
+
+
+def test_a_run_that_is_cut_off_keeps_what_it_has(tmp_path: Path) -> None:
+    results = Results(tmp_path / "new", {"card": "a card", "driver": "600"})
+    results.add(step_row("step", 1.0, 1))
+    results.leave_out("served", "no time")
+    document = json.loads((tmp_path / "new/gpu.json").read_text())
+    assert [row["metric"] for row in document["rows"]] == ["step"]
+    assert (document["card"], document["left_out"]) == ("a card", {"served": "no time"})
+    text = (tmp_path / "new/gpu.md").read_text()
+    assert text.startswith("card a card, driver 600.\n\n| model | figure | 1 |")
+    assert text.endswith("Not measured: served: no time.\n")
+
+
+def test_a_plan_ends_when_its_time_is_over() -> None:
+    plan = Plan("cpu", ("Hello.",), is_quick=True, max_seconds=1000.0)
+    plan.require_time()
+    with pytest.raises(LeftOutError, match="had passed, of 0"):
+        Plan("cpu", ("Hello.",), is_quick=True, max_seconds=0.0).require_time()
+
+
+def test_a_step_reads_the_weights_of_its_products_but_no_table(tiny_bundles: dict[Precision, Bundle]) -> None:
+    """A Gather reads a few rows of the positions; the embedding is also the output projection."""
+    bundle = tiny_bundles["fp16"]
+    contents = bundle.contents()
+    assert step_bytes(contents) == step_weights(bundle) - contents.weights["positions"].nbytes
+
+
+def step_weights(bundle: Bundle) -> int:
+    """Bytes of all weights that the step names."""
+    contents = bundle.contents()
+    return sum(contents.weights[name].nbytes for name in weights_of(contents, DECODER_STEP_FILE))
+
+
+class Counting:
+    """A system that answers at once."""
+
+    subject = Subject("counting", "1", "fp32", 1, "base")
+
+    def __init__(self) -> None:
+        self.num_calls = 0
+
+    def translate(self, batch: Sequence[Source], decoding: Decoding) -> list[Sequence[int]]:
+        self.num_calls += 1
+        return [[1, 2, 3] for _ in batch]
+
+
+def test_without_peers_ours_is_measured_alone(
+    tiny_bundles: dict[Precision, Bundle], tiny_checkpoint: Checkpoint
+) -> None:
+    model = Model("tiny", tiny_checkpoint, tiny_bundles["fp32"])
+    settings = Settings(("Hello.",), 1, num_pairs=5, settle_seconds=0.0)
+    system = Counting()
+    [row] = compare(system, [], Workload(model, [(5, 3)], 1), 1, 1, settings)
+    assert (row.metric, row.ratio) == ("throughput", None)
+    assert system.num_calls == 2 * (1 + 5)  # a warm-up and five runs, each after one sentence

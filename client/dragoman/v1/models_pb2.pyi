@@ -72,10 +72,10 @@ class _DeterminismEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._En
     nor padding nor lanes change them. On the same processor and server version.
     """
     DETERMINISM_LAST_BITS: _Determinism.ValueType  # 2
-    """The same but for the last bits of log-probabilities: on a GPU the order of
-    additions depends on how many rows are computed together, and so on what
-    else the server does meanwhile. Where two tokens are as probable as each
-    other to these bits, either may be chosen.
+    """The same but for the last bits of log-probabilities, as for models of fp16
+    and bf16: the order of additions depends on how many rows are computed
+    together, and so on what else the server does meanwhile. Where two tokens
+    are as probable as each other to these bits, either may be chosen.
     """
 
 class Determinism(_Determinism, metaclass=_DeterminismEnumTypeWrapper):
@@ -88,10 +88,10 @@ DETERMINISM_BITWISE: Determinism.ValueType  # 1
 nor padding nor lanes change them. On the same processor and server version.
 """
 DETERMINISM_LAST_BITS: Determinism.ValueType  # 2
-"""The same but for the last bits of log-probabilities: on a GPU the order of
-additions depends on how many rows are computed together, and so on what
-else the server does meanwhile. Where two tokens are as probable as each
-other to these bits, either may be chosen.
+"""The same but for the last bits of log-probabilities, as for models of fp16
+and bf16: the order of additions depends on how many rows are computed
+together, and so on what else the server does meanwhile. Where two tokens
+are as probable as each other to these bits, either may be chosen.
 """
 global___Determinism = Determinism
 
@@ -513,17 +513,31 @@ class ModelDefaults(google.protobuf.message.Message):
 
     BEAM_SIZE_FIELD_NUMBER: builtins.int
     LENGTH_PENALTY_FIELD_NUMBER: builtins.int
+    MIN_TARGET_TOKENS_FIELD_NUMBER: builtins.int
+    REPETITION_PENALTY_FIELD_NUMBER: builtins.int
+    NO_REPEAT_NGRAM_SIZE_FIELD_NUMBER: builtins.int
     beam_size: builtins.int
     """As DecodingOptions.beam_size."""
     length_penalty: builtins.float
     """As DecodingOptions.length_penalty."""
+    min_target_tokens: builtins.int
+    """As DecodingOptions.min_target_tokens. A call whose max_target_tokens is less
+    gets that many.
+    """
+    repetition_penalty: builtins.float
+    """As DecodingOptions.repetition_penalty."""
+    no_repeat_ngram_size: builtins.int
+    """As DecodingOptions.no_repeat_ngram_size."""
     def __init__(
         self,
         *,
         beam_size: builtins.int = ...,
         length_penalty: builtins.float = ...,
+        min_target_tokens: builtins.int = ...,
+        repetition_penalty: builtins.float = ...,
+        no_repeat_ngram_size: builtins.int = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["beam_size", b"beam_size", "length_penalty", b"length_penalty"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["beam_size", b"beam_size", "length_penalty", b"length_penalty", "min_target_tokens", b"min_target_tokens", "no_repeat_ngram_size", b"no_repeat_ngram_size", "repetition_penalty", b"repetition_penalty"]) -> None: ...
 
 global___ModelDefaults = ModelDefaults
 

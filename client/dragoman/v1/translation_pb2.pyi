@@ -785,8 +785,10 @@ class Hypothesis(google.protobuf.message.Message):
 
     where length is the number of `tokens`, end-of-sentence included, as in
     Hugging Face. A beam search with a `repetition_penalty` ranks by the sum of
-    the log-probabilities after the penalty instead. Scores are comparable
-    among results of the same options.
+    the log-probabilities after the penalty instead. Tokens that every target
+    of the model has to begin with, such as that of its language, count in
+    length and not in the sum, as in Hugging Face. Scores are comparable among
+    results of the same options.
     """
     finish_reason: global___FinishReason.ValueType
     """The reason why decoding ended."""
@@ -1306,7 +1308,8 @@ class ScoredTarget(google.protobuf.message.Message):
     """Sum of `logprob` over `tokens`."""
     score: builtins.float
     """sum_logprob / length ** length_penalty, where length is the number of
-    `tokens`.
+    `tokens`; as that of a hypothesis, without the log-probabilities of tokens
+    that every target of the model has to begin with.
     """
     @property
     def tokens(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___Token]:

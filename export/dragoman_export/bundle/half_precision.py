@@ -106,7 +106,7 @@ def _watch(model: Transformer, largest: _Largest) -> Iterator[Any]:
     """Hooks that note the values of every module under the name of the part of the model that it belongs to."""
     for side in ("source", "target"):
         embedding: Embedding = getattr(model, f"{side}_embedding")
-        yield embedding.register_forward_hook(partial(_note_output, largest, f"the embeddings of the {side}"))
+        yield from _watch_module(embedding.norm, f"the embeddings of the {side}", largest)
     for stack, layers in (("encoder", model.encoder_layers), ("decoder", model.decoder_layers)):
         for i, layer in enumerate(layers):
             for name, part in layer.named_children():

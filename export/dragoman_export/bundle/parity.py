@@ -16,6 +16,7 @@ from dragoman_export.progress import QUIET, phase
 from dragoman_server.bundle.bundle import Bundle
 from dragoman_server.bundle.framing import decoder_inputs
 from dragoman_server.runtime.attention_pass import AttentionPass
+from dragoman_server.runtime.device_runner import DeviceRunner
 from dragoman_server.runtime.runners import ModelRunner, open_runner
 
 # Two tokens closer than this (nats) are a tie that rounding may break either way.
@@ -118,7 +119,7 @@ def compare(checkpoint: Checkpoint, bundle: Bundle, pairs: Sequence[TokenPair], 
     # Read once, and let go where sessions have packed weights of their own.
     contents = bundle.contents()._replace(are_packed=is_packed)
     if bundle.manifest.precision == "bf16":
-        runner: ModelRunner = open_twin(checkpoint.model, bundle, MAX_ROWS)
+        runner: ModelRunner = DeviceRunner(open_twin(checkpoint.model, bundle, num_threads), MAX_ROWS)
     else:
         runner = open_runner(bundle, MAX_ROWS, num_threads, contents)
     attention = AttentionPass(bundle, num_threads, contents=contents)

@@ -8,16 +8,16 @@ from dragoman_export.model import Transformer
 from dragoman_server.bundle.bundle import Bundle
 from dragoman_server.bundle.manifest import DECODER_STEP_FILE, ENCODER_FILE, WEIGHTS_FILE, FileName
 from dragoman_server.runtime.device_memory import Memory
-from dragoman_server.runtime.device_runner import DeviceGraphs, DeviceRunner
+from dragoman_server.runtime.device_runner import DeviceGraphs
 
 
-def open_twin(model: Transformer, bundle: Bundle, max_rows: int) -> DeviceRunner:
-    """A runner of the graphs for CUDA that computes in float32, with one thread.
+def open_twin(model: Transformer, bundle: Bundle, num_threads: int = 1) -> DeviceGraphs:
+    """The graphs for CUDA, computing in float32 on a CPU.
 
     Args:
         model: that the bundle was made of.
         bundle: with the weights, at any precision that keeps them as floats.
-        max_rows: rows of the KV pool.
+        num_threads: that compute a run.
 
     Raises:
         BundleError: the bundle is damaged, or of another model.
@@ -30,4 +30,4 @@ def open_twin(model: Transformer, bundle: Bundle, max_rows: int) -> DeviceRunner
     )
     graphs: dict[FileName, bytes] = {ENCODER_FILE: encoder, DECODER_STEP_FILE: step}
     contents = contents._replace(graphs=graphs)
-    return DeviceRunner(DeviceGraphs.open(bundle.manifest, contents, Memory("cpu")), max_rows)
+    return DeviceGraphs.open(bundle.manifest, contents, Memory("cpu"), num_threads)

@@ -1,47 +1,137 @@
-"""The common parts of Hugging Face's folder layout: configuration fields, weights, generation defaults."""
+"""The common parts of Hugging Face's folder layout: configuration fields, weights, generation defaults.
+
+Marian, M2M-100, BART and mBART are one layout, that of `transformers.models.bart.modeling_bart` and its copies: the
+names of their tensors and fields are the same but for a few.
+"""
 
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from dragoman_export.reading import listed, read_json, read_pickle, read_safetensors
-from dragoman_server.bundle.manifest import Generation
+from dragoman_export.checkpoint import blank_model, load_tensors, unique_tensors
+from dragoman_export.model import Dimensions, Transformer
+from dragoman_export.reading import SizeFields, listed, read_pickle, read_safetensors, require_sizes
 
-CONFIG_FILE, GENERATION_FILE, TOKENIZER_CONFIG_FILE = "config.json", "generation_config.json", "tokenizer_config.json"
+CONFIG_FILE, TOKENIZER_CONFIG_FILE = "config.json", "tokenizer_config.json"
 WEIGHTS_FILE, PICKLE_FILE = "model.safetensors", "pytorch_model.bin"
 
-# Settings of `generate` that change its output and have no counterpart in a bundle: they must have one of these values.
-# `max_length` and `forced_eos_token_id` are not among them. Together they cut a target off and make it look finished;
-# here a target that is stopped by its length says so in its finish reason. `renormalize_logits` is not either: scores
-# are the model's own log-probs, whatever is suppressed.
-_NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "do_sample": (False,),
-    "num_beam_groups": (1,),
-    "diversity_penalty": (0.0,),
-    "repetition_penalty": (1.0,),
-    "encoder_repetition_penalty": (1.0,),
-    "no_repeat_ngram_size": (0,),
-    "encoder_no_repeat_ngram_size": (0,),
-    "min_length": (0, 1),  # one token is always generated
-    "min_new_tokens": (0, 1),
-    "penalty_alpha": (),
-    "constraints": (),
-    "force_words_ids": (),
-    "sequence_bias": (),
-    "suppress_tokens": ([],),
-    "begin_suppress_tokens": ([],),
-    "forced_bos_token_id": (),
-    "forced_decoder_ids": (),
-    "exponential_decay_length_penalty": (),
-    "guidance_scale": (1.0,),
+OUTPUT_BIAS = "final_logits_bias"
+POSITION_TABLES = {
+    "source": "model.encoder.embed_positions.weight",
+    "target": "model.decoder.embed_positions.weight",
 }
-# Limits of the server.
-_MAX_BEAM_SIZE = 4096
-_MAX_LENGTH_PENALTY = 10
-_SPECIALS = ("eos_token_id", "pad_token_id", "decoder_start_token_id")
+# Hugging Face's name of each module of a layer -> ours. Each has a weight and a bias.
+_ATTENTION = {"q_proj": "query", "k_proj": "key", "v_proj": "value", "out_proj": "output"}
+_ENCODER_LAYER = {
+    **{f"self_attn.{theirs}": f"self_attention.{ours}" for theirs, ours in _ATTENTION.items()},
+    "self_attn_layer_norm": "self_attention_residual.norm",
+    "fc1": "feed_forward.inner",
+    "fc2": "feed_forward.outer",
+    "final_layer_norm": "feed_forward_residual.norm",
+}
+_DECODER_LAYER = {
+    **_ENCODER_LAYER,
+    **{f"encoder_attn.{theirs}": f"cross_attention.{ours}" for theirs, ours in _ATTENTION.items()},
+    "encoder_attn_layer_norm": "cross_attention_residual.norm",
+}
+# Of no meaning for the model. `transformers` leaves them out of what it loads, too.
+_VERSIONS = ("model.encoder.version", "model.decoder.version")
+
+ACTIVATIONS: dict[str, Literal["relu", "gelu", "silu"]] = {
+    "relu": "relu",
+    "gelu": "gelu",
+    "swish": "silu",
+    "silu": "silu",
+}
+# Values that these fields must have, if present, whatever the family. Fields that `transformers` no longer reads say
+# what the weights were trained for.
+_REQUIRED = {"is_encoder_decoder": True, "is_decoder": False, "pruned_heads": {}, "quantization_config": None}
+_SIZE_FIELDS = SizeFields(
+    axes=("vocab_size", "d_model", "encoder_ffn_dim", "decoder_ffn_dim"),
+    layers=("encoder_layers", "decoder_layers"),
+    positions=("max_position_embeddings",),
+)
+_SIZES = (*chain.from_iterable(_SIZE_FIELDS), "encoder_attention_heads", "decoder_attention_heads")
+_SPECIAL_IDS = ("pad_token_id", "eos_token_id", "decoder_start_token_id")
+
+
+def read_sizes_and_ids(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, int]:
+    """The sizes of a model and the ids of its specials, by the names of their fields.
+
+    Raises:
+        ValueError: naming every field at fault, such as a size that the weights cannot have.
+    """
+    integers = read_integers(config, (*_SIZES, *_SPECIAL_IDS))
+    require_sizes(CONFIG_FILE, _SIZE_FIELDS, integers, tensors)
+    return integers
+
+
+class Fields:
+    """The fields of a configuration that decide the arithmetic, and all that is wrong with them.
+
+    Args:
+        config: of the model.
+        integers: its sizes and the ids of its specials.
+        required: the values that fields must have, if present.
+    """
+
+    def __init__(self, config: Mapping[str, Any], integers: Mapping[str, int], required: Mapping[str, Any]) -> None:
+        self._config, self._integers = config, integers
+        self.faults = [
+            f"{name} is {config[name]!r:.80}, must be {value!r:.80}"
+            for name, value in (_REQUIRED | dict(required)).items()
+            if config.get(name, value) != value
+        ]
+        self.faults += [f"{name} is 0, must be at least 1" for name in _SIZES if integers[name] == 0]
+        start_id = integers["decoder_start_token_id"]
+        if start_id >= integers["vocab_size"]:
+            self.faults.append(
+                f"decoder_start_token_id is {start_id}, must be below vocab_size, {integers['vocab_size']}"
+            )
+        for size in ("attention_heads", "ffn_dim"):
+            encoder, decoder = integers[f"encoder_{size}"], integers[f"decoder_{size}"]
+            if encoder != decoder:
+                self.faults.append(f"encoder_{size} is {encoder} and decoder_{size} {decoder}, must be the same")
+
+    def flag(self, name: str, *, default: bool) -> bool:
+        """A field that is true or false; `default` is what `transformers` takes it for where it is missing."""
+        value = self._config.get(name, default)
+        if not isinstance(value, bool):
+            self.faults.append(f"{name} is {value!r:.80}, must be true or false")
+            return default
+        return value
+
+    def dimensions(self, **others: Any) -> Dimensions:
+        """The dimensions, of which `others` are the family's own.
+
+        Raises:
+            ValueError: naming every field at fault.
+        """
+        function, integers = self._config.get("activation_function"), self._integers
+        activation = ACTIVATIONS.get(str(function))
+        if activation is None:
+            self.faults.append(f"activation_function is {function!r:.80}, must be one of {', '.join(ACTIVATIONS)}")
+        if self.faults or activation is None:
+            raise ValueError(f"{CONFIG_FILE}: {listed(self.faults)}")
+        try:
+            return Dimensions(
+                source_vocabulary_size=integers["vocab_size"],
+                target_vocabulary_size=integers["vocab_size"],
+                d_model=integers["d_model"],
+                num_heads=integers["encoder_attention_heads"],
+                d_feed_forward=integers["encoder_ffn_dim"],
+                num_encoder_layers=integers["encoder_layers"],
+                num_decoder_layers=integers["decoder_layers"],
+                max_positions=integers["max_position_embeddings"],
+                activation=activation,
+                **others,
+            )
+        except ValueError as error:
+            raise ValueError(f"{CONFIG_FILE}: {error}") from error
 
 
 def read_integers(config: Mapping[str, Any], names: Sequence[str]) -> dict[str, int]:
@@ -107,52 +197,51 @@ def rename_tensors(
     return renamed
 
 
-def read_generation(folder: Path, config: Mapping[str, Any], vocabulary_size: int) -> Generation:
-    """The generation defaults: those of `generation_config.json` or, in older folders, of `config.json`.
-
-    Args:
-        folder: of the model.
-        config: its `config.json`, which has the special ids.
-        vocabulary_size: of the target.
+def build_model(dimensions: Dimensions, tensors: Mapping[str, Tensor]) -> Transformer:
+    """The model in eval mode, with the weights of a folder.
 
     Raises:
-        ValueError: naming every setting that a bundle cannot represent.
+        ValueError: naming every tensor that is missing, unexpected, of another shape or not tied to its namesake.
     """
-    path = folder / GENERATION_FILE
-    values, file = (read_json(path), GENERATION_FILE) if path.exists() else (config, CONFIG_FILE)
+    weights = {name: tensor for name, tensor in tensors.items() if name not in _VERSIONS}
+    if OUTPUT_BIAS in weights:
+        weights[OUTPUT_BIAS] = weights[OUTPUT_BIAS].flatten()  # [1, V]
+    names = tensor_names(dimensions)
+    if not (dimensions.shared_vocabulary or dimensions.tied_projection):
+        weights.pop("model.shared.weight", None)  # nothing reads it where nothing is tied
+    renamed = rename_tensors(weights, names, unique_tensors(blank_model(dimensions)))
+    model = Transformer(dimensions)
+    load_tensors(model, renamed)
+    return model.eval()
 
-    def setting(name: str, default: Any) -> Any:
-        return default if values.get(name) is None else values[name]
 
-    faults = [
-        f"{name} {values[name]!r:.80} is not supported"
-        for name, neutral in _NEUTRAL.items()
-        if values.get(name) is not None and values[name] not in neutral
-    ]
-    faults += [
-        f"{name} is {values[name]!r:.80}, but {config[name]!r:.80} in {CONFIG_FILE}"
-        for name in _SPECIALS
-        if setting(name, config[name]) != config[name]
-    ]
-    beam_size, early_stopping = setting("num_beams", 1), setting("early_stopping", False)
-    if type(beam_size) is not int or not 1 <= beam_size <= _MAX_BEAM_SIZE:
-        faults.append(f"num_beams is {beam_size!r:.80}, must be an integer from 1 to {_MAX_BEAM_SIZE}")
-    if not isinstance(early_stopping, bool):
-        faults.append(f"early_stopping is {early_stopping!r:.80}, must be true or false")
-    length_penalty = setting("length_penalty", 1.0)
-    if type(length_penalty) not in (int, float) or not abs(length_penalty) <= _MAX_LENGTH_PENALTY:
-        faults.append(
-            f"length_penalty is {length_penalty!r:.80}, must be from -{_MAX_LENGTH_PENALTY} to {_MAX_LENGTH_PENALTY}"
-        )
-    bad_words, suppressed = setting("bad_words_ids", []), []
-    if not isinstance(bad_words, list):
-        faults.append(f"bad_words_ids is {bad_words!r:.80}, must be a list")
-        bad_words = []
-    for word in bad_words:
-        if not (isinstance(word, list) and len(word) == 1 and word[0] in range(vocabulary_size)):
-            faults.append(f"bad_words_ids has {word!r:.80}: only single tokens of the vocabulary can be suppressed")
-        elif word != [config["eos_token_id"]]:  # which `generate` does not suppress either
-            suppressed.append(word[0])
-    if faults:
-        raise ValueError(f"{file}: {listed(faults)}")
-    return Generation(beam_size, float(length_penalty), early_stopping, tuple(suppressed))
+def tensor_names(dimensions: Dimensions) -> dict[str, str]:
+    """Hugging Face's name -> ours, of every tensor that a model of these dimensions may have."""
+    source = "source_embedding.tokens.weight"
+    target = source if dimensions.shared_vocabulary else "target_embedding.tokens.weight"
+    names = {"model.shared.weight": source} if dimensions.shared_vocabulary else {}
+    names |= {
+        "model.encoder.embed_tokens.weight": source,
+        "model.decoder.embed_tokens.weight": target,
+        "lm_head.weight": target if dimensions.tied_projection else "output_weight",
+    }
+    if dimensions.output_bias:
+        names[OUTPUT_BIAS] = "output_bias"
+    if dimensions.positions == "learned":
+        names |= {name: f"{side}_embedding.positions" for side, name in POSITION_TABLES.items()}
+    norms = {}
+    if dimensions.embedding_norm:
+        norms["layernorm_embedding"] = {"encoder": "source_embedding.norm", "decoder": "target_embedding.norm"}
+    if dimensions.norm == "pre":
+        norms["layer_norm"] = {"encoder": "encoder_norm", "decoder": "decoder_norm"}
+    for side, num_layers, layer in (
+        ("encoder", dimensions.num_encoder_layers, _ENCODER_LAYER),
+        ("decoder", dimensions.num_decoder_layers, _DECODER_LAYER),
+    ):
+        modules = {theirs: ours[side] for theirs, ours in norms.items()}
+        for i in range(num_layers):
+            modules |= {f"layers.{i}.{theirs}": f"{side}_layers.{i}.{ours}" for theirs, ours in layer.items()}
+        for theirs, ours in modules.items():
+            for kind in ("weight", "bias"):
+                names[f"model.{side}.{theirs}.{kind}"] = f"{ours}.{kind}"
+    return names

@@ -8,24 +8,26 @@ Source: `transformers.models.marian.modeling_marian` and `tokenization_marian`.
 """
 
 from collections.abc import Mapping
-from itertools import chain
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from torch import Tensor
 
-from dragoman_export.checkpoint import Checkpoint, Config, blank_model, load_tensors, unique_tensors
+from dragoman_export.checkpoint import Checkpoint, Config
+from dragoman_export.families.generation import read_generation
 from dragoman_export.families.huggingface import (
     CONFIG_FILE,
+    OUTPUT_BIAS,
+    POSITION_TABLES,
     TOKENIZER_CONFIG_FILE,
-    read_generation,
-    read_integers,
+    Fields,
+    build_model,
+    read_sizes_and_ids,
     read_tensors,
-    rename_tensors,
 )
 from dragoman_export.languages import Languages, aliases, parse_pair, standard_tag, standard_tags
 from dragoman_export.model import Dimensions, Transformer, sinusoids
-from dragoman_export.reading import SizeFields, listed, read_bytes, read_json, require_sizes
+from dragoman_export.reading import read_bytes, read_json
 from dragoman_server.bundle.framing import FramingTemplate
 from dragoman_server.bundle.languages import DirectionGroup, LanguageTable
 from dragoman_server.text.tokenizer import (
@@ -37,35 +39,10 @@ from dragoman_server.text.tokenizer import (
 )
 from dragoman_server.text.tokenizer_files import TOKENIZER_FILES
 
-# Hugging Face's name of each module of a layer -> ours. Each has a weight and a bias.
-_ATTENTION = {"q_proj": "query", "k_proj": "key", "v_proj": "value", "out_proj": "output"}
-_ENCODER_LAYER = {
-    **{f"self_attn.{theirs}": f"self_attention.{ours}" for theirs, ours in _ATTENTION.items()},
-    "self_attn_layer_norm": "self_attention_residual.norm",
-    "fc1": "feed_forward.inner",
-    "fc2": "feed_forward.outer",
-    "final_layer_norm": "feed_forward_residual.norm",
-}
-_DECODER_LAYER = {
-    **_ENCODER_LAYER,
-    **{f"encoder_attn.{theirs}": f"cross_attention.{ours}" for theirs, ours in _ATTENTION.items()},
-    "encoder_attn_layer_norm": "cross_attention_residual.norm",
-}
-_OUTPUT_BIAS = "final_logits_bias"
-_POSITION_TABLES = ("model.encoder.embed_positions.weight", "model.decoder.embed_positions.weight")
 _POSITION_TOLERANCE = 1e-3  # of numbers from -1 to 1 that may have been stored as float16
-
-_ACTIVATIONS: dict[str, Literal["relu", "gelu", "silu"]] = {
-    "relu": "relu",
-    "gelu": "gelu",
-    "swish": "silu",
-    "silu": "silu",
-}
 
 # Values that these fields must have, if present. Fields that `transformers` no longer reads are Marian's own options.
 _REQUIRED = {
-    "is_encoder_decoder": True,
-    "is_decoder": False,
     "tie_word_embeddings": True,
     "normalize_before": False,
     "normalize_embedding": False,
@@ -73,13 +50,6 @@ _REQUIRED = {
     "add_final_layer_norm": False,
     "static_position_embeddings": True,
 }
-_SIZE_FIELDS = SizeFields(
-    axes=("vocab_size", "d_model", "encoder_ffn_dim", "decoder_ffn_dim"),
-    layers=("encoder_layers", "decoder_layers"),
-    positions=("max_position_embeddings",),
-)
-_SIZES = (*chain.from_iterable(_SIZE_FIELDS), "encoder_attention_heads", "decoder_attention_heads")
-_SPECIAL_IDS = ("pad_token_id", "eos_token_id", "decoder_start_token_id")
 
 
 def read_marian(folder: Path, name: str, languages: Languages) -> Checkpoint:
@@ -95,10 +65,9 @@ def read_marian(folder: Path, name: str, languages: Languages) -> Checkpoint:
         BundleError: a tokenizer file is damaged.
     """
     config = read_json(folder / CONFIG_FILE)
-    integers = read_integers(config, (*_SIZES, *_SPECIAL_IDS))
     tensors = read_tensors(folder)
-    require_sizes(CONFIG_FILE, _SIZE_FIELDS, integers, tensors)
-    dimensions = _dimensions(config, integers, has_output_bias=_OUTPUT_BIAS in tensors)
+    integers = read_sizes_and_ids(config, tensors)
+    dimensions = _dimensions(config, integers, has_output_bias=OUTPUT_BIAS in tensors)
     tokenizer_config = _read_tokenizer_config(folder)
     source_model, *companions = (read_bytes(folder / file) for file in TOKENIZER_FILES["marian"])
     vocabulary = _read_vocabulary(folder, integers)
@@ -125,100 +94,35 @@ def read_marian(folder: Path, name: str, languages: Languages) -> Checkpoint:
 
 
 def _dimensions(config: Mapping[str, Any], integers: Mapping[str, int], *, has_output_bias: bool) -> Dimensions:
-    faults = [
-        f"{name} is {config[name]!r:.80}, must be {value!r:.80}"
-        for name, value in _REQUIRED.items()
-        if config.get(name, value) != value
-    ]
-    faults += [f"{name} is 0, must be at least 1" for name in _SIZES if integers[name] == 0]
-    start_id = integers["decoder_start_token_id"]
-    if start_id >= integers["vocab_size"]:
-        faults.append(f"decoder_start_token_id is {start_id}, must be below vocab_size, {integers['vocab_size']}")
-    for size in ("attention_heads", "ffn_dim"):
-        encoder, decoder = integers[f"encoder_{size}"], integers[f"decoder_{size}"]
-        if encoder != decoder:
-            faults.append(f"encoder_{size} is {encoder} and decoder_{size} {decoder}, must be the same")
-    function = config.get("activation_function")
-    activation = _ACTIVATIONS.get(str(function))
-    if activation is None:
-        faults.append(f"activation_function is {function!r:.80}, must be one of {', '.join(_ACTIVATIONS)}")
-    # Where a field is missing, `transformers` assumes this.
-    scale_embedding = config.get("scale_embedding", False)
-    shared_vocabulary = config.get("share_encoder_decoder_embeddings", True)
-    for name, value in (
-        ("scale_embedding", scale_embedding),
-        ("share_encoder_decoder_embeddings", shared_vocabulary),
-    ):
-        if not isinstance(value, bool):
-            faults.append(f"{name} is {value!r:.80}, must be true or false")
-    vocabulary_size = integers["vocab_size"]
-    decoder_vocabulary_size = config.get("decoder_vocab_size") or vocabulary_size
-    if decoder_vocabulary_size != vocabulary_size:
-        faults.append(
-            f"vocab_size is {vocabulary_size} and decoder_vocab_size {decoder_vocabulary_size!r:.80}: a vocabulary of "
-            "the target's own is not supported"
+    fields = Fields(config, integers, _REQUIRED)
+    scale_embedding = fields.flag("scale_embedding", default=False)
+    shared_vocabulary = fields.flag("share_encoder_decoder_embeddings", default=True)
+    decoder_vocabulary_size = config.get("decoder_vocab_size") or integers["vocab_size"]
+    if decoder_vocabulary_size != integers["vocab_size"]:
+        fields.faults.append(
+            f"vocab_size is {integers['vocab_size']} and decoder_vocab_size {decoder_vocabulary_size!r:.80}: a "
+            "vocabulary of the target's own is not supported"
         )
-    if faults or activation is None:
-        raise ValueError(f"{CONFIG_FILE}: {listed(faults)}")
-    try:
-        return Dimensions(
-            source_vocabulary_size=vocabulary_size,
-            target_vocabulary_size=vocabulary_size,
-            d_model=integers["d_model"],
-            num_heads=integers["encoder_attention_heads"],
-            d_feed_forward=integers["encoder_ffn_dim"],
-            num_encoder_layers=integers["encoder_layers"],
-            num_decoder_layers=integers["decoder_layers"],
-            max_positions=integers["max_position_embeddings"],
-            shared_vocabulary=shared_vocabulary,
-            norm="post",
-            activation=activation,
-            positions="sinusoidal",
-            position_layout="split",
-            scale_embedding=scale_embedding,
-            output_bias=has_output_bias,
-        )
-    except ValueError as error:
-        raise ValueError(f"{CONFIG_FILE}: {error}") from error
+    return fields.dimensions(
+        shared_vocabulary=shared_vocabulary,
+        norm="post",
+        positions="sinusoidal",
+        position_layout="split",
+        scale_embedding=scale_embedding,
+        output_bias=has_output_bias,
+    )
 
 
 def _model(dimensions: Dimensions, tensors: Mapping[str, Tensor]) -> Transformer:
     """The position tables are checked and then computed anew."""
-    weights = {name: tensor for name, tensor in tensors.items() if name not in _POSITION_TABLES}
-    if _OUTPUT_BIAS in weights:
-        weights[_OUTPUT_BIAS] = weights[_OUTPUT_BIAS].flatten()  # [1, V]
-    renamed = rename_tensors(weights, tensor_names(dimensions), unique_tensors(blank_model(dimensions)))
+    names = POSITION_TABLES.values()
+    model = build_model(dimensions, {name: tensor for name, tensor in tensors.items() if name not in names})
     table = sinusoids(dimensions.max_positions, dimensions.d_model, dimensions.position_layout)
-    for name in _POSITION_TABLES:
+    for name in names:
         found = tensors.get(name, table)
         if found.shape != table.shape or not (found.float() - table).abs().max() <= _POSITION_TOLERANCE:
             raise ValueError(f"{name} is not the table of sinusoidal positions, {list(table.shape)}, all sines first")
-    model = Transformer(dimensions)
-    load_tensors(model, renamed)
-    return model.eval()
-
-
-def tensor_names(dimensions: Dimensions) -> dict[str, str]:
-    """Hugging Face's name -> ours, of every tensor that a model of these dimensions may have."""
-    source = "source_embedding.tokens.weight"
-    target = source if dimensions.shared_vocabulary else "target_embedding.tokens.weight"
-    names = {"model.shared.weight": source} if dimensions.shared_vocabulary else {}
-    names |= {
-        "model.encoder.embed_tokens.weight": source,
-        "model.decoder.embed_tokens.weight": target,
-        "lm_head.weight": target,
-    }
-    if dimensions.output_bias:
-        names[_OUTPUT_BIAS] = "output_bias"
-    for side, num_layers, modules in (
-        ("encoder", dimensions.num_encoder_layers, _ENCODER_LAYER),
-        ("decoder", dimensions.num_decoder_layers, _DECODER_LAYER),
-    ):
-        for i in range(num_layers):
-            for theirs, ours in modules.items():
-                for kind in ("weight", "bias"):
-                    names[f"model.{side}.layers.{i}.{theirs}.{kind}"] = f"{side}_layers.{i}.{ours}.{kind}"
-    return names
+    return model
 
 
 # -- the tokenizer and the languages -----------------------------------------------------------------------------------

@@ -4,7 +4,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from dragoman_export.checkpoint import Checkpoint
+from dragoman_export.families.bart import read_bart, read_mbart
 from dragoman_export.families.huggingface import CONFIG_FILE
+from dragoman_export.families.m2m100 import read_m2m100
 from dragoman_export.families.marian import read_marian
 from dragoman_export.languages import Languages
 from dragoman_export.reading import read_json
@@ -14,7 +16,10 @@ Reader = Callable[[Path, str, Languages], Checkpoint]
 
 # By `model_type` in config.json.
 READERS: Mapping[str, Reader] = {
+    "bart": read_bart,
+    "m2m_100": read_m2m100,
     "marian": read_marian,
+    "mbart": read_mbart,
 }
 
 

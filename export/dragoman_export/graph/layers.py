@@ -237,7 +237,7 @@ class LayerWriter:
         return self.linear(active, f"{name}.outer", [module.outer])
 
     def embed(self, ids: str, positions: str, side: Literal["source", "target"]) -> str:
-        """Token ids [rows] and their position vectors (broadcastable to [rows, D]) -> [rows, D]."""
+        """Token ids [rows] and their position vectors (broadcastable to [rows, D]) -> [rows, D], normed at the end."""
         graph = self.graph
         module: Embedding = getattr(self.model, f"{side}_embedding")
         if self.precision == "int8":
@@ -252,25 +252,21 @@ class LayerWriter:
             tokens = graph.op("Gather", self._table(side), ids)
             if module.scale != 1.0:
                 tokens = graph.op("Mul", tokens, self.number(module.scale))
-        return graph.op("Add", tokens, positions)
+        states = graph.op("Add", tokens, positions)
+        return self.norm(states, f"{side}_embedding", module.norm) if isinstance(module.norm, nn.LayerNorm) else states
 
     def _shared(self, side: Literal["source", "target"]) -> str:
         return "shared" if self.model.dims.shared_vocabulary else side
 
     def _table(self, side: Literal["source", "target"]) -> str:
-        """Embeddings; those of targets are padded to whole blocks where the output projection uses them, too."""
+        """Embeddings, padded to whole blocks where they are the output projection, too."""
         module: Embedding = getattr(self.model, f"{side}_embedding")
         shared, table = self._shared(side), to_numpy(module.tokens.weight)
-        padding = -len(table) % _BLOCK if shared != "source" and self._shares_padded_table else 0
+        is_projection = self.model.dims.tied_projection and shared != "source"
+        padding = -len(table) % _BLOCK if is_projection else 0
         return self.weight(
             f"{shared}_embedding.weight", lambda: np.pad(table, ((0, padding), (0, 0))) if padding else table
         )
-
-    @property
-    def _shares_padded_table(self) -> bool:
-        # At half precision on a CPU, a product with a table that is gathered from, too, gives a row other bits alone
-        # than in company.
-        return self._stores == np.float32
 
     def position_table(self, side: Literal["source", "target"]) -> str:
         """Position vectors [max_positions, D], from the first one that tokens use."""
@@ -288,7 +284,7 @@ class LayerWriter:
     def logits(self, states: str) -> str:
         """Decoder states [rows, D] -> logits [rows, V'] of the vocabulary, padded to whole blocks with -inf."""
         graph, model = self.graph, self.model
-        table = to_numpy(model.target_embedding.tokens.weight)
+        table = to_numpy(model.projection)
         padding = -len(table) % _BLOCK
         biases = np.zeros(len(table), np.float32) if model.output_bias is None else to_numpy(model.output_bias)
         biases = np.pad(biases, (0, padding), constant_values=-np.inf)
@@ -296,9 +292,9 @@ class LayerWriter:
         if self.precision == "int8":
             return self._int8_product(states, "output", lambda: table.T, bias, model, padding)
         weight = (
-            self.weight("output.weight", lambda: np.pad(table, ((0, padding), (0, 0))))
-            if padding and not self._shares_padded_table
-            else self._table("target")
+            self._table("target")
+            if model.dims.tied_projection
+            else self.weight("output.weight", lambda: np.pad(table, ((0, padding), (0, 0))))
         )
         return graph.op("Gemm", states, weight, *([bias] if bias else []), transB=1)
 

@@ -45,6 +45,11 @@ class Framing:
         end = len(target_ids) - len(self.target_suffix) * self.is_ended(target_ids)
         return range(min(len(self.target_prefix), end), end)
 
+    def num_forced(self, target_ids: Sequence[int]) -> int:
+        """How many of the ids that the decoder emits the framing forces: none where they do not begin with its own."""
+        length = len(self.target_prefix)
+        return length if tuple(target_ids[:length]) == self.target_prefix else 0
+
     def is_ended(self, target_ids: Sequence[int]) -> bool:
         """Whether the ids that the decoder emitted have an end, and are not cut off."""
         return tuple(target_ids[-len(self.target_suffix) :]) == self.target_suffix

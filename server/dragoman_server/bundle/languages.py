@@ -3,6 +3,7 @@
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from difflib import SequenceMatcher
 from functools import cached_property
 from itertools import chain, combinations, islice
 from typing import Annotated, NamedTuple
@@ -16,6 +17,8 @@ _CODE = re.compile(r"[A-Za-z0-9]+(?:[-_][A-Za-z0-9]+)*")
 
 # More of them would make an error unreadable.
 _MAX_NAMED_DIRECTIONS = 20
+_MAX_NAMED_LANGUAGES = 20
+_MAX_ALIKE = 5
 
 _Codes = Annotated[tuple[LanguageCode, ...], Meta(min_length=1, max_length=1 << 10)]
 
@@ -161,6 +164,35 @@ class Languages:
                 if direction in self._table:
                     return Match((source_distance, target_distance), direction)
         return None
+
+    def required(self, *, is_source: bool) -> str:
+        """What to say of a call without a language, as a phrase that follows the field's name."""
+        names = sorted(self._table.sources if is_source else self._table.targets)
+        more = f" and {num_left} more" if (num_left := len(names) - _MAX_NAMED_LANGUAGES) > 0 else ""
+        return f"is required: the model has no default; it has {', '.join(names[:_MAX_NAMED_LANGUAGES])}{more}"
+
+    def not_found(self, source: str, target: str) -> str:
+        """The reason why the model does not translate a pair of languages: those that it has not, or all that it has.
+
+        Of many directions only the first are named, and of many languages the nearest.
+        """
+        sides = {source: self._table.sources, target: self._table.targets}
+        unknown = [code for code, own in sides.items() if not any(name in own for _, name in self._nearest(code))]
+        if not unknown or len(self._table) <= _MAX_NAMED_DIRECTIONS:
+            return f"it translates {self.described(source)}"
+        return "; ".join(
+            f"it has no {code}; of its {len(sides[code])} languages the nearest are {', '.join(self._alike(code))}"
+            for code in unknown
+        )
+
+    def _alike(self, code: str) -> list[str]:
+        """The languages that are spelt most like a code, by any of their names."""
+        wanted = SequenceMatcher(b=folded(code), autojunk=False)
+        likeness: dict[str, float] = {}
+        for name, own in self._codes.items():
+            wanted.set_seq1(name)
+            likeness[own] = max(likeness.get(own, 0.0), wanted.ratio())
+        return sorted(likeness, key=lambda own: (-likeness[own], own))[:_MAX_ALIKE]
 
     def described(self, source: str = "") -> str:
         """All directions, such as "en-fr, fr-en"; of many only the first, with those from `source` in front."""

@@ -89,6 +89,10 @@ class Generation:
     length_penalty: Annotated[float, Meta(ge=-10.0, le=10.0)] = 1.0
     early_stopping: bool = False  # whether to stop as soon as there are beam_size hypotheses
     suppressed_token_ids: tuple[TokenId, ...] = ()  # never generated, whatever the options of a call
+    # Ranges are those of calls.
+    min_target_tokens: Annotated[int, Meta(ge=0, le=2**31 - 1)] = 0
+    repetition_penalty: Annotated[float, Meta(ge=0.01, le=100.0)] = 1.0
+    no_repeat_ngram_size: Annotated[int, Meta(ge=0, le=2**31 - 1)] = 0
 
 
 @dataclass(frozen=True)
@@ -235,7 +239,8 @@ def _remedy(values: dict[str, Any]) -> str:
     if type(version) is not int or version > FORMAT_VERSION:
         return ""
     precision = values.get("precision")
-    command = ("import MODEL" if values.get("tokenizer") == "marian" else "export CHECKPOINT") + " NEW_BUNDLE"
+    is_trained_here = values.get("tokenizer", "sentencepiece") == "sentencepiece"
+    command = ("export CHECKPOINT" if is_trained_here else "import MODEL") + " NEW_BUNDLE"
     if precision in get_args(Precision) and precision != "fp32":
         command += f" --precision {precision}"
     return f": make the bundle anew from its source by `dragoman-export {command}`"
@@ -340,12 +345,18 @@ _RULES: tuple[Rule[Manifest], ...] = (
 )
 
 
+# Fields that came after the others of this version. A manifest from before them has their defaults.
+_LATER_FIELDS: dict[str, set[str]] = {
+    "generation": {"min_target_tokens", "repetition_penalty", "no_repeat_ngram_size"},
+}
+
+
 def _other_fields(found: Any, kept: Any, path: str) -> Iterator[str]:
     """Faults of fields that a document has beyond those that were read, or lacks."""
     if isinstance(kept, dict):
         if unknown := sorted(found.keys() - kept.keys()):
             yield f"{path or 'the manifest'} has the unknown field {unknown[0]!r:.80}"
-        if missing := sorted(kept.keys() - found.keys()):
+        if missing := sorted(kept.keys() - found.keys() - _LATER_FIELDS.get(path, set())):
             yield f"{path or 'the manifest'} has no field {missing[0]}"
         for key in found:
             yield from _other_fields(found[key], kept[key], f"{path}.{key}".lstrip("."))

@@ -8,9 +8,9 @@ from dragoman_server.bundle.rules import Rule, check
 from dragoman_server.text.tokenizer import TextCodec
 from dragoman_server.text.tokenizer_files import TokenizerKind
 
-# Embeddings whose id no piece has. The model may choose such an id; Marian's tokenizer takes it for unknown.
-_MAX_SPARE_ROWS: dict[TokenizerKind, int] = {"sentencepiece": 0, "marian": 255}
-# Share of a SentencePiece model's pieces that must have ids in a separate vocabulary; in Marian's, all have.
+# Embeddings whose id no piece has. The model may choose such an id; a tokenizer takes it for unknown.
+_MAX_SPARE_ROWS: dict[TokenizerKind, int] = {"sentencepiece": 0, "marian": 255, "pieces": 255, "byte_bpe": 255}
+# Share of a SentencePiece model's pieces that must have ids in a separate vocabulary; most often, all have.
 _MIN_KNOWN_SHARE = 0.5
 
 

@@ -7,6 +7,7 @@ from typing import Protocol
 
 from dragoman_server.engine.segment_engine import SegmentEngine
 from dragoman_server.engine.sequence import Completion, Request
+from dragoman_server.errors import QueueFullError
 
 
 class DeviceEngine(SegmentEngine, Protocol):
@@ -15,6 +16,10 @@ class DeviceEngine(SegmentEngine, Protocol):
     @property
     def num_pending_rows(self) -> int:
         """The rows of the requests that it has not answered yet."""
+
+
+# Engines with the places in a call of the requests that they get.
+_Dealt = list[tuple[DeviceEngine, Sequence[int]]]
 
 
 class Dispatcher:
@@ -61,21 +66,40 @@ class Dispatcher:
         Raises:
             QueueFullError, EngineDeadError: what an engine raises; the others forget what they were given.
         """
-        futures: dict[int, Future[Completion]] = {}  # by place in the call
+        everything, refusals = range(len(requests)), list[QueueFullError]()
         with self._submitting:
-            try:
-                for engine, places in self._dealt(requests):
-                    given = [requests[place] for place in places]
-                    tell = None if on_progress is None else _telling(on_progress, places)
-                    found = engine.submit(given, caller, tell, is_unlimited=is_unlimited)
-                    futures |= dict(zip(places, found, strict=True))
-            except BaseException:
-                for future in futures.values():
-                    future.cancel()
-                raise
+            # Where an engine has no room for its part, another may have room for all.
+            choices: list[_Dealt] = [self._dealt(requests)]
+            choices += [[(engine, everything)] for engine in self._engines]
+            for dealt in choices:
+                try:
+                    return self._submit(dealt, requests, caller, on_progress, is_unlimited)
+                except QueueFullError as error:
+                    refusals.append(error)
+        raise refusals[0]
+
+    def _submit(
+        self,
+        dealt: _Dealt,
+        requests: Sequence[Request],
+        caller: object,
+        on_progress: Callable[[int, tuple[int, ...]], None] | None,
+        is_unlimited: bool,
+    ) -> list[Future[Completion]]:
+        futures: dict[int, Future[Completion]] = {}  # by place in the call
+        try:
+            for engine, places in dealt:
+                given = [requests[place] for place in places]
+                tell = None if on_progress is None else _telling(on_progress, places)
+                found = engine.submit(given, caller, tell, is_unlimited=is_unlimited)
+                futures |= dict(zip(places, found, strict=True))
+        except BaseException:
+            for future in futures.values():
+                future.cancel()
+            raise
         return [futures[place] for place in range(len(requests))]
 
-    def _dealt(self, requests: Sequence[Request]) -> list[tuple[DeviceEngine, list[int]]]:
+    def _dealt(self, requests: Sequence[Request]) -> _Dealt:
         """The engines that get any of the requests, with the places of these."""
         rows = [engine.num_pending_rows for engine in self._engines]
         places: list[list[int]] = [[] for _ in rows]

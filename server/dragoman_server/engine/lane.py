@@ -17,7 +17,7 @@ from dragoman_server.engine.runner import Runner
 from dragoman_server.engine.scheduler import LaneSchedule
 from dragoman_server.engine.search import Search
 from dragoman_server.engine.sequence import Completion, SequenceGroup
-from dragoman_server.errors import DeadlineError, DragomanError, InferenceError
+from dragoman_server.errors import DeadlineError, DeviceLostError, DragomanError, InferenceError
 
 logger = logging.getLogger(__name__)
 
@@ -104,6 +104,8 @@ class Lane:
             began = time.monotonic()
             try:
                 self._runner.encode([group.request.source_ids for group in batch], batch[0].live[0].row)
+            except DeviceLostError:
+                raise
             except Exception as error:
                 logger.error("inference failed for %d sources", len(batch), exc_info=error)
                 failed += batch
@@ -134,6 +136,8 @@ class Lane:
                 [question.forced_id or 0 for question in questions] if is_forced else (),
                 all_rows,
             )
+        except DeviceLostError:
+            raise
         except Exception as error:
             logger.error("inference failed for %d rows", len(rows), exc_info=error)
             self._remove(list(self._schedule.running), InferenceError, _BATCH_FAILED)
@@ -170,11 +174,27 @@ class Lane:
         for group in groups:
             self._answer(group, error(message))
 
+    def _fail_running(self) -> None:
+        """Answers all that run: who knows what is in their rows."""
+        failed = list(self._schedule.running)
+        for group in failed:
+            group.live = []
+        with self._lock:
+            self._schedule.update()  # moves nothing, as nothing is left
+        for group in failed:
+            self._answer(group, InferenceError(_BATCH_FAILED))
+
     def _move_rows(self) -> None:
         """Lets those without live sequences leave, and moves the others together."""
         with self._lock:
             moves = self._schedule.update()
-        self._runner.move_rows(moves)
+        try:
+            self._runner.move_rows(moves)
+        except DeviceLostError:
+            raise
+        except Exception as error:
+            logger.error("%d rows could not be moved", len(moves), exc_info=error)
+            self._fail_running()
         self._num_cached_tokens = sum(
             len(group.live) * (len(group.request.source_ids) + len(group.live[0].token_ids))
             for group in self._schedule.running

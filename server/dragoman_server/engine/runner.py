@@ -10,6 +10,9 @@ from dragoman_server.engine.slots import Move
 class Runner(Protocol):
     """What the engine needs of a model. Rows are rows of the KV pool; live rows are 0..n-1.
 
+    Any verb raises DeviceLostError where nothing can be computed any more, which ends the engine. What else one raises
+    fails the requests that it is about.
+
     Attributes:
         is_alone: whether no other lane computes; set before every step.
     """

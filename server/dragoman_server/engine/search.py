@@ -153,7 +153,9 @@ class Search:
             if question.forced_id is not None:
                 # What is forced comes first, while there is one sequence still.
                 logprob = float(output.score_logprobs[row])
-                sequence.append(question.forced_id, logprob, logprob)
+                # Hugging Face's `forced_bos_token_id` likewise leaves nothing else to choose, so it costs nothing.
+                is_of_framing = len(sequence.token_ids) < group.request.num_framing_ids
+                sequence.append(question.forced_id, logprob, 0.0 if is_of_framing else logprob)
                 self._finish(group, group.live)
             elif options.beam_size > 1:
                 self._extend_beam(group, step)

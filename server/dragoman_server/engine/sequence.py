@@ -36,6 +36,7 @@ class Request:
     options: SearchOptions = GREEDY
     # What every hypothesis begins with. One that ends with end-of-sentence leaves nothing to search: it is scored.
     prefix_ids: tuple[int, ...] = ()
+    num_framing_ids: int = 0  # of these the first ones, such as the target's language: they do not count in scores
     priority: Priority = Priority.DEFAULT
 
     @property
@@ -52,7 +53,7 @@ class Hypothesis:
     token_logprobs: tuple[float, ...]  # natural logarithm, the model's own
     finish_reason: FinishReason
     length_penalty: float = 1.0
-    ranked_logprob: float | None = None  # where a penalty changed what a beam search saw: the sum of that
+    ranked_logprob: float | None = None  # where hypotheses are not ranked by `sum_logprob`: what they are ranked by
 
     @property
     def sum_logprob(self) -> float:
@@ -61,7 +62,10 @@ class Hypothesis:
 
     @cached_property
     def score(self) -> float:
-        """What hypotheses are ranked by: `sum_logprob / num_tokens ** length_penalty`, as in Hugging Face."""
+        """What hypotheses are ranked by: `sum_logprob / num_tokens ** length_penalty`, as in Hugging Face.
+
+        After a penalty it is the sum of what a beam search saw; tokens that a framing forces are left out of it.
+        """
         logprob = self.sum_logprob if self.ranked_logprob is None else self.ranked_logprob
         return float(logprob / max(len(self.token_ids), 1) ** self.length_penalty)  # 0 where all was banned at once
 
@@ -101,6 +105,8 @@ class Sequence:
         options = self.group.request.options
         is_penalised = options.beam_size > 1 and options.repetition_penalty != 1.0
         ranked_logprob = self.ranked_logprob if is_penalised else None
+        if not is_penalised and self.group.request.num_framing_ids:
+            ranked_logprob = math.fsum(self.token_logprobs[self.group.request.num_framing_ids :])
         return Hypothesis(
             tuple(self.token_ids), tuple(self.token_logprobs), finish_reason, options.length_penalty, ranked_logprob
         )

@@ -206,15 +206,15 @@ def failed(entry: Entry) -> ModelFailedError:
 def no_pair(source: str, target: str, entries: Iterable[Entry]) -> UnsupportedLanguageError:
     """The error where none of these models translates a pair of languages."""
     pair = f"{source}-{target}"
-    described = [(entry.name, entry.languages.described(source)) for entry in entries if entry.languages]
-    match described:
+    named = [(entry.name, entry.languages) for entry in entries if entry.languages]
+    match named:
         case []:
             text = "this server has no model"
-        case [(name, directions)]:
-            text = f"model {name!r} does not translate {pair}; it translates {directions}"
+        case [(name, languages)]:
+            text = f"model {name!r} does not translate {pair}; {languages.not_found(source, target)}"
         case _:
-            models = "; ".join(f"{name!r} {directions}" for name, directions in described[:_MAX_NAMED])
-            num_left = len(described) - _MAX_NAMED
+            models = "; ".join(f"{name!r} {own.described(source)}" for name, own in named[:_MAX_NAMED])
+            num_left = len(named) - _MAX_NAMED
             more = f"; and {num_left} more" if num_left > 0 else ""
             text = f"no model translates {pair}; there are {models}{more}"
     return UnsupportedLanguageError(pair, text)

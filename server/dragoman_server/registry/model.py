@@ -18,7 +18,7 @@ from dragoman_server.errors import BundleError, StartError
 from dragoman_server.registry.parity import replay, replay_attention
 from dragoman_server.runtime.attention_pass import AttentionPass
 from dragoman_server.runtime.background import Background
-from dragoman_server.runtime.hardware import Hardware
+from dragoman_server.runtime.hardware import Hardware, Seat
 from dragoman_server.runtime.memory import give_back_memory, use_huge_pages
 from dragoman_server.runtime.runners import ModelRunner, open_runners
 
@@ -105,6 +105,13 @@ class Model:
             )
         seats = hardware.seats(bundle)
         runners = [open_runners(bundle, contents, options, seat) for seat in seats]
+        for seat, of_seat in zip(seats, runners, strict=True):
+            size = _max_kv_bytes(seat, of_seat)
+            if size > seat.budget.max_bytes:
+                raise StartError(
+                    f"max_running is {options.max_running}: the keys and values of so many rows can come to take up "
+                    f"{size} bytes on CUDA device {seat.number}; max_kv_bytes is {seat.budget.max_bytes:.0f} there"
+                )
         attention_pass = AttentionPass(bundle, 1, contents=contents) if bundle.has_attention else None
         del contents  # with the memory of all that the sessions have copies of
         difference = max(replay(bundle, of_seat[0]) for of_seat in runners)
@@ -114,10 +121,7 @@ class Model:
             Engine(of_seat, search, options, seat.device, seat.budget, partial(on_step, index), on_death)
             for index, (seat, of_seat) in enumerate(zip(seats, runners, strict=True))
         ]
-        max_kv_bytes = sum(
-            int(min(seat.budget.max_bytes, sum(runner.max_kv_bytes for runner in of_seat)))
-            for seat, of_seat in zip(seats, runners, strict=True)
-        )
+        max_kv_bytes = sum(_max_kv_bytes(seat, of_seat) for seat, of_seat in zip(seats, runners, strict=True))
         attention = None
         if attention_pass is not None:
             replay_attention(bundle, attention_pass)
@@ -158,3 +162,12 @@ class Model:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _max_kv_bytes(seat: Seat, runners: Sequence[ModelRunner]) -> int:
+    """The most that keys and values can come to take up on a seat.
+
+    A pool on a GPU takes up all of its rows, used or not, and the host's only those that are used.
+    """
+    size = sum(runner.max_kv_bytes for runner in runners)
+    return size if seat.kind == "cuda" else int(min(seat.budget.max_bytes, size))

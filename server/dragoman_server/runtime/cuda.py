@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 _LIBRARIES = ("libcudart.so.13", "libcublasLt.so.13", "libcublas.so.13", "libcurand.so.10", "libcudnn.so.9")
 _DRIVER = "libcuda.so.1"
 _LEAST_VERSION = 13_000  # of the driver's interface: 1000 * major + 10 * minor
-_INSTALL = "pip install 'dragoman[gpu]'"
+_INSTALL = "pip install '.[gpu]' in a checkout of Dragoman"
 _CONTAINER = "a container needs the NVIDIA Container Toolkit on its host, and --gpus all"
 
 # Of cuda.h.

@@ -1,11 +1,15 @@
 """Memory that graphs for CUDA work in: that of a GPU, or, where they run on a CPU, the host's."""
 
+import contextlib
+import math
+import weakref
+from collections.abc import Iterator
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-import onnxruntime as ort
 from numpy.typing import DTypeLike, NDArray
 
+from dragoman_server.runtime import cuda_runtime
 from dragoman_server.runtime.memory import zeros
 
 
@@ -15,44 +19,65 @@ class Memory(NamedTuple):
     kind: Literal["cpu", "cuda"]
     number: int = 0
 
-    def zeros(self, shape: tuple[int, ...], dtype: DTypeLike) -> "Buffer":
-        """A buffer of zeros: a GPU's memory has what was there before, of which NaN would survive being masked."""
-        return Buffer(self, zeros(shape, dtype))
+    def use(self) -> None:
+        """To be called before sessions are opened, run or closed on the device, by each thread that does so."""
+        if self.kind == "cuda":
+            cuda_runtime.use_device(self.number)
 
-    def copy(self, array: NDArray[Any]) -> "Buffer":
-        """A buffer with these contents."""
-        return Buffer(self, array)
+    @contextlib.contextmanager
+    def running(self) -> Iterator[None]:
+        """Where a session runs on the device.
+
+        Raises:
+            DeviceLostError: the run has failed, and so will all others.
+        """
+        self.use()
+        try:
+            yield
+        except Exception:
+            if self.kind == "cuda":
+                cuda_runtime.require_device(self.number)
+            raise
 
 
 class Buffer:
-    """An array in the memory of a device, bound by its address.
+    """An array of zeros in the memory of a device, bound by its address, and given back with the last reference.
 
     Args:
         memory: where it is.
-        array: what it holds at first; in the host's memory it is this array.
+        shape: of the array.
+        dtype: of the array.
+
+    Raises:
+        MemoryError: the device has not as much.
+        DeviceLostError: it cannot be used any more.
     """
 
-    def __init__(self, memory: Memory, array: NDArray[Any]) -> None:
-        self._memory = memory
-        self._on_device = ort.OrtValue.ortvalue_from_numpy(array, *memory) if memory.kind == "cuda" else None
-        self._on_host = array if memory.kind == "cpu" else np.empty(0, array.dtype)
-        self.shape, self.dtype, self.num_bytes = array.shape, array.dtype, array.nbytes
-
-    @property
-    def pointer(self) -> int:
-        """Its address, which stays."""
-        return int(self._on_host.ctypes.data if self._on_device is None else self._on_device.data_ptr())
+    def __init__(self, memory: Memory, shape: tuple[int, ...], dtype: DTypeLike) -> None:
+        self._memory, self.shape, self.dtype = memory, shape, np.dtype(dtype)
+        self.num_bytes = math.prod(shape) * self.dtype.itemsize
+        self._on_host: NDArray[Any] | None = None
+        if memory.kind == "cpu":
+            self._on_host = zeros(shape, dtype)
+            self.pointer = int(self._on_host.ctypes.data)
+        else:
+            self.pointer = cuda_runtime.allocate(memory.number, self.num_bytes)
+            weakref.finalize(self, cuda_runtime.free, memory.number, self.pointer).atexit = False
 
     def write(self, array: NDArray[Any]) -> None:
-        """Replaces the contents by an array of the same shape and type; a GPU has them when this returns."""
-        if self._on_device is None:
-            self._on_host[...] = array
+        """Puts an array of the same type at the beginning; a GPU has it when this returns."""
+        if self._on_host is not None:
+            self._on_host.reshape(-1)[: array.size] = array.reshape(-1)
         else:
-            self._on_device.update_inplace(array)
+            cuda_runtime.copy_to_device(self._memory.number, self.pointer, np.ascontiguousarray(array))
 
     def read(self) -> NDArray[Any]:
         """The contents; in the host's memory they are those of any later time, too."""
-        return self._on_host if self._on_device is None else self._on_device.numpy()
+        if self._on_host is not None:
+            return self._on_host
+        array = np.empty(self.shape, self.dtype)
+        cuda_runtime.copy_to_host(self._memory.number, self.pointer, array)
+        return array
 
     def bind(self, bind: Any, name: str, shape: tuple[int, ...], element_type: Any = None, offset: int = 0) -> None:
         """Has a binding use this memory, which must stay for as long.
@@ -65,3 +90,18 @@ class Buffer:
             offset: of the part, in bytes.
         """
         bind(name, *self._memory, self.dtype if element_type is None else element_type, shape, self.pointer + offset)
+
+
+class Staging:
+    """What runs are given, by name, in memory that the next run uses again."""
+
+    def __init__(self, memory: Memory) -> None:
+        self._memory = memory
+        self._buffers: dict[str, Buffer] = {}
+
+    def bind(self, bind: Any, name: str, array: NDArray[Any]) -> None:
+        """Puts an array there, and binds it; valid until the next of this name."""
+        if name not in self._buffers or self._buffers[name].num_bytes < array.nbytes:
+            self._buffers[name] = Buffer(self._memory, (2 * array.size,), array.dtype)
+        self._buffers[name].write(array)
+        self._buffers[name].bind(bind, name, array.shape)

@@ -1,5 +1,6 @@
 """The model behind two verbs, `encode` and `decode_step`, by the graphs for CUDA."""
 
+import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -8,24 +9,21 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from dragoman_server.bundle.bundle import Contents
-from dragoman_server.bundle.graph import ONNX_NUMBERS
 from dragoman_server.bundle.manifest import DECODER_STEP_FILE, ENCODER_FILE, Manifest, present
 from dragoman_server.engine.search import StepOutput
 from dragoman_server.engine.slots import Move
 from dragoman_server.runtime.cuda_session import open_cuda_session
-from dragoman_server.runtime.device_memory import Buffer, Memory
-from dragoman_server.runtime.device_pool import DevicePool, PoolSessions, storage_dtype
+from dragoman_server.runtime.device_memory import Buffer, Memory, Staging
+from dragoman_server.runtime.device_pool import DevicePool, PoolSessions
 from dragoman_server.runtime.pool_graphs import grow_graph, move_graph
 from dragoman_server.runtime.session import open_session
 
 # Rows of a step that is a CUDA graph: the GPU computes more rows for longer than the host takes to start its kernels.
 _MAX_CAPTURED_ROWS = 256
 
-# The number of runs that are no CUDA graph.
-_NOT_CAPTURED = -1
-
-# What has to be somewhere though nothing of it is used.
-_NOTHING = (0,)
+# Numbers of CUDA graphs. None is used again, by whatever runner: the graph would write into the pool as it was then.
+_CAPTURED = itertools.count(1)
+_NOT_CAPTURED = -1  # of runs that are none
 
 
 class DeviceGraphs(NamedTuple):
@@ -62,7 +60,7 @@ class DeviceGraphs(NamedTuple):
             decoder = open_cuda_session(
                 DECODER_STEP_FILE, number, contents, max_arena_bytes=max_arena_bytes, captures=True
             )
-        return cls(manifest, memory, encoder, decoder, open_pool_sessions(memory, _state_type(manifest, decoder)))
+        return cls(manifest, memory, encoder, decoder, open_pool_sessions(memory, max_arena_bytes))
 
 
 def _state_type(manifest: Manifest, decoder: ort.InferenceSession) -> str:
@@ -72,12 +70,12 @@ def _state_type(manifest: Manifest, decoder: ort.InferenceSession) -> str:
     return "float32" if name == "float" else str(name)
 
 
-def open_pool_sessions(memory: Memory, kind: str) -> PoolSessions:
-    """Opens the graphs that copy rows of keys and values of this type, such as float16."""
-    element_type = ONNX_NUMBERS[storage_dtype(kind).name]
-    graphs = move_graph(element_type), grow_graph(element_type)
+def open_pool_sessions(memory: Memory, max_arena_bytes: int = 0) -> PoolSessions:
+    """Opens the graphs that copy rows of keys and values; the limit is as for `DeviceGraphs.open`."""
+    graphs = move_graph(), grow_graph()
     if memory.kind == "cuda":
-        return PoolSessions(*(open_cuda_session(graph, memory.number) for graph in graphs))
+        number = memory.number
+        return PoolSessions(*(open_cuda_session(graph, number, max_arena_bytes=max_arena_bytes) for graph in graphs))
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1
     return PoolSessions(*(ort.InferenceSession(graph, options, ["CPUExecutionProvider"]) for graph in graphs))
@@ -88,7 +86,6 @@ class _Bound(NamedTuple):
 
     binding: ort.IOBinding
     options: ort.RunOptions
-    all_rows: Buffer  # which the binding does not keep alive
     vocabulary: tuple[NDArray[np.float32], ...]  # logits and log-probs, [rows, V] of all_rows
 
 
@@ -113,19 +110,20 @@ class DeviceRunner:
     def __init__(self, graphs: DeviceGraphs, max_rows: int, max_captured_rows: int = _MAX_CAPTURED_ROWS) -> None:
         self._graphs: DeviceGraphs | None = graphs  # until it is closed
         self._manifest, self._memory, self.max_rows = graphs.manifest, graphs.memory, max_rows
-        self._max_captured_rows = max_captured_rows
+        self._max_captured_rows = max_captured_rows if graphs.memory.kind == "cuda" else 0
         self.is_alone = False
         kind = _state_type(graphs.manifest, graphs.decoder)
         self._pool: DevicePool | None = DevicePool(graphs.manifest, max_rows, graphs.memory, graphs.pool, kind)
         self._max_kv_bytes, self._kv_bytes_per_token = self._pool.max_bytes, self._pool.bytes_per_token
-        self._last_sources = np.zeros(max_rows, np.int32)  # the last position of each row's source
         # What a step is told of each row: its token, the position of this, its last source position, a token to score.
         self._table = np.zeros((max_rows, 4), np.int32)
-        self._rows = graphs.memory.copy(self._table)
+        _, self._positions, self._last_sources, _ = self._table.T
+        memory = graphs.memory
+        self._staging, self._rows = Staging(memory), Buffer(memory, self._table.shape, self._table.dtype)
+        self._nothing = Buffer(memory, (1,), np.int64)  # which is somewhere, though nothing of it is used
         self._bound: dict[tuple[int, int], _Bound] = {}  # by rows and k
         self._bound_generation = 0
-        self._num_captured = 0
-        self._score_logprobs = graphs.memory.zeros((max_rows, 1), np.float32)
+        self._score_logprobs = Buffer(memory, (max_rows, 1), np.float32)
         self._top: dict[int, tuple[Buffer, Buffer]] = {}  # ids and log-probs by k
 
     @property
@@ -156,13 +154,14 @@ class DeviceRunner:
             row[: len(source)] = source
         pool.make_room(num_source=ids.shape[1])
         binding = graphs.encoder.io_binding()
-        inputs = {"input_ids": self._memory.copy(ids), "source_lengths": self._memory.copy(lengths)}
-        for name, buffer in inputs.items():
-            buffer.bind(binding.bind_input, name, buffer.shape)
+        self._staging.bind(binding.bind_input, "input_ids", ids)
+        self._staging.bind(binding.bind_input, "source_lengths", lengths)
         pool.bind_cross(binding.bind_input, first_row, len(sources))
         pool.bind_cross(binding.bind_output, first_row, len(sources), present)
-        graphs.encoder.run_with_iobinding(binding)
-        self._last_sources[first_row : first_row + len(sources)] = lengths - 1
+        with self._memory.running():
+            graphs.encoder.run_with_iobinding(binding)
+        rows = slice(first_row, first_row + len(sources))
+        self._positions[rows], self._last_sources[rows] = 0, lengths - 1
 
     def decode_step(
         self,
@@ -182,16 +181,22 @@ class DeviceRunner:
         # Few different k, for each has its bindings.
         top_k = min(1 << (top_k - 1).bit_length(), self._manifest.architecture.vocabulary_size)
         bound = self._bind(num_rows, top_k, all_rows) if all_rows else self._bound_step(num_rows, top_k)
-        graphs.decoder.run_with_iobinding(bound.binding, bound.options)
+        with self._memory.running():
+            graphs.decoder.run_with_iobinding(bound.binding, bound.options)
         ids, logprobs = (buffer.read()[:num_rows] for buffer in self._top[top_k])
         scores = self._score_logprobs.read()[:num_rows, 0] if score_ids else np.zeros(num_rows, np.float32)
         return StepOutput(ids, logprobs, scores, *bound.vocabulary)
 
     def move_rows(self, moves: Sequence[Move]) -> None:
         _, pool = self._open
-        for source, target, _ in moves:
-            self._last_sources[target] = self._last_sources[source]
-        pool.move_rows(moves)
+        if not moves:
+            return
+        sources, targets = [move.source for move in moves], [move.target for move in moves]
+        longest_source, longest_target = (
+            int(column[sources].max()) + 1 for column in (self._last_sources, self._positions)
+        )
+        pool.move_rows(moves, longest_source, longest_target)
+        self._table[targets] = self._table[sources]
 
     def give_back_memory(self) -> None:
         """Gives the host's memory back. That of a GPU stays: CUDA graphs refer to it, which their session keeps."""
@@ -202,16 +207,16 @@ class DeviceRunner:
 
     def close(self) -> None:
         """Gives all memory back, that of the graphs with the last of their runners. No other call may run or follow."""
+        self._memory.use()
         self._bound.clear()
         self._top.clear()
         self._graphs = self._pool = None
 
     def _fill_table(self, token_ids: Sequence[int], positions: Sequence[int], score_ids: Sequence[int]) -> None:
-        """Rows that fill a batch up have zeros: they write the first position of rows that are free."""
+        """Rows that fill a batch up read one position of a source, and write the first of a target: both are free."""
         num_rows, table = len(token_ids), self._table
         table[:num_rows, 0] = token_ids
-        table[:num_rows, 1] = positions
-        table[:num_rows, 2] = self._last_sources[:num_rows]
+        self._positions[:num_rows] = positions
         table[:num_rows, 3] = score_ids if score_ids else 0
         table[num_rows:] = 0
         self._rows.write(table)
@@ -219,25 +224,21 @@ class DeviceRunner:
     def _bound_step(self, num_rows: int, top_k: int) -> _Bound:
         num_rows = self._batch_size(num_rows)
         if (num_rows, top_k) not in self._bound:
-            number = _NOT_CAPTURED
-            if num_rows <= self._max_captured_rows:
-                # Never one that was used before: its CUDA graph would write into the pool as it was then.
-                self._num_captured += 1
-                number = self._num_captured
+            number = next(_CAPTURED) if num_rows <= self._max_captured_rows else _NOT_CAPTURED
             self._bound[num_rows, top_k] = self._bind(num_rows, top_k, (), number)
         return self._bound[num_rows, top_k]
 
     def _batch_size(self, num_rows: int) -> int:
         """Of the batch that so many rows are computed in."""
-        if self._memory.kind == "cpu":
-            return num_rows
         size = 1 << (num_rows - 1).bit_length()  # powers of two, and from 4 on three quarters of them
-        return min(size * 3 // 4 if size >= 4 and num_rows <= size * 3 // 4 else size, self.max_rows)
+        size = size * 3 // 4 if size >= 4 and num_rows <= size * 3 // 4 else size
+        size = min(size, self.max_rows)
+        return size if size <= self._max_captured_rows else num_rows
 
     def _top_buffers(self, top_k: int) -> tuple[Buffer, Buffer]:
         if top_k not in self._top:
             shape = (self.max_rows, top_k)
-            self._top[top_k] = self._memory.zeros(shape, np.int64), self._memory.zeros(shape, np.float32)
+            self._top[top_k] = Buffer(self._memory, shape, np.int64), Buffer(self._memory, shape, np.float32)
         return self._top[top_k]
 
     def _bind(self, num_rows: int, top_k: int, all_rows: Sequence[int], number: int = _NOT_CAPTURED) -> _Bound:
@@ -246,8 +247,10 @@ class DeviceRunner:
         binding = graphs.decoder.io_binding()
         ids, logprobs = self._top_buffers(top_k)
         self._rows.bind(binding.bind_input, "rows", (num_rows, 4))
-        on_device = self._memory.copy(np.array(all_rows or _NOTHING, np.int64))
-        on_device.bind(binding.bind_input, "all_rows", (len(all_rows),))
+        if all_rows:
+            self._staging.bind(binding.bind_input, "all_rows", np.array(all_rows, np.int64))
+        else:
+            self._nothing.bind(binding.bind_input, "all_rows", (0,))
         for name, value in {
             "top_k": np.array([top_k], np.int64),
             "longest_target": np.array([pool.target_capacity], np.int32),
@@ -266,8 +269,8 @@ class DeviceRunner:
             if all_rows:
                 binding.bind_output(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
             else:  # a CUDA graph may not end in the host's memory
-                self._score_logprobs.bind(binding.bind_output, name, shape)
+                self._nothing.bind(binding.bind_output, name, shape, np.float32)
         options = ort.RunOptions()
         if self._memory.kind == "cuda":
             options.add_run_config_entry("gpu_graph_id", str(number))
-        return _Bound(binding, options, on_device, vocabulary)
+        return _Bound(binding, options, vocabulary)

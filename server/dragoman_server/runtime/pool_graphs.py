@@ -1,6 +1,7 @@
 """Two graphs that belong to no model: they copy rows within a pool of keys and values, and a pool into a larger one.
 
-Input and output are bound to the same memory, so that nothing else is copied.
+Input and output are bound to the same memory, so that nothing else is copied. They take what is in the pool for int64,
+whatever it is: CUDA's kernels copy an element at a time, and count them in 32 bits.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,39 +21,39 @@ _Node = tuple[str, Sequence[str], Sequence[str], Mapping[str, int]]
 
 class _Tensor(NamedTuple):
     name: str
-    element_type: int
     shape: tuple[str | int, ...]
 
 
-def move_graph(element_type: int) -> bytes:
-    """Copies rows to others.
+def move_graph() -> bytes:
+    """Copies places of the pool to others.
 
-    Inputs: pool [n, H, C, K]; moves int64 [2, m], from which rows and to which. Output: moved, the pool.
-    Rows are read before any is written.
+    Inputs: pool [n, w]; moves [2, m, 1], from which places and to which; offsets [p], which are added to all of these.
+    Output: moved, the pool. All places are read before any is written. CUDA's ScatterND has a thread for each place: so
+    places are small, and many.
     """
-    shape = ("rows", "heads", "capacity", "size")
+    pool = _Tensor("pool", ("places", "width"))
     return _model(
-        [_Tensor("pool", element_type, shape), _Tensor("moves", ONNX_NUMBERS["int64"], (2, "moves"))],
-        _Tensor("moved", element_type, shape),
-        {"first": np.array([0], np.int64), "last": np.array([-1], np.int64)},
+        [pool, _Tensor("moves", (2, "moves", 1)), _Tensor("offsets", ("offsets",))],
+        pool._replace(name="moved"),
+        {"last": np.array([-1], np.int64)},
         [
-            ("Split", ["moves"], ["source_row", "target_row"], {"axis": 0, "num_outputs": 2}),
-            ("Squeeze", ["source_row", "first"], ["sources"], {}),
-            ("Squeeze", ["target_row", "first"], ["targets"], {}),
-            ("Unsqueeze", ["targets", "last"], ["places"], {}),
+            ("Split", ["moves"], ["from", "to"], {"axis": 0, "num_outputs": 2}),
+            ("Add", ["from", "offsets"], ["sources"], {}),
+            ("Add", ["to", "offsets"], ["targets"], {}),
+            ("Unsqueeze", ["targets", "last"], ["indices"], {}),
             ("Gather", ["pool", "sources"], ["contents"], {}),
-            ("ScatterND", ["pool", "places", "contents"], ["moved"], {}),
+            ("ScatterND", ["pool", "indices", "contents"], ["moved"], {}),
         ],
     )
 
 
-def grow_graph(element_type: int) -> bytes:
+def grow_graph() -> bytes:
     """Copies a pool into the beginning of a larger one.
 
-    Inputs: larger [n, H, C, K]; pool [n, H, c, K]. Output: grown, the larger one.
+    Inputs: larger [n, H, C, w]; pool [n, H, c, w]. Output: grown, the larger one.
     """
-    larger = _Tensor("larger", element_type, ("rows", "heads", "capacity", "size"))
-    pool = _Tensor("pool", element_type, ("rows", "heads", "filled", "size"))
+    larger = _Tensor("larger", ("rows", "heads", "capacity", "width"))
+    pool = _Tensor("pool", ("rows", "heads", "filled", "width"))
     nodes: list[_Node] = [("TensorScatter", ["larger", "pool"], ["grown"], {})]
     return _model([larger, pool], larger._replace(name="grown"), {}, nodes)
 
@@ -66,7 +67,7 @@ def _model(
     for infos, tensors in ((model.graph.input, inputs), (model.graph.output, [output])):
         for tensor in tensors:
             described = infos.add(name=tensor.name).type.tensor_type
-            described.elem_type = tensor.element_type
+            described.elem_type = ONNX_NUMBERS["int64"]
             for size in tensor.shape:
                 described.shape.dim.add(**({"dim_param": size} if isinstance(size, str) else {"dim_value": size}))
     for name, array in constants.items():

@@ -16,17 +16,9 @@ MAX_SUPPRESSED_TOKENS = 16  # of one word
 MAX_SUPPRESSED_CHARACTERS = 256  # of one word: what is longer is not even tokenized
 
 # Those that are the engine's under the same name, and that have the engine's default where absent.
-_SEARCH_FIELDS = (
-    "num_hypotheses",
-    "patience",
-    "temperature",
-    "top_k",
-    "top_p",
-    "seed",
-    "min_target_tokens",
-    "repetition_penalty",
-    "no_repeat_ngram_size",
-)
+_SEARCH_FIELDS = ("num_hypotheses", "patience", "temperature", "top_k", "top_p", "seed")
+# Those that have the model's.
+_MODEL_FIELDS = ("length_penalty", "min_target_tokens", "repetition_penalty", "no_repeat_ngram_size")
 _SAMPLING_FIELDS = ("temperature", "top_k", "top_p", "seed")
 
 
@@ -77,7 +69,12 @@ def resolve(
     """
     suppressed, violations = _suppressed(fields, tokenizer)
     defaults = manifest.generation
-    given = {name: value for name in _SEARCH_FIELDS if (value := getattr(fields, name)) is not None}
+    of_model = {name: getattr(defaults, name) for name in _MODEL_FIELDS}
+    if fields.max_target_tokens is not None:
+        # What a call asks for goes before what it does not mention.
+        of_model["min_target_tokens"] = max(min(defaults.min_target_tokens, fields.max_target_tokens), 0)
+    names = (*_SEARCH_FIELDS, *_MODEL_FIELDS)
+    given = of_model | {name: value for name in names if (value := getattr(fields, name)) is not None}
     is_sampling = any(getattr(fields, name) is not None for name in _SAMPLING_FIELDS)
     default_beam_size = 1 if is_sampling else defaults.beam_size
     default_stopping = EarlyStopping.FIRST if defaults.early_stopping else EarlyStopping.HEURISTIC
@@ -86,7 +83,6 @@ def resolve(
         **given,
         is_sampling=is_sampling,
         beam_size=default_beam_size if fields.beam_size is None else fields.beam_size,
-        length_penalty=defaults.length_penalty if fields.length_penalty is None else fields.length_penalty,
         early_stopping=stopping if isinstance(stopping, EarlyStopping) else default_stopping,
         suppressed=suppressed,
     )

@@ -189,6 +189,7 @@ class Planner:
                 plan.deadline,
                 plan.decoding.search,
                 (*plan.framing.target_prefix, *prefix_text_ids),
+                len(plan.framing.target_prefix),
                 plan.priority,
             )
             for source in segmented.segments
@@ -306,7 +307,8 @@ class Planner:
             num_tokens, search = len(target_ids), SearchOptions(length_penalty=plan.decoding.search.length_penalty)
             forced_ids = target_ids
         source_ids = plan.framing.frame(source.token_ids)
-        request = Request(source_ids, num_tokens, plan.deadline, search, forced_ids, plan.priority)
+        num_framing_ids = plan.framing.num_forced(forced_ids)
+        request = Request(source_ids, num_tokens, plan.deadline, search, forced_ids, num_framing_ids, plan.priority)
         text = target if isinstance(target, str) else None
         return PlannedText(segmented, plan.framing, [request], target_ids, text)
 

@@ -15,7 +15,8 @@ def config_violations(config: TranslateConfig, first: Model, last: Model) -> Ite
     for field, model in (("source_language_code", first), ("target_language_code", last)):
         code = getattr(config, field)
         if not code:
-            yield FieldViolation(field, "is required", Reason.REQUIRED_FIELD)
+            description = model.languages.required(is_source=field == "source_language_code")
+            yield FieldViolation(field, description, Reason.REQUIRED_FIELD)
         elif fault := model.languages.fault_of(code):
             yield FieldViolation(field, fault, Reason.INVALID_LANGUAGE_CODE)
     for field in ("segmentation", "priority"):

@@ -1,7 +1,8 @@
-"""From text to token ids without specials, and back: one interface, and the two kinds of tokenizer behind it."""
+"""From text to token ids without specials, and back: one interface, and the kinds of tokenizer behind it."""
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import compress
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -15,6 +16,8 @@ Span = tuple[int, int]  # [begin, end) in code points
 Read = Callable[[Path], bytes]
 
 UNKNOWN, END_OF_SENTENCE, PADDING = "<unk>", "</s>", "<pad>"
+# No text in any vocabulary of fairseq's.
+SPECIALS = frozenset(("<s>", END_OF_SENTENCE, PADDING, UNKNOWN, "<mask>"))
 _SPACE = "\u2581"
 _TARGET_TOKEN = re.compile(r">>(.+)<<", re.DOTALL)
 
@@ -55,7 +58,7 @@ class TextCodec(Protocol):
         """The text of the ids. Control symbols have none."""
 
     def pieces(self, ids: Sequence[int]) -> list[str]:
-        """The vocabulary entry of every id, with U+2581 for a preceding space."""
+        """The vocabulary entry of every id, with U+2581 for a preceding space; of byte-level BPE U+0120."""
 
     def is_control(self, token_id: int) -> bool:
         """Whether an id is no part of any text, as a language tag or end-of-sentence."""
@@ -84,7 +87,17 @@ def load_tokenizer(kind: TokenizerKind, folder: Path, read: Read = Path.read_byt
     Raises:
         BundleError: a file is missing or damaged.
     """
-    return MarianTokenizer(folder, read) if kind == "marian" else Tokenizer(folder / TOKENIZER_FILES[kind][0], read)
+    match kind:
+        case "sentencepiece":
+            return Tokenizer(folder / TOKENIZER_FILES[kind][0], read)
+        case "marian":
+            return MarianTokenizer(folder, read)
+        case "pieces":
+            return PieceTokenizer(folder, read)
+        case "byte_bpe":
+            from dragoman_server.text.byte_bpe import ByteBpeTokenizer  # with the library of this kind alone
+
+            return ByteBpeTokenizer(folder, read)
 
 
 class Tokenizer:
@@ -145,30 +158,27 @@ class Tokenizer:
         return _tidy(mapping["text"], mapping["pieces"], mapping["offsets"], are_controls)
 
 
-class MarianTokenizer:
+class _VocabularyTokenizer:
     """A SentencePiece model for the source, one for the target, and a vocabulary that gives their pieces ids.
 
-    Ids and texts are those of `transformers.MarianTokenizer`, with one exception. There, text
-    that spells `</s>`, `<pad>` or `>>fra<<` becomes the control id; here it is text, and where
-    the source model leaves it in one piece, unknown. Languages are chosen by their fields.
-
-    Neither here nor there is the Moses punctuation normaliser applied, which some of these
-    models were trained behind: `transformers` only loads it, and only where sacremoses is installed.
+    Control symbols can only be reached by id: text that spells them is text, and where a model leaves it in one piece,
+    unknown.
     """
 
-    def __init__(self, folder: Path, read: Read = Path.read_bytes) -> None:
-        """Loads both models and the vocabulary.
-
-        Raises:
-            BundleError: a file is missing or damaged.
-        """
-        source, target, vocabulary = (folder / name for name in TOKENIZER_FILES["marian"])
-        self._source, self._target = _load_model(source, read), _load_model(target, read)
-        ids = read_vocabulary(vocabulary, read)
+    def __init__(
+        self,
+        source: SentencePieceProcessor,
+        target: SentencePieceProcessor,
+        ids: Mapping[str, int],
+        controls: Iterable[str],
+    ) -> None:
+        self._source, self._target = source, target
         self.unknown_id = ids[UNKNOWN]
-        self._text_ids = {piece: token_id for piece, token_id in ids.items() if not _is_control(piece)}
+        self._controls = frozenset(controls)
+        self._byte_ids = frozenset(ids[piece] for piece in _pieces_that(target.IsByte, target) if piece in ids)
+        self._text_ids = {piece: token_id for piece, token_id in ids.items() if piece not in self._controls}
         self._pieces = {token_id: piece for piece, token_id in ids.items()}
-        known_share = min(_known_share(model, ids) for model in (self._source, self._target))
+        known_share = min(_known_share(model, ids) for model in (source, target))
         self.vocabulary = Vocabulary(max(self._pieces) + 1, ids[END_OF_SENTENCE], ids[PADDING], known_share)
 
     def encode(self, text: str) -> list[int]:
@@ -186,7 +196,7 @@ class MarianTokenizer:
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of the ids; `<unk>` has none, like control symbols."""
-        text: str = self._target.DecodePieces([piece for piece in self.pieces(ids) if not _is_control(piece)])
+        text: str = self._target.DecodePieces([piece for piece in self.pieces(ids) if piece not in self._controls])
         return text.replace(_SPACE, " ").strip()
 
     def pieces(self, ids: Sequence[int]) -> list[str]:
@@ -194,10 +204,10 @@ class MarianTokenizer:
         return [self._pieces.get(token_id, UNKNOWN) for token_id in ids]
 
     def is_control(self, token_id: int) -> bool:
-        return _is_control(self._pieces.get(token_id, UNKNOWN))
+        return self._pieces.get(token_id, UNKNOWN) in self._controls
 
     def is_unspelt(self, token_id: int) -> bool:
-        return token_id == self.unknown_id
+        return token_id == self.unknown_id or token_id in self._byte_ids
 
     def spans(self, text: str) -> list[Span]:
         return _text_spans(self._source, text)
@@ -207,7 +217,7 @@ class MarianTokenizer:
 
     def target_spans(self, ids: Sequence[int]) -> list[Span]:
         pieces = self.pieces(ids)
-        texts = [piece for piece in pieces if not _is_control(piece)]
+        texts = [piece for piece in pieces if piece not in self._controls]
         if not texts:
             return [(0, 0)] * len(pieces)
         mapping = self._target.DecodePieces(texts, return_type="offset_mapping")
@@ -216,13 +226,62 @@ class MarianTokenizer:
         of_texts = iter(_tidy(text, texts, mapping["offsets"], [False] * len(texts)))
         spans: list[Span] = []
         for piece in pieces:
-            if _is_control(piece):
+            if piece in self._controls:
                 end = spans[-1][1] if spans else 0
                 spans.append((end, end))
             else:
                 begin, end = (min(max(offset - num_stripped, 0), num_left) for offset in next(of_texts))
                 spans.append((begin, end))
         return spans
+
+
+class MarianTokenizer(_VocabularyTokenizer):
+    """Marian's kind: a SentencePiece model each for source and target, whose pieces are in one vocabulary.
+
+    Ids and texts are those of `transformers.MarianTokenizer`, with one exception. There, text
+    that spells `</s>`, `<pad>` or `>>fra<<` becomes the control id; here it is text, and where
+    the source model leaves it in one piece, unknown. Languages are chosen by their fields.
+
+    Neither here nor there is the Moses punctuation normaliser applied, which some of these
+    models were trained behind: `transformers` only loads it, and only where sacremoses is installed.
+    """
+
+    def __init__(self, folder: Path, read: Read = Path.read_bytes) -> None:
+        """Loads both models and the vocabulary.
+
+        Raises:
+            BundleError: a file is missing or damaged.
+        """
+        source, target, vocabulary = (folder / name for name in TOKENIZER_FILES["marian"])
+        models = _load_model(source, read), _load_model(target, read)
+        ids = read_vocabulary(vocabulary, read)
+        specials = (UNKNOWN, END_OF_SENTENCE, PADDING)
+        super().__init__(*models, ids, (p for p in ids if p in specials or target_language(p) is not None))
+
+
+class PieceTokenizer(_VocabularyTokenizer):
+    """The kind of M2M-100, NLLB-200 and mBART-50: one SentencePiece model, and a vocabulary that gives its pieces ids.
+
+    What the vocabulary has beyond the model's pieces are control symbols: language tokens such as `__fr__`, `fra_Latn`
+    and `fr_XX`, `<mask>`, entries that fill it up. A single character is none: the vocabulary may know one that the
+    model does not.
+
+    Ids and texts are those of the tokenizers of `transformers`, with the exceptions that docs/bundles.md names.
+    """
+
+    def __init__(self, folder: Path, read: Read = Path.read_bytes) -> None:
+        """Loads the model and the vocabulary.
+
+        Raises:
+            BundleError: a file is missing or damaged.
+        """
+        path, vocabulary = (folder / name for name in TOKENIZER_FILES["pieces"])
+        model = _load_model(path, read)
+        ids = read_vocabulary(vocabulary, read)
+        require_all_ids(vocabulary, ids)
+        no_text = {*SPECIALS, *_pieces_that(model.IsControl, model), *_pieces_that(model.IsUnknown, model)}
+        texts = set(_all_pieces(model)) - no_text
+        super().__init__(model, model, ids, (p for p in ids if p in no_text or (p not in texts and len(p) != 1)))
 
 
 def read_vocabulary(path: Path, read: Read = Path.read_bytes) -> dict[str, int]:
@@ -245,19 +304,30 @@ def read_vocabulary(path: Path, read: Read = Path.read_bytes) -> dict[str, int]:
     return ids
 
 
+def require_all_ids(path: Path, ids: Mapping[str, int]) -> None:
+    """Raises BundleError where a vocabulary skips an id."""
+    if missing := sorted(set(range(len(ids))) - set(ids.values())):
+        raise BundleError(f"{path} has {len(ids)} pieces, but none with id {missing[0]}")
+
+
 def target_language(piece: str) -> str | None:
     """The language that a control symbol such as `>>fra<<` asks for; None for other pieces."""
     found = _TARGET_TOKEN.fullmatch(piece)
     return found[1] if found else None
 
 
-def _is_control(piece: str) -> bool:
-    return piece in (UNKNOWN, END_OF_SENTENCE, PADDING) or target_language(piece) is not None
-
-
 def _known_share(model: SentencePieceProcessor, ids: Mapping[str, int]) -> float:
+    return sum(piece in ids for piece in _all_pieces(model)) / model.get_piece_size()
+
+
+def _all_pieces(model: SentencePieceProcessor) -> list[str]:
     pieces: list[str] = model.IdToPiece(list(range(model.get_piece_size())))
-    return sum(piece in ids for piece in pieces) / len(pieces)
+    return pieces
+
+
+def _pieces_that(are: Callable[[list[int]], list[bool]], model: SentencePieceProcessor) -> list[str]:
+    """The pieces of a model for which one of its own methods holds."""
+    return [*compress(_all_pieces(model), are(list(range(model.get_piece_size()))))]
 
 
 def _text_spans(model: SentencePieceProcessor, text: str) -> list[Span]:
@@ -282,12 +352,12 @@ def _text_spans(model: SentencePieceProcessor, text: str) -> list[Span]:
         begin, end = offsets[places[first_byte]], ends[places[next_byte - 1]]
         if first_byte == 0 and piece == _SPACE and not text[begin].isspace():
             end = begin  # the space before all texts
-        spans.append(_stripped(text, begin, end))
+        spans.append(stripped(text, begin, end))
         first_byte = next_byte
     return spans
 
 
-def _stripped(text: str, begin: int, end: int) -> Span:
+def stripped(text: str, begin: int, end: int) -> Span:
     """The span without the white space around it, or as it is where it has nothing else."""
     part = text[begin:end]
     if not part.strip():
@@ -308,7 +378,7 @@ def _tidy(text: str, pieces: Sequence[str], spans: Sequence[Span], are_controls:
         part = text[begin:end]
         is_space_before_all = index == first and pieces[index] == _SPACE
         if part.strip():
-            begin, end = following = _stripped(text, begin, end)
+            begin, end = following = stripped(text, begin, end)
         elif begin == end == following[0] and not is_space_before_all and not are_controls[index]:
             begin, end = following
         tidied.append((begin, end))
@@ -319,6 +389,7 @@ def _load_model(path: Path, read: Read) -> SentencePieceProcessor:
     processor = SentencePieceProcessor()
     try:
         processor.LoadFromSerializedProto(read(path))
-    except (OSError, RuntimeError) as error:
+        _all_pieces(processor)
+    except (OSError, RuntimeError, UnicodeDecodeError) as error:
         raise BundleError(f"{path} cannot be loaded as a SentencePiece model: {error}") from error
     return processor

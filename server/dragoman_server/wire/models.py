@@ -2,17 +2,17 @@
 
 import asyncio
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 
 from dragoman.v1 import models_pb2 as pb
 from dragoman.v1 import models_pb2_grpc
 from dragoman_server.bundle.languages import Direction, LanguageTable
+from dragoman_server.bundle.manifest import CUDA_PRECISIONS
 from dragoman_server.errors import DeadlineError, DragomanError, NoRepositoryError
 from dragoman_server.registry.entry import Entry, State
 from dragoman_server.registry.model import Model
 from dragoman_server.registry.registry import Registry
 from dragoman_server.registry.repository import Repository
-from dragoman_server.runtime.hardware import DeviceKind
 from dragoman_server.wire.translation import Context
 
 logger = logging.getLogger(__name__)
@@ -26,10 +26,6 @@ _STATES = {
     State.LOADING: pb.MODEL_STATE_LOADING,
     State.DRAINING: pb.MODEL_STATE_DRAINING,
     State.FAILED: pb.MODEL_STATE_FAILED,
-}
-_DETERMINISMS: Mapping[DeviceKind, pb.Determinism.ValueType] = {
-    "cpu": pb.DETERMINISM_BITWISE,
-    "cuda": pb.DETERMINISM_LAST_BITS,
 }
 
 
@@ -126,10 +122,14 @@ def _model(entry: Entry, max_rows: int, *, is_default: bool) -> pb.Model:
         message.parity.logprob_tolerance = parity.logprob_tolerance
         message.parity.token_agreement = parity.token_agreement
         message.parity.num_sentences = parity.num_sentences
-        message.determinism = _DETERMINISMS[entry.placement.kind]
+        is_bitwise = manifest.precision not in CUDA_PRECISIONS
+        message.determinism = pb.DETERMINISM_BITWISE if is_bitwise else pb.DETERMINISM_LAST_BITS
         message.has_attention = entry.bundle.has_attention
         message.defaults.beam_size = generation.beam_size
         message.defaults.length_penalty = generation.length_penalty
+        message.defaults.min_target_tokens = generation.min_target_tokens
+        message.defaults.repetition_penalty = generation.repetition_penalty
+        message.defaults.no_repeat_ngram_size = generation.no_repeat_ngram_size
     if entry.model is not None:
         _write_loaded(message, entry, entry.model)
     return message

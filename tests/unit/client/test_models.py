@@ -66,7 +66,9 @@ def test_every_field_of_a_model_is_converted(server: FakeServer, call: Call) -> 
         ),
         determinism=Determinism.BITWISE,
         has_attention=True,
-        defaults=ModelDefaults(beam_size=4, length_penalty=1.5),
+        defaults=ModelDefaults(
+            beam_size=4, length_penalty=1.5, min_target_tokens=2, repetition_penalty=1.2, no_repeat_ngram_size=3
+        ),
         memory=ModelMemory(weights_bytes=80 << 20, kv_cache_bytes=5 << 20, max_kv_cache_bytes=3 << 30),
         load_time=LOAD_TIME,
         active_calls=3,

@@ -16,6 +16,7 @@ from dragoman_server.bundle.languages import LanguageTable
 from dragoman_server.bundle.manifest import DECODER_STEP_FILE
 from dragoman_server.text.tokenizer import load_tokenizer
 from support.export_command import ExportCommand
+from support.family_models import Family, edit_json, write_model
 from support.marian_model import write_marian
 from support.tiny_model import WORDS
 
@@ -247,6 +248,39 @@ def test_a_marian_model_is_imported(run: ExportCommand, tmp_path: Path, precisio
     assert manifest.parity.golden[0].source_ids == (*codec.encode("the old dog"), manifest.eos_token_id)
     test = f"en-fr={tmp_path / 'english.txt'},{tmp_path / 'english.txt'}"
     assert run("evaluate", tmp_path / "bundle", "--test", test) == 0, run.err
+
+
+@pytest.mark.parametrize(
+    ("family", "precision", "direction"),
+    [
+        ("nllb", "int8", "eng_Latn-fra_Latn"),
+        ("m2m100", "fp16", "en-fr"),
+        ("mbart50", "int8", "en-fr"),
+        ("bart", "fp16", ""),
+    ],
+)
+def test_models_of_other_families_are_imported(
+    run: ExportCommand, tmp_path: Path, family: Family, precision: str, direction: str
+) -> None:
+    write_model(tmp_path / "source", family)
+    (tmp_path / "english.txt").write_text("The old cat is sleeping.\nHow are you?\n", encoding="utf-8")
+    options = ["--precision", precision, "--sources", f"{direction or 'en-fr'}={tmp_path / 'english.txt'}"]
+    options += ["--num-sources", "2", *([] if direction else ["--pair", "en-fr"])]
+    assert run("import", tmp_path / "source", tmp_path / "bundle", *options) == 0, run.err
+    bundle = Bundle.open(tmp_path / "bundle")
+    assert bundle.manifest.precision == precision
+    assert {golden.direction for golden in bundle.manifest.parity.golden} == {("en", "fr")}
+    assert run("verify", tmp_path / "bundle") == 0, run.err
+
+
+@pytest.mark.parametrize("family", ["m2m100", "nllb", "bart", "mbart50", "mbart25"])
+def test_a_model_that_is_refused_leaves_nothing_behind(run: ExportCommand, tmp_path: Path, family: Family) -> None:
+    write_model(tmp_path / "source", family, encoder_layers=1, decoder_layers=1)
+    edit_json(tmp_path / "source" / "config.json", activation_function="gelu_new", decoder_ffn_dim=48)
+    assert run("import", tmp_path / "source", tmp_path / "bundle", "--pair", "en-de") == 2
+    assert run.err.count("\n") == 1
+    assert "config.json: encoder_ffn_dim is 96 and decoder_ffn_dim 48, must be the same; activation_function" in run.err
+    assert [path.name for path in tmp_path.iterdir()] == ["source"]
 
 
 def test_names_and_languages_of_an_imported_model_can_be_given(run: ExportCommand, tmp_path: Path) -> None:

@@ -10,11 +10,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from dragoman_export.families.generation import GENERATION_FILE, read_generation
 from dragoman_export.families.huggingface import (
-    GENERATION_FILE,
     PICKLE_FILE,
     WEIGHTS_FILE,
-    read_generation,
     read_integers,
     read_tensors,
     rename_tensors,
@@ -123,6 +122,11 @@ def test_everything_wrong_with_the_tensors_is_said_at_once() -> None:
             {"num_beams": 6, "length_penalty": 2, "early_stopping": True, "bad_words_ids": [[99], [7]]},
             Generation(6, 2.0, True, (99, 7)),
         ),
+        (
+            {"repetition_penalty": 1.2, "min_length": 56, "no_repeat_ngram_size": 3},
+            Generation(min_target_tokens=55, repetition_penalty=1.2, no_repeat_ngram_size=3),
+        ),
+        ({"min_length": 5, "min_new_tokens": 8}, Generation(min_target_tokens=8)),
         ({"bad_words_ids": [[0], [99]]}, Generation(suppressed_token_ids=(99,))),  # end-of-sentence is never a bad word
         # What every OPUS-MT model says, or says nothing by.
         ({"max_length": 512, "forced_eos_token_id": 0, "renormalize_logits": True, "use_cache": True}, Generation()),
@@ -156,10 +160,22 @@ def test_generation_defaults_are_read(tmp_path: Path, settings: dict[str, Any], 
         ({"do_sample": True}, "do_sample True is not supported"),
         ({"num_beam_groups": 2}, "num_beam_groups 2 is not supported"),
         ({"forced_bos_token_id": 5}, "forced_bos_token_id 5 is not supported"),
-        ({"repetition_penalty": 1.2, "min_length": 5}, "repetition_penalty 1.2 .*; min_length 5 is not supported"),
+        ({"penalty_alpha": 0.6, "guidance_scale": 2.0}, "penalty_alpha 0.6 .*; guidance_scale 2.0 is not supported"),
+        ({"repetition_penalty": 0}, "repetition_penalty is 0, must be from 0.01 to 100"),
+        ({"min_length": 1.5}, "min_length is 1.5, must be an integer from 0 to 65536"),
+        ({"no_repeat_ngram_size": -1}, "no_repeat_ngram_size is -1, must be an integer from 0 to 65536"),
+        ({"num_beams": True}, "num_beams is True, must be an integer from 1 to 4096"),
     ],
 )
 def test_what_generation_defaults_cannot_be_is_refused(tmp_path: Path, settings: dict[str, Any], fault: str) -> None:
     (tmp_path / GENERATION_FILE).write_text(json.dumps(settings))
     with pytest.raises(ValueError, match=f"^{GENERATION_FILE}: .*{fault}"):
         read_generation(tmp_path, CONFIG, 100)
+
+
+def test_nothing_may_be_banned_that_would_let_no_target_end(tmp_path: Path) -> None:
+    """`generate` counts the token that the decoder begins with, which ends targets of M2M-100 and BART."""
+    config = {"eos_token_id": 2, "pad_token_id": 1, "decoder_start_token_id": 2}
+    with pytest.raises(ValueError, match="no_repeat_ngram_size is 1, but the decoder begins with end-of-sentence"):
+        read_generation(tmp_path, config | {"no_repeat_ngram_size": 1}, 100)
+    assert read_generation(tmp_path, config | {"no_repeat_ngram_size": 2}, 100).no_repeat_ngram_size == 2

@@ -40,8 +40,10 @@ def test_what_is_no_language_is_refused(code: str) -> None:
     [
         (["fra", "deu"], ["fr", "de"]),
         (["pt_br", "pt_BR"], ["pt-BR-x-pt-br", "pt-BR"]),
-        (["cmn", "zho"], ["zh-x-cmn", "zh"]),
-        (["cmn_Hans", "zho_Hans", "cmn_Hant"], ["zh-Hans-x-cmn-hans", "zh-Hans", "zh-Hant"]),
+        (["cmn", "zho"], ["cmn", "zh"]),
+        (["cmn_Hans", "zho_Hans", "cmn_Hant"], ["cmn", "zh-Hans", "zh-Hant"]),
+        (["srp_Cyrl", "kor_Hang", "uzb_Cyrl"], ["sr", "ko", "uz-Cyrl"]),
+        (["aka_Latn", "twi_Latn"], ["ak", "tw"]),
         (["no", "nob", "nno"], ["no", "nb", "nn"]),
         (["two words", "fra"], ["two words", "fr"]),
     ],
@@ -75,12 +77,23 @@ def test_no_two_target_languages_have_one_tag(codes: set[str]) -> None:
         (["fra", "deu"], ["FRA"], {"deu": "de"}),
         # A code that reads as a tag of the model is that one's.
         (["pt_br", "pt_BR", "fr"], [], {}),
-        (["cmn", "zho"], [], {"cmn": "zh-x-cmn", "zho": "zh"}),
-        (["zho_Hans", "zho_hans"], [], {"zho_Hans": "zh-Hans"}),
+        (["cmn", "zho"], [], {"zho": "zh"}),
+        (["nob", "nno"], [], {"nob": "nb", "nno": "nn", "no": "nb"}),
+        (["pbt", "tgl"], [], {"tgl": "fil", "ps": "pbt", "tl": "fil"}),
+        (["srp_Latn"], [], {"srp_Latn": "sr-Latn", "sr": "sr-Latn", "sh": "sr-Latn"}),
     ],
 )
 def test_the_models_own_codes_are_aliases(codes: list[str], others: list[str], expected: dict[str, str]) -> None:
     assert aliases(standard_tags(codes), others) == expected
+
+
+def test_tags_that_do_not_begin_with_that_of_a_language_find_it_all_the_same() -> None:
+    tags = standard_tags(["zho_Hans", "zho_Hant", "yue_Hant", "nob_Latn"])
+    names = aliases(tags)
+    assert {names[code] for code in ("zh", "cmn", "cmn-Hans")} == {"zh-Hans"}
+    assert {names[code] for code in ("zh-TW", "zh-HK", "cmn-Hant")} == {"zh-Hant"}
+    assert not {"zh-CN", "zh-SG", "zh-Hant"} & names.keys()
+    assert names["no"] == "nb"
 
 
 @pytest.mark.parametrize(

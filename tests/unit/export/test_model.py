@@ -39,9 +39,11 @@ VARIANTS = st.fixed_dictionaries(
         "norm": st.sampled_from(["post", "pre"]),
         "activation": st.sampled_from(["relu", "gelu", "silu"]),
         "positions": st.sampled_from(["sinusoidal", "learned"]),
-        "position_layout": st.sampled_from(["interleaved", "split"]),
+        "position_layout": st.sampled_from(["interleaved", "split", "fairseq"]),
         "position_offset": st.integers(0, 3),
         "scale_embedding": st.booleans(),
+        "embedding_norm": st.booleans(),
+        "tied_projection": st.booleans(),
         "output_bias": st.booleans(),
     }
 ).flatmap(
@@ -165,6 +167,23 @@ def test_sinusoids_are_those_of_the_paper(layout: Any, width: int) -> None:
             assert table[position, cosine] == pytest.approx(math.cos(angle), abs=1e-6)
 
 
+@pytest.mark.parametrize("width", [8, 64])
+def test_sinusoids_of_fairseq_have_wavelengths_up_to_the_longest(width: int) -> None:
+    table, half = sinusoids(50, width, "fairseq"), width // 2
+    for position in (0, 1, 7, 49):
+        for i in range(half):
+            angle = position / 10000 ** (i / (half - 1))
+            assert table[position, i] == pytest.approx(math.sin(angle), abs=1e-5)
+            assert table[position, half + i] == pytest.approx(math.cos(angle), abs=1e-5)
+
+
+def test_embeddings_are_normed_behind_their_positions() -> None:
+    normed = random_model(dimensions(embedding_norm=True, positions="learned")).target_embedding
+    ids = torch.tensor([[3, 4]])
+    expected = normed.norm(normed.tokens(ids) * normed.scale + normed.positions[:2])
+    torch.testing.assert_close(normed(ids), expected)
+
+
 def test_the_first_token_takes_the_row_at_the_position_offset() -> None:
     ids = torch.zeros(1, 3, dtype=torch.int64)
     plain = random_model(dimensions(max_positions=5)).source_embedding
@@ -177,7 +196,11 @@ def test_source_target_and_output_share_one_matrix_only_where_the_dimensions_say
     shared, separate = (random_model(dimensions(shared_vocabulary=flag)) for flag in (True, False))
     assert shared.source_embedding.tokens is shared.target_embedding.tokens
     assert separate.source_embedding.tokens is not separate.target_embedding.tokens
-    assert sum(p.numel() for p in separate.parameters()) - sum(p.numel() for p in shared.parameters()) == 30 * 32
+    own = random_model(dimensions(tied_projection=False))
+    assert shared.projection is shared.target_embedding.tokens.weight
+    assert own.projection is own.output_weight
+    for larger in (separate, own):
+        assert sum(p.numel() for p in larger.parameters()) - sum(p.numel() for p in shared.parameters()) == 30 * 32
 
 
 # -- equivalences ------------------------------------------------------------------------------------------------------

@@ -196,6 +196,8 @@ LONG = "x" * 1_000_000
         (put("generation", "early_stopping", "never"), "early_stopping is 'never': Expected bool"),
         (put("generation", "suppressed_token_ids", [5, 10**6]), r"ids\[1\] is 1000000, must be below architecture"),
         (put("generation", "suppressed_token_ids", [-1]), r"suppressed_token_ids\[0\] is -1: Expected int >= 0"),
+        (put("generation", "repetition_penalty", 0), "repetition_penalty is 0: Expected float >= 0.01"),
+        (put("generation", "no_repeat_ngram_size", -1), "no_repeat_ngram_size is -1: Expected int >= 0"),
         (put("generation", "suppressed_token_ids", [3]), r"must not have end-of-sentence \(3\)"),
         (
             put("generation", "suppressed_token_ids", [i for i in range(300) if i != 3]),

@@ -1,5 +1,6 @@
 """What the tokenizer of a bundle must be, by its graphs and its manifest. All hashes are right."""
 
+import dataclasses
 import json
 import random
 import shutil
@@ -15,12 +16,16 @@ from dragoman_export.families.marian import read_marian
 from dragoman_export.languages import Languages
 from dragoman_export.train.tokenizer import train_tokenizer
 from dragoman_server.bundle.bundle import Bundle, embedded_bundle
+from dragoman_server.bundle.framing import FramingTemplate
+from dragoman_server.bundle.languages import LanguageTable
 from dragoman_server.bundle.manifest import MANIFEST_FILE
 from dragoman_server.errors import BundleError
+from dragoman_server.text.tokenizer_files import TOKENIZER_FILES, TokenizerKind
 from support.bundles import edit_manifest, put, replace_file
 from support.marian_model import write_marian
 from support.marian_tokenizer import train_sentencepiece
-from support.tiny_model import LANGUAGES, WORDS, tokenizer
+from support.piece_tokenizers import EOS_ID, PAD_ID, train_pieces, write_kind
+from support.tiny_model import LANGUAGES, WORDS, random_checkpoint, random_sources, tokenizer
 
 
 def refused(folder: Path, fault: str) -> None:
@@ -229,3 +234,94 @@ def test_a_model_of_another_language_is_refused(marian: Path, name: str) -> None
 def test_what_is_no_vocabulary_is_refused(marian: Path, contents: bytes, fault: str) -> None:
     replace_file(marian, "vocab.json", contents)
     refused(marian, f"vocab.json .*{fault}")
+
+
+# -- the kinds of M2M-100 and BART -------------------------------------------------------------------------------------
+
+SPECIAL_OF_FRENCH: dict[TokenizerKind, str] = {"pieces": "fra_Latn", "byte_bpe": "madeupword0000"}
+
+
+def export_with(kind: TokenizerKind, folder: Path, num_spare_rows: int = 2) -> Path:
+    """A tiny model with a tokenizer of this kind, whose targets begin with a token of their language."""
+    files = folder / "tokenizer"
+    files.mkdir(parents=True)
+    write_kind(kind, files)
+    first, *others = ((files / name).read_bytes() for name in TOKENIZER_FILES[kind])
+    vocabulary = json.loads((files / "vocab.json").read_text(encoding="utf-8"))
+    size = len(vocabulary) + num_spare_rows
+    checkpoint = random_checkpoint(source_vocabulary_size=size, target_vocabulary_size=size)
+    config = dataclasses.replace(
+        checkpoint.config,
+        pad_token_id=PAD_ID,
+        bos_token_id=EOS_ID,
+        eos_token_id=EOS_ID,
+        languages=LanguageTable.of([("en", "fr")], {"fr": (vocabulary[SPECIAL_OF_FRENCH[kind]],)}),
+        framing=FramingTemplate((), (EOS_ID,), ("target",)),
+        tokenizer=kind,
+    )
+    names = TOKENIZER_FILES[kind][1:]
+    checkpoint = dataclasses.replace(
+        checkpoint, config=config, tokenizer=first, companion_files=dict(zip(names, others, strict=True))
+    )
+    export(checkpoint, folder / "bundle", "fp32", random_sources(checkpoint, 2))
+    return folder / "bundle"
+
+
+@pytest.fixture(scope="module", params=SPECIAL_OF_FRENCH)
+def kind(request: pytest.FixtureRequest) -> TokenizerKind:
+    kind: TokenizerKind = request.param
+    return kind
+
+
+@pytest.fixture(scope="module")
+def exported(kind: TokenizerKind, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return export_with(kind, tmp_path_factory.mktemp("exported"))
+
+
+@pytest.fixture
+def vocabulary_bundle(exported: Path, tmp_path: Path) -> Path:
+    shutil.copytree(exported, tmp_path / "bundle")
+    return tmp_path / "bundle"
+
+
+def test_a_bundle_may_have_these_tokenizers(kind: TokenizerKind, exported: Path) -> None:
+    bundle = Bundle.open(exported)
+    assert bundle.manifest.files.keys() >= set(TOKENIZER_FILES[kind])
+    text = "The old cat"
+    assert bundle.tokenizer.decode(bundle.tokenizer.encode(text)) == text
+
+
+def test_more_spare_rows_than_any_model_has_are_refused(kind: TokenizerKind, tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match=f"tokenizer is '{kind}', must be one with as many pieces as"):
+        export_with(kind, tmp_path, 256)
+
+
+def test_a_word_for_a_language_is_refused(vocabulary_bundle: Path) -> None:
+    bundle = Bundle.open(vocabulary_bundle)
+    (word,) = bundle.manifest.languages.token_ids["fr"]
+    word -= 5
+    assert not bundle.tokenizer.is_control(word)
+
+    def edit(values: dict[str, Any]) -> None:
+        values["languages"]["token_ids"]["fr"] = [word]
+        for golden in values["parity"]["golden"]:
+            golden["token_ids"][0] = word
+
+    edit_manifest(vocabulary_bundle, edit)
+    refused(vocabulary_bundle, rf"token_ids\[fr\]\[0\] is {word}, must be a control symbol of the tokenizer")
+
+
+def test_more_ids_than_embeddings_are_refused(kind: TokenizerKind, vocabulary_bundle: Path) -> None:
+    edit_vocabulary(vocabulary_bundle, lambda ids: ids.update({f"more{i}": len(ids) + i for i in range(3)}))
+    refused(vocabulary_bundle, f"manifest.json: tokenizer is '{kind}', must be one with as many pieces as")
+
+
+def test_a_vocabulary_with_a_gap_is_refused(vocabulary_bundle: Path) -> None:
+    edit_vocabulary(vocabulary_bundle, lambda ids: ids.update(more=len(ids) + 1))
+    refused(vocabulary_bundle, r"vocab.json has \d+ pieces, but none with id")
+
+
+def test_a_model_of_other_pieces_than_the_vocabulary_is_refused(tmp_path: Path) -> None:
+    folder = export_with("pieces", tmp_path)
+    replace_file(folder, "tokenizer.model", train_pieces("unigram", ("γάτα", "σκύλος", "πουλί", "δέντρο"), 30))
+    refused(folder, "tokenizer is 'pieces', must be one whose vocabulary has the pieces .* a share of 0")

@@ -26,7 +26,7 @@ def test_a_build_for_the_cpu_is_told_before_anything_is_loaded() -> None:
     system = CudaSystem(lambda: ["AzureExecutionProvider", "CPUExecutionProvider"], pytest.fail, pytest.fail)
     assert fault(system) == (
         "The ONNX Runtime that is installed is the one for CPUs alone, and both are the same Python module: pip "
-        "uninstall onnxruntime onnxruntime-gpu, then pip install 'dragoman[gpu]'."
+        "uninstall onnxruntime onnxruntime-gpu, then pip install '.[gpu]' in a checkout of Dragoman."
     )
 
 
@@ -51,7 +51,11 @@ def test_a_driver_that_is_too_old_is_told_with_its_version(version: int, name: s
 @pytest.mark.parametrize("missing", [["libcudnn.so.9"], ["libcublasLt.so.13", "libcublas.so.13"]])
 def test_missing_libraries_are_named_with_what_brings_them(missing: list[str]) -> None:
     text = fault(fake_cuda(FakeDriver(H100), missing=missing))
-    assert text == f"Libraries of CUDA 13 are missing, {', '.join(missing)}: pip install 'dragoman[gpu]' brings them."
+    assert (
+        text
+        == f"Libraries of CUDA 13 are missing, {', '.join(missing)}: pip install '.[gpu]' in a checkout of Dragoman "
+        "brings them."
+    )
 
 
 def test_libraries_are_looked_for_once_those_of_python_packages_are_loaded() -> None:

@@ -48,6 +48,20 @@ def test_what_is_absent_is_the_default_of_the_bundle(tokenizer: Tokenizer, manif
     assert explicit == SearchOptions(beam_size=2, length_penalty=1.0, early_stopping=EarlyStopping.HEURISTIC)
 
 
+def test_what_a_bundle_bans_by_default_a_call_may_allow(tokenizer: Tokenizer, manifest: Manifest) -> None:
+    generation = Generation(min_target_tokens=9, repetition_penalty=1.2, no_repeat_ngram_size=3)
+    manifest = replace(manifest, generation=generation)
+    banning: dict[str, Any] = {"repetition_penalty": 1.2, "no_repeat_ngram_size": 3}
+    decoding = resolved(tokenizer, manifest)
+    assert decoding.search == SearchOptions(min_target_tokens=9, **banning)
+    assert decoding.limit.min_target_tokens == 9
+    allowed = resolved(tokenizer, manifest, min_target_tokens=0, repetition_penalty=1.0, no_repeat_ngram_size=0)
+    assert allowed.search == SearchOptions()
+    # Nobody is refused for an option that the call does not have.
+    assert resolved(tokenizer, manifest, max_target_tokens=5).search == SearchOptions(min_target_tokens=5, **banning)
+    assert refused(tokenizer, manifest, max_target_tokens=0)[0][0] == "max_target_tokens"
+
+
 @pytest.mark.parametrize("options", [{"temperature": 0.5}, {"top_k": 0}, {"top_p": 0.9}, {"seed": 0}])
 def test_any_option_of_sampling_turns_it_on_without_a_beam(
     tokenizer: Tokenizer, manifest: Manifest, options: dict[str, Any]

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from dragoman_server.bundle.bundle import Bundle
 from dragoman_server.bundle.manifest import Manifest, Precision, present
 from dragoman_server.engine.slots import Move
+from dragoman_server.errors import StartError
 from dragoman_server.runtime.device_memory import Memory
 from dragoman_server.runtime.device_pool import CAPACITY_STEP, DevicePool, capacity_for
 from dragoman_server.runtime.device_runner import open_pool_sessions
@@ -28,7 +29,7 @@ def manifest(tiny_bundles: dict[Precision, Bundle]) -> Manifest:
 @pytest.fixture(params=["float16", "bfloat16", "float32"])
 def pool(request: pytest.FixtureRequest, manifest: Manifest) -> DevicePool:
     memory = Memory("cpu")
-    return DevicePool(manifest, MAX_ROWS, memory, open_pool_sessions(memory, request.param), request.param)
+    return DevicePool(manifest, MAX_ROWS, memory, open_pool_sessions(memory), request.param)
 
 
 def contents(pool: DevicePool) -> dict[str, NDArray[Any]]:
@@ -73,16 +74,21 @@ def test_all_rows_are_zero_at_first_and_none_overlaps_another(pool: DevicePool) 
 
 def test_rows_are_moved_and_others_stay(pool: DevicePool, manifest: Manifest) -> None:
     before = fill(pool)
-    pool.move_rows([Move(1, 3, is_sibling=True), Move(0, 4, is_sibling=False), Move(1, 2, is_sibling=False)])
+    moves = [Move(1, 3, is_sibling=True), Move(0, 4, is_sibling=False), Move(1, 2, is_sibling=False)]
+    pool.move_rows(moves, num_source=7, num_target=CAPACITY_STEP)
     for name, array in contents(pool).items():
-        is_cross = name in manifest.state.cross_kv
-        rows = [0, 1, 1, 3, 0] if is_cross else [0, 1, 1, 1, 0]  # a sibling has the same source already
-        np.testing.assert_array_equal(array, before[name][rows], err_msg=name)
+        expected = before[name].copy()
+        if name in manifest.state.cross_kv:  # a sibling has the same source already
+            expected[:, :, :16] = before[name][[0, 1, 1, 3, 0], :, :16]  # a few positions more are moved
+        else:
+            expected = before[name][[0, 1, 1, 1, 0]]
+        np.testing.assert_array_equal(array, expected, err_msg=name)
 
 
 def test_rows_that_change_places_are_all_read_before_one_is_written(pool: DevicePool) -> None:
     before = fill(pool)
-    pool.move_rows([Move(0, 1, is_sibling=False), Move(1, 2, is_sibling=False), Move(2, 0, is_sibling=False)])
+    moves = [Move(0, 1, is_sibling=False), Move(1, 2, is_sibling=False), Move(2, 0, is_sibling=False)]
+    pool.move_rows(moves, CAPACITY_STEP, CAPACITY_STEP)
     for name, array in contents(pool).items():
         np.testing.assert_array_equal(array, before[name][[2, 0, 1, 3, 4]], err_msg=name)
 
@@ -115,6 +121,13 @@ def test_a_pool_that_cannot_grow_stays_as_it_is(pool: DevicePool, monkeypatch: p
     assert pool.generation == generation
     for name, array in contents(pool).items():
         np.testing.assert_array_equal(array, before[name], err_msg=name)
+
+
+def test_a_pool_with_more_elements_than_kernels_can_count_is_refused(manifest: Manifest) -> None:
+    memory = Memory("cpu")
+    max_rows = 2**34 // (2 * 2 * 64 * 2 * 192)  # of two layers' keys and values, 64 wide, for 192 tokens
+    with pytest.raises(StartError, match=f"max_running is {max_rows + 1}: .* rows of 192 tokens take up"):
+        DevicePool(manifest, max_rows + 1, memory, open_pool_sessions(memory), "float16")
 
 
 def test_a_pool_that_is_reset_is_small_and_empty(pool: DevicePool) -> None:

@@ -67,7 +67,23 @@ def test_progress_is_told_by_the_place_in_the_call() -> None:
     assert told == [(0, (0,)), (2, (1,)), (1, (0,)), (3, (1,))]
 
 
-@pytest.mark.parametrize("error", [QueueFullError("full", 1.0), EngineDeadError("dead"), ValueError("rows")])
+def test_what_an_engine_has_no_room_for_goes_to_another() -> None:
+    engines = holding(0, 0)
+    engines[1].refusal = QueueFullError("full", 1.0)
+    futures = Dispatcher(engines).submit(requests(1, 1, 1))
+    assert futures == engines[0].futures[2:]
+    assert [future.cancelled() for future in engines[0].futures] == [True, True, False, False, False]
+
+
+def test_where_no_engine_has_room_the_call_is_refused_as_by_the_first() -> None:
+    engines = holding(0, 0)
+    engines[0].refusal, engines[1].refusal = QueueFullError("full", 1.0), QueueFullError("full, too", 1.0)
+    with pytest.raises(QueueFullError) as caught:
+        Dispatcher(engines).submit(requests(1, 1, 1))
+    assert caught.value is engines[0].refusal
+
+
+@pytest.mark.parametrize("error", [EngineDeadError("dead"), ValueError("rows")])
 def test_where_an_engine_refuses_the_others_forget_the_call(error: Exception) -> None:
     engines = holding(0, 0)
     engines[1].refusal = error
@@ -132,7 +148,7 @@ def test_a_call_that_one_queue_has_no_room_for_leaves_nothing_in_the_other() -> 
         before = [future for engine in engines for future in engine.submit(requests(4))]
         for gate in gates:
             assert gate.reached.wait(timeout=30)
-        before += [*engines[0].submit(requests(4)), *engines[1].submit(requests(1, 1, 1, 1))]
+        before += [*engines[0].submit(requests(2, 1, 1)), *engines[1].submit(requests(1, 1, 1, 1))]
         assert [engine.num_pending_rows for engine in engines] == [8, 8]
         refused = [Request((90,), 20), Request((91,), 20)]
         with pytest.raises(QueueFullError, match="4 segments are waiting"):

@@ -17,7 +17,7 @@ from dragoman_server.engine.search import StepOutput
 from dragoman_server.engine.search_options import SearchOptions
 from dragoman_server.engine.sequence import Completion, FinishReason, Request
 from dragoman_server.engine.slots import Move
-from dragoman_server.errors import DeadlineError, EngineDeadError, InferenceError, QueueFullError
+from dragoman_server.errors import DeadlineError, DeviceLostError, EngineDeadError, InferenceError, QueueFullError
 from dragoman_server.runtime.device import Device
 from support.fake_runner import SEARCH, FakeRunner, Gate, decode_alone, engine_on, expected, running_engine, wild
 
@@ -325,12 +325,46 @@ def test_a_dying_engine_answers_everyone_then_says_so_and_refuses_the_next() -> 
 def test_an_error_between_leaving_the_scheduler_and_being_answered_leaves_nobody_waiting() -> None:
     class BrokenMoves(FakeRunner):
         def move_rows(self, moves: Sequence[Move]) -> None:
-            raise RuntimeError("a bug")
+            raise DeviceLostError("an error of a kernel")
 
     with running_engine(BrokenMoves()) as engine:
         for future in engine.submit(REQUESTS):
             with pytest.raises(EngineDeadError):
                 future.result(timeout=30)
+
+
+@pytest.mark.parametrize("verb", ["encode", "decode_step"])
+def test_a_device_that_is_lost_ends_the_engine(verb: str) -> None:
+    def lost(*_: object, **__: object) -> None:
+        raise DeviceLostError("an error of a kernel")
+
+    runner = FakeRunner()
+    setattr(runner, verb, lost)
+    with running_engine(runner) as engine:
+        for future in engine.submit(REQUESTS):
+            with pytest.raises(EngineDeadError):
+                future.result(timeout=30)
+        assert not engine.is_alive
+
+
+def test_rows_that_cannot_be_moved_fail_what_runs_and_nothing_after_it() -> None:
+    class SometimesFull(FakeRunner):
+        num_failures = 0
+
+        def move_rows(self, moves: Sequence[Move]) -> None:
+            if not self.num_failures:
+                self.num_failures += 1
+                raise MemoryError("the device has no memory")
+            super().move_rows(moves)
+
+    runner = SometimesFull()
+    with running_engine(runner) as engine:
+        outcomes = [future.exception(timeout=30) for future in engine.submit(REQUESTS)]
+        assert runner.num_failures == 1
+        assert any(isinstance(error, InferenceError) for error in outcomes)
+        assert all(error is None or isinstance(error, InferenceError) for error in outcomes)
+        assert hypotheses(engine.submit(REQUESTS)) == [(expected(request),) for request in REQUESTS]
+        assert engine.num_pending == 0
 
 
 def test_steps_are_reported() -> None:
@@ -420,7 +454,7 @@ def test_what_leaves_while_it_runs_in_another_lane_is_dropped_there() -> None:
 def test_an_error_in_one_lane_ends_the_engine_and_answers_those_of_all_lanes() -> None:
     class BrokenMoves(FakeRunner):
         def move_rows(self, moves: Sequence[Move]) -> None:
-            raise RuntimeError("a bug")
+            raise DeviceLostError("an error of a kernel")
 
     deaths: list[None] = []
     gate = Gate()
@@ -478,7 +512,7 @@ def test_a_lane_is_alone_where_neither_its_engine_nor_another_computes_in_any_ot
 def test_an_engine_that_dies_leaves_the_others_on_its_device_alone() -> None:
     class BrokenMoves(FakeRunner):
         def move_rows(self, moves: Sequence[Move]) -> None:
-            raise RuntimeError("a bug")
+            raise DeviceLostError("an error of a kernel")
 
     with Device(1) as device, engine_on(device, [BrokenMoves()]) as broken, engine_on(device, [FakeRunner()]) as other:
         failing, futures = broken.submit(REQUESTS), other.submit(REQUESTS)

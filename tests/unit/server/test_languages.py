@@ -110,6 +110,28 @@ def test_any_of_many_languages_to_any_of_them() -> None:
     assert described.endswith("a9-a20 and 39780 more")
 
 
+def test_of_many_languages_the_nearest_are_named_where_a_call_has_another() -> None:
+    codes = ("en", "zh-Hans", "zh-Hant", "xh", *(f"a{n}" for n in range(50)))
+    languages = Languages(LanguageTable((DirectionGroup(codes, codes),), aliases={"zho_Hant": "zh-Hant"}))
+    assert languages.not_found("zho_Hunt", "en").startswith(
+        "it has no zho_Hunt; of its 54 languages the nearest are zh-Hant,"
+    )
+    assert "it has no xx; " in languages.not_found("xx", "yy")
+    assert "; it has no yy; " in languages.not_found("xx", "yy")
+    assert languages.not_found("en", "en-US").startswith("it translates en-zh-Hans, ")
+    few = Languages(LanguageTable.of([("en", "fr")]))
+    assert few.not_found("xx", "en") == "it translates en-fr"
+
+
+def test_a_model_without_a_default_says_which_languages_it_has() -> None:
+    assert Languages(LanguageTable.of([("en", "fr")])).required(is_source=False) == (
+        "is required: the model has no default; it has fr"
+    )
+    described = Languages(MANY_TO_MANY).required(is_source=True)
+    assert described.startswith("is required: the model has no default; it has a0, a1, a10, ")
+    assert described.endswith(" and 180 more")
+
+
 def test_a_language_is_translated_to_itself_where_a_group_names_nothing_else() -> None:
     table = LanguageTable((DirectionGroup(("en",), ("en",)), DirectionGroup(("en", "fr"), ("en",))))
     assert [*table] == [("en", "en"), ("fr", "en")]

@@ -40,9 +40,13 @@ def decode(
     prefix_ids: tuple[int, ...] = (),
     max_target_tokens: int = MAX_TARGET_TOKENS,
     search: Search = SEARCH,
+    num_framing_ids: int = 0,
     **options: Any,
 ) -> tuple[Hypothesis, ...]:
-    request = Request(source, max_target_tokens, options=SearchOptions(**options), prefix_ids=prefix_ids)
+    search_options = SearchOptions(**options)
+    request = Request(
+        source, max_target_tokens, options=search_options, prefix_ids=prefix_ids, num_framing_ids=num_framing_ids
+    )
     return decode_alone(request, distribution, search)
 
 
@@ -97,6 +101,32 @@ def test_every_hypothesis_begins_with_the_prefix_and_its_log_probs_are_the_model
         assert hypothesis.token_ids[:3] == prefix
         assert len(hypothesis.token_ids) > 3
         assert hypothesis.token_logprobs == model_logprobs(hypothesis, SOURCES[0])
+
+
+@pytest.mark.parametrize("options", [{}, {"beam_size": 3}, {"beam_size": 3, "repetition_penalty": 1.2}])
+def test_what_a_framing_forces_counts_in_the_length_of_a_score_and_costs_nothing(options: dict[str, Any]) -> None:
+    for prefix, num_framing_ids in (((9, 9, 4), 2), ((9, 9, 4), 0), ((9, 9, EOS_ID), 2)):
+        (found,) = decode(prefix_ids=prefix, num_framing_ids=num_framing_ids, length_penalty=0.6, **options)
+        assert found.token_logprobs == model_logprobs(found, SOURCES[0])
+        if "repetition_penalty" not in options or found.token_ids == prefix:
+            chosen = sum(found.token_logprobs[num_framing_ids:])
+            assert found.score == pytest.approx(chosen / len(found.token_ids) ** 0.6, abs=1e-6)
+
+
+def test_the_log_prob_of_what_a_framing_forces_does_not_decide_between_short_and_long() -> None:
+    """It is the same for all, and divided by their lengths it would be more for the short ones."""
+
+    def logits(source: Rows[int], fed: Rows[int]) -> NDArray[np.float32]:
+        row = np.full_like(wild(source, fed), -30.0)
+        if len(fed) == 1:  # the language is next, which the model finds most improbable
+            row[5] = 0.0
+        else:
+            row[EOS_ID], row[6] = np.log(0.5), np.log(0.5)
+        return row
+
+    arguments: dict[str, Any] = {"prefix_ids": (9,), "beam_size": 2, "max_target_tokens": 4}
+    assert decode(logits, num_framing_ids=1, **arguments)[0].token_ids == (9, EOS_ID)
+    assert decode(logits, **arguments)[0].token_ids != (9, EOS_ID)
 
 
 @pytest.mark.parametrize("options", [{}, {"beam_size": 3}, {"is_sampling": True, "num_hypotheses": 3, "seed": 1}])

@@ -1,7 +1,10 @@
 import io
 import json
 import re
+import subprocess
+import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +12,13 @@ import pytest
 import sentencepiece
 
 from dragoman_server.errors import BundleError
-from dragoman_server.text.tokenizer import MarianTokenizer, Tokenizer, load_tokenizer, target_language
+from dragoman_server.text.byte_bpe import ByteBpeTokenizer
+from dragoman_server.text.tokenizer import MarianTokenizer, PieceTokenizer, Tokenizer, load_tokenizer, target_language
+from dragoman_server.text.tokenizer_files import TOKENIZER_FILES, TokenizerKind
 from support.marian_tokenizer import EOS_ID as MARIAN_EOS_ID
 from support.marian_tokenizer import UNK_ID, write_tokenizer
-from support.server_parts import EOS_ID, SENTENCES, train_tokenizer
+from support.piece_tokenizers import train_pieces, write_kind, write_pieces, write_vocabulary
+from support.server_parts import EOS_ID, SENTENCES
 
 
 @pytest.mark.parametrize("text", [*SENTENCES, "日本語 🙂", "naïve", "NUL \x00 inside"])
@@ -154,11 +160,42 @@ def test_a_damaged_model_is_a_bundle_error(tmp_path: Path, content: bytes | None
         Tokenizer(path)
 
 
-def test_the_kind_decides_what_is_loaded(tmp_path: Path) -> None:
-    train_tokenizer(tmp_path / "tokenizer.model")
-    write_tokenizer(tmp_path)
-    assert isinstance(load_tokenizer("sentencepiece", tmp_path), Tokenizer)
-    assert isinstance(load_tokenizer("marian", tmp_path), MarianTokenizer)
+@pytest.mark.parametrize(
+    ("kind", "loaded"),
+    [
+        ("sentencepiece", Tokenizer),
+        ("marian", MarianTokenizer),
+        ("pieces", PieceTokenizer),
+        ("byte_bpe", ByteBpeTokenizer),
+    ],
+)
+def test_the_kind_decides_what_is_loaded(tmp_path: Path, kind: TokenizerKind, loaded: type) -> None:
+    write_kind(kind, tmp_path)
+    assert type(load_tokenizer(kind, tmp_path)) is loaded
+
+
+@pytest.mark.parametrize("kind", TOKENIZER_FILES)
+def test_threads_do_not_disturb_each_other(tmp_path: Path, kind: TokenizerKind) -> None:
+    write_kind(kind, tmp_path)
+    codec = load_tokenizer(kind, tmp_path)
+    texts = [f"{text} {number} 日本" for number in range(20) for text in SENTENCES]
+
+    def work(text: str) -> tuple[Any, ...]:
+        ids = codec.encode(text)
+        return ids, codec.spans(text), codec.decode(ids), codec.target_spans(ids)
+
+    expected = [work(text) for text in texts]
+    with ThreadPoolExecutor(8) as threads:
+        for found in threads.map(lambda _: [work(text) for text in texts], range(8)):
+            assert found == expected
+
+
+def test_the_library_of_byte_level_bpe_is_loaded_with_the_first_model_of_this_kind() -> None:
+    code = (
+        "import sys, dragoman_server.app\nfrom dragoman_server.bundle.bundle import Bundle, embedded_bundle\n"
+        "Bundle.open(embedded_bundle())\nassert 'tokenizers' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
 
 
 # -- Marian: `tests/golden/test_marian.py` compares it with `transformers` ---------------------------------------------
@@ -248,34 +285,101 @@ def test_the_language_of_a_target_token() -> None:
     ]
 
 
-@pytest.mark.parametrize("name", ["source.spm", "target.spm", "vocab.json"])
-@pytest.mark.parametrize("content", [None, b"", b"\xff nonsense"])
-def test_a_damaged_file_of_marians_is_a_bundle_error(tmp_path: Path, name: str, content: bytes | None) -> None:
-    write_tokenizer(tmp_path)
+# -- one model and a vocabulary: `test_tokenizers_of_transformers.py` compares it with `transformers` ------------------
+
+
+@pytest.mark.parametrize("control", ["</s>", "<unk>", "<pad>", "<mask>", "fra_Latn"])
+def test_a_control_symbol_that_is_one_unknown_piece_is_unknown(control: str, tmp_path: Path) -> None:
+    vocabulary = write_pieces(tmp_path, train_pieces("unigram", ("собака", "кот", "птица", "дерево"), 30))
+    ids = PieceTokenizer(tmp_path).encode(control)
+    assert ids == [vocabulary["▁"], vocabulary["<unk>"]]
+
+
+def test_a_special_that_the_model_takes_for_a_piece_is_unknown_too(tmp_path: Path) -> None:
+    vocabulary = write_pieces(tmp_path, train_pieces("unigram", user_defined_symbols=["<mask>"]), ())
+    ids = PieceTokenizer(tmp_path).encode("a <mask>")
+    assert vocabulary["<mask>"] not in ids
+    assert vocabulary["<unk>"] in ids
+
+
+def test_a_character_that_the_vocabulary_alone_knows_has_its_id(tmp_path: Path) -> None:
+    vocabulary = write_pieces(tmp_path, train_pieces("bpe"), ("fra_Latn", "ꙮ"))
+    codec = PieceTokenizer(tmp_path)
+    ids = codec.encode("ꙮ")
+    assert vocabulary["ꙮ"] in ids
+    assert not any(map(codec.is_control, ids))
+    assert codec.decode(ids) == "ꙮ"
+
+
+def test_bytes_of_a_model_that_has_them(tmp_path: Path) -> None:
+    vocabulary = write_pieces(tmp_path, train_pieces("unigram", vocabulary_size=500, byte_fallback=True))
+    codec = PieceTokenizer(tmp_path)
+    text = "the 🙂 cat"
+    ids = codec.encode(text)
+    assert codec.decode(ids) == text
+    assert [codec.is_unspelt(token_id) for token_id in ids].count(True) == 4
+    assert [text[begin:end] for begin, end in codec.spans(text)].count("🙂") == 4
+    assert [text[begin:end] for begin, end in codec.target_spans(ids)].count("🙂") == 4
+    assert vocabulary["<0x41>"] not in codec.encode("<0x41>")
+
+
+# -- damaged files -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("kind", "name"), [(kind, name) for kind, names in TOKENIZER_FILES.items() for name in names])
+@pytest.mark.parametrize("content", [None, b"", b"\xff nonsense", b"[" * 100_000])
+def test_a_damaged_file_is_a_bundle_error(
+    tmp_path: Path, kind: TokenizerKind, name: str, content: bytes | None
+) -> None:
+    write_kind(kind, tmp_path)
     if content is None:
         (tmp_path / name).unlink()
     else:
         (tmp_path / name).write_bytes(content)
-    with pytest.raises(BundleError, match=name):
-        MarianTokenizer(tmp_path)
+    if (name, content) == ("merges.txt", b""):
+        load_tokenizer(kind, tmp_path)  # whose pieces are bytes
+    else:
+        with pytest.raises(BundleError, match=name):
+            load_tokenizer(kind, tmp_path)
 
 
-SPECIALS = {"</s>": 0, "<unk>": 1, "<pad>": 2}
+@pytest.mark.parametrize("kind", ["sentencepiece", "marian", "pieces"])
+def test_a_piece_that_is_no_utf8_is_a_bundle_error(tmp_path: Path, kind: TokenizerKind) -> None:
+    write_kind(kind, tmp_path)
+    path = tmp_path / TOKENIZER_FILES[kind][0]
+    path.write_bytes(path.read_bytes().replace("▁".encode(), b"\xe2\x96\xff", 1))
+    with pytest.raises(BundleError, match=rf"{path.name} cannot be loaded as a SentencePiece model: .* codec"):
+        load_tokenizer(kind, tmp_path)
 
 
+FAIRSEQ = {"<s>": 0, "<pad>": 1, "</s>": 2, "<unk>": 3}
+
+
+@pytest.mark.parametrize("kind", ["marian", "pieces", "byte_bpe"])
 @pytest.mark.parametrize(
     ("vocabulary", "fault"),
     [
         ([], "not an object of pieces and their ids"),
-        (SPECIALS | {"a": "3"}, "not an object of pieces and their ids"),
-        (SPECIALS | {"a": True}, "not an object of pieces and their ids"),
-        (SPECIALS | {"a": -1}, "not an object of pieces and their ids"),
-        (SPECIALS | {"a": 2}, "one id for several pieces"),
+        (FAIRSEQ | {"a": "3"}, "not an object of pieces and their ids"),
+        (FAIRSEQ | {"a": True}, "not an object of pieces and their ids"),
+        (FAIRSEQ | {"a": -1}, "not an object of pieces and their ids"),
+        (FAIRSEQ | {"a": 2}, "one id for several pieces"),
         ({"<unk>": 1}, "no entry for </s>, <pad>"),
     ],
 )
-def test_what_is_no_vocabulary_is_a_bundle_error(tmp_path: Path, vocabulary: Any, fault: str) -> None:
-    write_tokenizer(tmp_path)
-    (tmp_path / "vocab.json").write_text(json.dumps(vocabulary), encoding="utf-8")
-    with pytest.raises(BundleError, match=fault):
-        MarianTokenizer(tmp_path)
+def test_what_is_no_vocabulary_is_a_bundle_error(
+    tmp_path: Path, kind: TokenizerKind, vocabulary: Any, fault: str
+) -> None:
+    write_kind(kind, tmp_path)
+    write_vocabulary(tmp_path, vocabulary)
+    with pytest.raises(BundleError, match=rf"vocab\.json has {fault}|vocab\.json is {fault}"):
+        load_tokenizer(kind, tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["pieces", "byte_bpe"])
+@pytest.mark.parametrize("token_id", [5, 10**9, 10**30])
+def test_a_vocabulary_that_skips_an_id_is_a_bundle_error(tmp_path: Path, kind: TokenizerKind, token_id: int) -> None:
+    write_kind(kind, tmp_path)
+    write_vocabulary(tmp_path, FAIRSEQ | {"a": token_id})
+    with pytest.raises(BundleError, match=r"vocab\.json has 5 pieces, but none with id 4"):
+        load_tokenizer(kind, tmp_path)

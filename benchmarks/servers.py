@@ -1,0 +1,68 @@
+"""Servers in processes of their own, and the load that is put on them."""
+
+import contextlib
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from benchmarks.load import Job, Outcome, drive
+from benchmarks.models import Model
+from benchmarks.report import Row, Subject
+from benchmarks.settings import Settings
+from benchmarks.statistics import Summary
+from dragoman_server.runtime.machine import available_cpus
+
+_NUM_TEXTS = 128  # at a time keep both servers' batches full
+
+
+@dataclass(frozen=True)
+class Server:
+    """A running server."""
+
+    subject: Subject
+    address: str
+    pid: int
+
+    def drive(self, settings: Settings, rate: float | None = None, num_callers: int = 1, seed: int = 0) -> Outcome:
+        """Puts load on it: open with a rate, closed without."""
+        time.sleep(settings.settle_seconds)
+        return drive(Job(self.address, settings.sentences, settings.load_seconds, rate, num_callers, seed=seed))
+
+    def saturate(self, settings: Settings, num_callers: int = _NUM_TEXTS, texts_per_call: int = 1) -> Outcome:
+        """As much load as it takes, or as these callers are."""
+        time.sleep(settings.settle_seconds)
+        return drive(Job(self.address, settings.sentences, settings.load_seconds, None, num_callers, texts_per_call))
+
+    def row(self, metric: str, unit: str, value: Summary, ratio: Summary | None = None) -> Row:
+        """A figure of this server."""
+        return Row("served", self.subject, metric, unit, value, ratio=ratio)
+
+
+def dragoman_server(model: Model, settings: Settings) -> contextlib.AbstractContextManager[Server]:
+    """Runs until the context ends."""
+    options = ["--model", str(model.bundle.folder), "--listen", "127.0.0.1:0", "--metrics-listen", "127.0.0.1:0"]
+    if settings.threads != available_cpus():
+        options += ["--lanes", str(settings.threads), "--num-threads", "1"]
+    precision = model.bundle.manifest.precision
+    subject = Subject.of("Dragoman server", "dragoman", precision, settings.threads, model.name)
+    return serving(subject, "dragoman_server", options)
+
+
+@contextlib.contextmanager
+def serving(subject: Subject, module: str, options: Sequence[str], **environment: str) -> Iterator[Server]:
+    """Runs a server in a process; it must print its address when it is ready."""
+    command = [sys.executable, "-m", module, *options]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | environment)
+    with process:
+        try:
+            assert process.stdout is not None
+            ready = re.search(r" on (127\.0\.0\.1:\d+)", process.stdout.readline())
+            if ready is None:
+                raise RuntimeError(f"{subject.system} did not start")
+            yield Server(subject, ready[1], process.pid)
+        finally:
+            process.kill()

@@ -26,7 +26,7 @@ from dragoman_export.bundle.sources import (
 from dragoman_export.bundle.writer import export as write_bundle
 from dragoman_export.checkpoint import Checkpoint
 from dragoman_export.families.table import read_model
-from dragoman_export.greedy import Source, fitting_threads, translate
+from dragoman_export.greedy import Source, one_thread, translate
 from dragoman_export.languages import Languages
 from dragoman_export.new_folder import require_absent
 from dragoman_export.text_files import CorpusFile
@@ -258,7 +258,7 @@ def _compare(checkpoint: Path, bundle: Path, sources: list[str] | None, num_sour
     files = _read_files(sources, loaded)
     number = num_sources or num_compared(loaded.model)
     sentences = read_sources(loaded, files, number) if files else measured_sources(loaded, opened)
-    with fitting_threads(loaded.model):
+    with one_thread():
         pairs = translate(loaded.model, loaded.config, sentences, progress_console)
         comparison = compare(loaded, opened, pairs, progress_console)
     _print_comparison(comparison, details)

@@ -1,9 +1,10 @@
 """Greedy translation in PyTorch: the reference for ONNX graphs and the server."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import sacrebleu
 import sentencepiece as spm
@@ -18,24 +19,53 @@ from dragoman_export.progress import QUIET, phase
 from dragoman_server.bundle.languages import Direction
 from dragoman_server.runtime.machine import available_cpus
 
-_MAX_ROWS = 64  # of a batch
-_LARGE = 200_000_000  # parameters
+_MAX_ROWS = 64  # of all batches at a time: keys and values of a large model take up 20 MB for each
+_MAX_PROCESSORS = 4
+_LARGE = 50_000_000  # parameters
+
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
 
 
 @contextmanager
-def fitting_threads(model: Transformer) -> Iterator[None]:
-    """Lets PyTorch compute with one thread, and with all processors where the model is large.
+def one_thread() -> Iterator[None]:
+    """Lets PyTorch compute with one thread.
 
     Its threads wait for each other after every operation, in a busy loop. Where another process or the threads of ONNX
-    Runtime take a core, most of the time of a small model goes into waiting: two threads took ten times as long as one.
-    An operation of a large model takes so long that there is little to wait for.
+    Runtime take a core, most of the time goes into waiting: two threads took ten times as long as one. A large model
+    has several threads of Python instead, see `compute_each`.
     """
     num_threads = torch.get_num_threads()
-    torch.set_num_threads(available_cpus() if num_parameters(model) >= _LARGE else 1)
+    torch.set_num_threads(1)
     try:
         yield
     finally:
         torch.set_num_threads(num_threads)
+
+
+def is_large(model: Transformer) -> bool:
+    """Whether an export takes all processors and as little memory as it can: it takes minutes, and gigabytes."""
+    return num_parameters(model) >= _LARGE
+
+
+def num_processors(model: Transformer) -> int:
+    """How many processors an export of a model takes; threads of a small one would wait for Python's lock."""
+    return min(available_cpus(), _MAX_PROCESSORS) if is_large(model) else 1
+
+
+def compute_each(model: Transformer, work: Callable[[_Item], _Result], items: Iterable[_Item]) -> Iterator[_Result]:
+    """Calls `work` with each item, with some at the same time where the model is large; results are in their order.
+
+    Each is computed by one thread, so its bits are the same, and no thread waits for another.
+    """
+    if (number := num_processors(model)) == 1:
+        yield from map(work, items)
+        return
+    pool = ThreadPoolExecutor(number)
+    try:
+        yield from pool.map(work, items)
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def num_parameters(model: Transformer) -> int:
@@ -106,11 +136,16 @@ def translate(
     sources = list(sources)
     limits = [min(2 * len(source.ids) + 16, config.dimensions.max_positions) for source in sources]
     targets: list[tuple[int, ...]] = [()] * len(sources)
+
+    def decode(rows: Sequence[int]) -> list[list[int]]:
+        prefixes = [config.framing_of(sources[i].direction).target_prefix for i in rows]
+        ids, limit = [sources[i].ids for i in rows], max(limits[i] for i in rows)
+        return greedy_decode(model, config, ids, limit, prefixes)
+
+    max_rows = _MAX_ROWS // num_processors(model)
+    batches = list(_length_batches([len(source.ids) for source in sources], max_rows))
     with phase("Translating with PyTorch", len(sources), console) as advance:
-        for rows in _length_batches([len(source.ids) for source in sources], _MAX_ROWS):
-            prefixes = [config.framing_of(sources[i].direction).target_prefix for i in rows]
-            ids, limit = [sources[i].ids for i in rows], max(limits[i] for i in rows)
-            decoded = greedy_decode(model, config, ids, limit, prefixes)
+        for rows, decoded in zip(batches, compute_each(model, decode, batches), strict=True):
             for i, target in zip(rows, decoded, strict=True):
                 targets[i] = tuple(target[: limits[i]])
             advance(len(rows))

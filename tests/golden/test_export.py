@@ -2,6 +2,7 @@
 
 import dataclasses
 import random
+import threading
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from dragoman_export.bundle.parity import Comparison, ParityError, compare
 from dragoman_export.bundle.writer import export
 from dragoman_export.checkpoint import Checkpoint
 from dragoman_export.greedy import TokenPair, greedy_decode, num_parameters, translate
+from dragoman_export.model import Transformer
 from dragoman_server.bundle.bundle import Bundle, Contents
 from dragoman_server.bundle.manifest import ENCODER_FILE, MANIFEST_FILE, FileName, Precision
 from dragoman_server.runtime import attention_pass, runner
@@ -176,13 +178,25 @@ def test_an_export_computes_with_one_thread(
     assert set(seen["PyTorch"]) == set(seen["ONNX Runtime"]) == {1}
 
 
-def test_a_large_model_takes_all_processors(tiny_checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_a_large_model_takes_all_processors_and_becomes_the_same_bundle(
+    tiny_checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: Precision
+) -> None:
+    sources = random_sources(tiny_checkpoint, 70)
+    by_one, _ = export(tiny_checkpoint, tmp_path / "one", precision, sources[:4], sources)
     monkeypatch.setattr(greedy, "_LARGE", num_parameters(tiny_checkpoint.model))
     monkeypatch.setattr(greedy, "available_cpus", lambda: 3)
-    before = torch.get_num_threads()
-    with greedy.fitting_threads(tiny_checkpoint.model):
-        assert torch.get_num_threads() == 3
-    assert torch.get_num_threads() == before
+    threads = set()
+    encode = Transformer.encode
+
+    def observed(*args: Any) -> Any:
+        threads.add(threading.get_ident())
+        return encode(*args)
+
+    monkeypatch.setattr(Transformer, "encode", observed)
+    by_three, _ = export(tiny_checkpoint, tmp_path / "three", precision, sources[:4], sources)
+    assert len(threads) > 2
+    assert by_three.manifest.files == by_one.manifest.files
 
 
 # -- greedy translations, which both sides are held against ------------------------------------------------------------

@@ -1,6 +1,7 @@
 """The ranges of activations, for int8 graphs whose scales are fixed when the model is exported."""
 
 import copy
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from dragoman_export.bundle.forcing import hooked
 from dragoman_export.checkpoint import Config
 from dragoman_export.graph.quantization import Range, Ranges
-from dragoman_export.greedy import TokenPair
+from dragoman_export.greedy import TokenPair, compute_each
 from dragoman_export.model import Transformer
 from dragoman_export.progress import QUIET, phase
 from dragoman_server.bundle.framing import decoder_inputs
@@ -49,12 +50,14 @@ def with_int8_key_values(
     ]
     lows: dict[nn.Module, Tensor] = {}  # by channel
     highs: dict[nn.Module, Tensor] = {}
+    lock = threading.Lock()
 
     def note(module: nn.Module, _: tuple[Any, ...], output: Tensor) -> None:
         states = output.flatten(0, -2)
         low, high = states.amin(dim=0), states.amax(dim=0)
-        lows[module] = torch.minimum(lows.get(module, low), low)
-        highs[module] = torch.maximum(highs.get(module, high), high)
+        with lock:
+            lows[module] = torch.minimum(lows.get(module, low), low)
+            highs[module] = torch.maximum(highs.get(module, high), high)
 
     with hooked(projection.register_forward_hook(note) for a in attentions for projection in (a.key, a.value)):
         _force("keys and values", model, config, pairs, console)
@@ -88,19 +91,26 @@ def _with_own_decoder_attention(model: Transformer) -> Transformer:
 
 def _force(name: str, model: Transformer, config: Config, pairs: Sequence[TokenPair], console: Console) -> None:
     """Runs encoder and decoder over each pair by itself, all positions at once: no padding is ever observed."""
+
+    @torch.inference_mode()
+    def force(pair: TokenPair) -> None:
+        source = torch.tensor([pair.source.ids])
+        mask = torch.ones_like(source, dtype=torch.bool)
+        states, _ = model.encode(source, mask)
+        model.decode(torch.tensor([decoder_inputs(config.bos_token_id, pair.target_ids)]), states, mask)
+
     with phase(f"Calibrating {name}", len(pairs), console) as advance:
-        for pair in pairs:
-            source = torch.tensor([pair.source.ids])
-            mask = torch.ones_like(source, dtype=torch.bool)
-            states, _ = model.encode(source, mask)
-            model.decode(torch.tensor([decoder_inputs(config.bos_token_id, pair.target_ids)]), states, mask)
+        for _ in compute_each(model, force, pairs):
             advance(1)
 
 
 @contextmanager
 def _observed(model: Transformer, ranges: dict[nn.Module, Range]) -> Iterator[None]:
+    lock = threading.Lock()
+
     def note(key: nn.Module, values: Tensor) -> None:
-        ranges[key] = ranges.get(key, Range(0.0, 0.0)).including(values)
+        with lock:
+            ranges[key] = ranges.get(key, Range(0.0, 0.0)).including(values)
 
     def before(module: nn.Module, inputs: tuple[Any, ...]) -> None:
         note(module, inputs[0])

@@ -11,7 +11,7 @@ from rich.console import Console
 from dragoman_export.bundle.forcing import MAX_ROWS, MAX_TABLE_BYTES, batches
 from dragoman_export.bundle.twin import open_twin
 from dragoman_export.checkpoint import Checkpoint
-from dragoman_export.greedy import Source, TokenPair
+from dragoman_export.greedy import Source, TokenPair, is_large, num_processors
 from dragoman_export.progress import QUIET, phase
 from dragoman_server.bundle.bundle import Bundle
 from dragoman_server.bundle.framing import decoder_inputs
@@ -109,11 +109,15 @@ def require_same_dimensions(checkpoint: Checkpoint, bundle: Bundle) -> None:
 def compare(checkpoint: Checkpoint, bundle: Bundle, pairs: Sequence[TokenPair], console: Console = QUIET) -> Comparison:
     """Compares the step and attention graphs with PyTorch on sources and PyTorch's translations of them.
 
-    The graphs are run exactly as the server runs them on a CPU. No CPU runs those of bf16, so their twin is: the same
-    operators on the bundle's weights, in float32. The log-probs of the whole vocabulary are compared at each step.
+    The graphs are run exactly as the server runs them on a CPU, but for a large model at fp32: it is in memory already,
+    so its weights are read where they are, and are not packed for each session, which may round otherwise. No CPU runs
+    the graphs of bf16, so their twin is: the same operators on the bundle's weights, in float32. The log-probs of the
+    whole vocabulary are compared at each step.
     """
-    num_threads = torch.get_num_threads()
-    contents = bundle.contents()  # read once, and let go where sessions have weights of their own
+    num_threads = num_processors(checkpoint.model)
+    is_packed = bundle.manifest.precision != "fp32" or not is_large(checkpoint.model)
+    # Read once, and let go where sessions have packed weights of their own.
+    contents = bundle.contents()._replace(are_packed=is_packed)
     if bundle.manifest.precision == "bf16":
         runner: ModelRunner = DeviceRunner(open_twin(checkpoint.model, bundle, num_threads), MAX_ROWS)
     else:

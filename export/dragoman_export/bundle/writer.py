@@ -14,7 +14,7 @@ from dragoman_export.checkpoint import Checkpoint
 from dragoman_export.graph import device_graphs, graphs
 from dragoman_export.graph.builder import GraphBuilder, WeightFile
 from dragoman_export.graph.quantization import Ranges
-from dragoman_export.greedy import Source, TokenPair, fitting_threads, translate
+from dragoman_export.greedy import Source, TokenPair, one_thread, translate
 from dragoman_export.model import Transformer
 from dragoman_export.new_folder import new_folder
 from dragoman_export.progress import QUIET, phase
@@ -70,7 +70,7 @@ def export(
                 certificate may allow.
     """
     check_names(checkpoint.config.name, checkpoint.config.languages)
-    with new_folder(folder) as partial, fitting_threads(checkpoint.model):
+    with new_folder(folder) as partial, one_thread():
         every_source = dict.fromkeys((*sources, *calibration))
         pairs = {pair.source: pair for pair in translate(checkpoint.model, checkpoint.config, every_source, console)}
         compared, calibrated = ([pairs[source] for source in part] for part in (sources, calibration))

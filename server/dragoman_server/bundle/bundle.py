@@ -60,6 +60,7 @@ class Contents(NamedTuple):
     folder: Path
     graphs: Mapping[FileName, bytes]
     weights: Mapping[str, NDArray[Any]]  # by name
+    are_packed: bool = True  # whether each session packs weights anew, to be faster, in memory of its own
 
     @property
     def num_weight_bytes(self) -> int:

@@ -37,7 +37,8 @@ def open_session(
 ) -> ort.InferenceSession:
     """Opens a graph.
 
-    ONNX Runtime packs most weights anew for each session and lets the original go. The session shares all others with
+    ONNX Runtime packs most weights anew for each session and lets the original go, unless the contents say that it does
+    not. The session shares all others with
     those that were opened with the same contents; it refers to them for as long as it lives.
 
     Args:
@@ -66,6 +67,8 @@ def open_session(
     # processors away from the decoder's, and both from the Python between the steps.
     options.add_session_config_entry("session.force_spinning_stop", "1")
     options.add_session_config_entry("session.set_denormal_as_zero", "1")  # on the session's threads, see below
+    if not contents.are_packed:
+        options.add_session_config_entry("session.disable_prepacking", "1")
     options.log_severity_level = 4  # what is not fatal comes as an exception
     # The options do not keep these alive, which must be as long as the session is being opened.
     values = {key: weight_value(weight) for key, weight in contents.weights.items()}

@@ -21,7 +21,9 @@ from dragoman_server.runtime.machine import available_cpus
 
 _MAX_ROWS = 64  # of all batches at a time: keys and values of a large model take up 20 MB for each
 _MAX_PROCESSORS = 4
-_LARGE = 50_000_000  # parameters
+# Parameters of a model whose operations take so long that threads of Python do not wait for each other, and of one that
+# takes gigabytes of memory.
+_CONCURRENT, _LARGE = 50_000_000, 200_000_000
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
@@ -44,13 +46,13 @@ def one_thread() -> Iterator[None]:
 
 
 def is_large(model: Transformer) -> bool:
-    """Whether an export takes all processors and as little memory as it can: it takes minutes, and gigabytes."""
+    """Whether an export must take as little memory as it can."""
     return num_parameters(model) >= _LARGE
 
 
 def num_processors(model: Transformer) -> int:
     """How many processors an export of a model takes; threads of a small one would wait for Python's lock."""
-    return min(available_cpus(), _MAX_PROCESSORS) if is_large(model) else 1
+    return min(available_cpus(), _MAX_PROCESSORS) if num_parameters(model) >= _CONCURRENT else 1
 
 
 def compute_each(model: Transformer, work: Callable[[_Item], _Result], items: Iterable[_Item]) -> Iterator[_Result]:

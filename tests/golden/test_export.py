@@ -178,13 +178,33 @@ def test_an_export_computes_with_one_thread(
     assert set(seen["PyTorch"]) == set(seen["ONNX Runtime"]) == {1}
 
 
+def test_a_large_model_is_compared_without_packing_its_weights(
+    tiny_checkpoint: Checkpoint, tiny_exports: Exports, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle, whole = tiny_exports["fp32"]
+    pairs = [TokenPair(sentence.source, sentence.token_ids) for sentence in whole.sentences[:5]]
+    packed = []
+
+    def observed_open(contents: Contents, name: FileName, num_threads: int, **options: bool) -> ort.InferenceSession:
+        packed.append(contents.are_packed)
+        return open_session(contents, name, num_threads, **options)
+
+    for module in (runner, attention_pass):
+        monkeypatch.setattr(module, "open_session", observed_open)
+    for size in (num_parameters(tiny_checkpoint.model) + 1, num_parameters(tiny_checkpoint.model)):
+        monkeypatch.setattr(greedy, "_LARGE", size)
+        comparison = compare(tiny_checkpoint, bundle, pairs)
+        comparison.require_equality()
+    assert packed == [True] * 3 + [False] * 3
+
+
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
 def test_a_large_model_takes_all_processors_and_becomes_the_same_bundle(
     tiny_checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: Precision
 ) -> None:
     sources = random_sources(tiny_checkpoint, 70)
     by_one, _ = export(tiny_checkpoint, tmp_path / "one", precision, sources[:4], sources)
-    monkeypatch.setattr(greedy, "_LARGE", num_parameters(tiny_checkpoint.model))
+    monkeypatch.setattr(greedy, "_CONCURRENT", num_parameters(tiny_checkpoint.model))
     monkeypatch.setattr(greedy, "available_cpus", lambda: 3)
     threads = set()
     encode = Transformer.encode

@@ -105,6 +105,8 @@ def channel_options() -> list[tuple[str, int | str]]:
         # Pings go on through a call that waits long without data.
         ("grpc.http2.max_pings_without_data", 0),
         # A restarted server is found within seconds, not after up to two minutes.
+        # A new client tries at once, whatever an older one to the same address is waiting for.
+        ("grpc.use_local_subchannel_pool", 1),
         ("grpc.initial_reconnect_backoff_ms", 200),
         ("grpc.max_reconnect_backoff_ms", 2_000),
     ]

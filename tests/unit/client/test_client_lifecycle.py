@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 import grpc
 import pytest
 
-from dragoman import AsyncClient, Client, RequestCancelledError
+from dragoman import AsyncClient, Client, RequestCancelledError, UnavailableError, UnimplementedError
 from dragoman.v1.translation_pb2 import TranslateRequest, TranslateResponse
 from support.fake_server import FakeServer
 
@@ -29,6 +29,20 @@ async def test_a_closed_async_client_refuses_calls(server: FakeServer) -> None:
         await client.translate("a", source="en", target="fr")
     with pytest.raises(RuntimeError, match="closed"):
         await client.health()
+
+
+def test_a_new_client_does_not_wait_for_what_an_older_one_waits_for() -> None:
+    with FakeServer() as server:
+        address = server.address
+    with Client(address) as older:
+        with pytest.raises(UnavailableError):  # it waits before it tries again
+            older.translate("a", source="en", target="fr", timeout=0.3)
+        again = grpc.server(ThreadPoolExecutor(1), options=[("grpc.so_reuseport", 0)])
+        assert again.add_insecure_port(address)
+        again.start()
+        with Client(address) as newer, pytest.raises(UnimplementedError):  # of a server without a service
+            newer.translate("a", source="en", target="fr", timeout=10)
+        again.stop(None)
 
 
 @pytest.mark.parametrize("num_under_way", [1, 2])

@@ -19,7 +19,8 @@ from dragoman_export.progress import QUIET, phase
 from dragoman_server.bundle.languages import Direction
 from dragoman_server.runtime.machine import available_cpus
 
-_MAX_ROWS = 64  # of all batches at a time: keys and values of a large model take up 20 MB for each
+# Of all batches at a time; of a large model also rows times positions, each of which has 100 kB of keys and values.
+_MAX_ROWS, _MAX_LARGE_POSITIONS = 64, 4096
 _MAX_PROCESSORS = 4
 # Parameters of a model whose operations take so long that threads of Python do not wait for each other, and of one that
 # takes gigabytes of memory.
@@ -144,8 +145,9 @@ def translate(
         ids, limit = [sources[i].ids for i in rows], max(limits[i] for i in rows)
         return greedy_decode(model, config, ids, limit, prefixes)
 
-    max_rows = _MAX_ROWS // num_processors(model)
-    batches = list(_length_batches([len(source.ids) for source in sources], max_rows))
+    number = num_processors(model)
+    max_positions = _MAX_LARGE_POSITIONS // number if is_large(model) else None
+    batches = list(_length_batches(limits, _MAX_ROWS // number, max_positions))
     with phase("Translating with PyTorch", len(sources), console) as advance:
         for rows, decoded in zip(batches, compute_each(model, decode, batches), strict=True):
             for i, target in zip(rows, decoded, strict=True):
@@ -154,11 +156,13 @@ def translate(
     return [TokenPair(*pair) for pair in zip(sources, targets, strict=True)]
 
 
-def _length_batches(lengths: Sequence[int], max_rows: int) -> Iterator[list[int]]:
-    """Indexes of rows of similar length together, longest first."""
+def _length_batches(lengths: Sequence[int], max_rows: int, max_positions: int | None = None) -> Iterator[list[int]]:
+    """Indexes of rows of similar length together, longest first, with so many positions if padded to the longest."""
     order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
-    for start in range(0, len(order), max_rows):
-        yield order[start : start + max_rows]
+    while order:
+        num_rows = max_rows if max_positions is None else min(max_rows, max_positions // lengths[order[0]])
+        batch, order = order[: max(1, num_rows)], order[max(1, num_rows) :]
+        yield batch
 
 
 def translate_texts(

@@ -17,7 +17,7 @@ from dragoman_export import greedy
 from dragoman_export.bundle import parity
 from dragoman_export.bundle.parity import Comparison, ParityError, compare
 from dragoman_export.bundle.writer import export
-from dragoman_export.checkpoint import Checkpoint
+from dragoman_export.checkpoint import Checkpoint, Config
 from dragoman_export.greedy import TokenPair, greedy_decode, num_parameters, translate
 from dragoman_export.model import Transformer
 from dragoman_server.bundle.bundle import Bundle, Contents
@@ -252,3 +252,24 @@ def test_encoding_is_the_same_to_the_last_bit_whoever_the_neighbours_are(
     together = encode(rows)
     for row, source in enumerate(rows):
         np.testing.assert_array_equal(together[row, :, : len(source)], encode([source])[0])
+
+
+def test_a_batch_of_a_large_model_has_only_so_many_positions(
+    tiny_checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Keys and values of a large model take up memory in proportion to these."""
+    sources = random_sources(tiny_checkpoint, 40)
+    expected = translate(tiny_checkpoint.model, tiny_checkpoint.config, sources)
+    monkeypatch.setattr(greedy, "_LARGE", 1)
+    monkeypatch.setattr(greedy, "_MAX_LARGE_POSITIONS", 200)
+    batches = []
+
+    def observed(model: Transformer, config: Config, ids: Any, limit: int, prefixes: Any) -> list[list[int]]:
+        batches.append((len(ids), limit))
+        return greedy_decode(model, config, ids, limit, prefixes)
+
+    monkeypatch.setattr(greedy, "greedy_decode", observed)
+    assert translate(tiny_checkpoint.model, tiny_checkpoint.config, sources) == expected
+    assert sum(rows for rows, _ in batches) == 40
+    assert all(rows == 1 or rows * limit <= 200 for rows, limit in batches)
+    assert max(rows for rows, _ in batches) > 1

@@ -5,9 +5,9 @@ from concurrent.futures import ThreadPoolExecutor
 import grpc
 import pytest
 
-from dragoman import AsyncClient, Client, RequestCancelledError, UnavailableError, UnimplementedError
+from dragoman import AsyncClient, Client, RequestCancelledError
 from dragoman.v1.translation_pb2 import TranslateRequest, TranslateResponse
-from support.fake_server import FakeServer
+from support.fake_server import FakeServer, upper
 
 
 def test_a_closed_client_refuses_calls(server: FakeServer) -> None:
@@ -31,18 +31,20 @@ async def test_a_closed_async_client_refuses_calls(server: FakeServer) -> None:
         await client.health()
 
 
-def test_a_new_client_does_not_wait_for_what_an_older_one_waits_for() -> None:
-    with FakeServer() as server:
-        address = server.address
-    with Client(address) as older:
-        with pytest.raises(UnavailableError):  # it waits before it tries again
-            older.translate("a", source="en", target="fr", timeout=0.3)
-        again = grpc.server(ThreadPoolExecutor(1), options=[("grpc.so_reuseport", 0)])
-        assert again.add_insecure_port(address)
-        again.start()
-        with Client(address) as newer, pytest.raises(UnimplementedError):  # of a server without a service
-            newer.translate("a", source="en", target="fr", timeout=10)
-        again.stop(None)
+def test_clients_of_one_process_share_no_connection(server: FakeServer) -> None:
+    """Nor the pause that gRPC makes before it tries a broken one again."""
+    peers: list[str] = []
+
+    def answer(request: TranslateRequest, context: grpc.ServicerContext) -> TranslateResponse:
+        peers.append(context.peer())
+        return upper(request, context)
+
+    server.handler = answer
+    with Client(server.address) as older, Client(server.address) as newer:
+        for client in (older, newer, older, newer):
+            client.translate("a", source="en", target="fr")
+    assert peers[:2] == peers[2:]
+    assert peers[0] != peers[1]
 
 
 @pytest.mark.parametrize("num_under_way", [1, 2])

@@ -30,12 +30,12 @@ def use_device(number: int) -> None:
     Raises:
         DeviceLostError: the device cannot be used any more.
     """
-    if getattr(_this_thread, "number", None) != number:
-        _call("cudaSetDevice", number)
+    _call("cudaSetDevice", number)  # each time: ONNX Runtime sets it, too
+    if not hasattr(_this_thread, "is_relaxed"):
         # What stands in for CUDA in tests has no captures to disturb.
         if hasattr(_library(), "cudaThreadExchangeStreamCaptureMode"):
-            _call("cudaThreadExchangeStreamCaptureMode", ctypes.byref(ctypes.c_int(_RELAXED)))
-        _this_thread.number = number
+            _call("cudaThreadExchangeStreamCaptureMode", ctypes.pointer(ctypes.c_int(_RELAXED)))
+        _this_thread.is_relaxed = True
 
 
 def allocate(number: int, num_bytes: int) -> int:
@@ -47,7 +47,7 @@ def allocate(number: int, num_bytes: int) -> int:
     """
     use_device(number)
     pointer = ctypes.c_void_p()
-    _call("cudaMalloc", ctypes.byref(pointer), ctypes.c_size_t(max(1, num_bytes)))
+    _call("cudaMalloc", ctypes.pointer(pointer), ctypes.c_size_t(max(1, num_bytes)))
     assert pointer.value is not None
     _call("cudaMemset", pointer, 0, ctypes.c_size_t(num_bytes))
     _call("cudaStreamSynchronize", _DEFAULT_STREAM)

@@ -99,6 +99,10 @@ class Staging:
         self._memory = memory
         self._buffers: dict[str, Buffer] = {}
 
+    def clear(self) -> None:
+        """Gives the memory back."""
+        self._buffers.clear()
+
     def bind(self, bind: Any, name: str, array: NDArray[Any]) -> None:
         """Puts an array there, and binds it; valid until the next of this name."""
         if name not in self._buffers or self._buffers[name].num_bytes < array.nbytes:

@@ -210,6 +210,7 @@ class DeviceRunner:
         self._memory.use()
         self._bound.clear()
         self._top.clear()
+        self._staging.clear()
         self._graphs = self._pool = None
 
     def _fill_table(self, token_ids: Sequence[int], positions: Sequence[int], score_ids: Sequence[int]) -> None:

@@ -19,7 +19,7 @@ class UnequalWeightsError(Exception):
 
 def check_convertible(dims: Dimensions, norms: Collection[str] = ("post",)) -> None:
     """Raises ValueError for a model that a peer, which has these places of the layer norms, does not know."""
-    if dims.norm not in norms or not dims.shared_vocabulary:
+    if dims.norm not in norms or not dims.shared_vocabulary or dims.norm_kind != "layer":
         raise ValueError(
             f"only models with {' or '.join(norms)}-norm and a shared vocabulary are converted for this peer"
         )

@@ -20,7 +20,7 @@ from benchmarks.models import Model
 from benchmarks.report import Subject
 from benchmarks.systems import Decoding, Source
 from dragoman_export.checkpoint import Checkpoint
-from dragoman_export.model import FeedForward, MultiHeadAttention
+from dragoman_export.model import FeedForward, MultiHeadAttention, Norm
 from dragoman_server.bundle.manifest import Manifest
 
 # By the precision in our tables, what CTranslate2 calls it.
@@ -115,7 +115,8 @@ def _set_feed_forward(spec: Any, feed_forward: FeedForward) -> None:
     _set_linear(spec.linear_1, feed_forward.outer)
 
 
-def _set_norm(spec: Any, norm: nn.LayerNorm) -> None:
+def _set_norm(spec: Any, norm: Norm) -> None:
+    assert isinstance(norm, nn.LayerNorm)
     spec.gamma, spec.beta = _array(norm.weight), _array(norm.bias)
 
 

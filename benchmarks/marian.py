@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from benchmarks.conversion import check_convertible, with_split_positions
 from dragoman_export.checkpoint import Checkpoint
-from dragoman_export.model import FeedForward, MultiHeadAttention, Transformer
+from dragoman_export.model import FeedForward, MultiHeadAttention, Norm, Transformer
 
 _NORM_EPSILON = 1e-6
 _NEVER = -1e9  # as a bias: the token is never chosen
@@ -91,7 +91,7 @@ def save_marian(checkpoint: Checkpoint, folder: Path, *, never_ends: bool = Fals
     (folder / "vocabulary.yml").write_text(json.dumps({word: i for i, word in enumerate(words)}), encoding="utf-8")
 
 
-def _attention(name: str, attention: MultiHeadAttention, norm: nn.LayerNorm) -> dict[str, NDArray[np.float32]]:
+def _attention(name: str, attention: MultiHeadAttention, norm: Norm) -> dict[str, NDArray[np.float32]]:
     maps = {"q": attention.query, "k": attention.key, "v": attention.value, "o": attention.output}
     tensors: dict[str, NDArray[np.float32]] = {}
     for letter, layer in maps.items():
@@ -99,7 +99,7 @@ def _attention(name: str, attention: MultiHeadAttention, norm: nn.LayerNorm) -> 
     return tensors | _norm(f"{name}_Wo", norm)
 
 
-def _feed_forward(name: str, feed_forward: FeedForward, norm: nn.LayerNorm) -> dict[str, NDArray[np.float32]]:
+def _feed_forward(name: str, feed_forward: FeedForward, norm: Norm) -> dict[str, NDArray[np.float32]]:
     maps = _linear(f"{name}_ffn", "1", feed_forward.inner) | _linear(f"{name}_ffn", "2", feed_forward.outer)
     return maps | _norm(f"{name}_ffn_ffn", norm)
 
@@ -108,7 +108,8 @@ def _linear(name: str, suffix: str, layer: nn.Linear) -> dict[str, NDArray[np.fl
     return {f"{name}_W{suffix}": _array(layer.weight.T), f"{name}_b{suffix}": _array(layer.bias)[None]}
 
 
-def _norm(name: str, norm: nn.LayerNorm) -> dict[str, NDArray[np.float32]]:
+def _norm(name: str, norm: Norm) -> dict[str, NDArray[np.float32]]:
+    assert isinstance(norm, nn.LayerNorm)
     return {f"{name}_ln_scale": _array(norm.weight)[None], f"{name}_ln_bias": _array(norm.bias)[None]}
 
 

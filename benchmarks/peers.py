@@ -80,7 +80,7 @@ def _marian_attention(prefix: str, attention: MultiHeadAttention) -> dict[str, n
     return {f"{prefix}.{name}_proj": module for name, module in names.items()}
 
 
-def _marian_feed_forward(prefix: str, feed_forward: FeedForward, norm: nn.LayerNorm) -> dict[str, nn.Module]:
+def _marian_feed_forward(prefix: str, feed_forward: FeedForward, norm: nn.Module) -> dict[str, nn.Module]:
     return {
         f"{prefix}fc1": feed_forward.inner,
         f"{prefix}fc2": feed_forward.outer,

@@ -62,6 +62,7 @@ class Config:
             num_heads=dims.num_heads,
             d_head=dims.d_head,
             vocabulary_size=dims.target_vocabulary_size,
+            state_size=None if dims.d_model == dims.d_attention else dims.d_model,
         )
 
     def framing_of(self, direction: Pair) -> Framing:

@@ -1,7 +1,8 @@
 """The Transformer of Vaswani et al. 2017, "Attention Is All You Need", as one readable file of plain PyTorch.
 
 Shapes are written with these letters: B sentences, S source positions, T target positions, H heads, D = `d_model`,
-K = D / H (the width of one head), V vocabulary entries. Masks are boolean and True where attention is allowed.
+K the width of one head (D / H, where the model says nothing else), V vocabulary entries. Masks are boolean and True
+where attention is allowed.
 """
 
 import math
@@ -13,8 +14,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dragoman_export.positions import RelativePositions, sinusoids
+
 KeyValue = tuple[Tensor, Tensor]  # keys and values, each [B, H, positions, K]
-Mask = Tensor | Literal["causal"] | None  # "causal": a query sees the keys up to its own position
+# "causal": a query sees the keys up to its own position. A mask of floats is added to the scores.
+Mask = Tensor | Literal["causal"] | None
 
 
 @dataclass(frozen=True)
@@ -22,13 +26,14 @@ class Dimensions:
     """Everything that decides the shape and the arithmetic of a model, and nothing about how it was trained.
 
     The defaults are the paper's choices; the other values are what published checkpoints (Marian, M2M-100, NLLB, BART,
-    mBART) need.
+    mBART, T5) need.
     """
 
     source_vocabulary_size: int
     target_vocabulary_size: int
     d_model: int = 512
     num_heads: int = 8
+    head_size: int | None = None  # K; None: D / H
     d_feed_forward: int = 2048
     num_encoder_layers: int = 6
     num_decoder_layers: int = 6
@@ -36,10 +41,16 @@ class Dimensions:
     shared_vocabulary: bool = True  # the embeddings of source and target are one matrix
     tied_projection: bool = True  # the output projection is the target's embedding
     norm: Literal["post", "pre"] = "post"  # where layer norm stands relative to the residual (paper: post)
-    activation: Literal["relu", "gelu", "silu"] = "relu"
-    positions: Literal["sinusoidal", "learned"] = "sinusoidal"
+    norm_kind: Literal["layer", "rms"] = "layer"  # RMS norm neither centres states nor adds a bias
+    norm_epsilon: float = 1e-5
+    linear_bias: bool = True  # of all linear maps but the output projection
+    activation: Literal["relu", "gelu", "gelu_tanh", "silu"] = "relu"
+    gated: bool = False  # the activated map is multiplied with a second one (Shazeer 2020, "GLU Variants")
+    positions: Literal["sinusoidal", "learned", "relative"] = "sinusoidal"
     position_layout: Literal["interleaved", "split", "fairseq"] = "interleaved"  # of sinusoids, see `sinusoids`
     position_offset: int = 0  # row of the position table that the first token uses
+    num_position_buckets: int = 32  # of relative positions
+    max_position_distance: int = 128  # from which on all distances are one
     scale_embedding: bool = True  # multiply embeddings by sqrt(D), section 3.4 of the paper
     embedding_norm: bool = False  # layer norm of embedding plus position
     output_bias: bool = False
@@ -50,26 +61,48 @@ class Dimensions:
             if get_origin(kind) is Literal and value not in get_args(kind):
                 raise ValueError(f"{name} is {value!r}, must be one of {', '.join(get_args(kind))}")
             lowest = 0 if name == "position_offset" else 1
-            if kind is int and value < lowest:
+            if kind in (int, int | None) and value is not None and value < lowest:
                 raise ValueError(f"{name} is {value}, must be at least {lowest}")
-        if self.d_model % self.num_heads:
+        if not 0 < self.norm_epsilon < 1:
+            raise ValueError(f"norm_epsilon is {self.norm_epsilon}, must be above 0 and below 1")
+        if self.head_size is None and self.d_model % self.num_heads:
             raise ValueError(f"d_model {self.d_model} is not a multiple of num_heads {self.num_heads}")
         if self.d_head % 8:
-            raise ValueError(f"the head size {self.d_head} (d_model / num_heads) is not a multiple of 8")
+            origin = "(d_model / num_heads) " if self.head_size is None else ""
+            raise ValueError(f"the head size {self.d_head} {origin}is not a multiple of 8")
+        if self.positions == "relative":
+            self._check_buckets()
         if self.shared_vocabulary and self.source_vocabulary_size != self.target_vocabulary_size:
             raise ValueError(
                 f"a shared vocabulary has one size, not {self.source_vocabulary_size} and {self.target_vocabulary_size}"
             )
 
+    def _check_buckets(self) -> None:
+        """The encoder has half of the buckets for each direction, and half of these for distances of their own."""
+        if self.num_position_buckets % 4:
+            raise ValueError(f"num_position_buckets is {self.num_position_buckets}, must be a multiple of 4")
+        if self.max_position_distance <= self.num_position_buckets // 2:
+            raise ValueError(
+                f"max_position_distance is {self.max_position_distance}, must be more than half of "
+                f"num_position_buckets, {self.num_position_buckets}"
+            )
+
     @property
     def d_head(self) -> int:
-        return self.d_model // self.num_heads
+        """K"""
+        return self.head_size or self.d_model // self.num_heads
+
+    @property
+    def d_attention(self) -> int:
+        """The width of all heads side by side, H K."""
+        return self.num_heads * self.d_head
 
 
 def scaled_dot_product_attention(query: Tensor, key: Tensor, value: Tensor, mask: Mask) -> tuple[Tensor, Tensor]:
     """softmax(Q K^T / sqrt(K)) V, equation 1 of the paper.
 
-    query [B, H, T, K], key and value [B, H, S, K], mask broadcastable to [B, H, T, S]. Returns the mixed values
+    query [B, H, T, K], key and value [B, H, S, K], mask broadcastable to [B, H, T, S]; one of floats holds what is
+    added to the scores, -inf where attention is not allowed. Returns the mixed values
     [B, H, T, K] and the weights [B, H, T, S]. Sentences are short, so writing it out costs nothing: PyTorch's fused
     kernel hides the weights and its backward pass is several times slower than this on a CPU.
     """
@@ -77,7 +110,7 @@ def scaled_dot_product_attention(query: Tensor, key: Tensor, value: Tensor, mask
     if isinstance(mask, str):
         mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
     if mask is not None:
-        scores = scores.masked_fill(~mask, -torch.inf)
+        scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
     weights = scores.softmax(dim=-1)
     return weights.to(value.dtype) @ value, weights
 
@@ -98,13 +131,13 @@ class MultiHeadAttention(nn.Module):
     def __init__(self, dims: Dimensions) -> None:
         super().__init__()
         self.num_heads = dims.num_heads
-        self.query = nn.Linear(dims.d_model, dims.d_model)
-        self.key = nn.Linear(dims.d_model, dims.d_model)
-        self.value = nn.Linear(dims.d_model, dims.d_model)
-        self.output = nn.Linear(dims.d_model, dims.d_model)
+        self.query = nn.Linear(dims.d_model, dims.d_attention, dims.linear_bias)
+        self.key = nn.Linear(dims.d_model, dims.d_attention, dims.linear_bias)
+        self.value = nn.Linear(dims.d_model, dims.d_attention, dims.linear_bias)
+        self.output = nn.Linear(dims.d_attention, dims.d_model, dims.linear_bias)
 
     def split_heads(self, states: Tensor) -> Tensor:
-        """[B, T, D] -> [B, H, T, K]"""
+        """[B, T, H K] -> [B, H, T, K]"""
         num_sentences, length, _ = states.shape
         return states.view(num_sentences, length, self.num_heads, -1).transpose(1, 2)
 
@@ -125,29 +158,52 @@ class MultiHeadAttention(nn.Module):
         return self.output(mixed.transpose(1, 2).flatten(-2)), weights
 
 
+def _gelu_tanh(states: Tensor) -> Tensor:
+    return F.gelu(states, approximate="tanh")
+
+
 class FeedForward(nn.Module):
-    """Two linear maps with a non-linearity between, the same at every position (section 3.3)."""
+    """Two linear maps with a non-linearity between, the same at every position (section 3.3).
+
+    In a gated network, a third map of the same states is multiplied with the activated one.
+    """
 
     def __init__(self, dims: Dimensions) -> None:
         super().__init__()
-        self.inner = nn.Linear(dims.d_model, dims.d_feed_forward)
-        self.outer = nn.Linear(dims.d_feed_forward, dims.d_model)
-        activations: dict[str, Callable[[Tensor], Tensor]] = {"relu": torch.relu, "gelu": F.gelu, "silu": F.silu}
+        self.inner = nn.Linear(dims.d_model, dims.d_feed_forward, dims.linear_bias)
+        self.gate = nn.Linear(dims.d_model, dims.d_feed_forward, dims.linear_bias) if dims.gated else None
+        self.outer = nn.Linear(dims.d_feed_forward, dims.d_model, dims.linear_bias)
+        activations: dict[str, Callable[[Tensor], Tensor]] = {
+            "relu": torch.relu,
+            "gelu": F.gelu,
+            "gelu_tanh": _gelu_tanh,
+            "silu": F.silu,
+        }
         self.activation = activations[dims.activation]
 
     def forward(self, states: Tensor) -> Tensor:
-        return cast("Tensor", self.outer(self.activation(self.inner(states))))
+        active = self.activation(self.inner(states))
+        return cast("Tensor", self.outer(active if self.gate is None else active * self.gate(states)))
+
+
+Norm = nn.LayerNorm | nn.RMSNorm
+
+
+def make_norm(dims: Dimensions) -> Norm:
+    """A norm of states [..., D]: layer norm (section 5.4), or RMS norm (Zhang and Sennrich 2019)."""
+    kind = nn.LayerNorm if dims.norm_kind == "layer" else nn.RMSNorm
+    return kind(dims.d_model, dims.norm_epsilon)
 
 
 class Residual(nn.Module):
-    """x + sublayer(x) with its layer norm: after the sum (post, the paper) or before the sub-layer (pre).
+    """x + sublayer(x) with its norm: after the sum (post, the paper) or before the sub-layer (pre).
 
     A sub-layer is applied between `enter` and `leave`, so that one that returns more than states needs no special form.
     """
 
     def __init__(self, dims: Dimensions, dropout: float) -> None:
         super().__init__()
-        self.norm = nn.LayerNorm(dims.d_model)
+        self.norm = make_norm(dims)
         self.dropout = nn.Dropout(dropout)
         self.is_pre = dims.norm == "pre"
 
@@ -217,26 +273,8 @@ class DecoderLayer(nn.Module):
         return self.feed_forward_residual.leave(states, update), self_kv, self_weights, cross_weights
 
 
-def sinusoids(num_positions: int, width: int, layout: Literal["interleaved", "split", "fairseq"]) -> Tensor:
-    """Position table [num_positions, width] of section 3.5: PE(p, 2i) = sin(p / 10000^(2i / width)), odd columns cos.
-
-    `split` keeps the same numbers but puts all the sines first, as Marian does. `fairseq` does so too, with wavelengths
-    that reach 10000 * 2 pi: PE(p, i) = sin(p / 10000^(i / (width / 2 - 1))). It is computed in float32 as fairseq and
-    `transformers` do, whose angles of late positions are off by 1e-4.
-    """
-    if layout == "fairseq":
-        exponents = torch.arange(width // 2).float() * -(math.log(10000) / (width // 2 - 1))
-        angles = torch.arange(num_positions).float().unsqueeze(1) * exponents.exp()
-        return torch.cat([angles.sin(), angles.cos()], dim=1)
-    positions = torch.arange(num_positions, dtype=torch.float64).unsqueeze(1)
-    angles = positions * torch.pow(10000.0, -torch.arange(0, width, 2, dtype=torch.float64) / width)
-    sin, cos = angles.sin(), angles.cos()
-    table = torch.cat([sin, cos], dim=1) if layout == "split" else torch.stack([sin, cos], dim=2).flatten(1)
-    return table.float()
-
-
 class Embedding(nn.Module):
-    """Token embeddings, scaled, plus positions (sections 3.4 and 3.5), and a layer norm where the model has it."""
+    """Token embeddings, scaled, plus positions (sections 3.4 and 3.5), and a norm where the model has it."""
 
     def __init__(self, dims: Dimensions, tokens: nn.Embedding, dropout: float) -> None:
         super().__init__()
@@ -244,19 +282,22 @@ class Embedding(nn.Module):
         self.scale = math.sqrt(dims.d_model) if dims.scale_embedding else 1.0
         self.offset = dims.position_offset
         num_rows = dims.max_positions + dims.position_offset
-        if dims.positions == "sinusoidal":
+        self.has_positions = dims.positions != "relative"
+        if dims.positions == "learned":
+            self.positions: Tensor = nn.Parameter(torch.randn(num_rows, dims.d_model) * 0.02)
+        elif self.has_positions:
             table = sinusoids(num_rows, dims.d_model, dims.position_layout)
             self.register_buffer("positions", table, persistent=False)
-        else:
-            self.positions = nn.Parameter(torch.randn(num_rows, dims.d_model) * 0.02)
-        self.norm = nn.LayerNorm(dims.d_model) if dims.embedding_norm else nn.Identity()
+        self.norm = make_norm(dims) if dims.embedding_norm else nn.Identity()
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, token_ids: Tensor, first_position: int = 0) -> Tensor:
         """[B, T] -> [B, T, D]"""
-        start = first_position + self.offset
-        positions = self.positions[start : start + token_ids.size(1)]
-        return self.dropout(self.norm(self.tokens(token_ids) * self.scale + positions))  # type: ignore[no-any-return]
+        states = self.tokens(token_ids) * self.scale
+        if self.has_positions:
+            start = first_position + self.offset
+            states = states + self.positions[start : start + token_ids.size(1)]
+        return self.dropout(self.norm(states))  # type: ignore[no-any-return]
 
 
 class Attentions(NamedTuple):
@@ -297,8 +338,13 @@ class Transformer(nn.Module):
         self.encoder_layers = cast("Sequence[EncoderLayer]", encoder_layers)
         self.decoder_layers = cast("Sequence[DecoderLayer]", decoder_layers)
         # With pre-norm the residual stream itself is never normalised, so each stack ends with a norm of its own.
-        self.encoder_norm = nn.LayerNorm(dims.d_model) if dims.norm == "pre" else nn.Identity()
-        self.decoder_norm = nn.LayerNorm(dims.d_model) if dims.norm == "pre" else nn.Identity()
+        self.encoder_norm = make_norm(dims) if dims.norm == "pre" else nn.Identity()
+        self.decoder_norm = make_norm(dims) if dims.norm == "pre" else nn.Identity()
+        self.encoder_positions = self.decoder_positions = None
+        if dims.positions == "relative":
+            sizes = dims.num_position_buckets, dims.max_position_distance, dims.num_heads
+            self.encoder_positions = RelativePositions(*sizes, is_bidirectional=True)
+            self.decoder_positions = RelativePositions(*sizes, is_bidirectional=False)
         shape = dims.target_vocabulary_size, dims.d_model
         self.output_weight = None if dims.tied_projection else nn.Parameter(torch.empty(shape))
         self.output_bias = nn.Parameter(torch.zeros(dims.target_vocabulary_size)) if dims.output_bias else None
@@ -309,7 +355,8 @@ class Transformer(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
-                nn.init.zeros_(module.bias)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
             elif isinstance(module, nn.Embedding):
                 nn.init.normal_(module.weight, std=self.dims.d_model**-0.5)
         if self.output_weight is not None:
@@ -324,8 +371,12 @@ class Transformer(nn.Module):
         attention there are no weights.
         """
         states, weights = self.source_embedding(source_ids), []
+        mask = _broadcast(source_mask)
+        if self.encoder_positions is not None:
+            bias = self.encoder_positions(source_ids.size(1), source_ids.size(1))
+            mask = bias if mask is None else bias.masked_fill(~mask, -torch.inf)
         for layer in self.encoder_layers:
-            states, layer_weights = layer(states, _broadcast(source_mask), fused)
+            states, layer_weights = layer(states, mask, fused)
             if layer_weights is not None:
                 weights.append(layer_weights)
         return self.encoder_norm(states), weights
@@ -340,9 +391,13 @@ class Transformer(nn.Module):
         with `fused` attention there are no weights.
         """
         states, self_weights, cross_weights = self.target_embedding(target_ids), [], []
+        length = target_ids.size(1)
+        self_mask: Mask = "causal" if self.decoder_positions is None else self.decoder_positions(length, length)
         for layer in self.decoder_layers:
             cross_kv = layer.cross_attention.key_value(encoder_hidden_states)
-            states, _, layer_self, layer_cross = layer(states, None, "causal", cross_kv, _broadcast(source_mask), fused)
+            states, _, layer_self, layer_cross = layer(
+                states, None, self_mask, cross_kv, _broadcast(source_mask), fused
+            )
             if layer_self is not None and layer_cross is not None:
                 self_weights.append(layer_self)
                 cross_weights.append(layer_cross)
@@ -373,9 +428,10 @@ class Transformer(nn.Module):
         """One token per row, int64 [B] -> logits of the next one [B, V]; `state` grows by this position."""
         states = self.target_embedding(token_ids.unsqueeze(1), first_position=state.num_steps)
         past: Sequence[KeyValue | None] = state.self_kv or [None] * self.dims.num_decoder_layers
+        self_mask = None if self.decoder_positions is None else self.decoder_positions(1, state.num_steps + 1)
         grown = []
         for layer, layer_past, cross_kv in zip(self.decoder_layers, past, state.cross_kv, strict=True):
-            states, self_kv, _, _ = layer(states, layer_past, None, cross_kv, _broadcast(state.source_mask))
+            states, self_kv, _, _ = layer(states, layer_past, self_mask, cross_kv, _broadcast(state.source_mask))
             grown.append(self_kv)
         state.self_kv = grown
         return self.project(self.decoder_norm(states)).squeeze(1)

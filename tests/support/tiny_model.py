@@ -63,19 +63,23 @@ def random_checkpoint(seed: int = 0, **dimensions: Any) -> Checkpoint:
         for module in model.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight, generator=generator)
-                module.bias.normal_(std=0.1, generator=generator)
+                if dims.linear_bias:
+                    module.bias.normal_(std=0.1, generator=generator)
             elif isinstance(module, nn.Embedding):
                 module.weight.normal_(std=dims.d_model**-0.5, generator=generator)
-        for position_table in (model.source_embedding.positions, model.target_embedding.positions):
-            if isinstance(position_table, nn.Parameter):
-                position_table.normal_(generator=generator)
+        if dims.positions == "learned":
+            for embedding in (model.source_embedding, model.target_embedding):
+                embedding.positions.normal_(generator=generator)
+        for relative in (model.encoder_positions, model.decoder_positions):
+            if relative is not None:
+                relative.by_bucket.normal_(generator=generator)
         for layer in model.decoder_layers:
             # Attention that picks a few tokens out; otherwise all sources look alike.
             layer.self_attention.query.weight *= 3
             layer.cross_attention.query.weight *= 3
         # The output projection is the embedding: without this, the likeliest next token is the one before.
         last_norm = model.decoder_norm if dims.norm == "pre" else model.decoder_layers[-1].feed_forward_residual.norm
-        assert isinstance(last_norm, nn.LayerNorm)
+        assert not isinstance(last_norm, nn.Identity)
         last_norm.weight.normal_(std=LOGIT_SPREAD, generator=generator)
         if model.output_bias is not None:
             model.output_bias.normal_(std=0.1, generator=generator)

@@ -78,7 +78,7 @@ def with_int8_key_values(
 
 
 def _with_own_decoder_attention(model: Transformer) -> Transformer:
-    """A copy whose decoder attention may be changed; all else is in the same memory."""
+    """A copy whose decoder attention may be changed and has biases; all else is in the same memory."""
     attentions = {
         id(parameter)
         for layer in model.decoder_layers
@@ -86,7 +86,13 @@ def _with_own_decoder_attention(model: Transformer) -> Transformer:
         for parameter in attention.parameters()
     }
     shared = (tensor for tensor in chain(model.parameters(), model.buffers()) if id(tensor) not in attentions)
-    return copy.deepcopy(model, {id(tensor): tensor for tensor in shared})
+    own = copy.deepcopy(model, {id(tensor): tensor for tensor in shared})
+    for layer in own.decoder_layers:
+        for attention in (layer.self_attention, layer.cross_attention):
+            for linear in (attention.query, attention.key, attention.value, attention.output):
+                if not model.dims.linear_bias:
+                    linear.bias = nn.Parameter(torch.zeros(linear.out_features))
+    return own
 
 
 def _force(name: str, model: Transformer, config: Config, pairs: Sequence[TokenPair], console: Console) -> None:

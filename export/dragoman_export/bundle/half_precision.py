@@ -119,7 +119,7 @@ def _watch(model: Transformer, largest: _Largest) -> Iterator[Any]:
 
 def _watch_part(part: nn.Module, subject: str, largest: _Largest) -> Iterator[Any]:
     for module in part.modules():
-        if isinstance(module, (nn.Linear, nn.LayerNorm)):
+        if isinstance(module, (nn.Linear, nn.LayerNorm, nn.RMSNorm)):
             yield from _watch_module(module, f"the activations of {subject}", largest)
         elif isinstance(module, MultiHeadAttention):
             yield module.register_forward_hook(partial(_note_scores, largest, f"the attention scores of {subject}"))

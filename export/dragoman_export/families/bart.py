@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from dragoman_export.checkpoint import Checkpoint, Config
+from dragoman_export.checkpoint import Checkpoint
 from dragoman_export.families.fairseq import (
     TOKENIZER_FILE,
     VOCABULARY_FILE,
@@ -27,7 +27,9 @@ from dragoman_export.families.huggingface import (
     OUTPUT_BIAS,
     TOKENIZER_CONFIG_FILE,
     Fields,
+    TokenizerFiles,
     build_model,
+    make_checkpoint,
     read_sizes_and_ids,
     read_tensors,
 )
@@ -86,24 +88,15 @@ def read_bart(folder: Path, name: str, languages: Languages) -> Checkpoint:
         raise ValueError("BART has no languages of its own: give its source and its target with --pair, such as en-fr")
     vocabulary_size, eos_token_id = integers["vocab_size"], integers["eos_token_id"]
     forced = read_forced_bos(folder, config, vocabulary_size)
-    checkpoint = Checkpoint(
-        config=Config(
-            name=name,
-            dimensions=dimensions,
-            pad_token_id=integers["pad_token_id"],
-            bos_token_id=integers["decoder_start_token_id"],
-            eos_token_id=eos_token_id,
-            languages=LanguageTable.of([parse_pair(languages.pair)]),
-            framing=FramingTemplate((vocabulary["<s>"],), (eos_token_id,), () if forced is None else (forced,)),
-            tokenizer="byte_bpe",
-            generation=read_generation(folder, config, vocabulary_size, framed=("forced_bos_token_id",)),
-        ),
-        model=build_model(dimensions, tensors),
-        tokenizer=json.dumps(vocabulary, ensure_ascii=False).encode(),
-        companion_files={MERGES_FILE: merges},
+    return make_checkpoint(
+        name,
+        build_model(dimensions, tensors),
+        integers,
+        TokenizerFiles("byte_bpe", (json.dumps(vocabulary, ensure_ascii=False).encode(), merges)),
+        LanguageTable.of([parse_pair(languages.pair)]),
+        FramingTemplate((vocabulary["<s>"],), (eos_token_id,), () if forced is None else (forced,)),
+        read_generation(folder, config, vocabulary_size, framed=("forced_bos_token_id",)),
     )
-    checkpoint.open_tokenizer()  # which refuses damaged files
-    return checkpoint
 
 
 def read_mbart(folder: Path, name: str, languages: Languages) -> Checkpoint:
@@ -132,24 +125,15 @@ def read_mbart(folder: Path, name: str, languages: Languages) -> Checkpoint:
     check_ids(folder, pieces, integers)
     vocabulary_size = integers["vocab_size"]
     framing, target = _frame(is_of_25, table, integers, read_forced_bos(folder, config, vocabulary_size))
-    checkpoint = Checkpoint(
-        config=Config(
-            name=name,
-            dimensions=dimensions,
-            pad_token_id=integers["pad_token_id"],
-            bos_token_id=integers["decoder_start_token_id"],
-            eos_token_id=integers["eos_token_id"],
-            languages=narrowed(table, languages, target),
-            framing=framing,
-            tokenizer="pieces",
-            generation=read_generation(folder, config, vocabulary_size, framed=("forced_bos_token_id",)),
-        ),
-        model=build_model(dimensions, tensors),
-        tokenizer=pieces.model,
-        companion_files={VOCABULARY_FILE: pieces.vocabulary_file},
+    return make_checkpoint(
+        name,
+        build_model(dimensions, tensors),
+        integers,
+        pieces.files,
+        narrowed(table, languages, target),
+        framing,
+        read_generation(folder, config, vocabulary_size, framed=("forced_bos_token_id",)),
     )
-    checkpoint.open_tokenizer()  # which refuses damaged files
-    return checkpoint
 
 
 def _dimensions(

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from sentencepiece import SentencePieceProcessor
 
-from dragoman_export.families.huggingface import CONFIG_FILE, TOKENIZER_CONFIG_FILE
+from dragoman_export.families.huggingface import CONFIG_FILE, TOKENIZER_CONFIG_FILE, TokenizerFiles
 from dragoman_export.reading import listed, read_bytes, read_json
 from dragoman_server.text.tokenizer import read_vocabulary
 
@@ -32,9 +32,9 @@ class Pieces(NamedTuple):
     language_ids: dict[str, int]
 
     @property
-    def vocabulary_file(self) -> bytes:
-        """The vocabulary as a bundle has it."""
-        return json.dumps(self.vocabulary, ensure_ascii=False).encode()
+    def files(self) -> TokenizerFiles:
+        """As a bundle has them."""
+        return TokenizerFiles("pieces", (self.model, json.dumps(self.vocabulary, ensure_ascii=False).encode()))
 
 
 def read_tokenizer_config(folder: Path, config: Mapping[str, Any], classes: Collection[str]) -> dict[str, Any]:

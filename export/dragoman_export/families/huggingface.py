@@ -7,14 +7,18 @@ names of their tensors and fields are the same but for a few.
 from collections.abc import Mapping, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from dragoman_export.checkpoint import blank_model, load_tensors, unique_tensors
+from dragoman_export.checkpoint import Checkpoint, Config, blank_model, load_tensors, unique_tensors
 from dragoman_export.model import Dimensions, Transformer
 from dragoman_export.reading import SizeFields, listed, read_pickle, read_safetensors, require_sizes
+from dragoman_server.bundle.framing import FramingTemplate
+from dragoman_server.bundle.languages import LanguageTable
+from dragoman_server.bundle.manifest import Generation
+from dragoman_server.text.tokenizer_files import TOKENIZER_FILES, TokenizerKind
 
 CONFIG_FILE, TOKENIZER_CONFIG_FILE = "config.json", "tokenizer_config.json"
 WEIGHTS_FILE, PICKLE_FILE = "model.safetensors", "pytorch_model.bin"
@@ -132,6 +136,45 @@ class Fields:
             )
         except ValueError as error:
             raise ValueError(f"{CONFIG_FILE}: {error}") from error
+
+
+class TokenizerFiles(NamedTuple):
+    """The files of a tokenizer as a bundle has them, in the order of `TOKENIZER_FILES`."""
+
+    kind: TokenizerKind
+    contents: tuple[bytes, ...]
+
+
+def make_checkpoint(
+    name: str,
+    model: Transformer,
+    integers: Mapping[str, int],
+    tokenizer: TokenizerFiles,
+    languages: LanguageTable,
+    framing: FramingTemplate,
+    generation: Generation,
+) -> Checkpoint:
+    """All parts of a model that was read, of which `integers` have the ids of its specials.
+
+    Raises:
+        BundleError: a tokenizer file is damaged.
+    """
+    config = Config(
+        name=name,
+        dimensions=model.dims,
+        pad_token_id=integers["pad_token_id"],
+        bos_token_id=integers["decoder_start_token_id"],
+        eos_token_id=integers["eos_token_id"],
+        languages=languages,
+        framing=framing,
+        tokenizer=tokenizer.kind,
+        generation=generation,
+    )
+    first, *others = tokenizer.contents
+    companions: dict[str, bytes] = dict(zip(TOKENIZER_FILES[tokenizer.kind][1:], others, strict=True))
+    checkpoint = Checkpoint(config, model, first, companions)
+    checkpoint.open_tokenizer()  # which refuses damaged files
+    return checkpoint
 
 
 def read_integers(config: Mapping[str, Any], names: Sequence[str]) -> dict[str, int]:

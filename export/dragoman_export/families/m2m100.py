@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
-from dragoman_export.checkpoint import Checkpoint, Config
+from dragoman_export.checkpoint import Checkpoint
 from dragoman_export.families.fairseq import (
     VOCABULARY_FILE,
     Pieces,
@@ -28,6 +28,7 @@ from dragoman_export.families.huggingface import (
     TOKENIZER_CONFIG_FILE,
     Fields,
     build_model,
+    make_checkpoint,
     read_sizes_and_ids,
     read_tensors,
 )
@@ -72,24 +73,15 @@ def read_m2m100(folder: Path, name: str, languages: Languages) -> Checkpoint:
     vocabulary_size = integers["vocab_size"]
     table = any_to_any(pieces.language_ids, _READINGS)
     target = _only_target(language_of(table, forced := read_forced_bos(folder, config, vocabulary_size)), forced)
-    checkpoint = Checkpoint(
-        config=Config(
-            name=name,
-            dimensions=dimensions,
-            pad_token_id=integers["pad_token_id"],
-            bos_token_id=integers["decoder_start_token_id"],
-            eos_token_id=integers["eos_token_id"],
-            languages=narrowed(table, languages, target),
-            framing=_framing(tokenizer_config, integers["eos_token_id"]),
-            tokenizer="pieces",
-            generation=read_generation(folder, config, vocabulary_size, framed=("forced_bos_token_id",)),
-        ),
-        model=_model(dimensions, tensors),
-        tokenizer=pieces.model,
-        companion_files={VOCABULARY_FILE: pieces.vocabulary_file},
+    return make_checkpoint(
+        name,
+        _model(dimensions, tensors),
+        integers,
+        pieces.files,
+        narrowed(table, languages, target),
+        _framing(tokenizer_config, integers["eos_token_id"]),
+        read_generation(folder, config, vocabulary_size, framed=("forced_bos_token_id",)),
     )
-    checkpoint.open_tokenizer()  # which refuses damaged files
-    return checkpoint
 
 
 def _dimensions(config: Mapping[str, Any], integers: Mapping[str, int]) -> Dimensions:

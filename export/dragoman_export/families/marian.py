@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
-from dragoman_export.checkpoint import Checkpoint, Config
+from dragoman_export.checkpoint import Checkpoint
 from dragoman_export.families.generation import read_generation
 from dragoman_export.families.huggingface import (
     CONFIG_FILE,
@@ -21,12 +21,15 @@ from dragoman_export.families.huggingface import (
     POSITION_TABLES,
     TOKENIZER_CONFIG_FILE,
     Fields,
+    TokenizerFiles,
     build_model,
+    make_checkpoint,
     read_sizes_and_ids,
     read_tensors,
 )
 from dragoman_export.languages import Languages, aliases, parse_pair, standard_tag, standard_tags
-from dragoman_export.model import Dimensions, Transformer, sinusoids
+from dragoman_export.model import Dimensions, Transformer
+from dragoman_export.positions import sinusoids
 from dragoman_export.reading import read_bytes, read_json
 from dragoman_server.bundle.framing import FramingTemplate
 from dragoman_server.bundle.languages import DirectionGroup, LanguageTable
@@ -69,24 +72,17 @@ def read_marian(folder: Path, name: str, languages: Languages) -> Checkpoint:
     integers = read_sizes_and_ids(config, tensors)
     dimensions = _dimensions(config, integers, has_output_bias=OUTPUT_BIAS in tensors)
     tokenizer_config = _read_tokenizer_config(folder)
-    source_model, *companions = (read_bytes(folder / file) for file in TOKENIZER_FILES["marian"])
+    files = tuple(read_bytes(folder / file) for file in TOKENIZER_FILES["marian"])
     vocabulary = _read_vocabulary(folder, integers)
     table, framing = _languages(vocabulary, tokenizer_config, languages, integers["eos_token_id"])
-    return Checkpoint(
-        config=Config(
-            name=name,
-            dimensions=dimensions,
-            pad_token_id=integers["pad_token_id"],
-            bos_token_id=integers["decoder_start_token_id"],
-            eos_token_id=integers["eos_token_id"],
-            languages=table,
-            framing=framing,
-            tokenizer="marian",
-            generation=read_generation(folder, config, integers["vocab_size"]),
-        ),
-        model=_model(dimensions, tensors),
-        tokenizer=source_model,
-        companion_files=dict(zip(TOKENIZER_FILES["marian"][1:], companions, strict=True)),
+    return make_checkpoint(
+        name,
+        _model(dimensions, tensors),
+        integers,
+        TokenizerFiles("marian", files),
+        table,
+        framing,
+        read_generation(folder, config, integers["vocab_size"]),
     )
 
 

@@ -21,7 +21,7 @@ from torch import nn
 
 from dragoman_export.graph.builder import MICROSOFT, GraphBuilder, WeightFile
 from dragoman_export.graph.layers import LayerWriter
-from dragoman_export.model import Residual, Transformer
+from dragoman_export.model import Norm, Residual, Transformer
 from dragoman_server.bundle.manifest import Precision, present, state_tensors
 
 FLOAT, INT32, INT64 = TensorProto.FLOAT, TensorProto.INT32, TensorProto.INT64
@@ -43,23 +43,25 @@ class _DeviceWriter(LayerWriter):
     def linear(self, states: str, name: str, linears: Sequence[nn.Linear]) -> str:
         """[..., D] -> [..., sum of the outputs]"""
         matrix, bias = self.affine(name, linears)
-        return self.graph.op("Add", self.graph.op("MatMul", states, self.weight(f"{name}.weight", matrix)), bias)
+        product = self.graph.op("MatMul", states, self.weight(f"{name}.weight", matrix))
+        return self.graph.op("Add", product, bias) if bias else product
 
     def residual(self, states: str, name: str, residual: Residual, sublayer: Callable[[str], str]) -> str:
-        """x + sublayer(x) with the layer norm where the model has it, and sum and norm as one operator."""
+        """x + sublayer(x) with the norm where the model has it, and sum and norm as one operator."""
         entered = self.norm(states, name, residual.norm) if residual.is_pre else states
         total = f"{name}.sum"
         self._sums[total] = sublayer(entered), states
         return total if residual.is_pre else self.norm(total, name, residual.norm)
 
-    def norm(self, states: str, name: str, norm: nn.LayerNorm) -> str:
+    def norm(self, states: str, name: str, norm: Norm) -> str:
         """The norm; states that are a sum of two are written by it."""
         if states not in self._sums:
             return super().norm(states, name, norm)
         normed = f"{name}.normed"
         inputs = [*self._sums.pop(states), *self.norm_weights(name, norm)]
         outputs = [normed, "", "", states] if self.model.dims.norm == "pre" else [normed]
-        self.graph.node("SkipLayerNormalization", inputs, outputs, MICROSOFT, epsilon=norm.eps)
+        kind = "SkipLayerNormalization" if isinstance(norm, nn.LayerNorm) else "SkipSimplifiedLayerNormalization"
+        self.graph.node(kind, inputs, outputs, MICROSOFT, epsilon=self.model.dims.norm_epsilon)
         return normed
 
 
@@ -81,15 +83,15 @@ def write_encoder(
     names = state_tensors(dims.num_decoder_layers).cross_kv
     shape: tuple[str | int, ...] = ("batch", dims.num_heads, "capacity", dims.d_head)
     state = [graph.input(name, writer.float_type, shape) for name in names]
-    table = writer.position_table("source")
     width = graph.op("Shape", ids, start=1, end=2)
-    positions = graph.op("Slice", table, graph.constant([0], np.int64), width)
+    bias = writer.sequence_bias("encoder", width)
 
     def attend(qkv: str) -> str:
         query, key, value = graph.split(qkv, 3, axis=2)
-        inputs = [query, key, value, "", "", "", lengths]
+        inputs = [query, key, value, bias, "", "", lengths]
         return graph.op("Attention", *inputs, q_num_heads=dims.num_heads, kv_num_heads=dims.num_heads)
 
+    positions = writer.first_positions(width, "source")
     hidden = writer.encoder_layers(writer.embed(ids, positions, "source"), attend)
     key_values = writer.cross_key_values(hidden)
     heads = graph.op("Reshape", key_values, graph.constant([0, 0, -1, dims.d_head], np.int64))  # 0: as it is
@@ -130,8 +132,7 @@ def write_decoder_step(
     ids, positions, last_source, score_ids = graph.split(rows, 4)
     second = graph.constant([1], np.int64)
     last = {"target": graph.op("Squeeze", positions, second), "source": graph.op("Squeeze", last_source, second)}
-    position_vectors = graph.op("Gather", writer.position_table("target"), positions)
-    hidden = writer.embed(ids, position_vectors, "target")  # [b, 1, D], as all states
+    hidden = writer.embed(ids, writer.positions_at(positions, "target"), "target")  # [b, 1, D], as all states
     # Cross-attention has no new keys and values: it gets those of no positions.
     nothing = graph.op("Slice", hidden, *(graph.constant([n], np.int64) for n in (0, 0, 1)))
 

@@ -8,7 +8,8 @@ They are written out rather than traced because no tracer makes the choices that
 Runtime's in-place attention with one length per row, one product for Q, K and V, log-softmax and top-k inside, and
 quantisation by row. All states are 2-D, [rows, D], a row per token: no row's result depends on another's.
 
-Letters in shapes: b rows or sentences, s source and t target positions, H heads, D width, K = D / H, V vocabulary.
+Letters in shapes: b rows or sentences, s source and t target positions, H heads, D width, K width of a head, V
+vocabulary.
 """
 
 from collections.abc import Sequence
@@ -46,15 +47,23 @@ def write_encoder(model: Transformer, precision: Precision, weights: WeightFile,
     token_places = graph.input("token_places", INT64, ["batch", "source"])
     packed_places = graph.input("packed_places", INT64, ["tokens"])
     last = graph.op("Sub", lengths, graph.constant(1, np.int32))
-    longest = graph.op("Squeeze", graph.op("Cast", writer.size(token_places, 1), to=INT32))
+    width = writer.size(token_places, 1)
+    longest = graph.op("Squeeze", graph.op("Cast", width, to=INT32))
+    bias = writer.sequence_bias("encoder", width)
 
     def attend(qkv: str) -> str:
         no_past = ["", "", "", ""]
-        inputs = [graph.op("Gather", qkv, token_places), *no_past, last, longest]
+        inputs = [
+            graph.op("Gather", qkv, token_places),
+            *no_past,
+            last,
+            longest,
+            *writer.last_inputs(bias, is_cached=False),
+        ]
         (mixed,) = graph.ops("GroupQueryAttention", inputs, 1, **writer.heads(is_cached=False), causal=0)
-        return graph.op("Gather", writer.reshape(mixed, -1, dims.d_model), packed_places)
+        return graph.op("Gather", writer.reshape(mixed, -1, dims.d_attention), packed_places)
 
-    position_vectors = graph.op("Gather", writer.position_table("source"), positions)
+    position_vectors = writer.positions_at(positions, "source")
     hidden = writer.encoder_layers(writer.embed(ids, position_vectors, "source"), attend)
     num_heads = 2 * dims.num_decoder_layers * dims.num_heads
     heads = graph.op("Gather", writer.to_cache(writer.cross_key_values(hidden)), token_places)
@@ -97,27 +106,30 @@ def write_decoder_step(model: Transformer, precision: Precision, weights: Weight
     longest_target = graph.op("Add", graph.op("ReduceMax", last_target, keepdims=0), one)
     last_source = graph.op("Sub", source_lengths, one)
     longest_source = graph.op("ReduceMax", source_lengths, keepdims=0)
-    position_vectors = graph.op("Gather", writer.position_table("target"), positions)
-    steps = writer.reshape(writer.embed(ids, position_vectors, "target"), -1, 1, dims.d_model)
-    # Cross-attention has nothing to append to its past: keys and values of no positions.
+    bias = writer.step_bias(positions, longest_target)
+    steps = writer.reshape(writer.embed(ids, writer.positions_at(positions, "target"), "target"), -1, 1, dims.d_model)
     no_positions = [graph.constant([n], np.int64) for n in (0, 0, 1)]
-    nothing = graph.op("Slice", steps, *no_positions)
+    nothing: list[str] = []  # keys and values of no positions
 
-    def attend(query: str, key: str, value: str, state: Sequence[str], last: str, longest: str) -> str:
-        inputs = [query, key, value, *state, last, longest, *writer.cache_scales()]
+    def attend(inputs: Sequence[str], state: Sequence[str], last: str, longest: str, bias: str = "") -> str:
+        inputs = [*inputs, *state, last, longest, *writer.last_inputs(bias)]
         mixed, grown_key, grown_value = graph.ops("GroupQueryAttention", inputs, 3, **writer.heads())
         for name, grown in zip(state, (grown_key, grown_value), strict=True):
             length = "target" if ".decoder." in name else "source"
             graph.output(present(name), grown, writer.cache_type, ["batch", dims.num_heads, length, dims.d_head])
-        return writer.rows(mixed, dims.d_model)
+        return writer.rows(mixed, dims.d_attention)
 
     def attend_self(i: int, qkv: str) -> str:
-        state = self_kv[2 * i : 2 * i + 2]
-        return attend(writer.steps(qkv, 3 * dims.d_model), "", "", state, last_target, longest_target)
+        inputs = [writer.steps(qkv, 3 * dims.d_attention), "", ""]
+        return attend(inputs, self_kv[2 * i : 2 * i + 2], last_target, longest_target, bias)
 
     def attend_cross(i: int, query: str) -> str:
-        state = cross_kv[2 * i : 2 * i + 2]
-        return attend(writer.steps(query, dims.d_model), nothing, nothing, state, last_source, longest_source)
+        query = writer.steps(query, dims.d_attention)
+        # Cross-attention has nothing to append to its past: keys and values of no positions.
+        if not nothing:
+            nothing.append(graph.op("Slice", query, *no_positions))
+        inputs = [query, *nothing, *nothing]
+        return attend(inputs, cross_kv[2 * i : 2 * i + 2], last_source, longest_source)
 
     states = writer.decoder_layers(writer.rows(steps, dims.d_model), attend_self, attend_cross)
     logits = writer.logits(writer.reshape(states, -1, dims.d_model))
@@ -173,18 +185,22 @@ def write_attention(model: Transformer, precision: Precision, weights: WeightFil
     causal = graph.op("Trilu", graph.op("Expand", graph.constant(1, np.int32), square), upper=0)
     causal = graph.op("Cast", causal, to=TensorProto.BOOL)
     scale = graph.constant(dims.d_head**-0.5, np.float32)
+    biases = {"encoder": writer.sequence_bias("encoder", writer.size(ids, 1))}
+    biases["decoder"] = writer.sequence_bias("decoder", target_length)
     weights_of: dict[str, list[str]] = {"encoder": [], "decoder": [], "cross": []}
 
     def attend(kind: str, allowed: str, projections: Sequence[str]) -> str:
         query, key, value = (writer.split_heads(p, num_sentences) for p in projections)
         scores = graph.op("MatMul", graph.op("Mul", query, scale), graph.op("Transpose", key, perm=[0, 1, 3, 2]))
+        if bias := biases.get(kind):
+            scores = graph.op("Add", scores, bias)
         softmax = graph.op("Softmax", graph.op("Where", allowed, scores, minus_infinity), axis=-1)
         layer = graph.constant([len(weights_of[kind])], np.int64)
         num_chosen = graph.op("Mul", graph.op("Gather", layers[kind], layer), num_heads)
         chosen = graph.op("Slice", heads, graph.constant([0], np.int64), num_chosen)
         weights_of[kind].append(graph.op("Gather", softmax, chosen, axis=1))
         mixed = graph.op("Transpose", graph.op("MatMul", softmax, value), perm=[0, 2, 1, 3])
-        return writer.reshape(mixed, -1, dims.d_model)
+        return writer.reshape(mixed, -1, dims.d_attention)
 
     hidden = writer.encoder_layers(
         writer.embed_sequences(ids, "source"), lambda qkv: attend("encoder", source_mask, graph.split(qkv, 3))

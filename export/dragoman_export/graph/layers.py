@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import ml_dtypes
 import numpy as np
+import torch
 from numpy.typing import DTypeLike, NDArray
 from onnx import TensorProto, helper
 from torch import Tensor, nn
@@ -21,9 +22,11 @@ from dragoman_export.model import (
     EncoderLayer,
     FeedForward,
     MultiHeadAttention,
+    Norm,
     Residual,
     Transformer,
 )
+from dragoman_export.positions import RelativePositions
 from dragoman_server.bundle.graph_rules import VOCABULARY_BLOCK
 from dragoman_server.bundle.manifest import Precision
 
@@ -41,6 +44,10 @@ _BLOCK = VOCABULARY_BLOCK
 def to_numpy(tensor: Tensor) -> NDArray[np.float32]:
     """A weight as float32."""
     return tensor.detach().float().cpu().numpy()
+
+
+def _bias_of(linear: nn.Linear) -> NDArray[np.float32]:
+    return np.zeros(linear.out_features, np.float32) if linear.bias is None else to_numpy(linear.bias)
 
 
 class LayerWriter:
@@ -128,10 +135,12 @@ class LayerWriter:
         unit, zero = self.graph.constant(1.0, np.float32), self.graph.constant(0, np.int8)
         return self.graph.op("QuantizeLinear", key_values, unit, zero)
 
-    def cache_scales(self) -> list[str]:
-        """The last inputs of GroupQueryAttention on the pool."""
-        left_out = [""] * 5
-        return [*left_out, *[self.graph.constant([1.0], np.float32)] * 2] if self.ranges else []
+    def last_inputs(self, bias: str, is_cached: bool = True) -> list[str]:
+        """The last inputs of GroupQueryAttention: what is added to its scores, and the scales of the pool."""
+        inputs = ["", "", "", bias, ""]
+        if is_cached and self.ranges:
+            return [*inputs, *[self.graph.constant([1.0], np.float32)] * 2]
+        return inputs if bias else []
 
     def heads(self, is_cached: bool = True) -> dict[str, Any]:
         """Domain and attributes of GroupQueryAttention; without its cache, all is float."""
@@ -144,8 +153,13 @@ class LayerWriter:
     # -- building blocks -----------------------------------------------------------------------------------------
 
     def affine(self, name: str, linears: Sequence[nn.Linear]) -> tuple[Callable[[], NDArray[np.float32]], str]:
-        """Several maps of the same states as one: the matrix [D, sum of the outputs], and the bias in the graph."""
-        bias = self.weight(f"{name}.bias", lambda: np.concatenate([to_numpy(linear.bias) for linear in linears]))
+        """Several maps of the same states as one: the matrix [D, sum of the outputs], and the bias in the graph.
+
+        The bias is "" where none of the maps has one.
+        """
+        bias = ""
+        if any(linear.bias is not None for linear in linears):
+            bias = self.weight(f"{name}.bias", lambda: np.concatenate([_bias_of(linear) for linear in linears]))
         return lambda: np.concatenate([to_numpy(linear.weight) for linear in linears]).T, bias
 
     def linear(self, states: str, name: str, linears: Sequence[nn.Linear]) -> str:
@@ -153,7 +167,8 @@ class LayerWriter:
         matrix, bias = self.affine(name, linears)
         if self.precision == "int8":
             return self._int8_product(states, name, matrix, bias, linears[0])
-        return self.graph.op("Gemm", states, self.weight(f"{name}.weight", matrix), bias)
+        weight = self.weight(f"{name}.weight", matrix)
+        return self.graph.op("Gemm", states, weight, *([bias] if bias else []))
 
     def _int8_product(
         self,
@@ -208,16 +223,22 @@ class LayerWriter:
             self._quantized[states] = (quantized, column, graph.constant(128, np.uint8))
         return self._quantized[states]
 
-    def norm_weights(self, name: str, norm: nn.LayerNorm) -> tuple[str, str]:
-        gamma = self.weight(f"{name}.norm.weight", partial(to_numpy, norm.weight))
-        return gamma, self.weight(f"{name}.norm.bias", partial(to_numpy, norm.bias))
+    def norm_weights(self, name: str, norm: Norm) -> list[str]:
+        """The weight and, of a layer norm, the bias."""
+        weights = [self.weight(f"{name}.norm.weight", partial(to_numpy, norm.weight))]
+        if isinstance(norm, nn.LayerNorm):
+            weights.append(self.weight(f"{name}.norm.bias", partial(to_numpy, norm.bias)))
+        return weights
 
-    def norm(self, states: str, name: str, norm: nn.LayerNorm) -> str:
+    def norm(self, states: str, name: str, norm: Norm) -> str:
+        """[..., D] -> [..., D]"""
+        # ONNX Runtime has both in ONNX's own domain.
+        kind = "LayerNormalization" if isinstance(norm, nn.LayerNorm) else "SimplifiedLayerNormalization"
         weights = self.norm_weights(name, norm)
-        return self.graph.op("LayerNormalization", states, *weights, epsilon=norm.eps, axis=-1)
+        return self.graph.op(kind, states, *weights, epsilon=self.model.dims.norm_epsilon, axis=-1)
 
     def residual(self, states: str, name: str, residual: Residual, sublayer: Callable[[str], str]) -> str:
-        """x + sublayer(x) with the layer norm where the model has it.
+        """x + sublayer(x) with the norm where the model has it.
 
         A sum and a norm are a quarter of the time of the fused SkipLayerNormalization, whose kernel is not vectorised.
         """
@@ -226,18 +247,27 @@ class LayerWriter:
         return self.norm(self.graph.op("Add", sublayer(states), states), name, residual.norm)
 
     def feed_forward(self, states: str, name: str, module: FeedForward) -> str:
-        inner = self.linear(states, f"{name}.inner", [module.inner])
+        graph, gate = self.graph, ""
+        if module.gate is None:
+            inner = self.linear(states, f"{name}.inner", [module.inner])
+        else:
+            inner, gate = graph.split(self.linear(states, f"{name}.inner", [module.inner, module.gate]), 2, axis=-1)
         match self.model.dims.activation:
             case "relu":
-                active = self.graph.op("Relu", inner)
+                active = graph.op("Relu", inner)
             case "gelu":
-                active = self.graph.op("Gelu", inner)
+                active = graph.op("Gelu", inner)
+            case "gelu_tanh":
+                active = graph.op("Gelu", inner, approximate="tanh")
             case "silu":
-                active = self.graph.op("QuickGelu", inner, domain=MICROSOFT, alpha=1.0)
-        return self.linear(active, f"{name}.outer", [module.outer])
+                active = graph.op("QuickGelu", inner, domain=MICROSOFT, alpha=1.0)
+        return self.linear(graph.op("Mul", active, gate) if gate else active, f"{name}.outer", [module.outer])
 
     def embed(self, ids: str, positions: str, side: Literal["source", "target"]) -> str:
-        """Token ids [rows] and their position vectors (broadcastable to [rows, D]) -> [rows, D], normed at the end."""
+        """Token ids [rows] and their position vectors (broadcastable to [rows, D]) -> [rows, D], normed at the end.
+
+        The vectors are "" where a model adds none.
+        """
         graph = self.graph
         module: Embedding = getattr(self.model, f"{side}_embedding")
         if self.precision == "int8":
@@ -252,8 +282,8 @@ class LayerWriter:
             tokens = graph.op("Gather", self._table(side), ids)
             if module.scale != 1.0:
                 tokens = graph.op("Mul", tokens, self.number(module.scale))
-        states = graph.op("Add", tokens, positions)
-        return self.norm(states, f"{side}_embedding", module.norm) if isinstance(module.norm, nn.LayerNorm) else states
+        states = graph.op("Add", tokens, positions) if positions else tokens
+        return states if isinstance(module.norm, nn.Identity) else self.norm(states, f"{side}_embedding", module.norm)
 
     def _shared(self, side: Literal["source", "target"]) -> str:
         return "shared" if self.model.dims.shared_vocabulary else side
@@ -268,18 +298,76 @@ class LayerWriter:
             f"{shared}_embedding.weight", lambda: np.pad(table, ((0, padding), (0, 0))) if padding else table
         )
 
-    def position_table(self, side: Literal["source", "target"]) -> str:
-        """Position vectors [max_positions, D], from the first one that tokens use."""
+    # -- positions -----------------------------------------------------------------------------------------------
+
+    def _position_table(self, side: Literal["source", "target"]) -> str:
+        """Position vectors [max_positions, D], from the first one that tokens use; "" where a model adds none."""
         module: Embedding = getattr(self.model, f"{side}_embedding")
+        if not module.has_positions:
+            return ""
         name = "positions" if self.model.dims.positions == "sinusoidal" else f"{side}_positions"
         return self.weight(name, lambda: to_numpy(module.positions)[module.offset :])
 
+    def positions_at(self, places: str, side: Literal["source", "target"]) -> str:
+        """Places in a sequence, int64 [...] -> position vectors [..., D]; "" where a model adds none."""
+        table = self._position_table(side)
+        return self.graph.op("Gather", table, places) if table else ""
+
+    def first_positions(self, width: str, side: Literal["source", "target"]) -> str:
+        """The number of positions, int64 [1] -> the vectors of the first [width, D]; "" where a model adds none."""
+        table = self._position_table(side)
+        return self.graph.op("Slice", table, self.graph.constant([0], np.int64), width) if table else ""
+
     def embed_sequences(self, ids: str, side: Literal["source", "target"]) -> str:
         """Token ids [b, s] at positions 0..s-1 -> [b * s, D]."""
-        graph, width = self.graph, self.size(ids, 1)
-        positions = graph.op("Slice", self.position_table(side), graph.constant([0], np.int64), width)
-        rows = graph.op("Tile", positions, graph.op("Concat", self.size(ids, 0), graph.constant([1], np.int64), axis=0))
-        return self.embed(self.reshape(ids, -1), rows, side)
+        graph = self.graph
+        positions = self.first_positions(self.size(ids, 1), side)
+        if positions:
+            times = graph.op("Concat", self.size(ids, 0), graph.constant([1], np.int64), axis=0)
+            positions = graph.op("Tile", positions, times)
+        return self.embed(self.reshape(ids, -1), positions, side)
+
+    def sequence_bias(self, side: Literal["encoder", "decoder"], length: str) -> str:
+        """The number of positions, int64 [1] -> what is added to scores [1, H, length, length]; "" where nothing is."""
+        if self.model.dims.positions != "relative":
+            return ""
+        places = self._places(length)
+        return self.graph.op(
+            "Unsqueeze",
+            self.graph.op("Transpose", self._bias(side, places, places), perm=[2, 0, 1]),
+            self.graph.constant([0], np.int64),
+        )
+
+    def step_bias(self, places: str, length: str) -> str:
+        """What is added to the scores of rows that take a step each, [b, H, 1, length]; "" where nothing is.
+
+        Args:
+            places: of the rows, int64 [b].
+            length: number of keys, an integer. The numbers for keys behind a row's own place have no meaning.
+        """
+        if self.model.dims.positions != "relative":
+            return ""
+        width = self.graph.op("Cast", self.reshape(length, 1), to=TensorProto.INT64)
+        return self.graph.op(
+            "Unsqueeze",
+            self.graph.op("Transpose", self._bias("decoder", places, self._places(width)), perm=[0, 2, 1]),
+            self.graph.constant([2], np.int64),
+        )
+
+    def _places(self, length: str) -> str:
+        """int64 [1] -> 0, 1, ... length - 1, int64 [length]"""
+        all_places = self.graph.weight("places", lambda: np.arange(self.model.dims.max_positions))
+        return self.graph.op("Slice", all_places, self.graph.constant([0], np.int64), length)
+
+    def _bias(self, side: Literal["encoder", "decoder"], queries: str, keys: str) -> str:
+        """Places int64 [q] and [k] -> [q, k, H]"""
+        graph, farthest = self.graph, self.model.dims.max_position_distance
+        module: RelativePositions = getattr(self.model, f"{side}_positions")
+        table = self.weight(f"{side}_bias", lambda: to_numpy(module.at(torch.arange(-farthest, farthest + 1))))
+        offsets = graph.op("Sub", keys, graph.op("Unsqueeze", queries, graph.constant([1], np.int64)))
+        nearest, farthest_place = (graph.constant(n, np.int64) for n in (-farthest, farthest))
+        offsets = graph.op("Clip", offsets, nearest, farthest_place)
+        return graph.op("Gather", table, graph.op("Add", offsets, farthest_place))
 
     def logits(self, states: str) -> str:
         """Decoder states [rows, D] -> logits [rows, V'] of the vocabulary, padded to whole blocks with -inf."""
@@ -321,7 +409,7 @@ class LayerWriter:
     # -- layers --------------------------------------------------------------------------------------------------
 
     def encoder_layers(self, states: str, attend: Callable[[str], str]) -> str:
-        """`attend` gets the fused QKV [rows, 3 D] and returns [rows, D]; this returns the encoder hidden states."""
+        """`attend` gets the fused QKV [rows, 3 H K] and returns [rows, H K]; this returns the encoder hidden states."""
         for i, layer in enumerate(self.model.encoder_layers):
             name = f"encoder.{i}"
 
@@ -333,14 +421,17 @@ class LayerWriter:
                 states, f"{name}.self_attention_residual", layer.self_attention_residual, self_attention
             )
             states = self._feed_forward_residual(states, name, layer)
-        if isinstance(self.model.encoder_norm, nn.LayerNorm):
+        if not isinstance(self.model.encoder_norm, nn.Identity):
             states = self.norm(states, "encoder.final", self.model.encoder_norm)
         return states
 
     def decoder_layers(
         self, states: str, attend_self: Callable[[int, str], str], attend_cross: Callable[[int, str], str]
     ) -> str:
-        """`attend_self` gets the fused QKV [rows, 3 D], `attend_cross` the query [rows, D]; both return [rows, D]."""
+        """The layers behind the embedding, and the norm at the end.
+
+        `attend_self` gets the fused QKV [rows, 3 H K], `attend_cross` the query [rows, H K]; both return [rows, H K].
+        """
         for i, layer in enumerate(self.model.decoder_layers):
             name = f"decoder.{i}"
 
@@ -360,7 +451,7 @@ class LayerWriter:
                 states, f"{name}.cross_attention_residual", layer.cross_attention_residual, cross_attention
             )
             states = self._feed_forward_residual(states, name, layer)
-        if isinstance(self.model.decoder_norm, nn.LayerNorm):
+        if not isinstance(self.model.decoder_norm, nn.Identity):
             states = self.norm(states, "decoder.final", self.model.decoder_norm)
         return states
 
@@ -376,14 +467,14 @@ class LayerWriter:
         return self.linear(states, f"{name}.qkv", [attention.query, attention.key, attention.value])
 
     def cross_key_values(self, hidden: str) -> str:
-        """Encoder states [rows, D] -> cross keys and values of all decoder layers side by side, [rows, 2 L D]."""
+        """Encoder states [rows, D] -> cross keys and values of all L decoder layers side by side, [rows, 2 L H K]."""
         linears = []
         for layer in self.model.decoder_layers:
             linears += [layer.cross_attention.key, layer.cross_attention.value]
         return self.linear(hidden, "decoder.cross_key_values", linears)
 
     def split_heads(self, states: str, num_sentences: str) -> str:
-        """[b * s, D] -> [b, H, s, K]"""
+        """[b * s, H K] -> [b, H, s, K]"""
         dims = self.model.dims
         heads = self.reshape(states, num_sentences, -1, dims.num_heads, dims.d_head)
         return self.graph.op("Transpose", heads, perm=[0, 2, 1, 3])

@@ -42,6 +42,7 @@ _OPERATORS: dict[str, set[str]] = {
     "Add": set(),
     "Attention": {"kv_num_heads", "q_num_heads"},
     "Cast": {"to"},
+    "Clip": set(),
     "Concat": {"axis"},
     "DequantizeLinear": {"axis"},
     "Div": set(),
@@ -49,7 +50,7 @@ _OPERATORS: dict[str, set[str]] = {
     "Gather": {"axis"},
     "GatherElements": {"axis"},
     "GatherND": {"batch_dims"},
-    "Gelu": set(),
+    "Gelu": {"approximate"},
     "Gemm": {"transB"},
     "com.microsoft.GroupQueryAttention": {
         "causal",
@@ -73,7 +74,9 @@ _OPERATORS: dict[str, set[str]] = {
     "Relu": set(),
     "Reshape": set(),
     "Shape": {"end", "start"},
+    "SimplifiedLayerNormalization": {"axis", "epsilon"},
     "com.microsoft.SkipLayerNormalization": {"epsilon"},
+    "com.microsoft.SkipSimplifiedLayerNormalization": {"epsilon"},
     "Slice": set(),
     "Softmax": {"axis"},
     "Split": {"axis", "num_outputs"},
@@ -97,6 +100,7 @@ _PRECISION_OPERATORS: dict[str, frozenset[Precision]] = {
     "com.microsoft.MatMulIntegerToFloat": frozenset({"int8"}),
     "QuantizeLinear": frozenset({"int8"}),
     "com.microsoft.SkipLayerNormalization": CUDA_PRECISIONS,
+    "com.microsoft.SkipSimplifiedLayerNormalization": CUDA_PRECISIONS,
     "TensorScatter": CUDA_PRECISIONS,
 }
 # At most twice the exporter's number for a layer. ONNX Runtime takes minutes to open a graph of tens of thousands.
@@ -256,7 +260,7 @@ def _check_tensors(graph: Graph, manifest: Manifest) -> None:
     width = architecture.num_heads * architecture.d_head
     # Sizes of axes: those of the largest tensors, the vocabulary padded to whole blocks.
     padded_size = architecture.vocabulary_size + VOCABULARY_BLOCK - 1
-    largest = max(padded_size, 2 * architecture.num_decoder_layers * width, 3 * width)
+    largest = max(padded_size, 2 * architecture.num_decoder_layers * width, 3 * width, architecture.d_model)
     for name, tensor in graph.tensors.items():
         if name in graph.inputs or 0 in tensor.shape:
             raise ValueError(f"tensor {name!r:.80} is an input too, or empty")
@@ -353,14 +357,17 @@ _NODE_RULES = (
 
 
 def _sizes(graphs: Mapping[str, Graph], manifest: Manifest) -> Sizes:
-    width = manifest.architecture.num_heads * manifest.architecture.d_head
+    width = manifest.architecture.d_model
 
     def rows(file: str, names: Sequence[str]) -> int:
         with about(file):
-            tables = [graphs[file].tensors[name] for name in names if name in graphs[file].tensors]
-            if len(tables) != 1 or len(tables[0].shape) != 2 or tables[0].shape[1] != width:
+            found = {name: graphs[file].tensors[name].shape for name in names if name in graphs[file].tensors}
+            # Where positions are relative, there is a list of all of them.
+            if len(found) != 1 or any(
+                shape[1:] != (() if name == "places" else (width,)) for name, shape in found.items()
+            ):
                 raise ValueError(f"it must have one table of {width} columns among {', '.join(names)}")
-            return tables[0].shape[0]
+            return next(iter(found.values()))[0]
 
     def fewest_rows(file: str, *names: str) -> int:
         """Of the table that has one of these names, in this graph and the attention graph."""
@@ -374,7 +381,7 @@ def _sizes(graphs: Mapping[str, Graph], manifest: Manifest) -> Sizes:
         return of_target if is_for_targets and number == of_target + -of_target % VOCABULARY_BLOCK else number
 
     def positions(file: str, side: str) -> int:
-        return fewest_rows(file, "positions", f"{side}_positions")
+        return fewest_rows(file, "positions", f"{side}_positions", "places")
 
     return Sizes(
         source_vocabulary_size=tokens(ENCODER_FILE, "source"),

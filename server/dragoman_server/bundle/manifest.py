@@ -60,6 +60,12 @@ class Architecture:
     num_heads: Annotated[int, Meta(ge=1, le=1024)]
     d_head: Annotated[int, Meta(ge=1, le=1024)]
     vocabulary_size: Count  # of the target
+    state_size: Annotated[int, Meta(ge=1, le=65536)] | None = None  # of hidden states; None: that of all heads
+
+    @property
+    def d_model(self) -> int:
+        """The width of hidden states."""
+        return self.state_size or self.num_heads * self.d_head
 
     @property
     def num_layers(self) -> dict[AttentionKind, int]:

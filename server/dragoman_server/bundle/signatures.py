@@ -99,7 +99,7 @@ def _step_outputs(architecture: Architecture) -> dict[str, Value]:
 
 
 def _attention(architecture: Architecture) -> Signature:
-    width = architecture.num_heads * architecture.d_head
+    width = architecture.d_model
     num_layers = architecture.num_layers
     axes: dict[AttentionKind, tuple[str, str]] = {
         "encoder": ("source", "source"),

@@ -63,7 +63,7 @@ class AttentionPass:
         architecture = bundle.manifest.architecture
         self._num_layers = architecture.num_layers
         self.heads = range(architecture.num_heads)
-        self._width = architecture.num_heads * architecture.d_head
+        self._width = architecture.d_model
         self._session = open_session(contents or bundle.contents(), ATTENTION_FILE, num_threads, saves_memory=True)
 
     def close(self) -> None:

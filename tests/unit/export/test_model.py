@@ -6,6 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from transformers.models.t5.modeling_t5 import T5Attention
 
 from dragoman_export.model import (
     DecoderLayer,
@@ -14,8 +15,8 @@ from dragoman_export.model import (
     MultiHeadAttention,
     Residual,
     Transformer,
-    sinusoids,
 )
+from dragoman_export.positions import RelativePositions, sinusoids
 
 VOCABULARY_SIZE = 30
 
@@ -37,8 +38,14 @@ def dimensions(**changes: Any) -> Dimensions:
 VARIANTS = st.fixed_dictionaries(
     {
         "norm": st.sampled_from(["post", "pre"]),
-        "activation": st.sampled_from(["relu", "gelu", "silu"]),
-        "positions": st.sampled_from(["sinusoidal", "learned"]),
+        "norm_kind": st.sampled_from(["layer", "rms"]),
+        "linear_bias": st.booleans(),
+        "head_size": st.sampled_from([None, 16]),
+        "activation": st.sampled_from(["relu", "gelu", "gelu_tanh", "silu"]),
+        "gated": st.booleans(),
+        "positions": st.sampled_from(["sinusoidal", "learned", "relative"]),
+        "num_position_buckets": st.just(8),
+        "max_position_distance": st.integers(5, 9),
         "position_layout": st.sampled_from(["interleaved", "split", "fairseq"]),
         "position_offset": st.integers(0, 3),
         "scale_embedding": st.booleans(),
@@ -175,6 +182,22 @@ def test_sinusoids_of_fairseq_have_wavelengths_up_to_the_longest(width: int) -> 
             angle = position / 10000 ** (i / (half - 1))
             assert table[position, i] == pytest.approx(math.sin(angle), abs=1e-5)
             assert table[position, half + i] == pytest.approx(math.cos(angle), abs=1e-5)
+
+
+@pytest.mark.parametrize("is_bidirectional", [True, False])
+@pytest.mark.parametrize(("num_buckets", "max_distance"), [(32, 128), (8, 20), (12, 7)])
+def test_distances_share_buckets_as_in_t5(num_buckets: int, max_distance: int, is_bidirectional: bool) -> None:
+    positions = RelativePositions(num_buckets, max_distance, 1, is_bidirectional)
+    positions.by_bucket.data = torch.arange(num_buckets).float().unsqueeze(1)
+    offsets = torch.arange(-300, 301)
+    expected = T5Attention._relative_position_bucket(offsets, is_bidirectional, num_buckets, max_distance)
+    assert positions.at(offsets).flatten().tolist() == expected.tolist()
+
+
+def test_a_decoders_positions_hide_what_is_behind_a_query() -> None:
+    mask = RelativePositions(8, 9, 2, is_bidirectional=False)(2, 4)
+    assert mask.shape == (1, 2, 2, 4)
+    assert mask.isinf().tolist() == [[[[False, False, False, True], [False] * 4]] * 2]
 
 
 def test_embeddings_are_normed_behind_their_positions() -> None:

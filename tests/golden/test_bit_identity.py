@@ -6,10 +6,12 @@ import sys
 from collections.abc import Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 
 from dragoman_export.bundle.twin import open_twin
+from dragoman_export.bundle.writer import export
 from dragoman_export.checkpoint import Checkpoint
 from dragoman_export.train.tokenizer import EOS_ID
 from dragoman_server.bundle.bundle import Bundle
@@ -23,7 +25,7 @@ from dragoman_server.runtime.device_runner import DeviceRunner
 from dragoman_server.runtime.runner import Graphs, OnnxRunner, Sessions
 from dragoman_server.runtime.runners import ModelRunner
 from support.fake_runner import running_engine
-from support.tiny_model import random_checkpoint, random_source, random_sources
+from support.tiny_model import AS_T5, random_checkpoint, random_source, random_sources
 
 # fp16 stands for the graphs for CUDA, with weights of half precision. They compute in float32 here, where it holds.
 pytestmark = pytest.mark.parametrize("precision", ["fp32", "int8", "fp16"])
@@ -36,14 +38,36 @@ NUM_STEPS = 24
 CRITICAL_LENGTHS = (2, 3, 7, 11, 15, 16, 63, 64, 100)
 
 
+# Dimensions of the models that the first tests are made with: the tiny one, and one with relative positions.
+ARCHITECTURES: dict[str, dict[str, Any]] = {"the paper's": {}, "T5's": AS_T5}
+ANY_ARCHITECTURE = pytest.mark.parametrize("architecture", ARCHITECTURES)
+
+
 @pytest.fixture
-def runner(precision: Precision, tiny_bundles: dict[Precision, Bundle]) -> ModelRunner:
-    return open_runner(tiny_bundles[precision], num_threads=2)
+def architecture() -> str:
+    return "the paper's"
 
 
-def open_runner(bundle: Bundle, num_threads: int) -> ModelRunner:
+@pytest.fixture(scope="module")
+def t5_bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[Precision, Bundle]:
+    checkpoint, folder = random_checkpoint(**AS_T5), tmp_path_factory.mktemp("t5")
+    sources = random_sources(checkpoint, 20)
+    precisions: tuple[Precision, ...] = ("fp32", "int8", "fp16")
+    return {p: export(checkpoint, folder / p, p, sources, sources if p == "int8" else ())[0] for p in precisions}
+
+
+@pytest.fixture
+def runner(
+    precision: Precision, architecture: str, tiny_bundles: dict[Precision, Bundle], request: pytest.FixtureRequest
+) -> ModelRunner:
+    bundles = tiny_bundles if architecture == "the paper's" else request.getfixturevalue("t5_bundles")
+    return open_runner(bundles[precision], num_threads=2, architecture=architecture)
+
+
+def open_runner(bundle: Bundle, num_threads: int, architecture: str = "the paper's") -> ModelRunner:
     if bundle.manifest.precision == "fp16":
-        return DeviceRunner(open_twin(random_checkpoint().model, bundle, num_threads), max_rows=64)
+        model = random_checkpoint(**ARCHITECTURES[architecture]).model
+        return DeviceRunner(open_twin(model, bundle, num_threads), max_rows=64)
     return OnnxRunner.open(bundle, max_rows=64, num_threads=num_threads)
 
 
@@ -74,6 +98,7 @@ def decode(runner: ModelRunner, sources: list[Source], num_steps: int = NUM_STEP
     return rows
 
 
+@ANY_ARCHITECTURE
 @pytest.mark.parametrize("batch_size", [2, 3, 33, 64])
 def test_a_batch_decodes_to_what_its_members_decode_to_alone(
     runner: ModelRunner, critical_sources: list[Source], neighbours: list[Source], batch_size: int
@@ -91,6 +116,7 @@ def test_a_batch_decodes_to_what_its_members_decode_to_alone(
             assert decoded[batch.index(source)] == alone[source], f"{len(source)} source tokens"
 
 
+@ANY_ARCHITECTURE
 def test_a_row_that_joins_later_disturbs_nobody_and_is_not_disturbed(
     runner: ModelRunner, critical_sources: list[Source]
 ) -> None:
@@ -105,6 +131,7 @@ def test_a_row_that_joins_later_disturbs_nobody_and_is_not_disturbed(
     assert len(rows[0]) == 2 * len(rows)
 
 
+@ANY_ARCHITECTURE
 @pytest.mark.parametrize("num_steps_before", [0, 1, 9])
 def test_a_moved_row_goes_on_where_it_was(
     runner: ModelRunner, critical_sources: list[Source], num_steps_before: int

@@ -25,7 +25,7 @@ from dragoman_server.bundle.manifest import ENCODER_FILE, MANIFEST_FILE, FileNam
 from dragoman_server.runtime import attention_pass, runner
 from dragoman_server.runtime.runner import encoder_feeds
 from dragoman_server.runtime.session import open_session
-from support.tiny_model import random_checkpoint, random_source, random_sources
+from support.tiny_model import AS_T5, random_checkpoint, random_source, random_sources
 
 Exports = dict[Precision, tuple[Bundle, Comparison]]
 TARGET_LENGTHS = (5, 12, 1, 8)
@@ -74,6 +74,9 @@ def test_int8_stays_close_to_its_source(tiny_exports: Exports) -> None:
         {"activation": "gelu", "positions": "learned", "position_offset": 2, "embedding_norm": True},
         {"norm": "pre", "positions": "learned", "embedding_norm": True, "tied_projection": False},
         {"shared_vocabulary": False, "tied_projection": False},
+        AS_T5,
+        AS_T5 | {"head_size": 32, "gated": False, "activation": "relu", "tied_projection": False},
+        {"positions": "relative", "norm_kind": "rms", "gated": True, "activation": "silu"},
     ],
     ids=lambda dimensions: " ".join(dimensions),
 )

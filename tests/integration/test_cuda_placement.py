@@ -38,6 +38,36 @@ CONFIGURATIONS: dict[str, tuple[Precision, int | None, dict[str, Any]]] = {
     "heads of 128": ("fp16", 47, {"d_model": 256, "num_heads": 2}),
     "pre-norm, GELU": ("fp16", 42, {"d_model": 128, "norm": "pre", "activation": "gelu"}),
     "SiLU, learned positions": ("fp16", 43, {"d_model": 128, "activation": "silu", "positions": "learned"}),
+    "as T5 1.1": (
+        "fp16",
+        57,
+        {
+            "norm": "pre",
+            "norm_kind": "rms",
+            "linear_bias": False,
+            "positions": "relative",
+            "activation": "gelu_tanh",
+            "gated": True,
+            "head_size": 64,
+            "scale_embedding": False,
+            "d_model": 128,
+        },
+    ),
+    "bf16, as T5": (
+        "bf16",
+        None,
+        {
+            "norm": "pre",
+            "norm_kind": "rms",
+            "linear_bias": False,
+            "positions": "relative",
+            "activation": "gelu_tanh",
+            "gated": True,
+            "head_size": 64,
+            "scale_embedding": False,
+            "d_model": 128,
+        },
+    ),
     "bf16": ("bf16", None, {"d_model": 128, "norm": "pre"}),
 }
 

@@ -29,6 +29,22 @@ LOGIT_SPREAD = 3.0  # wide enough that ties are rare
 EOS_BIAS = 7.0  # so that end-of-sentence wins now and then
 
 
+# The arithmetic of T5 1.1.
+AS_T5: dict[str, Any] = {
+    "norm": "pre",
+    "norm_kind": "rms",
+    "norm_epsilon": 1e-6,
+    "linear_bias": False,
+    "head_size": 8,
+    "activation": "gelu_tanh",
+    "gated": True,
+    "positions": "relative",
+    "num_position_buckets": 8,
+    "max_position_distance": 20,
+    "scale_embedding": False,
+}
+
+
 @cache
 def tokenizer_model() -> bytes:
     rng = random.Random(0)

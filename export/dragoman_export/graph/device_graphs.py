@@ -133,8 +133,9 @@ def write_decoder_step(
     second = graph.constant([1], np.int64)
     last = {"target": graph.op("Squeeze", positions, second), "source": graph.op("Squeeze", last_source, second)}
     hidden = writer.embed(ids, writer.positions_at(positions, "target"), "target")  # [b, 1, D], as all states
-    # Cross-attention has no new keys and values: it gets those of no positions.
-    nothing = graph.op("Slice", hidden, *(graph.constant([n], np.int64) for n in (0, 0, 1)))
+    bias = writer.step_bias(last["target"], longest["target"]) if dims.positions == "relative" else ""
+    no_positions = [graph.constant([n], np.int64) for n in (0, 0, 1)]
+    nothing: list[str] = []  # keys and values of no positions
 
     def attention(inputs: Sequence[str], num_outputs: int) -> list[str]:
         heads = dims.num_heads
@@ -143,15 +144,19 @@ def write_decoder_step(
 
     def attend_self(i: int, qkv: str) -> str:
         layer = slice(2 * i, 2 * i + 2)
-        mixed, *grown = attention([qkv, "", "", *self_kv[layer], last["target"], longest["target"]], 3)
+        inputs = [qkv, "", "", *self_kv[layer], last["target"], longest["target"], *writer.last_inputs(bias)]
+        mixed, *grown = attention(inputs, 3)
         for name, value in zip(names.self_kv[layer], grown, strict=True):
             shape = ("batch", dims.num_heads, "target_capacity", dims.d_head)
             graph.output(present(name), value, writer.float_type, shape)
         return mixed
 
     def attend_cross(i: int, query: str) -> str:
+        # Cross-attention has nothing to append to its past: keys and values of no positions.
+        if not nothing:
+            nothing.append(graph.op("Slice", query, *no_positions))
         state = cross_kv[2 * i : 2 * i + 2]
-        return attention([query, nothing, nothing, *state, last["source"], longest["source"]], 1)[0]
+        return attention([query, *nothing, *nothing, *state, last["source"], longest["source"]], 1)[0]
 
     hidden = writer.decoder_layers(hidden, attend_self, attend_cross)
     logits = graph.op("Cast", writer.logits(graph.op("Squeeze", hidden, second)), to=FLOAT)

@@ -106,7 +106,9 @@ def write_decoder_step(model: Transformer, precision: Precision, weights: Weight
     longest_target = graph.op("Add", graph.op("ReduceMax", last_target, keepdims=0), one)
     last_source = graph.op("Sub", source_lengths, one)
     longest_source = graph.op("ReduceMax", source_lengths, keepdims=0)
-    bias = writer.step_bias(positions, longest_target)
+    bias = ""
+    if dims.positions == "relative":
+        bias = writer.step_bias(last_target, writer.reshape(longest_target, 1))
     steps = writer.reshape(writer.embed(ids, writer.positions_at(positions, "target"), "target"), -1, 1, dims.d_model)
     no_positions = [graph.constant([n], np.int64) for n in (0, 0, 1)]
     nothing: list[str] = []  # keys and values of no positions

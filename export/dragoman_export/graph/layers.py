@@ -29,6 +29,7 @@ from dragoman_export.model import (
 from dragoman_export.positions import RelativePositions
 from dragoman_server.bundle.graph_rules import VOCABULARY_BLOCK
 from dragoman_server.bundle.manifest import Precision
+from dragoman_server.runtime.device_pool import CAPACITY_STEP
 
 # In which a bundle keeps what is not quantised.
 FLOAT_TYPES: dict[Precision, np.dtype[Any]] = {
@@ -331,7 +332,7 @@ class LayerWriter:
         """The number of positions, int64 [1] -> what is added to scores [1, H, length, length]; "" where nothing is."""
         if self.model.dims.positions != "relative":
             return ""
-        places = self._places(length)
+        places = self._places(length, np.int64)
         return self.graph.op(
             "Unsqueeze",
             self.graph.op("Transpose", self._bias(side, places, places), perm=[2, 0, 1]),
@@ -339,35 +340,34 @@ class LayerWriter:
         )
 
     def step_bias(self, places: str, length: str) -> str:
-        """What is added to the scores of rows that take a step each, [b, H, 1, length]; "" where nothing is.
+        """What is added to the scores of rows that take a step each, [b, H, 1, length].
 
         Args:
-            places: of the rows, int64 [b].
-            length: number of keys, an integer. The numbers for keys behind a row's own place have no meaning.
+            places: of the rows, int32 [b].
+            length: number of keys, int32 [1]. The numbers for keys behind a row's own place have no meaning.
         """
-        if self.model.dims.positions != "relative":
-            return ""
-        width = self.graph.op("Cast", self.reshape(length, 1), to=TensorProto.INT64)
         return self.graph.op(
             "Unsqueeze",
-            self.graph.op("Transpose", self._bias("decoder", places, self._places(width)), perm=[0, 2, 1]),
+            self.graph.op("Transpose", self._bias("decoder", places, self._places(length, np.int32)), perm=[0, 2, 1]),
             self.graph.constant([2], np.int64),
         )
 
-    def _places(self, length: str) -> str:
-        """int64 [1] -> 0, 1, ... length - 1, int64 [length]"""
-        all_places = self.graph.weight("places", lambda: np.arange(self.model.dims.max_positions))
-        return self.graph.op("Slice", all_places, self.graph.constant([0], np.int64), length)
+    def _places(self, length: str, kind: type[np.int32 | np.int64]) -> str:
+        """An integer [1] of this kind -> 0, 1, ... length - 1, int32 [length]"""
+        # On a GPU, the length is the capacity of the pool.
+        most = -(-self.model.dims.max_positions // CAPACITY_STEP) * CAPACITY_STEP
+        all_places = self.graph.weight("places", lambda: np.arange(most, dtype=np.int32))
+        return self.graph.op("Slice", all_places, self.graph.constant([0], kind), length)
 
     def _bias(self, side: Literal["encoder", "decoder"], queries: str, keys: str) -> str:
-        """Places int64 [q] and [k] -> [q, k, H]"""
+        """Places int32 [q] and [k] -> [q, k, H]"""
         graph, farthest = self.graph, self.model.dims.max_position_distance
         module: RelativePositions = getattr(self.model, f"{side}_positions")
         table = self.weight(f"{side}_bias", lambda: to_numpy(module.at(torch.arange(-farthest, farthest + 1))))
         offsets = graph.op("Sub", keys, graph.op("Unsqueeze", queries, graph.constant([1], np.int64)))
-        nearest, farthest_place = (graph.constant(n, np.int64) for n in (-farthest, farthest))
-        offsets = graph.op("Clip", offsets, nearest, farthest_place)
-        return graph.op("Gather", table, graph.op("Add", offsets, farthest_place))
+        low, high = (graph.constant(n, np.int32) for n in (-farthest, farthest))
+        offsets = graph.op("Max", graph.op("Min", offsets, high), low)
+        return graph.op("Gather", table, graph.op("Add", offsets, high))
 
     def logits(self, states: str) -> str:
         """Decoder states [rows, D] -> logits [rows, V'] of the vocabulary, padded to whole blocks with -inf."""

@@ -42,7 +42,6 @@ _OPERATORS: dict[str, set[str]] = {
     "Add": set(),
     "Attention": {"kv_num_heads", "q_num_heads"},
     "Cast": {"to"},
-    "Clip": set(),
     "Concat": {"axis"},
     "DequantizeLinear": {"axis"},
     "Div": set(),

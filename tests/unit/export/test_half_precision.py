@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -21,7 +22,7 @@ from dragoman_server.bundle.bundle import Bundle
 from dragoman_server.bundle.manifest import DECODER_STEP_FILE, ENCODER_FILE, MAX_TOLERANCE, Precision
 from dragoman_server.errors import BundleError
 from dragoman_server.runtime.runners import open_runner
-from support.tiny_model import random_checkpoint, random_sources
+from support.tiny_model import AS_T5, random_checkpoint, random_sources
 
 
 def pairs_of(checkpoint: Checkpoint, count: int = 12) -> list[TokenPair]:
@@ -35,12 +36,13 @@ def faults(checkpoint: Checkpoint) -> str:
 
 
 @torch.no_grad()
-def overflowing(factor: float = 2.0**16) -> Checkpoint:
-    """Activations of one feed-forward are scaled, and what is made of them is scaled back."""
-    checkpoint = random_checkpoint()
+def overflowing(factor: float = 2.0**16, **dimensions: Any) -> Checkpoint:
+    """Activations of one feed-forward, or its gate, are scaled, and what is made of them is scaled back."""
+    checkpoint = random_checkpoint(**dimensions)
     module = checkpoint.model.decoder_layers[1].feed_forward
-    module.inner.weight.mul_(factor)
-    module.inner.bias.mul_(factor)
+    scaled = module.inner if module.gate is None else module.gate
+    for parameter in scaled.parameters():
+        parameter.mul_(factor)
     module.outer.weight.div_(factor)
     return checkpoint
 
@@ -48,8 +50,11 @@ def overflowing(factor: float = 2.0**16) -> Checkpoint:
 # -- values beyond fp16 ------------------------------------------------------------------------------------------------
 
 
-def test_a_layer_that_overflows_fp16_is_named_and_bf16_is_the_way_out(tmp_path: Path) -> None:
-    checkpoint = overflowing()
+@pytest.mark.parametrize("dimensions", [{}, AS_T5], ids=["the paper's", "T5's"])
+def test_a_layer_that_overflows_fp16_is_named_and_bf16_is_the_way_out(
+    tmp_path: Path, dimensions: dict[str, Any]
+) -> None:
+    checkpoint = overflowing(**dimensions)
     sources = random_sources(checkpoint, 10)
     with pytest.raises(
         ValueError, match=r"the activations of decoder layer 1's feed-forward reach [0-9,]{7}"

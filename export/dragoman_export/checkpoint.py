@@ -171,6 +171,16 @@ class Checkpoint:
             self.write_tokenizer(Path(folder))
             return load_tokenizer(self.config.tokenizer, Path(folder))
 
+    @staticmethod
+    def is_at(folder: Path) -> bool:
+        """Whether a folder has a configuration as `save` writes it, and not one of another toolkit.
+
+        Raises:
+            ValueError: the configuration is no JSON object.
+        """
+        path = folder / CONFIG_FILE
+        return path.exists() and "dimensions" in read_json(path)
+
     @classmethod
     def load(cls, folder: Path) -> "Checkpoint":
         """Reads the files that `save` writes.

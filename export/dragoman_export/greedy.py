@@ -129,6 +129,11 @@ class TokenPair(NamedTuple):
     target_ids: tuple[int, ...]
 
 
+def target_limit(source: Source, config: Config) -> int:
+    """The most tokens that `translate` gives a target."""
+    return min(2 * len(source.ids) + 16, config.dimensions.max_positions)
+
+
 def translate(
     model: Transformer, config: Config, sources: Iterable[Source], console: Console = QUIET
 ) -> list[TokenPair]:
@@ -137,7 +142,7 @@ def translate(
     A target has at most twice the tokens of its source and 16 more, whatever else is in the batch.
     """
     sources = list(sources)
-    limits = [min(2 * len(source.ids) + 16, config.dimensions.max_positions) for source in sources]
+    limits = [target_limit(source, config) for source in sources]
     targets: list[tuple[int, ...]] = [()] * len(sources)
 
     def decode(rows: Sequence[int]) -> list[list[int]]:

@@ -8,16 +8,29 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+_REPLACED = "-replaced"  # behind the name of a hidden folder: what it was written in place of
 
-def require_absent(folder: Path) -> None:
-    """Raises FileExistsError if anything has this name, even a broken link."""
-    if os.path.lexists(folder):
-        raise FileExistsError(errno.EEXIST, "exists already; a bundle is never overwritten", str(folder))
+
+def require_absent(folder: Path, *, unless_has: str | None = None) -> None:
+    """Raises FileExistsError if anything has this name, even a broken link.
+
+    Args:
+        folder: to be written.
+        unless_has: a file by which a folder is known that may be replaced.
+    """
+    if not os.path.lexists(folder):
+        return
+    if unless_has is None:
+        raise FileExistsError(errno.EEXIST, "exists already; --force replaces a bundle", str(folder))
+    if folder.is_symlink() or not (folder / unless_has).is_file():
+        raise FileExistsError(errno.EEXIST, f"exists and has no {unless_has}: it is not replaced", str(folder))
 
 
 @contextmanager
-def new_folder(folder: Path) -> Iterator[Path]:
+def new_folder(folder: Path, *, unless_has: str | None = None) -> Iterator[Path]:
     """Yields a hidden folder beside `folder`, which takes that name at the end.
+
+    A folder that is there with the file `unless_has` is then deleted.
 
     If an exception ends the block, the hidden folder is deleted. That of a killed process of this machine is deleted by
     the next process that writes a folder of the same name.
@@ -26,7 +39,7 @@ def new_folder(folder: Path) -> Iterator[Path]:
         FileExistsError: the folder exists.
         OSError: it cannot be written, as where the disk is full.
     """
-    require_absent(folder)
+    require_absent(folder, unless_has=unless_has)
     folder = folder.absolute()
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -36,8 +49,11 @@ def new_folder(folder: Path) -> Iterator[Path]:
         try:
             partial.mkdir()
             yield partial
-            require_absent(folder)
-            partial.rename(folder)
+            require_absent(folder, unless_has=unless_has)
+            if folder.exists():
+                _replace(folder, partial)
+            else:
+                partial.rename(folder)
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
             raise
@@ -47,9 +63,21 @@ def new_folder(folder: Path) -> Iterator[Path]:
         raise
 
 
+def _replace(folder: Path, new: Path) -> None:
+    """Between two calls of the system there is no folder of this name: a server that follows it looks again."""
+    old = new.with_name(f"{new.name}{_REPLACED}")
+    folder.rename(old)
+    try:
+        new.rename(folder)
+    except BaseException:
+        old.rename(folder)
+        raise
+    shutil.rmtree(old)
+
+
 def _delete_abandoned(parent: Path, prefix: str) -> None:
     for path in parent.iterdir():
-        process_id = path.name.removeprefix(prefix)
+        process_id = path.name.removeprefix(prefix).removesuffix(_REPLACED)
         if path.name.startswith(prefix) and process_id.isdecimal() and not _runs(int(process_id)):
             shutil.rmtree(path)
 

@@ -54,23 +54,26 @@ def export(
     sources: Sequence[Source],
     calibration: Sequence[Source] = (),
     console: Console = QUIET,
+    *,
+    replaces: bool = False,
 ) -> tuple[Bundle, Comparison]:
     """Writes a bundle into a new folder and compares it with its PyTorch source on `sources`.
 
     `calibration` are real sentences from which the scales of int8 activations are taken; without any, each row has a
-    scale of its own, which is slower. The folder is there once all is done.
+    scale of its own, which is slower. The folder is there once all is done; where `replaces` is true, in place of a
+    bundle of this name.
 
     Returns:
         The opened bundle and everything the comparison found.
 
     Raises:
-        FileExistsError: the folder exists.
+        FileExistsError: the folder exists; where `replaces` is true, and is no bundle.
         ValueError: no bundle may have the checkpoint's name or languages, or its values are too large for fp16.
         ParityError: fp32 differs from PyTorch by more than rounding can explain, another precision by more than a
                 certificate may allow.
     """
     check_names(checkpoint.config.name, checkpoint.config.languages)
-    with new_folder(folder) as partial, one_thread():
+    with new_folder(folder, unless_has=MANIFEST_FILE if replaces else None) as partial, one_thread():
         every_source = dict.fromkeys((*sources, *calibration))
         pairs = {pair.source: pair for pair in translate(checkpoint.model, checkpoint.config, every_source, console)}
         compared, calibrated = ([pairs[source] for source in part] for part in (sources, calibration))

@@ -57,9 +57,27 @@ def read_model(folder: Path, name: str, languages: Languages) -> Checkpoint:
         ValueError: the model is of no known family, or has a value that cannot be represented.
         BundleError: a tokenizer file is damaged.
     """
+    return _layout_of(folder).read(folder, name, languages)
+
+
+def described_layout(folder: Path) -> str:
+    """The layout of a folder and, within Hugging Face's, the type of the model; raises as `read_model`."""
+    layout = _layout_of(folder)
+    if layout.mark != CONFIG_FILE:
+        return layout.name
+    return f"{layout.name}, model_type {read_json(folder / CONFIG_FILE).get('model_type')!s:.80}"
+
+
+def _layout_of(folder: Path) -> Layout:
+    """The layout of a folder.
+
+    Raises:
+        NotADirectoryError: it is no folder.
+        FileNotFoundError: it does not exist, or has none of the files by which layouts are known.
+    """
     next(folder.iterdir(), None)  # which raises where it is no folder
-    layout = next((layout for layout in LAYOUTS if next(folder.glob(layout.mark), None)), None)
-    if layout is None:
-        marks = [f"{layout.mark} ({layout.name})" for layout in LAYOUTS]
-        raise FileNotFoundError(f"{folder} has none of the files by which models are known: {listed(marks)}")
-    return layout.read(folder, name, languages)
+    for layout in LAYOUTS:
+        if next(folder.glob(layout.mark), None) is not None:
+            return layout
+    marks = [f"{layout.mark} ({layout.name})" for layout in LAYOUTS]
+    raise FileNotFoundError(f"{folder} has none of the files by which models are known: {listed(marks)}")

@@ -74,6 +74,35 @@ def test_what_is_there_is_never_overwritten(tmp_path: Path) -> None:
             pass
 
 
+def test_a_folder_that_has_the_file_is_replaced(tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "mark").write_text("old")
+    with new_folder(folder, unless_has="mark") as partial:
+        (partial / "mark").write_text("new")
+        assert (folder / "mark").read_text() == "old"
+    assert (folder / "mark").read_text() == "new"
+    assert list(tmp_path.iterdir()) == [folder]
+
+
+def test_where_it_cannot_be_replaced_it_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "mark").write_text("old")
+    rename = Path.rename
+
+    def fail(path: Path, target: Path) -> Path:
+        if target == folder and path.name.isascii() and path.name.split("-")[-1].isdecimal():
+            raise PermissionError(13, "Permission denied", str(target))
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", fail)
+    with pytest.raises(PermissionError), new_folder(folder, unless_has="mark") as partial:
+        (partial / "mark").write_text("new")
+    assert (folder / "mark").read_text() == "old"
+    assert list(tmp_path.iterdir()) == [folder]
+
+
 def test_nor_is_what_came_meanwhile(tmp_path: Path) -> None:
     with pytest.raises(FileExistsError, match="exists already"), new_folder(tmp_path / "folder"):
         (tmp_path / "folder").mkdir()

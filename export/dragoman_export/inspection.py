@@ -1,0 +1,135 @@
+"""What a bundle or a source is, as pairs of a label and its text."""
+
+import dataclasses
+from collections.abc import Collection, Iterable, Iterator
+from pathlib import Path
+
+from dragoman_export.checkpoint import Checkpoint
+from dragoman_export.model import Dimensions
+from dragoman_server.bundle.bundle import Bundle
+from dragoman_server.bundle.framing import FramingTemplate
+from dragoman_server.bundle.languages import LanguageTable
+from dragoman_server.bundle.manifest import Architecture, Generation, Parity
+
+Fact = tuple[str, str]
+
+_MAX_NAMED = 16  # languages, directions or aliases
+
+
+def describe_bundle(bundle: Bundle) -> Iterator[Fact]:
+    """All facts of a bundle but its weights."""
+    manifest = bundle.manifest
+    yield "bundle", f"{bundle.resource_name} at {manifest.precision}, format {manifest.format_version}"
+    yield from _files(bundle.folder, manifest.files)
+    yield "architecture", _architecture(manifest.architecture)
+    yield "attention", "weights and alignments" if bundle.has_attention else "none: the bundle has no attention graph"
+    yield "tokenizer", manifest.tokenizer
+    yield from _languages(manifest.languages)
+    yield "framing", _framing(manifest.framing)
+    yield (
+        "decoder start, end, padding",
+        _ids(manifest.decoder_start_token_id, manifest.eos_token_id, manifest.pad_token_id),
+    )
+    limits = manifest.limits
+    yield "limits", f"{limits.max_source_tokens} source tokens, {limits.max_target_tokens} target tokens"
+    yield "generation defaults", _generation(manifest.generation)
+    alignment, heads = manifest.best_alignment, manifest.best_alignment.heads
+    origin = "by default" if manifest.alignment is None else "tuned"
+    yield "alignment", f"{origin}: {alignment.method}, decoder layer {alignment.layer}, heads {_ids(*heads)}"
+    yield from _certificate(manifest.parity)
+
+
+def describe_checkpoint(checkpoint: Checkpoint, kind: str) -> Iterator[Fact]:
+    """All facts of a checkpoint, or of a source that was read as one.
+
+    Args:
+        checkpoint: the model.
+        kind: of the folder, such as "Hugging Face, marian".
+    """
+    config = checkpoint.config
+    yield "source", f"{config.name}: {kind}"
+    parameters = list(checkpoint.model.parameters())
+    number = sum(parameter.numel() for parameter in parameters)
+    yield "parameters", f"{number:,}, {sum(p.nbytes for p in parameters) / 1e6:,.1f} MB in float32"
+    yield "architecture", _architecture(config.architecture)
+    yield "arithmetic", _arithmetic(config.dimensions)
+    yield "tokenizer", config.tokenizer
+    yield from _languages(config.languages)
+    yield "framing", _framing(config.framing)
+    yield "decoder start, end, padding", _ids(config.bos_token_id, config.eos_token_id, config.pad_token_id)
+    yield "limits", f"{config.dimensions.max_positions} tokens of a source or a target"
+    yield "generation defaults", _generation(config.generation)
+
+
+def _files(folder: Path, names: Iterable[str]) -> Iterator[Fact]:
+    sizes = {name: (folder / name).stat().st_size / 1e6 for name in names}
+    yield "files", f"{sum(sizes.values()):,.1f} MB: " + ", ".join(f"{name} {size:,.1f}" for name, size in sizes.items())
+
+
+def _architecture(architecture: Architecture) -> str:
+    return (
+        f"{architecture.num_encoder_layers} encoder and {architecture.num_decoder_layers} decoder layers, width "
+        f"{architecture.d_model}, {architecture.num_heads} heads of {architecture.d_head}, "
+        f"{architecture.vocabulary_size:,} target tokens"
+    )
+
+
+def _arithmetic(dimensions: Dimensions) -> str:
+    """Every choice that is not the paper's."""
+    shapes = {f.name for f in dataclasses.fields(Dimensions) if f.default is dataclasses.MISSING}
+    shapes |= {"d_model", "num_heads", "head_size", "num_encoder_layers", "num_decoder_layers", "max_positions"}
+    changed = {
+        f.name: getattr(dimensions, f.name)
+        for f in dataclasses.fields(Dimensions)
+        if f.name not in shapes and getattr(dimensions, f.name) != f.default
+    }
+    return ", ".join(f"{name} {value}" for name, value in changed.items()) or "as in the paper"
+
+
+def _languages(table: LanguageTable) -> Iterator[Fact]:
+    if table.sources == table.targets and len(table) == len(table.sources) * (len(table.sources) - 1):
+        yield "languages", f"any to any of {len(table.sources)}: {_named(table.sources)}"
+    elif len(table) <= _MAX_NAMED:
+        yield "languages", ", ".join(f"{source}-{target}" for source, target in table)
+    else:
+        yield "sources", f"{len(table.sources)}: {_named(table.sources)}"
+        yield "targets", f"{len(table.targets)}: {_named(table.targets)}"
+    if table.aliases:
+        yield "other names", _named(f"{name} for {tag}" for name, tag in table.aliases.items())
+
+
+def _named(names: Iterable[str]) -> str:
+    ordered = sorted(names)
+    more = f" and {len(ordered) - _MAX_NAMED} more" if len(ordered) > _MAX_NAMED else ""
+    return ", ".join(ordered[:_MAX_NAMED]) + more
+
+
+def _framing(framing: FramingTemplate) -> str:
+    before, behind, forced = (
+        " ".join(f"<{part}>" if isinstance(part, str) else str(part) for part in parts)
+        for parts in (framing.source_prefix, framing.source_suffix, framing.target_prefix)
+    )
+    source = " ".join(filter(None, (before, "TEXT", behind)))
+    return f"{source}; a target begins with {forced}" if forced else source
+
+
+def _ids(*token_ids: int) -> str:
+    return " ".join(map(str, token_ids))
+
+
+def _generation(generation: Generation) -> str:
+    """The settings that are not those of a call without any."""
+    values = dataclasses.asdict(generation)
+    changed = {f.name: values[f.name] for f in dataclasses.fields(Generation) if values[f.name] != f.default}
+    return ", ".join(f"{name} {_listed(value)}" for name, value in changed.items()) or "greedy"
+
+
+def _listed(value: object) -> str:
+    return " ".join(map(str, value)) if isinstance(value, Collection) and not isinstance(value, str) else str(value)
+
+
+def _certificate(parity: Parity) -> Iterator[Fact]:
+    compared = f"{parity.num_sentences} sentences compared at export, {len(parity.golden)} replayed at each load"
+    yield "certificate", f"{compared}; identical greedy tokens {parity.token_agreement:.1%}"
+    logprobs = f"log-probs {parity.max_logprob_difference:.2e} (tolerance {parity.logprob_tolerance:.2e})"
+    yield "largest differences", f"{logprobs}, attention weights {parity.max_attention_difference:.2e}"

@@ -1,0 +1,169 @@
+"""`inspect`, `verify` against a source that was imported, and `--force`."""
+
+from pathlib import Path
+
+import pytest
+
+from dragoman_export.checkpoint import Checkpoint
+from dragoman_server.bundle.bundle import Bundle, embedded_bundle
+from dragoman_server.bundle.manifest import MANIFEST_FILE
+from support.export_command import ExportCommand
+from support.family_models import edit_tensors, write_model
+from support.piece_tokenizers import SENTENCES
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> ExportCommand:
+    return ExportCommand(monkeypatch, capsys)
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("imported") / "mbart"
+    write_model(folder, "mbart50")
+    return folder
+
+
+@pytest.fixture
+def bundle(run: ExportCommand, source: Path, tmp_path: Path) -> Path:
+    assert run("import", source, tmp_path / "bundle", "--num-sources", 3) == 0, run.err
+    return tmp_path / "bundle"
+
+
+@pytest.fixture
+def test_set(tmp_path: Path) -> str:
+    """Sentences whose references are themselves."""
+    path = tmp_path / "sentences.txt"
+    path.write_text("".join(f"{sentence}\n" for sentence in SENTENCES[:6]), encoding="utf-8")
+    return f"en-fr={path},{path}"
+
+
+def facts(output: str) -> dict[str, str]:
+    pairs = (line.split("  ", 1) for line in output.splitlines())
+    return {label.strip(): text.strip() for label, text in pairs}
+
+
+# -- inspect -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_bundle_says_what_it_is(run: ExportCommand) -> None:
+    assert run("inspect", embedded_bundle()) == 0
+    found, manifest = facts(run.out), Bundle.open(embedded_bundle()).manifest
+    assert found["bundle"].startswith(f"default@{Bundle.open(embedded_bundle()).version} at int8")
+    assert "6 heads of 64" in found["architecture"]
+    assert found["languages"] == "en-fr, fr-en, en-de, de-en, en-es, es-en"
+    assert found["framing"] == f"<target> TEXT {manifest.eos_token_id}"
+    assert f"{manifest.parity.num_sentences} sentences compared at export, 8 replayed" in found["certificate"]
+    assert f"tolerance {manifest.parity.logprob_tolerance:.2e}" in found["largest differences"]
+    assert "weights.bin" in found["files"]
+
+
+def test_a_source_says_what_it_would_be_imported_as(run: ExportCommand, source: Path) -> None:
+    assert run("inspect", source) == 0
+    found = facts(run.out)
+    assert found["source"] == "mbart: Hugging Face, model_type mbart"
+    assert found["arithmetic"] == (
+        "d_feed_forward 96, norm pre, activation gelu, positions learned, position_offset 2, embedding_norm True, output_bias True"
+    )
+    assert found["languages"].startswith("any to any of 52: af, ar,")
+    assert found["languages"].endswith("and 36 more")
+    assert "en_XX for en" not in found["languages"]
+    assert found["framing"] == "<source> TEXT 2; a target begins with <target>"
+
+
+def test_of_a_narrowed_source_only_the_pair_is_shown(run: ExportCommand, source: Path) -> None:
+    assert run("inspect", source, "--pair", "en-fr") == 0
+    assert facts(run.out)["languages"] == "en-fr"
+
+
+def test_a_checkpoint_says_what_it_is(run: ExportCommand, tiny_checkpoint: Checkpoint, tmp_path: Path) -> None:
+    tiny_checkpoint.save(tmp_path / "checkpoint")
+    assert run("inspect", tmp_path / "checkpoint") == 0
+    assert facts(run.out)["source"] == "tiny: checkpoint"
+    assert run("inspect", tmp_path / "checkpoint", "--pair", "en-fr") == 2
+    assert "--pair and --from are for other models" in run.err
+
+
+@pytest.mark.parametrize("name", ["missing", "empty", "file"])
+def test_what_is_nothing_is_refused_in_a_line(run: ExportCommand, tmp_path: Path, name: str) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").write_text("text")
+    assert run("inspect", tmp_path / name) == 2
+    assert name in run.err
+    assert run.err.count("\n") == 1
+
+
+# -- verify ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_bundle_is_verified_against_the_model_that_was_imported(
+    run: ExportCommand, source: Path, bundle: Path, test_set: str
+) -> None:
+    assert run("verify", source, bundle, "--num-sources", 3, "--test", test_set) == 0, run.err
+    assert "identical greedy tokens   100.0%" in run.out
+    assert "en-fr, 6 sentences:" in run.out
+    assert "identical translations    100.0%" in run.out
+    assert "The least alike" not in run.out
+
+
+def test_another_model_does_not_pass_and_its_worst_sentences_are_shown(
+    run: ExportCommand, source: Path, bundle: Path, test_set: str, tmp_path: Path
+) -> None:
+    other = tmp_path / "other"
+    write_model(other, "mbart50")
+    edit_tensors(other, lambda tensors: tensors["model.decoder.layers.0.fc1.weight"].mul_(-1))
+    assert run("verify", other, bundle, "--num-sources", 3, "--test", test_set) == 2
+    assert "the export differs from PyTorch" in run.err
+    # At int8 the same differences are found, but only the manifest's tolerance decides.
+    int8 = tmp_path / "int8"
+    assert run("import", source, int8, "--precision", "int8", "--num-sources", 3) == 0, run.err
+    assert run("verify", other, int8, "--num-sources", 3, "--test", test_set) == 2
+
+
+def test_a_bundle_of_another_size_is_named(run: ExportCommand, bundle: Path, tmp_path: Path) -> None:
+    write_model(tmp_path / "other", "mbart50", encoder_layers=1)
+    assert run("verify", tmp_path / "other", bundle) == 2
+    assert "is of another model" in run.err
+
+
+@pytest.mark.parametrize("option", ["--test", "--pair", "--from"])
+def test_options_of_a_comparison_take_a_source(run: ExportCommand, bundle: Path, option: str) -> None:
+    assert run("verify", bundle, option, "en-fr") == 2
+    assert "takes SOURCE and BUNDLE" in run.err
+
+
+# -- --force -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_bundle_is_replaced_where_that_is_asked_for(run: ExportCommand, source: Path, bundle: Path) -> None:
+    before = Bundle.open(bundle).version
+    assert run("import", source, bundle, "--num-sources", 3) == 2
+    assert "exists already; --force replaces a bundle" in run.err
+    assert run("import", source, bundle, "--num-sources", 3, "--name", "other", "--force") == 0, run.err
+    assert Bundle.open(bundle).manifest.name == "other"
+    assert Bundle.open(bundle).version != before
+    assert [path.name for path in bundle.parent.iterdir() if path.name.startswith(".")] == []
+
+
+def test_a_failed_import_leaves_the_old_bundle(run: ExportCommand, bundle: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    before = Bundle.open(bundle).version
+    assert run("import", tmp_path / "empty", bundle, "--force") == 2
+    assert Bundle.open(bundle).version == before
+
+
+@pytest.mark.parametrize("kind", ["a folder", "a file", "a link to a bundle"])
+def test_nothing_but_a_bundle_is_replaced(
+    run: ExportCommand, source: Path, bundle: Path, tmp_path: Path, kind: str
+) -> None:
+    path = tmp_path / "precious"
+    match kind:
+        case "a folder":
+            path.mkdir()
+        case "a file":
+            path.write_text("text")
+        case _:
+            path.symlink_to(bundle)
+    assert run("import", source, path, "--force") == 2
+    assert f"exists and has no {MANIFEST_FILE}: it is not replaced" in run.err
+    assert path.exists()

@@ -63,7 +63,8 @@ def test_a_source_says_what_it_would_be_imported_as(run: ExportCommand, source: 
     found = facts(run.out)
     assert found["source"] == "mbart: Hugging Face, model_type mbart"
     assert found["arithmetic"] == (
-        "d_feed_forward 96, norm pre, activation gelu, positions learned, position_offset 2, embedding_norm True, output_bias True"
+        "d_feed_forward 96, norm pre, activation gelu, positions learned, position_offset 2, embedding_norm True, "
+        "output_bias True"
     )
     assert found["languages"].startswith("any to any of 52: af, ar,")
     assert found["languages"].endswith("and 36 more")

@@ -142,17 +142,27 @@ def import_model(
             "shall have.",
         ),
     ] = None,
+    source_prefix: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TEXT",
+            help="What stood before every source when a T5, mT5 or ByT5 was trained for the --pair, with the space at "
+            "its end; nothing, if not given.",
+        ),
+    ] = None,
     sources: Sources = None,
     num_sources: NumSources = None,
     details: Details = False,
 ) -> None:
-    """Turn a model in Hugging Face's layout into a bundle: Marian or OPUS-MT, M2M-100, NLLB-200, BART or mBART.
+    """Turn a model in Hugging Face's layout into a bundle.
+
+    It may be Marian or OPUS-MT, M2M-100, NLLB-200, BART, mBART, T5, mT5, MADLAD-400 or ByT5.
 
     The languages need not be given where the folder has them. They become BCP 47 tags: fr for >>fra<<, fra_Latn or
     fr_XX, pt-BR for >>pt_BR<<. At fp32 the import fails unless ONNX Runtime reproduces PyTorch.
     """
     require_absent(bundle)
-    checkpoint = read_model(source, name or source.resolve().name, Languages(pair, source_language))
+    checkpoint = read_model(source, name or source.resolve().name, Languages(pair, source_language, source_prefix))
     _write(checkpoint, bundle, precision, sources, num_sources, details)
 
 

@@ -19,6 +19,7 @@ from dragoman_export.command_options import (
     NumSources,
     SourceLanguage,
     SourcePair,
+    SourcePrefix,
     Sources,
     console,
     print_comparison,
@@ -67,6 +68,7 @@ def verify(
     ] = None,
     pair: SourcePair = None,
     source_language: SourceLanguage = None,
+    source_prefix: SourcePrefix = None,
     details: Details = False,
 ) -> None:
     """Check that a bundle still does what its source did: a checkpoint, or a model that was imported.
@@ -75,23 +77,21 @@ def verify(
     differs by more than rounding, or another one by more than its manifest allows, which holds for sentences like those
     it was measured on. Without --sources these are the samples if the bundle was made without --sources, else the
     golden sentences of the bundle. With --test also the BLEU of both, and the sentences that they translate least
-    alike. --pair and --from are those of the import.
+    alike. --pair, --from and --source-prefix are those of
+    the import.
 
     Without the source, the golden sentences of the bundle's parity certificate are replayed on a device, as a
     server does when it loads the bundle. Prints how far each is off, which kernels compute attention, and step times.
     """
     match folders:
         case [bundle]:
-            if sources or details or num_sources or test or pair or source_language:
-                raise ValueError(
-                    "--sources, --num-sources, --test, --pair, --from and --details are for a comparison, which takes "
-                    "SOURCE and BUNDLE"
-                )
+            if sources or details or num_sources or test or pair or source_language or source_prefix:
+                raise ValueError("all options but --device are for a comparison, which takes SOURCE and BUNDLE")
             _replay(bundle, device)
         case [source, bundle]:
             if device != "cpu":
                 raise ValueError("a source is compared on the CPU: without it, BUNDLE is replayed on --device")
-            loaded, opened = _read_source(source, Languages(pair, source_language)), Bundle.open(bundle)
+            loaded, opened = _read_source(source, Languages(pair, source_language, source_prefix)), Bundle.open(bundle)
             require_same_dimensions(loaded, opened)
             tests = [TestSet.parse(text, opened.manifest.languages) for text in test or ()]
             _compare(loaded, opened, sources, num_sources, details)
@@ -105,9 +105,7 @@ def _read_source(folder: Path, languages: Languages) -> Checkpoint:
     """A checkpoint of our own, or a model of any layout that can be imported."""
     if Checkpoint.is_at(folder):
         if languages != Languages():
-            raise ValueError(
-                f"{folder} is a checkpoint, which has its languages: --pair and --from are for other models"
-            )
+            raise ValueError(f"{folder} is a checkpoint, which has its languages: they cannot be given")
         return Checkpoint.load(folder)
     return read_model(folder, folder.resolve().name, languages)
 
@@ -201,13 +199,14 @@ def inspect(
     folder: Annotated[Path, typer.Argument(help="Folder of a bundle, of a checkpoint, or of a model to be imported.")],
     pair: SourcePair = None,
     source_language: SourceLanguage = None,
+    source_prefix: SourcePrefix = None,
 ) -> None:
     """Say on a page what a folder is: a bundle with its certificate, or a model as it would be imported."""
     if (folder / MANIFEST_FILE).exists():
         facts = list(describe_bundle(Bundle.open(folder)))
     else:
         kind = "checkpoint" if Checkpoint.is_at(folder) else described_layout(folder)
-        facts = list(describe_checkpoint(_read_source(folder, Languages(pair, source_language)), kind))
+        facts = list(describe_checkpoint(_read_source(folder, Languages(pair, source_language, source_prefix)), kind))
     width = max(len(label) for label, _ in facts)
     for label, text in facts:
         console.print(f"{label:{width}}  {text}", markup=False, highlight=False)

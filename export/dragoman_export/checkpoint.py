@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -27,6 +27,8 @@ from dragoman_server.text.tokenizer_files import TOKENIZER_FILES, TokenizerKind
 WEIGHTS_FILE, CONFIG_FILE = "model.safetensors", "config.json"
 (TOKENIZER_FILE,) = TOKENIZER_FILES["sentencepiece"]
 
+SEGMENT_TOKENS = 100  # some sentences
+
 # Of `Dimensions`.
 _SIZE_FIELDS = SizeFields(
     axes=("source_vocabulary_size", "target_vocabulary_size", "d_model", "d_feed_forward"),
@@ -47,7 +49,7 @@ class Config:
     languages: LanguageTable
     framing: FramingTemplate
     segmentation: DefaultSegmentation = "sentence"
-    segment_tokens: int = 100  # up to which sentences stay together where lines are packed
+    segment_tokens: int = SEGMENT_TOKENS  # up to which sentences stay together where lines are packed
     training: dict[str, Any] = field(default_factory=dict)  # recipe and results, for the model card
     tokenizer: TokenizerKind = "sentencepiece"
     generation: Generation = field(default_factory=Generation)
@@ -147,7 +149,7 @@ class Checkpoint:
 
     config: Config
     model: Transformer
-    tokenizer: bytes  # the serialized SentencePiece model; the source's, where source and target have their own
+    tokenizer: bytes  # its first file, such as the SentencePiece model of the source; nothing where it has no files
     companion_files: dict[str, bytes] = field(default_factory=dict)  # the tokenizer's other files by name
 
     def save(self, folder: Path, dtype: torch.dtype = torch.float32) -> None:
@@ -161,8 +163,8 @@ class Checkpoint:
 
     def write_tokenizer(self, folder: Path) -> None:
         """Writes the tokenizer's files under the names that they have in a bundle."""
-        first = TOKENIZER_FILES[self.config.tokenizer][0]
-        for name, contents in {first: self.tokenizer, **self.companion_files}.items():
+        first: dict[str, bytes] = dict.fromkeys(TOKENIZER_FILES[self.config.tokenizer][:1], self.tokenizer)
+        for name, contents in {**first, **self.companion_files}.items():
             (folder / name).write_bytes(contents)
 
     def open_tokenizer(self) -> TextCodec:
@@ -191,20 +193,27 @@ class Checkpoint:
             BundleError: a tokenizer file is damaged.
         """
         config = Config.read(folder / CONFIG_FILE)
-        first, *others = TOKENIZER_FILES[config.tokenizer]
-        tokenizer = read_bytes(folder / first)
-        companions: dict[str, bytes] = {name: read_bytes(folder / name) for name in others}
+        files: dict[str, bytes] = {name: read_bytes(folder / name) for name in TOKENIZER_FILES[config.tokenizer]}
         load_tokenizer(config.tokenizer, folder)  # which refuses damaged files
         if config.tokenizer == "sentencepiece":
-            num_pieces = spm.SentencePieceProcessor(model_proto=tokenizer).get_piece_size()
+            num_pieces = spm.SentencePieceProcessor(model_proto=files[TOKENIZER_FILE]).get_piece_size()
             if num_pieces > (size := config.dimensions.source_vocabulary_size):
-                raise ValueError(f"{folder / first} has {num_pieces} pieces, but source_vocabulary_size is {size}")
+                raise ValueError(
+                    f"{folder / TOKENIZER_FILE} has {num_pieces} pieces, but source_vocabulary_size is {size}"
+                )
         tensors = read_safetensors(folder / WEIGHTS_FILE)
         require_sizes(str(folder / CONFIG_FILE), _SIZE_FIELDS, dataclasses.asdict(config.dimensions), tensors)
         check_tensors(blank_model(config.dimensions), tensors)
         model = Transformer(config.dimensions)
         load_tensors(model, tensors)
-        return cls(config, model.eval(), tokenizer, companions)
+        return cls.of(config, model.eval(), files)
+
+    @classmethod
+    def of(cls, config: Config, model: Transformer, tokenizer_files: Mapping[str, bytes]) -> "Checkpoint":
+        """The parts of a model, with the files of its tokenizer by name."""
+        first = TOKENIZER_FILES[config.tokenizer][:1]
+        others = {name: contents for name, contents in tokenizer_files.items() if name not in first}
+        return cls(config, model, b"".join(tokenizer_files[name] for name in first), others)
 
 
 def blank_model(dimensions: Dimensions) -> Transformer:

@@ -60,6 +60,14 @@ SourceLanguage = Annotated[
         "have.",
     ),
 ]
+SourcePrefix = Annotated[
+    str | None,
+    typer.Option(
+        metavar="TEXT",
+        help="What stood before every source when a T5, mT5 or ByT5 was trained for the --pair, with the space at its "
+        "end; nothing, if not given.",
+    ),
+]
 Force = Annotated[bool, typer.Option("--force", help="Replace a bundle that is there, once the new one is done.")]
 Details = Annotated[bool, typer.Option("--details", help="List every sentence whose tokens differ.")]
 

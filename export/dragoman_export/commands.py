@@ -29,6 +29,7 @@ from dragoman_export.command_options import (
     NumSources,
     SourceLanguage,
     SourcePair,
+    SourcePrefix,
     Sources,
     console,
     print_comparison,
@@ -107,18 +108,21 @@ def import_model(
     name: Annotated[str | None, typer.Option(help="Name of the model; that of its folder, if not given.")] = None,
     pair: SourcePair = None,
     source_language: SourceLanguage = None,
+    source_prefix: SourcePrefix = None,
     force: Force = False,
     sources: Sources = None,
     num_sources: NumSources = None,
     details: Details = False,
 ) -> None:
-    """Turn a model in Hugging Face's layout into a bundle: Marian or OPUS-MT, M2M-100, NLLB-200, BART or mBART.
+    """Turn a model in Hugging Face's layout into a bundle.
+
+    It may be Marian or OPUS-MT, M2M-100, NLLB-200, BART, mBART, T5, mT5, MADLAD-400 or ByT5.
 
     The languages need not be given where the folder has them. They become BCP 47 tags: fr for >>fra<<, fra_Latn or
     fr_XX, pt-BR for >>pt_BR<<. At fp32 the import fails unless ONNX Runtime reproduces PyTorch.
     """
     require_absent(bundle, unless_has=MANIFEST_FILE if force else None)
-    checkpoint = read_model(source, name or source.resolve().name, Languages(pair, source_language))
+    checkpoint = read_model(source, name or source.resolve().name, Languages(pair, source_language, source_prefix))
     _write(checkpoint, bundle, precision, sources, num_sources, details, force)
 
 

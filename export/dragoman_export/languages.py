@@ -20,6 +20,7 @@ class Languages:
 
     pair: str | None = None  # "en-fr", of a model for one pair; see `parse_pair`
     source: str | None = None  # "en", of a model whose target language is chosen by a token such as `>>fra<<`
+    source_prefix: str | None = None  # "translate English to French: ", before every source of a model for one pair
 
 
 def standard_tag(code: str) -> str:

@@ -1,4 +1,4 @@
-"""Small random M2M-100, NLLB, BART and mBART models in folders as Hugging Face's `transformers` writes them.
+"""Small random models of all families but Marian in folders as Hugging Face's `transformers` writes them.
 
 Models and tokenizers are of the real classes; the tokenizers are trained on a few sentences.
 """
@@ -6,7 +6,7 @@ Models and tokenizers are of the real classes; the tokenizers are trained on a f
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard
 
 import sentencepiece
 import torch
@@ -41,8 +41,10 @@ from support.piece_tokenizers import (
     write_byte_bpe,
     write_vocabulary,
 )
+from support.t5_models import T5_FAMILIES, T5Family, write_t5_model, write_t5_tokenizer
 
-Family = Literal["m2m100", "nllb", "bart", "mbart50", "mbart25"]
+BartFamily = Literal["m2m100", "nllb", "bart", "mbart50", "mbart25"]
+Family = BartFamily | T5Family
 
 MAX_POSITIONS = 96
 LOGIT_SPREAD = 3.0  # wide enough that ties are rare
@@ -51,14 +53,14 @@ EOS_BIAS = 7.0
 _NORM_BIAS = 20.0
 SENTENCEPIECE_FILE = "sentencepiece.bpe.model"
 
-_MODELS: Mapping[Family, tuple[type[PreTrainedConfig], type[PreTrainedModel]]] = {
+_MODELS: Mapping[BartFamily, tuple[type[PreTrainedConfig], type[PreTrainedModel]]] = {
     "m2m100": (M2M100Config, M2M100ForConditionalGeneration),
     "nllb": (M2M100Config, M2M100ForConditionalGeneration),
     "bart": (BartConfig, BartForConditionalGeneration),
     "mbart50": (MBartConfig, MBartForConditionalGeneration),
     "mbart25": (MBartConfig, MBartForConditionalGeneration),
 }
-_TOKENIZERS: Mapping[Family, type[PreTrainedTokenizerBase]] = {
+_TOKENIZERS: Mapping[BartFamily, type[PreTrainedTokenizerBase]] = {
     "m2m100": M2M100Tokenizer,
     "nllb": NllbTokenizer,
     "bart": BartTokenizer,
@@ -74,6 +76,8 @@ def write_tokenizer(folder: Path, family: Family, texts: tuple[str, ...] = SENTE
 
     `texts` are what the pieces of SentencePiece are trained on.
     """
+    if is_t5(family):
+        return write_t5_tokenizer(folder, family)
     folder.mkdir(parents=True, exist_ok=True)
     options: dict[str, Any] = {}
     if family == "bart":
@@ -92,8 +96,14 @@ def write_tokenizer(folder: Path, family: Family, texts: tuple[str, ...] = SENTE
     return tokenizer
 
 
+def is_t5(family: Family) -> TypeGuard[T5Family]:
+    return family in T5_FAMILIES
+
+
 def write_model(folder: Path, family: Family, eos_bias: float = EOS_BIAS, **config: Any) -> PreTrainedModel:
     """Writes a whole model; `config` are fields of the family's configuration class."""
+    if is_t5(family):
+        return write_t5_model(folder, family, eos_bias, **config)
     tokenizer = write_tokenizer(folder, family)
     defaults: dict[str, Any] = {
         "vocab_size": len(tokenizer) if family != "m2m100" else len(tokenizer) + 107,  # languages and madeup words

@@ -63,17 +63,26 @@ def read_sentencepiece(folder: Path) -> bytes:
         ValueError: it is damaged, or its first ids are not <unk>, <s> and </s>.
     """
     path = folder / SENTENCEPIECE_FILE
-    if not path.exists() and (folder / TOKENIZER_FILE).exists():
-        raise FileNotFoundError(
-            f"{folder} has {TOKENIZER_FILE} but not {SENTENCEPIECE_FILE}, which `transformers` 5 no longer saves: copy "
-            "it from the folder of the model that this one was fine-tuned from"
-        )
-    contents = read_bytes(path)
-    processor = _processor(path, contents)
+    contents = read_unsaved(path)
+    processor = open_sentencepiece(path, contents)
     first = [processor.id_to_piece(i) for i in range(min(_NUM_SPECIALS_OF_SENTENCEPIECE, processor.get_piece_size()))]
     if first != ["<unk>", "<s>", "</s>"]:
         raise ValueError(f"{path} begins with {', '.join(first)}, must begin with <unk>, <s>, </s>")
     return contents
+
+
+def read_unsaved(path: Path) -> bytes:
+    """The contents of a SentencePiece model, which `transformers` 5 does not save any more.
+
+    Raises:
+        FileNotFoundError: the file is missing.
+    """
+    if not path.exists() and (path.parent / TOKENIZER_FILE).exists():
+        raise FileNotFoundError(
+            f"{path.parent} has {TOKENIZER_FILE} but not {path.name}, which `transformers` 5 no longer saves: copy "
+            "it from the folder of the model that this one was fine-tuned from"
+        )
+    return read_bytes(path)
 
 
 def read_with_offset(folder: Path, default_codes: Sequence[str], code_pattern: re.Pattern[str]) -> Pieces:
@@ -87,7 +96,7 @@ def read_with_offset(folder: Path, default_codes: Sequence[str], code_pattern: r
         ValueError: a file is damaged, or the files contradict each other.
     """
     model = read_sentencepiece(folder)
-    processor = _processor(folder / SENTENCEPIECE_FILE, model)
+    processor = open_sentencepiece(folder / SENTENCEPIECE_FILE, model)
     pieces = processor.id_to_piece(list(range(_NUM_SPECIALS_OF_SENTENCEPIECE, processor.get_piece_size())))
     vocabulary = _FIRST_IDS | {piece: len(_FIRST_IDS) + i for i, piece in enumerate(pieces)}
     added = _added_tokens(folder, vocabulary)
@@ -152,18 +161,23 @@ def _added_tokens(folder: Path, vocabulary: Mapping[str, int]) -> dict[str, int]
     path = folder / TOKENIZER_FILE
     if path.exists():
         values = read_json(path)
-        _check_pieces(path, values, vocabulary)
+        check_pieces(path, values, vocabulary, SENTENCEPIECE_FILE)
         return added_tokens(path, values)
     path = folder / TOKENIZER_CONFIG_FILE
+    return added_tokens(path, added_in_config(path))
+
+
+def added_in_config(path: Path) -> dict[str, Any]:
+    """The tokens beside the pieces in a tokenizer_config.json, if there is one, as a tokenizer.json has them."""
     decoder = read_json(path).get("added_tokens_decoder") if path.exists() else None
-    if isinstance(decoder, dict):
-        entries = [
-            {"id": int(token_id), **entry}
-            for token_id, entry in decoder.items()
-            if str(token_id).isdecimal() and isinstance(entry, dict)
-        ]
-        return _tokens(path, entries)
-    return {}
+    if not isinstance(decoder, dict):
+        return {}
+    entries = [
+        {"id": int(token_id), **entry}
+        for token_id, entry in decoder.items()
+        if str(token_id).isdecimal() and isinstance(entry, dict)
+    ]
+    return {"added_tokens": entries}
 
 
 def added_tokens(path: Path, values: Mapping[str, Any]) -> dict[str, int]:
@@ -175,10 +189,6 @@ def added_tokens(path: Path, values: Mapping[str, Any]) -> dict[str, int]:
     entries = values.get("added_tokens") or []
     if not isinstance(entries, list):
         raise ValueError(f"{path}: added_tokens is {entries!r:.80}, must be a list")
-    return _tokens(path, entries)
-
-
-def _tokens(path: Path, entries: Sequence[Any]) -> dict[str, int]:
     tokens: dict[str, int] = {}
     for entry in entries:
         token, token_id = (entry.get("content"), entry.get("id")) if isinstance(entry, dict) else (None, None)
@@ -188,8 +198,15 @@ def _tokens(path: Path, entries: Sequence[Any]) -> dict[str, int]:
     return tokens
 
 
-def _check_pieces(path: Path, values: Mapping[str, Any], vocabulary: Mapping[str, int]) -> None:
-    """Refuses a tokenizer.json whose pieces have other ids than those of the SentencePiece model."""
+def check_pieces(path: Path, values: Mapping[str, Any], vocabulary: Mapping[str, int], file: str) -> None:
+    """Raises ValueError where the pieces of a tokenizer.json have other ids than by a SentencePiece model.
+
+    Args:
+        path: of the tokenizer.json.
+        values: in it.
+        vocabulary: the ids of pieces by the model.
+        file: of the model.
+    """
     model = values.get("model")
     pieces = model.get("vocab") if isinstance(model, dict) else None
     if isinstance(pieces, list):
@@ -197,7 +214,7 @@ def _check_pieces(path: Path, values: Mapping[str, Any], vocabulary: Mapping[str
     if not isinstance(pieces, dict):
         raise ValueError(f"{path} has no vocabulary")
     faults = [
-        f"{piece!r} has id {pieces[piece]}, but {token_id} by {SENTENCEPIECE_FILE}"
+        f"{piece!r} has id {pieces[piece]}, but {token_id} by {file}"
         for piece, token_id in vocabulary.items()
         if pieces.get(piece, token_id) != token_id
     ]
@@ -216,7 +233,12 @@ def _special_tokens(folder: Path) -> list[str]:
     return []
 
 
-def _processor(path: Path, contents: bytes) -> SentencePieceProcessor:
+def open_sentencepiece(path: Path, contents: bytes) -> SentencePieceProcessor:
+    """The SentencePiece model in a file.
+
+    Raises:
+        ValueError: it is damaged.
+    """
     processor = SentencePieceProcessor()
     try:
         processor.LoadFromSerializedProto(contents)

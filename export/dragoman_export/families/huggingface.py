@@ -1,7 +1,7 @@
 """The common parts of Hugging Face's folder layout: configuration fields, weights, generation defaults.
 
-Marian, M2M-100, BART and mBART are one layout, that of `transformers.models.bart.modeling_bart` and its copies: the
-names of their tensors and fields are the same but for a few.
+Marian, M2M-100, BART and mBART have the names of `transformers.models.bart.modeling_bart` and its copies for their
+tensors and fields, but for a few; T5 has its own.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from dragoman_export.checkpoint import Checkpoint, Config, blank_model, load_tensors, unique_tensors
+from dragoman_export.checkpoint import SEGMENT_TOKENS, Checkpoint, Config, blank_model, load_tensors, unique_tensors
 from dragoman_export.model import Dimensions, Transformer
 from dragoman_export.reading import SizeFields, listed, read_pickle, read_safetensors, require_sizes
 from dragoman_server.bundle.framing import FramingTemplate
@@ -74,6 +74,15 @@ def read_sizes_and_ids(config: Mapping[str, Any], tensors: Mapping[str, Tensor])
     return integers
 
 
+def other_values(config: Mapping[str, Any], required: Mapping[str, Any]) -> list[str]:
+    """The faults of fields that do not have the values that they must have, if present; some must in all families."""
+    return [
+        f"{name} is {config[name]!r:.80}, must be {value!r:.80}"
+        for name, value in (_REQUIRED | dict(required)).items()
+        if config.get(name, value) != value
+    ]
+
+
 class Fields:
     """The fields of a configuration that decide the arithmetic, and all that is wrong with them.
 
@@ -85,11 +94,7 @@ class Fields:
 
     def __init__(self, config: Mapping[str, Any], integers: Mapping[str, int], required: Mapping[str, Any]) -> None:
         self._config, self._integers = config, integers
-        self.faults = [
-            f"{name} is {config[name]!r:.80}, must be {value!r:.80}"
-            for name, value in (_REQUIRED | dict(required)).items()
-            if config.get(name, value) != value
-        ]
+        self.faults = other_values(config, required)
         self.faults += [f"{name} is 0, must be at least 1" for name in _SIZES if integers[name] == 0]
         start_id = integers["decoder_start_token_id"]
         if start_id >= integers["vocab_size"]:
@@ -153,6 +158,7 @@ def make_checkpoint(
     languages: LanguageTable,
     framing: FramingTemplate,
     generation: Generation,
+    segment_tokens: int = SEGMENT_TOKENS,
 ) -> Checkpoint:
     """All parts of a model that was read, of which `integers` have the ids of its specials.
 
@@ -169,10 +175,10 @@ def make_checkpoint(
         framing=framing,
         tokenizer=tokenizer.kind,
         generation=generation,
+        segment_tokens=segment_tokens,
     )
-    first, *others = tokenizer.contents
-    companions: dict[str, bytes] = dict(zip(TOKENIZER_FILES[tokenizer.kind][1:], others, strict=True))
-    checkpoint = Checkpoint(config, model, first, companions)
+    files: dict[str, bytes] = dict(zip(TOKENIZER_FILES[tokenizer.kind], tokenizer.contents, strict=True))
+    checkpoint = Checkpoint.of(config, model, files)
     checkpoint.open_tokenizer()  # which refuses damaged files
     return checkpoint
 
@@ -249,10 +255,18 @@ def build_model(dimensions: Dimensions, tensors: Mapping[str, Tensor]) -> Transf
     weights = {name: tensor for name, tensor in tensors.items() if name not in _VERSIONS}
     if OUTPUT_BIAS in weights:
         weights[OUTPUT_BIAS] = weights[OUTPUT_BIAS].flatten()  # [1, V]
-    names = tensor_names(dimensions)
     if not (dimensions.shared_vocabulary or dimensions.tied_projection):
         weights.pop("model.shared.weight", None)  # nothing reads it where nothing is tied
-    renamed = rename_tensors(weights, names, unique_tensors(blank_model(dimensions)))
+    return fill_model(dimensions, weights, tensor_names(dimensions))
+
+
+def fill_model(dimensions: Dimensions, tensors: Mapping[str, Tensor], names: Mapping[str, str]) -> Transformer:
+    """The model in eval mode, with these weights; `names` are foreign name -> ours, as for `rename_tensors`.
+
+    Raises:
+        ValueError: as `rename_tensors` does.
+    """
+    renamed = rename_tensors(tensors, names, unique_tensors(blank_model(dimensions)))
     model = Transformer(dimensions)
     load_tensors(model, renamed)
     return model.eval()

@@ -9,6 +9,7 @@ from dragoman_export.families.bart import read_bart, read_mbart
 from dragoman_export.families.huggingface import CONFIG_FILE
 from dragoman_export.families.m2m100 import read_m2m100
 from dragoman_export.families.marian import read_marian
+from dragoman_export.families.t5 import read_t5
 from dragoman_export.languages import Languages
 from dragoman_export.reading import listed, read_json
 
@@ -21,14 +22,27 @@ READERS: Mapping[str, Reader] = {
     "m2m_100": read_m2m100,
     "marian": read_marian,
     "mbart": read_mbart,
+    "mt5": read_t5,
+    "t5": read_t5,
 }
+# Relatives of these that are other models.
+_REFUSED = {
+    "longt5": "attends to its neighbourhood and to means of blocks, not to the whole source",
+    "switch_transformers": "is a mixture of experts",
+    "umt5": "has a position bias in every layer",
+}
+# Those that may be trained with a text before every source.
+_WITH_PREFIX = frozenset(("mt5", "t5"))
 
 
 def _read_huggingface(folder: Path, name: str, languages: Languages) -> Checkpoint:
     model_type = read_json(folder / CONFIG_FILE).get("model_type")
     reader = READERS.get(model_type) if isinstance(model_type, str) else None
     if reader is None:
-        raise ValueError(f"{folder} has model_type {model_type!r:.80}; can be imported: {', '.join(READERS)}")
+        reason = f", which {_REFUSED[model_type]}" if isinstance(model_type, str) and model_type in _REFUSED else ""
+        raise ValueError(f"{folder} has model_type {model_type!r:.80}{reason}; can be imported: {', '.join(READERS)}")
+    if languages.source_prefix is not None and model_type not in _WITH_PREFIX:
+        raise ValueError(f"--source-prefix is for {', '.join(sorted(_WITH_PREFIX))}, not for {model_type}")
     return reader(folder, name, languages)
 
 

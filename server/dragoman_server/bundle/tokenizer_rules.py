@@ -9,7 +9,13 @@ from dragoman_server.text.tokenizer import TextCodec
 from dragoman_server.text.tokenizer_files import TokenizerKind
 
 # Embeddings whose id no piece has. The model may choose such an id; a tokenizer takes it for unknown.
-_MAX_SPARE_ROWS: dict[TokenizerKind, int] = {"sentencepiece": 0, "marian": 255, "pieces": 255, "byte_bpe": 255}
+_MAX_SPARE_ROWS: dict[TokenizerKind, int] = {
+    "sentencepiece": 0,
+    "marian": 255,
+    "pieces": 255,
+    "byte_bpe": 255,
+    "bytes": 255,
+}
 # Share of a SentencePiece model's pieces that must have ids in a separate vocabulary; most often, all have.
 _MIN_KNOWN_SHARE = 0.5
 
@@ -78,7 +84,12 @@ _RULES: tuple[Rule[_Facts], ...] = (
             lambda part, facts: isinstance(part, str) or facts.is_control(part),
             "be a control symbol of the tokenizer, which no text has",
         )
-        for name in ("decoder_start_token_id", "eos_token_id", "framing.source_suffix[*]", "framing.target_prefix[*]")
+        for name in ("eos_token_id", "framing.source_suffix[*]", "framing.target_prefix[*]")
+    ),
+    Rule(
+        "decoder_start_token_id",
+        lambda token_id, facts: facts.is_control(token_id) or token_id == facts.tokenizer.unknown_id,  # MADLAD-400's
+        "be a control symbol of the tokenizer, which no text has, or unknown",
     ),
     Rule(
         "framing.source_prefix[*]",

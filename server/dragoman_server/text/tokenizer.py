@@ -98,6 +98,10 @@ def load_tokenizer(kind: TokenizerKind, folder: Path, read: Read = Path.read_byt
             from dragoman_server.text.byte_bpe import ByteBpeTokenizer  # with the library of this kind alone
 
             return ByteBpeTokenizer(folder, read)
+        case "bytes":
+            from dragoman_server.text.byte_ids import ByteTokenizer  # which is made of parts of this module
+
+            return ByteTokenizer()
 
 
 class Tokenizer:

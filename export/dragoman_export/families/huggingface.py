@@ -14,7 +14,7 @@ from torch import Tensor
 
 from dragoman_export.checkpoint import Checkpoint, Config, blank_model, load_tensors, unique_tensors
 from dragoman_export.model import Dimensions, Transformer
-from dragoman_export.reading import SizeFields, listed, read_pickle, read_safetensors, require_sizes
+from dragoman_export.reading import SizeFields, listed, read_pickle, read_safetensors, read_shards, require_sizes
 from dragoman_server.bundle.framing import FramingTemplate
 from dragoman_server.bundle.languages import LanguageTable
 from dragoman_server.bundle.manifest import Generation
@@ -22,6 +22,7 @@ from dragoman_server.text.tokenizer_files import TOKENIZER_FILES, TokenizerKind
 
 CONFIG_FILE, TOKENIZER_CONFIG_FILE = "config.json", "tokenizer_config.json"
 WEIGHTS_FILE, PICKLE_FILE = "model.safetensors", "pytorch_model.bin"
+_INDEX_SUFFIX = ".index.json"
 
 OUTPUT_BIAS = "final_logits_bias"
 POSITION_TABLES = {
@@ -193,17 +194,24 @@ def read_integers(config: Mapping[str, Any], names: Sequence[str]) -> dict[str, 
 
 
 def read_tensors(folder: Path) -> dict[str, Tensor]:
-    """All tensors of `model.safetensors` or, where there is none, `pytorch_model.bin`, by name, on the CPU.
+    """All tensors by name, on the CPU: of the first of the files that `transformers` looks for, in its order.
+
+    They are `model.safetensors` and `pytorch_model.bin`, each in one piece or in several with an index.
 
     Raises:
-        FileNotFoundError: the folder has neither.
-        ValueError: the file is damaged, or holds anything but weights.
+        FileNotFoundError: the folder has none of them, or only some of the pieces.
+        ValueError: a file is damaged, holds anything but weights, or is not as the index says.
     """
-    if (folder / WEIGHTS_FILE).exists():
-        return read_safetensors(folder / WEIGHTS_FILE)
-    if (folder / PICKLE_FILE).exists():
-        return read_pickle(folder / PICKLE_FILE)
-    raise FileNotFoundError(f"{folder} has neither {WEIGHTS_FILE} nor {PICKLE_FILE} (in one piece)")
+    for name, read in ((WEIGHTS_FILE, read_safetensors), (PICKLE_FILE, read_pickle)):
+        if (folder / name).exists():
+            return read(folder / name)
+        if (index := folder / f"{name}{_INDEX_SUFFIX}").exists():
+            return read_shards(index, read)
+    for name in (WEIGHTS_FILE, PICKLE_FILE):
+        stem, _, suffix = name.partition(".")
+        if next(folder.glob(f"{stem}-*-of-*.{suffix}"), None):
+            raise FileNotFoundError(f"{folder} has {name} in pieces, but not their index {name}{_INDEX_SUFFIX}")
+    raise FileNotFoundError(f"{folder} has neither {WEIGHTS_FILE} nor {PICKLE_FILE}, whole or in pieces with an index")
 
 
 def rename_tensors(

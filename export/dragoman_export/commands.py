@@ -152,6 +152,8 @@ def import_model(
     fr_XX, pt-BR for >>pt_BR<<. At fp32 the import fails unless ONNX Runtime reproduces PyTorch.
     """
     require_absent(bundle)
+    if pair is not None and source_language is not None:
+        raise ValueError("give --pair or --from, not both: --pair says the source language, too")
     checkpoint = read_model(source, name or source.resolve().name, Languages(pair, source_language))
     _write(checkpoint, bundle, precision, sources, num_sources, details)
 

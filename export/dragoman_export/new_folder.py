@@ -29,6 +29,8 @@ def new_folder(folder: Path) -> Iterator[Path]:
     require_absent(folder)
     folder = folder.absolute()
     try:
+        if folder.parent.exists() and not folder.parent.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder.parent))
         folder.parent.mkdir(parents=True, exist_ok=True)
         prefix = f".{folder.name}.partial-{socket.gethostname()}-"
         _delete_abandoned(folder.parent, prefix)

@@ -18,6 +18,7 @@ from dragoman_export.reading import SizeFields, listed, read_pickle, read_safete
 from dragoman_server.bundle.framing import FramingTemplate
 from dragoman_server.bundle.languages import LanguageTable
 from dragoman_server.bundle.manifest import Generation
+from dragoman_server.bundle.tokenizer_rules import MAX_SPARE_ROWS
 from dragoman_server.text.tokenizer_files import TOKENIZER_FILES, TokenizerKind
 
 CONFIG_FILE, TOKENIZER_CONFIG_FILE = "config.json", "tokenizer_config.json"
@@ -92,6 +93,9 @@ class Fields:
             if config.get(name, value) != value
         ]
         self.faults += [f"{name} is 0, must be at least 1" for name in _SIZES if integers[name] == 0]
+        num_heads, same = config.get("num_attention_heads"), integers["encoder_attention_heads"]
+        if num_heads not in (None, same):  # which `transformers` takes for a name of the other field
+            self.faults.append(f"num_attention_heads is {num_heads!r:.80}, but encoder_attention_heads {same}")
         start_id = integers["decoder_start_token_id"]
         if start_id >= integers["vocab_size"]:
             self.faults.append(
@@ -158,6 +162,7 @@ def make_checkpoint(
     """All parts of a model that was read, of which `integers` have the ids of its specials.
 
     Raises:
+        ValueError: the tokenizer has not as many pieces as there are embeddings.
         BundleError: a tokenizer file is damaged.
     """
     config = Config(
@@ -174,7 +179,12 @@ def make_checkpoint(
     first, *others = tokenizer.contents
     companions: dict[str, bytes] = dict(zip(TOKENIZER_FILES[tokenizer.kind][1:], others, strict=True))
     checkpoint = Checkpoint(config, model, first, companions)
-    checkpoint.open_tokenizer()  # which refuses damaged files
+    size = checkpoint.open_tokenizer().vocabulary.size  # which refuses damaged files
+    most = MAX_SPARE_ROWS[tokenizer.kind]
+    for rows in (model.dims.source_vocabulary_size, model.dims.target_vocabulary_size):
+        if not size <= rows <= size + most:
+            more = f", and up to {most} more may be unused" if most else ""
+            raise ValueError(f"the model has {rows} embeddings, but its tokenizer {size} pieces{more}")
     return checkpoint
 
 
@@ -243,6 +253,11 @@ def rename_tensors(
         "missing " + " or ".join(name for name, other in names.items() if other == ours)
         for ours in parameters.keys() - renamed.keys()
     ]
+    if tensors and not renamed:
+        raise ValueError(
+            f"the weights are of another kind of model: of their {len(tensors)} tensors, such as {min(tensors)[:80]}, "
+            f"none has a name as {next(iter(names))}"
+        )
     if faults:
         raise ValueError(f"the weights do not fit the configuration in {CONFIG_FILE}: {listed(sorted(faults))}")
     return renamed

@@ -12,6 +12,8 @@ from dragoman_export.families.marian import read_marian
 from dragoman_export.languages import Languages
 from dragoman_export.reading import listed, read_json
 
+_ADAPTER_FILE = "adapter_config.json"  # of peft; `transformers` applies what is there, also beside a whole model
+
 # From a folder, the name of the new model, and the languages that the user stated.
 Reader = Callable[[Path, str, Languages], Checkpoint]
 
@@ -58,6 +60,11 @@ def read_model(folder: Path, name: str, languages: Languages) -> Checkpoint:
         BundleError: a tokenizer file is damaged.
     """
     next(folder.iterdir(), None)  # which raises where it is no folder
+    if (folder / _ADAPTER_FILE).exists():
+        raise ValueError(
+            f"{folder} has {_ADAPTER_FILE}, so it is an adapter of another model: merge it into that (merge_and_unload "
+            "of the package peft), and import the merged model"
+        )
     layout = next((layout for layout in LAYOUTS if next(folder.glob(layout.mark), None)), None)
     if layout is None:
         marks = [f"{layout.mark} ({layout.name})" for layout in LAYOUTS]

@@ -63,7 +63,7 @@ def test_special_tokens_and_languages_of_a_fine_tune_are_read(nllb: Path) -> Non
         ("m2m100", "added_tokens.json"),
     ],
 )
-def test_words_that_a_fine_tune_added_are_refused(request: pytest.FixtureRequest, family: Family, file: str) -> None:
+def test_words_that_a_fine_tune_added_are_refused(tmp_path: Path, family: Family, file: str) -> None:
     """`transformers` finds them in a text before it is divided into pieces."""
     write_model(tmp_path, family, encoder_layers=1, decoder_layers=1)
     add_tokens(tmp_path, file, {"content": "COVID-19", "special": False})

@@ -30,7 +30,7 @@ def shard_name(kind: Kind, number: int) -> str:
 
 def write_shards(folder: Path, kind: Kind, *shards: dict[str, torch.Tensor]) -> None:
     """Writes shards and their index as `transformers` does."""
-    places = {}
+    places: dict[str, str] = {}
     for number, shard in enumerate(shards, start=1):
         path = folder / shard_name(kind, number)
         if kind == "model.safetensors":
@@ -99,6 +99,11 @@ def index_of(contents: str) -> Callable[[Path], object]:
     return lambda folder: (folder / INDEX).write_text(contents, encoding="utf-8")
 
 
+def dangling_link(folder: Path) -> None:
+    (folder / SECOND).unlink()
+    (folder / SECOND).symlink_to("nowhere")
+
+
 def pipe(folder: Path) -> None:
     (folder / SECOND).unlink()
     os.mkfifo(folder / SECOND)
@@ -122,7 +127,7 @@ NO_FILE_NAME = "in weight_map, which is not the name of a file in its folder"
 FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "a missing file": (lambda f: (f / SECOND).unlink(), f"{INDEX} lists files that are not in its folder: {SECOND}"),
     "a link to nowhere": (
-        lambda f: [(f / SECOND).unlink(), (f / SECOND).symlink_to("nowhere")],
+        dangling_link,
         f"lists files that are not in its folder: {SECOND}",
     ),
     "a missing index": (

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from sentencepiece.sentencepiece_model_pb2 import ModelProto
+from sentencepiece.sentencepiece_model_pb2 import ModelProto  # type: ignore[attr-defined]
 
 from dragoman_server.bundle.bundle import Bundle, embedded_bundle
 from dragoman_server.bundle.manifest import ATTENTION_FILE, WEIGHTS_FILE, Precision

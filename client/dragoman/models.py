@@ -68,6 +68,10 @@ class LanguageGroup:
         num_all = len(self.sources) * len(self.targets)
         return num_all if num_all == 1 else num_all - len({*self.sources} & {*self.targets})
 
+    def has_target(self, source: str) -> bool:
+        """Whether one of the sources has a target, which may be the only language that there is."""
+        return len(self.sources) == len(self.targets) == 1 or any(target != source for target in self.targets)
+
     def of(self, source: str) -> tuple[str, ...]:
         """The targets of one source; none where it is not among the sources."""
         if source not in self.sources:
@@ -94,7 +98,8 @@ class LanguagePairs(Mapping[str, tuple[str, ...]]):
     def __init__(self, groups: Iterable[LanguageGroup]) -> None:
         """Takes the pairs of all groups."""
         self._groups = tuple(groups)
-        self._sources = dict.fromkeys(sorted({s for group in self._groups for s in group.sources if group.of(s)}))
+        sources = {source for group in self._groups for source in group.sources if group.has_target(source)}
+        self._sources = dict.fromkeys(sorted(sources))
 
     def __getitem__(self, source: str) -> tuple[str, ...]:
         """The targets of a source; raises KeyError where it has none."""

@@ -33,6 +33,7 @@ from dragoman.errors import (
 from dragoman.models import (
     Determinism,
     LanguageGroup,
+    LanguagePairs,
     ModelDefaults,
     ModelInfo,
     ModelLimits,
@@ -95,6 +96,7 @@ __all__ = [
     "InternalError",
     "InvalidArgumentError",
     "LanguageGroup",
+    "LanguagePairs",
     "ModelDefaults",
     "ModelInfo",
     "ModelLimits",

@@ -5,7 +5,7 @@
 
 from dragoman import _models
 from dragoman._connection import AsyncConnection, Connection
-from dragoman.models import ModelInfo
+from dragoman.models import LanguagePairs, ModelInfo
 
 
 class ModelMethods:
@@ -41,7 +41,7 @@ class ModelMethods:
         """
         return self._connection.unary(self._connection.models.GetModel, _models.get_model(name), timeout)
 
-    def languages(self, *, timeout: float | None = None) -> dict[str, tuple[str, ...]]:
+    def languages(self, *, timeout: float | None = None) -> LanguagePairs:
         """Says which languages the server translates into which.
 
         They are those of all its models that take calls, whatever their name: a pair that is of one model alone may
@@ -51,7 +51,8 @@ class ModelMethods:
             timeout: seconds to wait for the answer; default: the client's.
 
         Returns:
-            The codes of the targets by the code of the source, both sorted.
+            The codes of the targets by the code of the source, both sorted: `languages["en"]`. The targets of a source
+            are made when they are asked for; `dict(languages)` has them all.
 
         Raises:
             DragomanError: the call failed.
@@ -144,7 +145,7 @@ class AsyncModelMethods:
         connection = self._connection
         return await connection.unary(lambda: connection.models().GetModel, _models.get_model(name), timeout)
 
-    async def languages(self, *, timeout: float | None = None) -> dict[str, tuple[str, ...]]:
+    async def languages(self, *, timeout: float | None = None) -> LanguagePairs:
         """Says which languages the server translates into which: see `dragoman.Client.languages`.
 
         Raises:

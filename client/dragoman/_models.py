@@ -85,15 +85,9 @@ def set_default_model(
     return UnaryCall(request, _nothing, _NO_ADMIN, ADMIN_TIMEOUT_SECONDS)
 
 
-def languages(listed: Iterable[models.ModelInfo]) -> dict[str, tuple[str, ...]]:
-    """The targets by source, both sorted, of the models among these that take calls."""
-    targets: dict[str, set[str]] = {}
-    for model in listed:
-        if model.state in _TAKE_CALLS:
-            for group in model.languages:
-                for source, target in group.pairs():
-                    targets.setdefault(source, set()).add(target)
-    return {source: tuple(sorted(targets[source])) for source in sorted(targets)}
+def languages(listed: Iterable[models.ModelInfo]) -> models.LanguagePairs:
+    """The targets by source of the models among these that take calls."""
+    return models.LanguagePairs(group for model in listed if model.state in _TAKE_CALLS for group in model.languages)
 
 
 def _language(name: str, code: str) -> str:

@@ -3,12 +3,14 @@
 Definitions are those of models.proto and, for `Pivot`, of translation.proto.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 
 from dragoman._repr import short_repr
+
+_MAX_SHOWN_PAIRS = 100
 
 
 class ModelState(StrEnum):
@@ -66,13 +68,59 @@ class LanguageGroup:
         num_all = len(self.sources) * len(self.targets)
         return num_all if num_all == 1 else num_all - len({*self.sources} & {*self.targets})
 
+    def has_target(self, source: str) -> bool:
+        """Whether one of the sources has a target, which may be the only language that there is."""
+        return len(self.sources) == len(self.targets) == 1 or any(target != source for target in self.targets)
+
+    def of(self, source: str) -> tuple[str, ...]:
+        """The targets of one source; none where it is not among the sources."""
+        if source not in self.sources:
+            return ()
+        if len(self.sources) == len(self.targets) == 1:
+            return self.targets
+        return tuple(target for target in self.targets if target != source)
+
     def pairs(self) -> Iterator[tuple[str, str]]:
         """The source and the target of each pair."""
-        is_single = len(self.sources) == len(self.targets) == 1
         for source in self.sources:
-            for target in self.targets:
-                if source != target or is_single:
-                    yield source, target
+            for target in self.of(source):
+                yield source, target
+
+
+class LanguagePairs(Mapping[str, tuple[str, ...]]):
+    """The targets of each source, both sorted; read only.
+
+    The targets of a source are made when they are asked for: models of 200 languages have 40,000 pairs.
+    """
+
+    __slots__ = ("_groups", "_sources")
+
+    def __init__(self, groups: Iterable[LanguageGroup]) -> None:
+        """Takes the pairs of all groups."""
+        self._groups = tuple(groups)
+        sources = {source for group in self._groups for source in group.sources if group.has_target(source)}
+        self._sources = dict.fromkeys(sorted(sources))
+
+    def __getitem__(self, source: str) -> tuple[str, ...]:
+        """The targets of a source; raises KeyError where it has none."""
+        if source not in self._sources:
+            raise KeyError(source)
+        return tuple(sorted({target for group in self._groups for target in group.of(source)}))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._sources)
+
+    def __len__(self) -> int:
+        """The number of sources."""
+        return len(self._sources)
+
+    def __contains__(self, source: object) -> bool:
+        return source in self._sources
+
+    def __repr__(self) -> str:
+        if sum(group.num_pairs for group in self._groups) > _MAX_SHOWN_PAIRS:
+            return f"<LanguagePairs: {len(self)} sources>"
+        return repr(dict(self))
 
 
 @dataclass(frozen=True, slots=True)

@@ -48,8 +48,10 @@ def _text(error: BaseException) -> str:
 @contextmanager
 def _stopped_by_signals() -> Iterator[None]:
     """Turns the first signal that asks for the end into an exception; later signals must not disturb the cleanup."""
+    received: list[int] = []
 
     def stop(signal_number: int, _: FrameType | None) -> None:
+        received.append(signal_number)
         for number in before:
             signal.signal(number, signal.SIG_IGN)
         raise Stopped(signal_number)
@@ -60,6 +62,10 @@ def _stopped_by_signals() -> Iterator[None]:
             signal.signal(number, stop)
     try:
         yield
+    except (Exception, SystemExit) as error:
+        if received:  # libraries in C turn the exception into one of their own, as NumPy while it is imported
+            raise Stopped(received[0]) from error
+        raise
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import chain
@@ -163,15 +162,17 @@ class Checkpoint:
 
     def write_tokenizer(self, folder: Path) -> None:
         """Writes the tokenizer's files under the names that they have in a bundle."""
-        first: dict[str, bytes] = dict.fromkeys(TOKENIZER_FILES[self.config.tokenizer][:1], self.tokenizer)
-        for name, contents in {**first, **self.companion_files}.items():
+        for name, contents in self._tokenizer_files().items():
             (folder / name).write_bytes(contents)
+
+    def _tokenizer_files(self) -> dict[str, bytes]:
+        first: dict[str, bytes] = dict.fromkeys(TOKENIZER_FILES[self.config.tokenizer][:1], self.tokenizer)
+        return {**first, **self.companion_files}
 
     def open_tokenizer(self) -> TextCodec:
         """The tokenizer as the server will open it."""
-        with tempfile.TemporaryDirectory() as folder:
-            self.write_tokenizer(Path(folder))
-            return load_tokenizer(self.config.tokenizer, Path(folder))
+        files = self._tokenizer_files()
+        return load_tokenizer(self.config.tokenizer, Path(), lambda path: files[path.name])
 
     @staticmethod
     def is_at(folder: Path) -> bool:

@@ -22,6 +22,10 @@ class Languages:
     source: str | None = None  # "en", of a model whose target language is chosen by a token such as `>>fra<<`
     source_prefix: str | None = None  # "translate English to French: ", before every source of a model for one pair
 
+    def __post_init__(self) -> None:
+        if self.pair is not None and self.source is not None:
+            raise ValueError("give --pair or --from, not both: --pair says the source language, too")
+
 
 def standard_tag(code: str) -> str:
     """The shortest BCP 47 tag of a language: "fra" -> "fr", "cmn_Hans" -> "zh-Hans", "pt_br" -> "pt-BR".

@@ -42,6 +42,8 @@ def new_folder(folder: Path, *, unless_has: str | None = None) -> Iterator[Path]
     require_absent(folder, unless_has=unless_has)
     folder = folder.absolute()
     try:
+        if folder.parent.exists() and not folder.parent.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder.parent))
         folder.parent.mkdir(parents=True, exist_ok=True)
         prefix = f".{folder.name}.partial-{socket.gethostname()}-"
         _delete_abandoned(folder.parent, prefix)

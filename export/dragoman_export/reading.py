@@ -4,10 +4,11 @@ JSON is parsed, safetensors hold tensors and nothing else, and a pickle is loade
 """
 
 import json
+import re
 import stat
 import warnings
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,6 +23,7 @@ MAX_POSITIONS = 1 << 16
 
 _WEIGHT_TYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _MAX_FAULTS = 8  # that one message names
+_FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,254}")
 
 
 def read_bytes(path: Path) -> bytes:
@@ -98,6 +100,39 @@ def read_pickle(path: Path) -> dict[str, Tensor]:
     ):
         raise ValueError(f"{path} is not a dictionary of tensors")
     _check_weights(path, tensors)
+    return tensors
+
+
+def read_shards(index: Path, read: Callable[[Path], dict[str, Tensor]]) -> dict[str, Tensor]:
+    """The tensors of all files that an index lists, such as `model.safetensors.index.json`.
+
+    Args:
+        index: the file that says which tensor is in which file of its folder.
+        read: opens one of these: `read_safetensors` or `read_pickle`.
+
+    Raises:
+        FileNotFoundError: a file is missing.
+        ValueError: as `read`; or the index is none, or names the tensors of a file otherwise than the file does.
+    """
+    places = read_json(index).get("weight_map")
+    if not (isinstance(places, dict) and places):
+        raise ValueError(f"{index} has no weight_map, which says where each tensor is")
+    names_of: dict[str, set[str]] = {}
+    for name, file in places.items():
+        if not (isinstance(file, str) and _FILE_NAME.fullmatch(file)):
+            raise ValueError(f"{index} has {file!r:.80} in weight_map, which is not the name of a file in its folder")
+        names_of.setdefault(file, set()).add(name)
+    if missing := [file for file in sorted(names_of) if not (index.parent / file).exists()]:
+        raise FileNotFoundError(f"{index} lists files that are not in its folder: {listed(missing)}")
+    tensors: dict[str, Tensor] = {}
+    faults = []
+    for file, names in sorted(names_of.items()):
+        found = read(index.parent / file)
+        faults += [f"{name} is not in {file}" for name in sorted(names - found.keys())]
+        faults += [f"{file} has {name}, which is not listed there" for name in sorted(found.keys() - names)]
+        tensors |= found
+    if faults:
+        raise ValueError(f"{index} does not fit the weights: {listed(faults)}")
     return tensors
 
 

@@ -172,7 +172,7 @@ def test_a_call_without_a_language_or_with_an_unknown_one_is_told_which_there_ar
         served.client.translate(TEXTS[0], source="xx", target=served.codes[1])
     assert "does not translate xx-" in str(caught.value)
     if served.family == "nllb":
-        assert "it has no xx; of its 202 languages the nearest are " in str(caught.value)
+        assert "xx is none of the 202 source languages; the nearest are " in str(caught.value)
 
 
 def test_texts_end_where_the_model_ends_them(served: Served) -> None:

@@ -19,6 +19,9 @@ _LEAST_FOR_LANGUAGES: Final = 20
 
 _LABEL_COLUMNS: Final = 13
 
+# So many that are translated to each other are not listed as pairs.
+_MANY_LANGUAGES: Final = 10
+
 
 def table(models: Sequence[ModelInfo]) -> str:
     """A line for each model, below a header."""
@@ -40,7 +43,10 @@ def table(models: Sequence[ModelInfo]) -> str:
 
 
 def abbreviated(groups: Sequence[LanguageGroup], num_columns: int) -> str:
-    """As many pairs as fit into so many columns, such as "en-fr, fr-en and 38 more"."""
+    """As many pairs as fit into so many columns, such as "en-fr, fr-en and 38 more"; of many languages their number."""
+    if number := _num_any_to_any(groups):
+        text = f"any of {number} to any"
+        return text if len(text) <= num_columns else _counted(number, "language")
     num_pairs = sum(group.num_pairs for group in groups)
     pairs = chain.from_iterable(group.pairs() for group in groups)
     names = ["-".join(pair) for pair in islice(pairs, num_columns)]
@@ -91,12 +97,24 @@ def _pairs(groups: Sequence[LanguageGroup]) -> str:
     """All pairs, those of a group of several as its sources and its targets."""
     if all(len(group.sources) == len(group.targets) == 1 for group in groups):
         return ", ".join("-".join(pair) for group in groups for pair in group.pairs())
+    if number := _num_any_to_any(groups):
+        return f"any of these {number} to any other: {', '.join(sorted(groups[0].sources))}"
     return "; ".join(f"from {', '.join(group.sources)} to {', '.join(group.targets)}" for group in groups)
+
+
+def _num_any_to_any(groups: Sequence[LanguageGroup]) -> int:
+    """Of a model that translates between any two of many languages, how many; else 0."""
+    if len(groups) != 1 or {*groups[0].sources} != {*groups[0].targets}:
+        return 0
+    number = len(groups[0].sources)
+    return number if number >= _MANY_LANGUAGES else 0
 
 
 def _defaults(model: ModelInfo) -> str:
     parts = ["of its name"] if model.is_default_version else []
-    if model.default_for:
+    if _num_any_to_any(model.default_for) and model.default_for == model.languages:
+        parts.append("of calls without a model")
+    elif model.default_for:
         parts.append(f"of calls without a model: {_pairs(model.default_for)}")
     return "; ".join(parts)
 

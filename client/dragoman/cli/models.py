@@ -54,7 +54,7 @@ def languages(
     with connected(address, timeout) as client:
         targets = client.languages()
     if as_json:
-        print_text(json.dumps(targets))
+        print_text(json.dumps(dict(targets)))
     else:
         for source in targets:
             print_text(f"{source}: {', '.join(targets[source])}")

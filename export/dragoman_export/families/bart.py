@@ -18,8 +18,10 @@ from dragoman_export.families.fairseq import (
     VOCABULARY_FILE,
     added_tokens,
     check_ids,
+    read_piece_ids,
     read_tokenizer_config,
     read_with_offset,
+    refuse_words,
 )
 from dragoman_export.families.generation import GENERATION_FILE, read_forced_bos, read_generation
 from dragoman_export.families.huggingface import (
@@ -39,7 +41,6 @@ from dragoman_export.model import Dimensions
 from dragoman_export.reading import listed, read_bytes, read_json
 from dragoman_server.bundle.framing import FramingTemplate
 from dragoman_server.bundle.languages import LanguageTable
-from dragoman_server.text.tokenizer import read_vocabulary
 
 MERGES_FILE = "merges.txt"
 _BART_CLASSES = ("BartTokenizer", "RobertaTokenizer")  # `transformers` 5 saves the second
@@ -81,6 +82,7 @@ def read_bart(folder: Path, name: str, languages: Languages) -> Checkpoint:
     integers = read_sizes_and_ids(config, tensors)
     dimensions = _dimensions(config, integers, "post", has_output_bias=OUTPUT_BIAS in tensors)
     vocabulary, merges = _byte_pairs(folder, config)
+    refuse_words(folder, lambda _: False)
     if vocabulary.get("<mask>", 0) >= integers["vocab_size"]:  # which some models have no row for
         del vocabulary["<mask>"]
     _check_specials(folder, vocabulary, config)
@@ -168,7 +170,7 @@ def _byte_pairs(folder: Path, config: Mapping[str, Any]) -> _BytePairs:
     if values.get("add_prefix_space"):
         raise ValueError(f"{folder / TOKENIZER_CONFIG_FILE}: add_prefix_space is true, which is not supported")
     if (folder / VOCABULARY_FILE).exists() and (folder / MERGES_FILE).exists():
-        return _BytePairs(read_vocabulary(folder / VOCABULARY_FILE), read_bytes(folder / MERGES_FILE))
+        return _BytePairs(read_piece_ids(folder), read_bytes(folder / MERGES_FILE))
     path = folder / TOKENIZER_FILE
     if not path.exists():
         raise FileNotFoundError(f"{folder} has neither {VOCABULARY_FILE} and {MERGES_FILE} nor {TOKENIZER_FILE}")
@@ -239,7 +241,8 @@ def _start_of_25(folder: Path, config: Mapping[str, Any], table: LanguageTable, 
         )
     if language_of(table, start) is None:
         raise ValueError(
-            f"{folder / CONFIG_FILE}: decoder_start_token_id is {start!r:.80}, must be the token of the target language"
+            f"{folder / CONFIG_FILE}: decoder_start_token_id is {start!r:.80}, must be the token of the target "
+            f"language, unless tokenizer_class in {TOKENIZER_CONFIG_FILE} is MBart50Tokenizer"
         )
     return int(start)
 

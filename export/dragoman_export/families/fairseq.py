@@ -6,7 +6,7 @@ Source: `transformers.models.m2m_100.tokenization_m2m_100`, `nllb.tokenization_n
 
 import json
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,10 +14,10 @@ from sentencepiece import SentencePieceProcessor
 
 from dragoman_export.families.huggingface import CONFIG_FILE, TOKENIZER_CONFIG_FILE, TokenizerFiles
 from dragoman_export.reading import listed, read_bytes, read_json
-from dragoman_server.text.tokenizer import read_vocabulary
+from dragoman_server.text.tokenizer import SPECIALS, read_vocabulary
 
 SENTENCEPIECE_FILE, VOCABULARY_FILE, TOKENIZER_FILE = "sentencepiece.bpe.model", "vocab.json", "tokenizer.json"
-_SPECIAL_TOKENS_FILE = "special_tokens_map.json"
+_SPECIAL_TOKENS_FILE, _ADDED_TOKENS_FILE = "special_tokens_map.json", "added_tokens.json"
 # fairseq's first ids. SentencePiece's are <unk>, <s>, </s>, and then pieces.
 _FIRST_IDS = {"<s>": 0, "<pad>": 1, "</s>": 2, "<unk>": 3}
 _NUM_SPECIALS_OF_SENTENCEPIECE = 3
@@ -93,12 +93,13 @@ def read_with_offset(folder: Path, default_codes: Sequence[str], code_pattern: r
 
     Raises:
         FileNotFoundError: sentencepiece.bpe.model is missing, or there are no language codes.
-        ValueError: a file is damaged, or the files contradict each other.
+        ValueError: a file is damaged, the files contradict each other, or words were added to the pieces.
     """
     model = read_sentencepiece(folder)
     processor = open_sentencepiece(folder / SENTENCEPIECE_FILE, model)
     pieces = processor.id_to_piece(list(range(_NUM_SPECIALS_OF_SENTENCEPIECE, processor.get_piece_size())))
     vocabulary = _FIRST_IDS | {piece: len(_FIRST_IDS) + i for i, piece in enumerate(pieces)}
+    refuse_words(folder, lambda token: token in vocabulary or code_pattern.fullmatch(token) is not None)
     added = _added_tokens(folder, vocabulary)
     if not added:
         codes = [code for code in _special_tokens(folder) if code_pattern.fullmatch(code)] or default_codes
@@ -118,6 +119,8 @@ def read_with_offset(folder: Path, default_codes: Sequence[str], code_pattern: r
     if faults:
         raise ValueError(f"{folder / TOKENIZER_FILE}: {listed(faults)}")
     language_ids = {code: token_id for code, token_id in added.items() if code_pattern.fullmatch(code)}
+    if not language_ids:
+        raise ValueError(f"{folder} has no token of a language among {listed([*added])}")
     return Pieces(model, vocabulary, language_ids)
 
 
@@ -126,15 +129,42 @@ def read_with_vocabulary(folder: Path, codes: Sequence[str]) -> Pieces:
 
     Raises:
         FileNotFoundError: a file is missing.
-        ValueError: a file is damaged.
+        ValueError: a file is damaged, or words were added to the pieces.
         BundleError: vocab.json is no vocabulary.
     """
-    model, vocabulary = read_sentencepiece(folder), read_vocabulary(folder / VOCABULARY_FILE)
+    model, vocabulary = read_sentencepiece(folder), read_piece_ids(folder)
     language_ids = {code: len(vocabulary) + i for i, code in enumerate(codes)}
     tokens = {f"__{code}__": token_id for code, token_id in language_ids.items()}
     if known := [token for token in tokens if token in vocabulary]:
         raise ValueError(f"{folder / VOCABULARY_FILE} has {listed(known)}, which come behind its entries")
+    refuse_words(folder, lambda token: token in vocabulary or token in tokens)
     return Pieces(model, vocabulary | tokens, language_ids)
+
+
+def read_piece_ids(folder: Path) -> dict[str, int]:
+    """The ids of all pieces, from vocab.json.
+
+    Raises:
+        FileNotFoundError: the file is missing.
+        ValueError: it is no file, or larger than such files are.
+        BundleError: it is no vocabulary.
+    """
+    contents = read_bytes(folder / VOCABULARY_FILE)
+    return read_vocabulary(folder / VOCABULARY_FILE, lambda _: contents)
+
+
+def refuse_words(folder: Path, is_known: Callable[[str], bool]) -> None:
+    """Refuses a tokenizer with words of its own, which it looks for in a text before it divides it into pieces.
+
+    Special tokens may have been added: of a bundle, no text ever becomes one.
+
+    Raises:
+        ValueError: naming the words that were added, but for those that `is_known` holds for.
+    """
+    for path, entries in _added_entries(folder):
+        tokens = [entry["content"] for entry in entries if not entry.get("special", True)]
+        if words := [repr(token)[:80] for token in tokens if token not in SPECIALS and not is_known(token)]:
+            raise ValueError(f"{path}: words that were added to the tokenizer are not supported: {listed(words)}")
 
 
 def check_ids(folder: Path, pieces: Pieces, integers: Mapping[str, int]) -> None:
@@ -147,6 +177,8 @@ def check_ids(folder: Path, pieces: Pieces, integers: Mapping[str, int]) -> None
     ]
     if not faults and (largest := max(pieces.vocabulary.values())) >= size:
         faults = [f"the largest id is {largest}, but vocab_size in {CONFIG_FILE} is {size}"]
+    if not faults and (unused := set(range(largest)) - {*pieces.vocabulary.values()}):
+        faults = [f"no token has the id {min(unused)}, but the largest id is {largest}"]
     faults += [
         f"{token} has id {pieces.vocabulary[token]}, but {field} in {CONFIG_FILE} is {integers[field]}"
         for token, field in (("</s>", "eos_token_id"), ("<pad>", "pad_token_id"))
@@ -164,20 +196,12 @@ def _added_tokens(folder: Path, vocabulary: Mapping[str, int]) -> dict[str, int]
         check_pieces(path, values, vocabulary, SENTENCEPIECE_FILE)
         return added_tokens(path, values)
     path = folder / TOKENIZER_CONFIG_FILE
-    return added_tokens(path, added_in_config(path))
+    return {entry["content"]: entry["id"] for entry in _entries_of_config(path)}
 
 
 def added_in_config(path: Path) -> dict[str, Any]:
     """The tokens beside the pieces in a tokenizer_config.json, if there is one, as a tokenizer.json has them."""
-    decoder = read_json(path).get("added_tokens_decoder") if path.exists() else None
-    if not isinstance(decoder, dict):
-        return {}
-    entries = [
-        {"id": int(token_id), **entry}
-        for token_id, entry in decoder.items()
-        if str(token_id).isdecimal() and isinstance(entry, dict)
-    ]
-    return {"added_tokens": entries}
+    return {"added_tokens": _entries_of_config(path)}
 
 
 def added_tokens(path: Path, values: Mapping[str, Any]) -> dict[str, int]:
@@ -186,16 +210,44 @@ def added_tokens(path: Path, values: Mapping[str, Any]) -> dict[str, int]:
     Raises:
         ValueError: they are no tokens.
     """
-    entries = values.get("added_tokens") or []
+    return {entry["content"]: entry["id"] for entry in _entries(path, values.get("added_tokens") or [])}
+
+
+def _added_entries(folder: Path) -> Iterator[tuple[Path, list[dict[str, Any]]]]:
+    """The files that have tokens beside the pieces, with these: `content`, `id`, and `special` where that is known."""
+    path = folder / TOKENIZER_FILE
+    if path.exists():
+        yield path, _entries(path, read_json(path).get("added_tokens") or [])
+    path = folder / TOKENIZER_CONFIG_FILE
+    yield path, _entries_of_config(path)
+    path = folder / _ADDED_TOKENS_FILE  # of older folders, without flags
+    if path.exists():
+        specials = _special_tokens(folder)
+        tokens = read_json(path).items()
+        yield path, _entries(path, [{"content": t, "id": i, "special": t in specials} for t, i in tokens])
+
+
+def _entries_of_config(path: Path) -> list[dict[str, Any]]:
+    decoder = read_json(path).get("added_tokens_decoder") if path.exists() else None
+    entries = decoder.items() if isinstance(decoder, dict) else ()
+    return _entries(
+        path,
+        [
+            {"id": int(token_id), **entry}
+            for token_id, entry in entries
+            if str(token_id).isdecimal() and isinstance(entry, dict)
+        ],
+    )
+
+
+def _entries(path: Path, entries: Any) -> list[dict[str, Any]]:
     if not isinstance(entries, list):
         raise ValueError(f"{path}: added_tokens is {entries!r:.80}, must be a list")
-    tokens: dict[str, int] = {}
     for entry in entries:
         token, token_id = (entry.get("content"), entry.get("id")) if isinstance(entry, dict) else (None, None)
         if not isinstance(token, str) or type(token_id) is not int or token_id < 0:
             raise ValueError(f"{path} has {entry!r:.80} among its added tokens, which is no token with its id")
-        tokens[token] = token_id
-    return tokens
+    return entries
 
 
 def check_pieces(path: Path, values: Mapping[str, Any], vocabulary: Mapping[str, int], file: str) -> None:
@@ -210,7 +262,7 @@ def check_pieces(path: Path, values: Mapping[str, Any], vocabulary: Mapping[str,
     model = values.get("model")
     pieces = model.get("vocab") if isinstance(model, dict) else None
     if isinstance(pieces, list):
-        pieces = {entry[0]: i for i, entry in enumerate(pieces) if isinstance(entry, list) and entry}
+        pieces = {entry[0]: i for i, entry in enumerate(pieces) if isinstance(entry, list) and _is_piece(entry)}
     if not isinstance(pieces, dict):
         raise ValueError(f"{path} has no vocabulary")
     faults = [
@@ -220,6 +272,11 @@ def check_pieces(path: Path, values: Mapping[str, Any], vocabulary: Mapping[str,
     ]
     if faults:
         raise ValueError(f"{path}: {listed(faults)}")
+
+
+def _is_piece(entry: Sequence[Any]) -> bool:
+    """Whether an entry of a list begins with a text, which its score follows."""
+    return bool(entry) and isinstance(entry[0], str)
 
 
 def _special_tokens(folder: Path) -> list[str]:

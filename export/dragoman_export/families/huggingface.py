@@ -14,14 +14,16 @@ from torch import Tensor
 
 from dragoman_export.checkpoint import SEGMENT_TOKENS, Checkpoint, Config, blank_model, load_tensors, unique_tensors
 from dragoman_export.model import Dimensions, Transformer
-from dragoman_export.reading import SizeFields, listed, read_pickle, read_safetensors, require_sizes
+from dragoman_export.reading import SizeFields, listed, read_pickle, read_safetensors, read_shards, require_sizes
 from dragoman_server.bundle.framing import FramingTemplate
 from dragoman_server.bundle.languages import LanguageTable
 from dragoman_server.bundle.manifest import Generation
+from dragoman_server.bundle.tokenizer_rules import MAX_SPARE_ROWS
 from dragoman_server.text.tokenizer_files import TOKENIZER_FILES, TokenizerKind
 
 CONFIG_FILE, TOKENIZER_CONFIG_FILE = "config.json", "tokenizer_config.json"
 WEIGHTS_FILE, PICKLE_FILE = "model.safetensors", "pytorch_model.bin"
+_INDEX_SUFFIX = ".index.json"
 
 OUTPUT_BIAS = "final_logits_bias"
 POSITION_TABLES = {
@@ -96,6 +98,9 @@ class Fields:
         self._config, self._integers = config, integers
         self.faults = other_values(config, required)
         self.faults += [f"{name} is 0, must be at least 1" for name in _SIZES if integers[name] == 0]
+        num_heads, same = config.get("num_attention_heads"), integers["encoder_attention_heads"]
+        if num_heads not in (None, same):  # which `transformers` takes for a name of the other field
+            self.faults.append(f"num_attention_heads is {num_heads!r:.80}, but encoder_attention_heads {same}")
         start_id = integers["decoder_start_token_id"]
         if start_id >= integers["vocab_size"]:
             self.faults.append(
@@ -163,6 +168,7 @@ def make_checkpoint(
     """All parts of a model that was read, of which `integers` have the ids of its specials.
 
     Raises:
+        ValueError: the tokenizer has not as many pieces as there are embeddings.
         BundleError: a tokenizer file is damaged.
     """
     config = Config(
@@ -179,7 +185,12 @@ def make_checkpoint(
     )
     files: dict[str, bytes] = dict(zip(TOKENIZER_FILES[tokenizer.kind], tokenizer.contents, strict=True))
     checkpoint = Checkpoint.of(config, model, files)
-    checkpoint.open_tokenizer()  # which refuses damaged files
+    size = checkpoint.open_tokenizer().vocabulary.size  # which refuses damaged files
+    most = MAX_SPARE_ROWS[tokenizer.kind]
+    for rows in (model.dims.source_vocabulary_size, model.dims.target_vocabulary_size):
+        if not size <= rows <= size + most:
+            more = f", and up to {most} more may be unused" if most else ""
+            raise ValueError(f"the model has {rows} embeddings, but its tokenizer {size} pieces{more}")
     return checkpoint
 
 
@@ -199,17 +210,24 @@ def read_integers(config: Mapping[str, Any], names: Sequence[str]) -> dict[str, 
 
 
 def read_tensors(folder: Path) -> dict[str, Tensor]:
-    """All tensors of `model.safetensors` or, where there is none, `pytorch_model.bin`, by name, on the CPU.
+    """All tensors by name, on the CPU: of the first of the files that `transformers` looks for, in its order.
+
+    They are `model.safetensors` and `pytorch_model.bin`, each in one piece or in several with an index.
 
     Raises:
-        FileNotFoundError: the folder has neither.
-        ValueError: the file is damaged, or holds anything but weights.
+        FileNotFoundError: the folder has none of them, or only some of the pieces.
+        ValueError: a file is damaged, holds anything but weights, or is not as the index says.
     """
-    if (folder / WEIGHTS_FILE).exists():
-        return read_safetensors(folder / WEIGHTS_FILE)
-    if (folder / PICKLE_FILE).exists():
-        return read_pickle(folder / PICKLE_FILE)
-    raise FileNotFoundError(f"{folder} has neither {WEIGHTS_FILE} nor {PICKLE_FILE} (in one piece)")
+    for name, read in ((WEIGHTS_FILE, read_safetensors), (PICKLE_FILE, read_pickle)):
+        if (folder / name).exists():
+            return read(folder / name)
+        if (index := folder / f"{name}{_INDEX_SUFFIX}").exists():
+            return read_shards(index, read)
+    for name in (WEIGHTS_FILE, PICKLE_FILE):
+        stem, _, suffix = name.partition(".")
+        if next(folder.glob(f"{stem}-*-of-*.{suffix}"), None):
+            raise FileNotFoundError(f"{folder} has {name} in pieces, but not their index {name}{_INDEX_SUFFIX}")
+    raise FileNotFoundError(f"{folder} has neither {WEIGHTS_FILE} nor {PICKLE_FILE}, whole or in pieces with an index")
 
 
 def rename_tensors(
@@ -241,6 +259,11 @@ def rename_tensors(
         "missing " + " or ".join(name for name, other in names.items() if other == ours)
         for ours in parameters.keys() - renamed.keys()
     ]
+    if tensors and not renamed:
+        raise ValueError(
+            f"the weights are of another kind of model: of their {len(tensors)} tensors, such as {min(tensors)[:80]}, "
+            f"none has a name as {next(iter(names))}"
+        )
     if faults:
         raise ValueError(f"the weights do not fit the configuration in {CONFIG_FILE}: {listed(sorted(faults))}")
     return renamed

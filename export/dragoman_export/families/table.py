@@ -13,6 +13,8 @@ from dragoman_export.families.t5 import read_t5
 from dragoman_export.languages import Languages
 from dragoman_export.reading import listed, read_json
 
+_ADAPTER_FILE = "adapter_config.json"  # of peft; `transformers` applies what is there, also beside a whole model
+
 # From a folder, the name of the new model, and the languages that the user stated.
 Reader = Callable[[Path, str, Languages], Checkpoint]
 
@@ -90,6 +92,11 @@ def _layout_of(folder: Path) -> Layout:
         FileNotFoundError: it does not exist, or has none of the files by which layouts are known.
     """
     next(folder.iterdir(), None)  # which raises where it is no folder
+    if (folder / _ADAPTER_FILE).exists():
+        raise ValueError(
+            f"{folder} has {_ADAPTER_FILE}, so it is an adapter of another model: merge it into that (merge_and_unload "
+            "of the package peft), and import the merged model"
+        )
     for layout in LAYOUTS:
         if next(folder.glob(layout.mark), None) is not None:
             return layout

@@ -132,6 +132,13 @@ class Languages:
     Codes are compared without regard to case, and with `_` as `-`.
     """
 
+    @classmethod
+    def of_all(cls, models: Sequence["Languages"]) -> "Languages":
+        """Those of several models; an alias is that of the first that has it."""
+        tables = [model._table for model in models]
+        aliases = {name: code for table in reversed(tables) for name, code in table.aliases.items()}
+        return cls(LanguageTable(tuple(chain.from_iterable(table.directions for table in tables)), aliases=aliases))
+
     def __init__(self, table: LanguageTable) -> None:
         self._table = table
         own = table.sources | table.targets
@@ -176,22 +183,37 @@ class Languages:
 
         Of many directions only the first are named, and of many languages the nearest.
         """
-        sides = {source: self._table.sources, target: self._table.targets}
-        unknown = [code for code, own in sides.items() if not any(name in own for _, name in self._nearest(code))]
-        if not unknown or len(self._table) <= _MAX_NAMED_DIRECTIONS:
-            return f"it translates {self.described(source)}"
-        return "; ".join(
-            f"it has no {code}; of its {len(sides[code])} languages the nearest are {', '.join(self._alike(code))}"
-            for code in unknown
-        )
+        return self.fault_of_pair(source, target) or f"it translates {self.described(source)}"
 
-    def _alike(self, code: str) -> list[str]:
-        """The languages that are spelt most like a code, by any of their names."""
+    def fault_of_pair(self, source: str, target: str) -> str:
+        """Which language of a pair is none of many, with the nearest, or that they are one; else empty.
+
+        Also empty where there are so few directions that all can be named.
+        """
+        if len(self._table) <= _MAX_NAMED_DIRECTIONS:
+            return ""
+        sides = (source, self._table.sources, "source"), (target, self._table.targets, "target")
+        unknown = [
+            f"{code} is none of the {len(own)} {side} languages; the nearest are {', '.join(self._alike(code, own))}"
+            for code, own, side in sides
+            if not self._find(code, own)
+        ]
+        if not unknown and (one := self._find(source, self._table.sources)) == self._find(target, self._table.targets):
+            return f"source and target are both {one}"
+        return "; ".join(unknown)
+
+    def _find(self, code: str, own: Collection[str]) -> str:
+        """The nearest of these languages that a code may stand for, or nothing."""
+        return next((name for _, name in self._nearest(code) if name in own), "")
+
+    def _alike(self, code: str, languages: Collection[str]) -> list[str]:
+        """Those of some languages that are spelt most like a code, by any of their names."""
         wanted = SequenceMatcher(b=folded(code), autojunk=False)
         likeness: dict[str, float] = {}
         for name, own in self._codes.items():
-            wanted.set_seq1(name)
-            likeness[own] = max(likeness.get(own, 0.0), wanted.ratio())
+            if own in languages:
+                wanted.set_seq1(name)
+                likeness[own] = max(likeness.get(own, 0.0), wanted.ratio())
         return sorted(likeness, key=lambda own: (-likeness[own], own))[:_MAX_ALIKE]
 
     def described(self, source: str = "") -> str:

@@ -9,7 +9,7 @@ from dragoman_server.text.tokenizer import TextCodec
 from dragoman_server.text.tokenizer_files import TokenizerKind
 
 # Embeddings whose id no piece has. The model may choose such an id; a tokenizer takes it for unknown.
-_MAX_SPARE_ROWS: dict[TokenizerKind, int] = {
+MAX_SPARE_ROWS: dict[TokenizerKind, int] = {
     "sentencepiece": 0,
     "marian": 255,
     "pieces": 255,
@@ -48,7 +48,7 @@ def check_tokenizer(tokenizer: TextCodec, manifest: Manifest, sizes: Sizes) -> N
 def _fits(kind: TokenizerKind, facts: _Facts) -> bool:
     size = facts.tokenizer.vocabulary.size
     rows = (facts.sizes.source_vocabulary_size, facts.sizes.target_vocabulary_size)
-    return all(0 <= number - size <= _MAX_SPARE_ROWS[kind] for number in rows)
+    return all(0 <= number - size <= MAX_SPARE_ROWS[kind] for number in rows)
 
 
 def _has_its_pieces(golden: Golden, facts: _Facts) -> bool:

@@ -1,9 +1,9 @@
 """Which models there are, and which of them answers a call: plain bookkeeping, without loading anything."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from dragoman_server.bundle.languages import Direction, folded
+from dragoman_server.bundle.languages import Direction, Languages, folded
 from dragoman_server.errors import ModelFailedError, ModelNotFoundError, UnsupportedLanguageError
 from dragoman_server.registry.entry import Entry
 
@@ -143,7 +143,9 @@ class Catalogue:
             return _no_codes()
         if leg := self._nearest(source, target):
             return (leg,)
-        return self._through_another(source, target) or no_pair(source, target, entries)
+        # Between many models of many languages there are many ways to look for: not where none can be found.
+        has_way = not _all_languages(entries).fault_of_pair(source, target)
+        return (has_way and self._through_another(source, target)) or no_pair(source, target, entries)
 
     def _is_no_code(self, code: str) -> bool:
         return all(entry.languages is not None and entry.languages.fault_of(code) for entry in self.serving)
@@ -203,7 +205,11 @@ def failed(entry: Entry) -> ModelFailedError:
     return ModelFailedError(f"model {entry.name!r} cannot be loaded: {entry.error}")
 
 
-def no_pair(source: str, target: str, entries: Iterable[Entry]) -> UnsupportedLanguageError:
+def _all_languages(entries: Sequence[Entry]) -> Languages:
+    return Languages.of_all([entry.languages for entry in entries if entry.languages is not None])
+
+
+def no_pair(source: str, target: str, entries: Sequence[Entry]) -> UnsupportedLanguageError:
     """The error where none of these models translates a pair of languages."""
     pair = f"{source}-{target}"
     named = [(entry.name, entry.languages) for entry in entries if entry.languages]
@@ -212,6 +218,8 @@ def no_pair(source: str, target: str, entries: Iterable[Entry]) -> UnsupportedLa
             text = "this server has no model"
         case [(name, languages)]:
             text = f"model {name!r} does not translate {pair}; {languages.not_found(source, target)}"
+        case _ if fault := _all_languages(entries).fault_of_pair(source, target):
+            text = f"no model translates {pair}; {fault}"
         case _:
             models = "; ".join(f"{name!r} {own.described(source)}" for name, own in named[:_MAX_NAMED])
             num_left = len(named) - _MAX_NAMED

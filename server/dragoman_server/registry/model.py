@@ -125,6 +125,7 @@ class Model:
         attention = None
         if attention_pass is not None:
             replay_attention(bundle, attention_pass)
+            give_back_memory()  # the log-probs of all tokens of a large vocabulary
             attention_pass.background = background  # not before: where the graph hangs, it could not be closed
             attention = AttentionWorker(attention_pass, options.max_waiting)
         engine = engines[0] if len(engines) == 1 else Dispatcher(engines)

@@ -1,5 +1,7 @@
 import dataclasses
 import json
+import pickle
+import sys
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
@@ -9,6 +11,7 @@ import pytest
 from dragoman import (
     Determinism,
     LanguageGroup,
+    LanguagePairs,
     ModelDefaults,
     ModelInfo,
     ModelLimits,
@@ -156,6 +159,30 @@ def test_a_group_has_each_source_with_each_other_target(
     languages = LanguageGroup(sources, targets)
     assert list(languages.pairs()) == pairs
     assert languages.num_pairs == len(pairs)
+
+
+def test_languages_of_200_are_not_multiplied_out() -> None:
+    codes = tuple(f"a{n:03}" for n in range(200))
+    pairs = LanguagePairs(
+        [LanguageGroup(codes, codes), LanguageGroup(("en",), ("a000", "fr")), LanguageGroup((), ("x",))]
+    )
+    assert sys.getsizeof(pairs) < 1000
+    assert pickle.loads(pickle.dumps(pairs)) == pairs
+    assert len(pairs) == 201
+    assert list(pairs) == [*codes, "en"]
+    assert pairs["a007"] == tuple(code for code in codes if code != "a007")
+    assert pairs["en"] == ("a000", "fr")
+    assert ("fr" in pairs, "x" in pairs, None in pairs) == (False, False, False)
+    assert pairs.get("fr") is None
+    assert repr(pairs) == "<LanguagePairs: 201 sources>"
+    assert sum(map(len, pairs.values())) == 200 * 199 + 2
+
+
+def test_languages_of_a_few_are_shown() -> None:
+    pairs = LanguagePairs([LanguageGroup(("fr", "en"), ("en", "fr")), LanguageGroup(("pt",), ("pt",))])
+    assert repr(pairs) == "{'en': ('fr',), 'fr': ('en',), 'pt': ('pt',)}"
+    assert pairs == {"en": ("fr",), "fr": ("en",), "pt": ("pt",)}
+    assert repr(LanguagePairs([])) == "{}"
 
 
 def test_languages_are_those_of_all_models(server: FakeServer, call: Call) -> None:

@@ -211,6 +211,14 @@ def test_the_tokenizer_of_bart_is_the_same_from_old_and_new_files(bart: Path) ->
         assert tokenizers[0].encode(text) == tokenizers[1].encode(text)
 
 
+def test_words_that_a_fine_tune_added_are_refused(bart: Path) -> None:
+    values = json.loads((bart / "tokenizer.json").read_text(encoding="utf-8"))
+    word = {"id": 401, "content": "COVID-19", "special": False}
+    edit_json(bart / "tokenizer.json", added_tokens=[*values["added_tokens"], word])
+    with pytest.raises(ValueError, match="words that were added to the tokenizer are not supported: 'COVID-19'"):
+        read(bart)
+
+
 def test_a_mask_that_the_model_has_no_row_for_is_left_out(bart: Path) -> None:
     """As with some published models."""
     size = json.loads((bart / CONFIG).read_text(encoding="utf-8"))["vocab_size"]
@@ -310,6 +318,13 @@ def test_the_target_of_mbart25_is_stated_where_its_folder_has_none(mbart25: Path
     config = read(mbart25, pair="en-ro").config
     assert [*config.languages] == [("en", "ro")]
     assert config.languages.token_ids["ro"] == (config.bos_token_id,)
+
+
+def test_an_mbart50_that_does_not_say_so_is_told_how(mbart50: Path) -> None:
+    for file in ("tokenizer.json", TOKENIZER_CONFIG):
+        (mbart50 / file).unlink()
+    with pytest.raises(ValueError, match=r"unless tokenizer_class in tokenizer_config\.json is MBart50Tokenizer"):
+        read(mbart50)
 
 
 def test_codes_of_older_mbart_folders_are_those_of_the_class(mbart50: Path, mbart25: Path) -> None:

@@ -277,6 +277,8 @@ def test_models_of_other_families_are_imported(
 def test_a_model_that_is_refused_leaves_nothing_behind(run: ExportCommand, tmp_path: Path, family: Family) -> None:
     write_model(tmp_path / "source", family, encoder_layers=1, decoder_layers=1)
     edit_json(tmp_path / "source" / "config.json", activation_function="gelu_new", decoder_ffn_dim=48)
+    assert run("import", tmp_path / "source", tmp_path / "bundle", "--pair", "en-de", "--from", "en") == 2
+    assert "give --pair or --from, not both" in run.err
     assert run("import", tmp_path / "source", tmp_path / "bundle", "--pair", "en-de") == 2
     assert run.err.count("\n") == 1
     assert "config.json: encoder_ffn_dim is 96 and decoder_ffn_dim 48, must be the same; activation_function" in run.err

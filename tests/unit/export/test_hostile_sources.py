@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from dragoman_export.checkpoint import Checkpoint
 from support.export_command import ExportCommand
+from support.family_models import write_model
 from support.marian_model import write_marian
 
 Damage = Callable[[Path], object]
@@ -251,10 +252,7 @@ MARIAN: dict[str, tuple[Damage, str]] = {
     "no tensors at all": (header("{}", num_data_bytes=0), "but no axis of the weights is longer than 0"),
     "a pickle that runs code": (pickled(lambda _: {"a": Exploit()}), "pytorch_model.bin cannot be loaded"),
     "a compressed pickle": (compressed_pickle, "pytorch_model.bin cannot be loaded"),
-    "a pickle of a list": (
-        pickled_list,
-        "pytorch_model.bin is not a dictionary of tensors",
-    ),
+    "a pickle of a list": (pickled_list, "pytorch_model.bin is not a dictionary of tensors"),
 }
 
 
@@ -271,6 +269,21 @@ def test_a_hostile_model_is_refused_in_one_sentence(
     assert len(run.err) < 1500
     for advice in ("weights_only", "torch.load", "Traceback"):
         assert advice not in run.err
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+@pytest.mark.parametrize("file", ["vocab.json", "merges.txt", "tokenizer_config.json", "added_tokens.json"])
+@pytest.mark.parametrize("damage", [pipe, lambda file: sparse_file(file, 8 << 30)])
+def test_no_file_of_another_family_is_read_before_it_is_looked_at(
+    run: ExportCommand, tmp_path: Path, file: str, damage: Callable[[str], Damage]
+) -> None:
+    folder = tmp_path / "model"
+    write_model(folder, "bart", encoder_layers=1, decoder_layers=1)
+    (folder / file).touch()
+    damage(file)(folder)
+    assert run("import", folder, tmp_path / "bundle", "--pair", "en-fr") == 2
+    assert run.err.count("\n") == 1
+    assert f"{file} is " in run.err
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from dragoman_export.__main__ import Stopped, _stopped_by_signals
 from dragoman_export.checkpoint import Checkpoint
 from dragoman_server.bundle.bundle import Bundle
 from support.export_command import ExportCommand
@@ -105,3 +106,23 @@ def test_an_export_that_does_not_fit_on_the_disk_leaves_nothing(model: Path) -> 
     assert process.returncode == 2
     assert process.stderr.splitlines()[-1] == f"dragoman-export: {model.parent / 'bundle'}: File too large"
     assert names(model.parent) == ["model"]
+
+
+@pytest.mark.parametrize("raised", [ImportError("initialization failed"), SystemExit(2)])
+def test_a_signal_that_a_library_turns_into_another_error_is_still_that_signal(raised: BaseException) -> None:
+    """As NumPy does while it is imported."""
+
+    def load_library() -> None:
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        except Stopped:
+            raise raised from None
+
+    with pytest.raises(Stopped) as stopped, _stopped_by_signals():
+        load_library()
+    assert stopped.value.signal is signal.SIGTERM
+
+
+def test_an_error_without_a_signal_stays_what_it_is() -> None:
+    with pytest.raises(ImportError), _stopped_by_signals():
+        raise ImportError

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -136,8 +137,48 @@ FAULTS: list[tuple[Family, str, dict[str, Any], str]] = [
         {"added_tokens": [{"id": 5000, "content": "fra_Latn"}]},
         "the language fra_Latn has id 5000, but vocab_size in config.json is 464",
     ),
-    ("nllb", "tokenizer.json", {"added_tokens": [{"id": 463, "content": "fra_Latn"}]}, "but none with id 261"),
+    (
+        "nllb",
+        "tokenizer.json",
+        {"added_tokens": [{"id": 463, "content": "fra_Latn"}]},
+        "no token has the id 261, but the largest id is 463",
+    ),
+    ("nllb", "tokenizer.json", {"added_tokens": [{"id": 3, "content": "<unk>"}]}, "has no token of a language among"),
+    ("nllb", "tokenizer.json", {"added_tokens": {"a": 1}}, "added_tokens is {'a': 1}, must be a list"),
+    (
+        "m2m100",
+        CONFIG,
+        {"num_attention_heads": 8},
+        "num_attention_heads is 8, but encoder_attention_heads 4",
+    ),
 ]
+# Lists of pieces that are none are no reason for a traceback.
+ODD_PIECES: list[Any] = [[1, 2, [[]]], [[[1], 0.0]], [[]], [[None]], [[{}]]]
+
+
+@pytest.mark.parametrize("pieces", ODD_PIECES)
+def test_odd_pieces_of_a_tokenizer_json_say_nothing_about_ids(nllb: Path, pieces: Any) -> None:
+    expected = read(nllb).companion_files
+    edit_json(nllb / "tokenizer.json", model={"vocab": pieces})
+    assert read(nllb).companion_files == expected
+
+
+@pytest.mark.parametrize("rename", [lambda name: f"module.{name}", lambda name: name.removeprefix("model.")])
+def test_weights_of_other_names_are_told_from_missing_ones(nllb: Path, rename: Callable[[str], str]) -> None:
+    def edit(tensors: dict[str, torch.Tensor]) -> None:
+        for name in list(tensors):
+            tensors[rename(name)] = tensors.pop(name)
+
+    edit_tensors(nllb, edit)
+    with pytest.raises(ValueError, match=r"the weights are of another kind of model: of their \d+ tensors, such as "):
+        read(nllb)
+
+
+def test_an_adapter_is_no_model(nllb: Path) -> None:
+    """`transformers` would apply it to the weights beside it."""
+    (nllb / "adapter_config.json").write_text("{}", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"has adapter_config\.json, so it is an adapter of another model: merge"):
+        read(nllb)
 
 
 @pytest.mark.parametrize(("family", "file", "change", "fault"), FAULTS)

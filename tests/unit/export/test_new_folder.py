@@ -113,3 +113,9 @@ def test_an_error_without_a_name_gets_that_of_the_folder(tmp_path: Path) -> None
     with pytest.raises(OSError, match="folder") as raised, new_folder(tmp_path / "folder"):
         raise OSError(28, "No space left on device")
     assert raised.value.filename == str(tmp_path / "folder")
+
+
+def test_a_folder_within_a_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(NotADirectoryError, match="file"), new_folder(tmp_path / "file" / "folder"):
+        pass

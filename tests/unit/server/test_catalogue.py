@@ -1,11 +1,13 @@
 """Which model answers a call, where there are several."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from dragoman_server.bundle.bundle import Bundle
+from dragoman_server.bundle.languages import DirectionGroup, LanguageTable
 from dragoman_server.errors import ModelFailedError, ModelNotFoundError, UnsupportedLanguageError
 from dragoman_server.registry.catalogue import Catalogue
 from dragoman_server.registry.entry import Entry
@@ -159,3 +161,37 @@ def test_codes_that_callers_make_up_take_no_memory() -> None:
 def test_without_models_nothing_is_answered() -> None:
     assert str(catalogue().route("", "en", "fr")) == "this server has no model"
     assert str(catalogue().route("a", "en", "fr")) == "there is no such model; this server has none"
+
+
+def entry_of_many(name: str, codes: Sequence[str], aliases: dict[str, str]) -> Entry:
+    found = entry(name, "en>fr")
+    assert found.bundle is not None
+    table = LanguageTable((DirectionGroup(tuple(codes), tuple(codes)),), aliases=aliases)
+    bundle = replace(found.bundle, manifest=replace(found.bundle.manifest, languages=table))
+    return Entry(found.place, name, "1", bundle)
+
+
+def test_a_model_of_many_languages_stands_beside_models_of_one_pair() -> None:
+    codes = ["en", "fr", "zh-Hans", "zh-Hant", *(f"a{number}" for number in range(200))]
+    nllb = entry_of_many("nllb", codes, {"eng_Latn": "en", "zh-TW": "zh-Hant", "zh": "zh-Hans"})
+    found = catalogue(entry("opus-en-fr", "en>fr"), nllb, entry("opus-en-zh", "en>zh"))
+    assert routed(found, "en", "fr") == [("opus-en-fr@1", "en", "fr")]
+    assert routed(found, "fr", "en") == [("nllb@1", "fr", "en")]
+    assert routed(found, "en", "zh-TW") == [("nllb@1", "en", "zh-Hant")]
+    assert routed(found, "eng_Latn", "fr") == [("nllb@1", "en", "fr")]
+    assert routed(found, "a7", "a8-XX") == [("nllb@1", "a7", "a8")]
+    for source, target, fault in (
+        ("en", "a1111", "a1111 is none of the 205 target languages; the nearest are a111, "),
+        ("en-US", "eng-Latn", "source and target are both en"),
+        ("xx", "fr", "xx is none of the 204 source languages; "),
+    ):
+        refusal = found.route("", source, target)
+        assert isinstance(refusal, UnsupportedLanguageError)
+        assert f"no model translates {source}-{target}; {fault}" in str(refusal)
+
+
+def test_no_way_is_looked_for_where_there_can_be_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = catalogue(*(entry_of_many(name, [f"a{number}" for number in range(200)], {}) for name in "abc"))
+    monkeypatch.setattr(found, "_through_another", lambda *_: pytest.fail("a pivot was looked for"))
+    for source, target in (("a1", "a1"), ("a1", "xx"), ("xx", "a1")):
+        assert isinstance(found.route("", source, target), UnsupportedLanguageError)

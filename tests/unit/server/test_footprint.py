@@ -1,11 +1,13 @@
 """What a model takes up is known before it is loaded."""
 
+import json
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from sentencepiece.sentencepiece_model_pb2 import ModelProto  # type: ignore[attr-defined]
 
 from dragoman_server.bundle.bundle import Bundle, embedded_bundle
 from dragoman_server.bundle.manifest import ATTENTION_FILE, WEIGHTS_FILE, Precision
@@ -14,6 +16,7 @@ from dragoman_server.errors import BundleError
 from dragoman_server.runtime import footprint, runner
 from dragoman_server.runtime.footprint import model_bytes
 from support.bundles import edit_manifest, put
+from support.piece_tokenizers import train_pieces, write_pieces
 
 ONE_LANE, TWO_LANES = (EngineOptions(lanes=lanes, num_threads=1) for lanes in (1, 2))
 
@@ -44,6 +47,38 @@ def test_a_model_takes_up_what_was_expected() -> None:
     measured = int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
     expected = model_bytes(*Bundle.peek(embedded_bundle()), ONE_LANE)
     assert measured / 1.3 < expected < measured * 1.3
+
+
+# Of the first one in a process, as it is in most.
+MEASURE_TOKENIZER = """
+import re, sys
+from pathlib import Path
+from dragoman_server.runtime.memory import give_back_memory
+from dragoman_server.text.tokenizer import load_tokenizer
+
+def resident():
+    rollup = Path("/proc/self/smaps_rollup").read_text()
+    return 1024 * int(re.search("^Anonymous: +([0-9]+) kB$", rollup, re.MULTILINE)[1])
+
+before = resident()
+tokenizer = load_tokenizer("pieces", Path(sys.argv[1]))
+give_back_memory()
+print(resident() - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="the memory is that which Linux tells")
+def test_a_tokenizer_of_many_pieces_takes_up_what_was_expected(tmp_path: Path) -> None:
+    model = ModelProto()
+    model.ParseFromString(train_pieces("bpe"))
+    for number in range(100_000):
+        model.pieces.add(piece=f"▁{number:x}кошка", score=-number)
+    vocabulary = write_pieces(tmp_path, model.SerializeToString())
+    (tmp_path / "vocab.json").write_text(json.dumps(vocabulary, ensure_ascii=False), encoding="utf-8")
+    command = [sys.executable, "-c", MEASURE_TOKENIZER, str(tmp_path)]
+    measured = int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    size = sum(file.stat().st_size for file in tmp_path.iterdir())
+    assert 0.95 * measured < footprint._TOKENIZER_FACTORS["pieces"] * size < 1.4 * measured
 
 
 @pytest.mark.parametrize("precision", ["fp32", "int8"])

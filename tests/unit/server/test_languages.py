@@ -114,13 +114,32 @@ def test_of_many_languages_the_nearest_are_named_where_a_call_has_another() -> N
     codes = ("en", "zh-Hans", "zh-Hant", "xh", *(f"a{n}" for n in range(50)))
     languages = Languages(LanguageTable((DirectionGroup(codes, codes),), aliases={"zho_Hant": "zh-Hant"}))
     assert languages.not_found("zho_Hunt", "en").startswith(
-        "it has no zho_Hunt; of its 54 languages the nearest are zh-Hant,"
+        "zho_Hunt is none of the 54 source languages; the nearest are zh-Hant,"
     )
-    assert "it has no xx; " in languages.not_found("xx", "yy")
-    assert "; it has no yy; " in languages.not_found("xx", "yy")
-    assert languages.not_found("en", "en-US").startswith("it translates en-zh-Hans, ")
+    assert "xx is none of the 54 source languages; " in languages.not_found("xx", "yy")
+    assert "; yy is none of the 54 target languages; " in languages.not_found("xx", "yy")
+    assert languages.not_found("en", "en-US") == "source and target are both en"
+    assert languages.not_found("zho_Hant", "zh-Hant-TW") == "source and target are both zh-Hant"
     few = Languages(LanguageTable.of([("en", "fr")]))
     assert few.not_found("xx", "en") == "it translates en-fr"
+
+
+def test_only_languages_of_the_side_in_question_are_said_to_be_near() -> None:
+    sources = tuple(f"a{n}" for n in range(30))
+    languages = Languages(LanguageTable((DirectionGroup(sources, ("de",)),), aliases={"a1_XX": "a1"}))
+    assert languages.not_found("a1", "a2") == "a2 is none of the 1 target languages; the nearest are de"
+    assert languages.not_found("a1-x", "xx").endswith("xx is none of the 1 target languages; the nearest are de")
+    assert "none of the 30 source languages; the nearest are a1, " in languages.not_found("a1XX", "de")
+
+
+def test_languages_of_several_models_are_those_of_all() -> None:
+    codes = tuple(f"a{n}" for n in range(30))
+    many = LanguageTable((DirectionGroup(codes, codes),), aliases={"b": "a0", "c": "a1"})
+    languages = Languages.of_all([Languages(LanguageTable.of([("b", "de")])), Languages(many)])
+    assert languages.fault_of_pair("xx", "de").startswith("xx is none of the 31 source languages; the nearest are ")
+    assert languages.fault_of_pair("c", "a1-US") == "source and target are both a1"
+    assert languages.fault_of_pair("b", "a0") == ""  # the first has a language of that name
+    assert Languages.of_all([Languages(LanguageTable.of([("en", "de")]))]).fault_of_pair("en", "en") == ""
 
 
 def test_a_model_without_a_default_says_which_languages_it_has() -> None:

@@ -125,7 +125,10 @@ def _randomise(model: PreTrainedModel, eos_bias: float) -> None:
         for name, module in model.named_modules():
             if isinstance(module, nn.Linear) and name != "lm_head":
                 nn.init.xavier_uniform_(module.weight, generator=generator)
+                if name.endswith(".q"):
+                    module.weight *= 0.5
                 if name.endswith((".o", ".wo")):
+                    module.weight *= 3
                     module.weight[0] = 0
             elif isinstance(module, nn.Embedding) and name.endswith("relative_attention_bias"):
                 module.weight.normal_(generator=generator)
@@ -138,7 +141,7 @@ def _randomise(model: PreTrainedModel, eos_bias: float) -> None:
         norm = model.decoder.final_layer_norm.weight
         # Of both signs: otherwise, where the projection is the embedding, the likeliest next token is the one before.
         norm.normal_(std=_SPREAD * width**-0.5 * factor, generator=generator)
-        norm[0] = 0.5 * factor
+        norm[0] = factor
         projection = model.lm_head.weight
         projection[config.pad_token_id] = 0
         projection[config.pad_token_id, 0] = 1.0

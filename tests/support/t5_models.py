@@ -25,13 +25,13 @@ T5Family = Literal["t5", "t5v1.1", "mt5", "madlad", "byt5"]
 T5_FAMILIES: tuple[T5Family, ...] = get_args(T5Family)
 
 SPIECE_FILE = "spiece.model"
-TASKS = {
+TASKS: dict[str, dict[str, Any]] = {
     "summarization": {"prefix": "summarize: ", "num_beams": 4},
     "translation_en_to_de": {"prefix": "translate English to German: ", "num_beams": 4},
     "translation_en_to_fr": {"prefix": "translate English to French: "},
     "translation_en_to_ro": {"prefix": "translate English to Romanian: "},
 }
-_TEXTS = (*SENTENCES, *(str(task["prefix"]) for task in TASKS.values()))
+_TEXTS = (*SENTENCES, *(task["prefix"] for task in TASKS.values()))
 # As many of MADLAD-400's tags as tell how they are read, in its order, and what it has beside languages.
 MADLAD_CODES = (
     "ace",

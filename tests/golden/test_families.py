@@ -1,7 +1,7 @@
 """Imported models of all families but Marian against `transformers`, which wrote their folders."""
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,9 +23,9 @@ from dragoman_server.engine.search_options import SearchOptions
 from dragoman_server.runtime.attention_pass import AttentionPass
 from dragoman_server.service.calls import DecodingFields
 from dragoman_server.service.options import resolve
-from support.family_models import Family, edit_json, write_model
+from support.family_models import Family, edit_json, is_t5, write_model
 from support.generating import SCORE_TOLERANCE, TIE_MARGIN, Found, Ids, decode, generate, is_tied
-from support.piece_tokenizers import EOS_ID, PAD_ID
+from support.piece_tokenizers import EOS_ID, PAD_ID, UNK_ID
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -123,14 +123,21 @@ class Model:
     def sources(self, count: int) -> dict[Direction, list[Ids]]:
         """Of random pieces and lengths, about as many for each direction."""
         rng = random.Random(count)
-        codec = self.bundle.tokenizer
-        text_ids = [i for i in range(codec.vocabulary.size) if not codec.is_control(i) and i != codec.unknown_id]
+        text_ids = self.text_ids()
         found: dict[Direction, list[Ids]] = {}
         for index in range(count):
             direction = Direction(*DIRECTIONS[self.family][index % len(DIRECTIONS[self.family])])
             ids = rng.choices(text_ids, k=rng.randint(1, 19))
             found.setdefault(direction, []).append(self.bundle.manifest.framing_of(direction).frame(ids))
         return found
+
+    def text_ids(self) -> Sequence[int]:
+        """The ids of pieces that texts have."""
+        codec = self.bundle.tokenizer
+        if is_t5(self.family):  # whose languages are words
+            return [i for i in range(codec.vocabulary.size) if not (codec.is_control(i) or i == codec.unknown_id)]
+        num_pieces = codec.vocabulary.size - 2  # without <mask> and an entry that fills up
+        return range(UNK_ID + 1, min(sum(self.bundle.manifest.languages.token_ids.values(), (num_pieces,))))
 
     def forced(self, direction: Direction) -> Ids:
         return self.bundle.manifest.framing_of(direction).target_prefix

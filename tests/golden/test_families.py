@@ -1,7 +1,7 @@
-"""Imported M2M-100, NLLB-200, BART and mBART models against `transformers`, which wrote their folders."""
+"""Imported models of all families but Marian against `transformers`, which wrote their folders."""
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from dragoman_server.engine.search_options import SearchOptions
 from dragoman_server.runtime.attention_pass import AttentionPass
 from dragoman_server.service.calls import DecodingFields
 from dragoman_server.service.options import resolve
-from support.family_models import Family, edit_json, write_model
+from support.family_models import Family, edit_json, is_t5, write_model
 from support.generating import SCORE_TOLERANCE, TIE_MARGIN, Found, Ids, decode, generate, is_tied
 from support.piece_tokenizers import EOS_ID, PAD_ID, UNK_ID
 
@@ -34,6 +34,10 @@ ATTENTION_TOLERANCE = 1e-5
 _DEEPER = {"encoder_layers": 1, "decoder_layers": 3, "encoder_attention_heads": 2, "decoder_attention_heads": 2}
 _WIDE = {"d_model": 128, "encoder_attention_heads": 8, "decoder_attention_heads": 8}
 _WIDE |= {"encoder_ffn_dim": 64, "decoder_ffn_dim": 64}
+_T5_DEEPER = {"num_layers": 1, "num_decoder_layers": 3, "num_heads": 2, "d_kv": 8}
+_T5_DEEPER |= {"relative_attention_num_buckets": 4, "relative_attention_max_distance": 8}
+_T5_DEEPER["use_cache"] = False  # which `transformers` makes for as many layers as the encoder has
+_T5_WIDE = {"d_model": 48, "num_heads": 8, "d_kv": 24, "d_ff": 40, "relative_attention_num_buckets": 32}
 # The bias of end-of-sentence with which some targets end early, some late and some not at all, and fields of the
 # configuration. The first of each family is run always.
 CONFIGURATIONS: list[tuple[Family, str, float, dict[str, Any]]] = [
@@ -62,6 +66,23 @@ CONFIGURATIONS: list[tuple[Family, str, float, dict[str, Any]]] = [
     ("mbart25", "unscaled", 3.0, {"scale_embedding": False}),
     ("mbart25", "deeper decoder, two heads, silu", 2.0, _DEEPER | {"activation_function": "silu"}),
     ("mbart25", "wide, eight heads", 6.0, _WIDE),
+    ("t5", "as published", 11.0, {}),
+    ("t5", "untied, gelu", 11.0, {"untied": True, "feed_forward_proj": "gelu"}),
+    ("t5", "deeper decoder, two narrow heads, four buckets", 9.5, _T5_DEEPER),
+    ("t5", "wide heads, gated-silu", 5.0, _T5_WIDE | {"feed_forward_proj": "gated-silu"}),
+    ("t5v1.1", "as published", 9.5, {}),
+    ("t5v1.1", "tied, gated-relu", 3.5, {"untied": False, "feed_forward_proj": "gated-relu"}),
+    ("t5v1.1", "deeper decoder, two narrow heads, four buckets", 6.5, _T5_DEEPER),
+    ("t5v1.1", "wide heads, gated-silu", 5.0, _T5_WIDE | {"feed_forward_proj": "gated-silu"}),
+    ("mt5", "as published", 13.0, {}),
+    ("mt5", "tied, wide heads", 5.0, _T5_WIDE | {"untied": False}),
+    ("mt5", "deeper decoder, two narrow heads, four buckets", 6.5, _T5_DEEPER),
+    ("madlad", "as published", 11.0, {}),
+    ("madlad", "wide heads, epsilon", 9.5, _T5_WIDE | {"layer_norm_epsilon": 1e-3}),
+    ("madlad", "deeper decoder, two narrow heads, four buckets", 9.5, _T5_DEEPER),
+    ("byt5", "as published", 3.5, {}),
+    ("byt5", "three encoder layers, tied", 5.0, {"num_layers": 3, "num_decoder_layers": 1, "untied": False}),
+    ("byt5", "wide heads", 3.5, _T5_WIDE),
 ]
 DIRECTIONS: dict[Family, list[tuple[str, str]]] = {
     "m2m100": [("en", "fr"), ("zh", "af"), ("fil", "zu"), ("nso", "de")],
@@ -69,6 +90,18 @@ DIRECTIONS: dict[Family, list[tuple[str, str]]] = {
     "bart": [("en", "fr")],
     "mbart50": [("en", "fr"), ("zh", "ar"), ("sl", "en"), ("fil", "gl")],
     "mbart25": [("en", "de"), ("zh", "de"), ("ar", "de")],
+    "t5": [("en", "de"), ("en", "fr"), ("en", "ro")],
+    "t5v1.1": [("en", "fr")],
+    "mt5": [("en", "fr")],
+    "madlad": [("en", "fr"), ("tlh", "zh-Hant"), ("ar", "ace-Arab"), ("fr-CA", "en")],
+    "byt5": [("en", "fr")],
+}
+# Of families without languages of their own.
+STATED: dict[Family, Languages] = {
+    "bart": Languages("en-fr"),
+    "t5v1.1": Languages("en-fr"),
+    "mt5": Languages("en-fr", source_prefix="translate English to French: "),
+    "byt5": Languages("en-fr", source_prefix="fr: "),
 }
 BEAM = {"num_beams": 4, "num_return_sequences": 4}, SearchOptions(beam_size=4, num_hypotheses=4)
 SEARCHES: dict[str, tuple[dict[str, Any], SearchOptions]] = {
@@ -90,17 +123,21 @@ class Model:
     def sources(self, count: int) -> dict[Direction, list[Ids]]:
         """Of random pieces and lengths, about as many for each direction."""
         rng = random.Random(count)
-        first_special = min(sum(self.bundle.manifest.languages.token_ids.values(), (self.num_pieces,)))
+        text_ids = self.text_ids()
         found: dict[Direction, list[Ids]] = {}
         for index in range(count):
             direction = Direction(*DIRECTIONS[self.family][index % len(DIRECTIONS[self.family])])
-            text_ids = rng.choices(range(UNK_ID + 1, first_special), k=rng.randint(1, 19))
-            found.setdefault(direction, []).append(self.bundle.manifest.framing_of(direction).frame(text_ids))
+            ids = rng.choices(text_ids, k=rng.randint(1, 19))
+            found.setdefault(direction, []).append(self.bundle.manifest.framing_of(direction).frame(ids))
         return found
 
-    @property
-    def num_pieces(self) -> int:
-        return self.checkpoint.open_tokenizer().vocabulary.size - 2  # without <mask> and an entry that fills up
+    def text_ids(self) -> Sequence[int]:
+        """The ids of pieces that texts have."""
+        codec = self.bundle.tokenizer
+        if is_t5(self.family):  # whose languages are words
+            return [i for i in range(codec.vocabulary.size) if not (codec.is_control(i) or i == codec.unknown_id)]
+        num_pieces = codec.vocabulary.size - 2  # without <mask> and an entry that fills up
+        return range(UNK_ID + 1, min(sum(self.bundle.manifest.languages.token_ids.values(), (num_pieces,))))
 
     def forced(self, direction: Direction) -> Ids:
         return self.bundle.manifest.framing_of(direction).target_prefix
@@ -119,7 +156,7 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     family, eos_bias, config = request.param
     folder = tmp_path_factory.mktemp("family")
     huggingface = write_model(folder / "source", family, eos_bias, **config)
-    checkpoint = read_model(folder / "source", "model", Languages(pair="en-fr" if family == "bart" else None))
+    checkpoint = read_model(folder / "source", "model", STATED.get(family, Languages()))
     huggingface.generation_config.forced_eos_token_id = None  # what is cut off shall not look finished
     bundle, comparison = export(checkpoint, folder / "bundle", "fp32", read_sources(checkpoint, (), 10))
     return Model(family, huggingface, checkpoint, bundle, comparison)
@@ -153,7 +190,7 @@ def test_targets_and_scores_are_those_of_generate(model: Model, search: str, cou
     targets = {target for wanted in everything for target in wanted.targets}
     assert len(targets) > count // 2
     assert len({len(target) for target in targets}) > 2
-    assert any(target[-1] == EOS_ID for target in targets)
+    assert any(target[-1] == model.bundle.manifest.eos_token_id for target in targets)
     assert len({token_id for target in targets for token_id in target}) > 5 + count // 10
 
 

@@ -1,4 +1,4 @@
-"""Imported M2M-100, NLLB-200, BART and mBART models behind a real server, by every method of the SDK."""
+"""Imported models of all families but Marian behind a real server, by every method of the SDK."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,7 +15,6 @@ from dragoman_export.families.table import read_model
 from dragoman_export.languages import Languages
 from dragoman_server.bundle.bundle import Bundle
 from support.family_models import Family, write_model, write_tokenizer
-from support.piece_tokenizers import EOS_ID
 from support.process import server_process
 
 MAX_TARGET_TOKENS = 24
@@ -33,14 +32,35 @@ PAIRS: dict[Family, tuple[tuple[str, str], tuple[str, str], tuple[str, str]]] = 
     "bart": (("en", "fr"), ("en", "fr"), ("", "")),
     "mbart50": (("en_XX", "pt_BR"), ("en", "pt"), ("en_XX", "pt_XX")),
     "mbart25": (("en-GB", "de-AT"), ("en", "de"), ("en_XX", "de_DE")),
+    "t5": (("en", "fr-CA"), ("en", "fr"), ("", "")),
+    "mt5": (("en", "fr"), ("en", "fr"), ("", "")),
+    "madlad": (("en-US", "zh-TW"), ("en", "zh-Hant"), ("", "")),
+    "byt5": (("en", "fr"), ("en", "fr"), ("", "")),
+}
+# What the user states of families without languages of their own, and what stands before the texts.
+STATED: dict[Family, Languages] = {
+    "bart": Languages("en-fr"),
+    "mt5": Languages("en-fr", source_prefix="translate English to French: "),
+    "byt5": Languages("en-fr", source_prefix="fr: "),
+}
+PREFIXES: dict[Family, str] = {
+    "t5": "translate English to French: ",
+    "mt5": "translate English to French: ",
+    "madlad": "<2zh_Hant> ",
+    "byt5": "fr: ",
 }
 EOS_BIASES: dict[Family, float] = {"m2m100": 7.0, "nllb": 5.0, "bart": 12.0, "mbart50": 4.0, "mbart25": 3.0}
+EOS_BIASES |= {"t5": 14.0, "mt5": 16.0, "madlad": 11.0, "byt5": 3.5}
 NUM_LANGUAGES: dict[Family, tuple[int, int]] = {  # sources, and pairs
     "m2m100": (100, 100 * 99),
     "nllb": (202, 202 * 201),
     "bart": (1, 1),
     "mbart50": (52, 52 * 51),
     "mbart25": (24, 24),
+    "t5": (1, 3),
+    "mt5": (1, 1),
+    "madlad": (19, 19 * 18),
+    "byt5": (1, 1),
 }
 
 
@@ -64,7 +84,7 @@ class Served:
         source, _ = PAIRS[self.family][2]
         if source:
             self.tokenizer.src_lang = source
-        ids: list[int] = self.tokenizer(text).input_ids
+        ids: list[int] = self.tokenizer(PREFIXES.get(self.family, "") + text).input_ids
         return ids
 
     @torch.inference_mode()
@@ -85,7 +105,7 @@ def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     family: Family = request.param
     folder = tmp_path_factory.mktemp("family")
     model = write_model(folder / "source", family, EOS_BIASES[family])
-    checkpoint = read_model(folder / "source", "model", Languages(pair="en-fr" if family == "bart" else None))
+    checkpoint = read_model(folder / "source", "model", STATED.get(family, Languages()))
     bundle, _ = export(checkpoint, folder / "bundle", "fp32", read_sources(checkpoint, (), 10))
     model.generation_config.forced_eos_token_id = None  # what is cut off shall not look finished
     tokenizer = write_tokenizer(folder / "tokenizer", family)
@@ -179,4 +199,4 @@ def test_texts_end_where_the_model_ends_them(served: Served) -> None:
     """Otherwise what was compared would mean little."""
     targets = {served.generate(text, 1) for text in TEXTS}
     assert len(targets) > 1
-    assert any(EOS_ID in target for target in targets)
+    assert any(served.bundle.manifest.eos_token_id in target for target in targets)

@@ -43,8 +43,7 @@ from support.piece_tokenizers import (
 )
 from support.t5_models import T5_FAMILIES, T5Family, write_t5_model, write_t5_tokenizer
 
-BartFamily = Literal["m2m100", "nllb", "bart", "mbart50", "mbart25"]
-Family = BartFamily | T5Family
+Family = Literal["m2m100", "nllb", "bart", "mbart50", "mbart25"] | T5Family
 
 MAX_POSITIONS = 96
 LOGIT_SPREAD = 3.0  # wide enough that ties are rare
@@ -53,14 +52,14 @@ EOS_BIAS = 7.0
 _NORM_BIAS = 20.0
 SENTENCEPIECE_FILE = "sentencepiece.bpe.model"
 
-_MODELS: Mapping[BartFamily, tuple[type[PreTrainedConfig], type[PreTrainedModel]]] = {
+_MODELS: Mapping[str, tuple[type[PreTrainedConfig], type[PreTrainedModel]]] = {
     "m2m100": (M2M100Config, M2M100ForConditionalGeneration),
     "nllb": (M2M100Config, M2M100ForConditionalGeneration),
     "bart": (BartConfig, BartForConditionalGeneration),
     "mbart50": (MBartConfig, MBartForConditionalGeneration),
     "mbart25": (MBartConfig, MBartForConditionalGeneration),
 }
-_TOKENIZERS: Mapping[BartFamily, type[PreTrainedTokenizerBase]] = {
+_TOKENIZERS: Mapping[str, type[PreTrainedTokenizerBase]] = {
     "m2m100": M2M100Tokenizer,
     "nllb": NllbTokenizer,
     "bart": BartTokenizer,

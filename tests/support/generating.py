@@ -51,6 +51,7 @@ def generate(model: PreTrainedModel, sources: Sequence[Ids], options: dict[str, 
     defaults: dict[str, Any] = {
         "num_beams": 1,
         "do_sample": False,
+        "use_cache": config.use_cache,
         "return_dict_in_generate": True,
         "output_scores": True,
         "max_length": 1 + MAX_TARGET_TOKENS,  # they count the token that the decoder begins with
@@ -64,10 +65,16 @@ def generate(model: PreTrainedModel, sources: Sequence[Ids], options: dict[str, 
         generation_config=GenerationConfig(**(defaults | options)),
         logits_processor=LogitsProcessorList(noise),
     )
-    targets = [tuple(i for i in ids[1:] if i != pad_id) for ids in output.sequences.tolist()]
+    targets = [_unpadded(ids[1:], pad_id, config.eos_token_id) for ids in output.sequences.tolist()]
     scores = output.sequences_scores.tolist() if "num_beams" in options else []
     count = options.get("num_return_sequences", 1)
     return [Found(targets[i : i + count], scores[i : i + count]) for i in range(0, len(targets), count)]
+
+
+def _unpadded(target: Ids, pad_id: int, eos_id: int) -> Ids:
+    """A target without what fills its row up: padding, or end-of-sentence where padding is 0."""
+    length = target.index(eos_id) + 1 if eos_id in target else len(target)
+    return tuple(i for i in target[:length] if i != pad_id)
 
 
 def decode(bundle: Bundle, sources: Sequence[Ids], options: SearchOptions, forced: Ids = ()) -> Iterator[Found]:

@@ -99,3 +99,5 @@ def write_kind(kind: TokenizerKind, folder: Path) -> None:
             write_pieces(folder, train_pieces("bpe"))
         case "byte_bpe":
             write_byte_bpe(folder)
+        case "bytes":
+            pass  # which has no files

@@ -25,16 +25,45 @@ T5Family = Literal["t5", "t5v1.1", "mt5", "madlad", "byt5"]
 T5_FAMILIES: tuple[T5Family, ...] = get_args(T5Family)
 
 SPIECE_FILE = "spiece.model"
-TASKS = {
+TASKS: dict[str, dict[str, Any]] = {
     "summarization": {"prefix": "summarize: ", "num_beams": 4},
     "translation_en_to_de": {"prefix": "translate English to German: ", "num_beams": 4},
     "translation_en_to_fr": {"prefix": "translate English to French: "},
     "translation_en_to_ro": {"prefix": "translate English to Romanian: "},
 }
-_TEXTS = (*SENTENCES, *(str(task["prefix"]) for task in TASKS.values()))
+_TEXTS = (*SENTENCES, *(task["prefix"] for task in TASKS.values()))
 # As many of MADLAD-400's tags as tell how they are read, in its order, and what it has beside languages.
-MADLAD_CODES = "ace ace_Arab ar de en fr fr_CA he hi_Latn ms_Arab_BN nds_NL no pt sh sr tlh zh zh_Hant zh_Latn".split()
-_MADLAD_TASKS = "Latn Hant CA translate back_translated transliterate en_xx_simple zxx_xx_dtynoise".split()
+MADLAD_CODES = (
+    "ace",
+    "ace_Arab",
+    "ar",
+    "de",
+    "en",
+    "fr",
+    "fr_CA",
+    "he",
+    "hi_Latn",
+    "ms_Arab_BN",
+    "nds_NL",
+    "no",
+    "pt",
+    "sh",
+    "sr",
+    "tlh",
+    "zh",
+    "zh_Hant",
+    "zh_Latn",
+)
+_MADLAD_TASKS = (
+    "Latn",
+    "Hant",
+    "CA",
+    "translate",
+    "back_translated",
+    "transliterate",
+    "en_xx_simple",
+    "zxx_xx_dtynoise",
+)
 _SPREAD = 3.0  # of logits
 _COMMON = 4.0  # of all rows of the embedding, in the first dimension
 
@@ -125,7 +154,10 @@ def _randomise(model: PreTrainedModel, eos_bias: float) -> None:
         for name, module in model.named_modules():
             if isinstance(module, nn.Linear) and name != "lm_head":
                 nn.init.xavier_uniform_(module.weight, generator=generator)
+                if name.endswith(".q"):
+                    module.weight *= 0.5
                 if name.endswith((".o", ".wo")):
+                    module.weight *= 3
                     module.weight[0] = 0
             elif isinstance(module, nn.Embedding) and name.endswith("relative_attention_bias"):
                 module.weight.normal_(generator=generator)
@@ -138,7 +170,7 @@ def _randomise(model: PreTrainedModel, eos_bias: float) -> None:
         norm = model.decoder.final_layer_norm.weight
         # Of both signs: otherwise, where the projection is the embedding, the likeliest next token is the one before.
         norm.normal_(std=_SPREAD * width**-0.5 * factor, generator=generator)
-        norm[0] = 0.5 * factor
+        norm[0] = factor
         projection = model.lm_head.weight
         projection[config.pad_token_id] = 0
         projection[config.pad_token_id, 0] = 1.0

@@ -366,9 +366,9 @@ class DecodingOptions(google.protobuf.message.Message):
     """The most tokens to decode for one segment, the end-of-sentence token
     included. At least 1 and at most the model's own limit. A segment that
     reaches it ends with FINISH_REASON_LENGTH. Absent means `max_length_ratio`,
-    and without that three times the segment's source tokens plus 32, or one
-    more than `min_target_tokens` where that is more. The model's limit holds
-    in any case.
+    and without that three times the segment's source tokens plus 32 (nine
+    times where tokens are bytes), or one more than `min_target_tokens` where
+    that is more. The model's limit holds in any case.
     """
     min_target_tokens: builtins.int
     """End-of-sentence, which is not counted, is never decoded before this many
@@ -709,8 +709,8 @@ class Signals(google.protobuf.message.Message):
     when it reads nothing.
     """
     repetition: builtins.float
-    """The share of the target's tokens in sequences of four that occurred before.
-    0 to 1.
+    """The share of the target's tokens in sequences of four, of bytes in sequences
+    of sixteen, that occurred before. 0 to 1.
     """
     length_ratio: builtins.float
     """Target tokens over source tokens, neither counting specials."""

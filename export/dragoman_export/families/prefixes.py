@@ -1,7 +1,7 @@
 """The languages of models that are told what to do by the beginning of their source: T5's tasks, MADLAD-400's tags."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from dragoman_export.families.huggingface import CONFIG_FILE
@@ -9,7 +9,7 @@ from dragoman_export.families.multilingual import any_to_any, narrowed
 from dragoman_export.families.spiece import Bytes, Spiece
 from dragoman_export.languages import Languages, Pair, parse_pair, standard_tag
 from dragoman_server.bundle.framing import FramingTemplate, Part
-from dragoman_server.bundle.languages import LanguageTable
+from dragoman_server.bundle.languages import DirectionGroup, LanguageTable
 
 _TASK = re.compile(r"translation_([A-Za-z_-]+)_to_([A-Za-z_-]+)")
 
@@ -101,7 +101,7 @@ def _framed(prefixes: Mapping[Pair, Ids], eos_token_id: int) -> tuple[LanguageTa
     """
     if len(set(prefixes.values())) == 1:
         (prefix,) = set(prefixes.values())
-        return LanguageTable.of(prefixes), FramingTemplate(prefix, (eos_token_id,), ())
+        return LanguageTable(_groups(prefixes)), FramingTemplate(prefix, (eos_token_id,), ())
     by_target, by_source = (_by_language(prefixes, place) for place in (1, 0))
     by_code, part = (by_target, _TARGET) if by_target else (by_source, _SOURCE)
     if not by_code:
@@ -111,7 +111,15 @@ def _framed(prefixes: Mapping[Pair, Ids], eos_token_id: int) -> tuple[LanguageTa
     if not head + tail:
         raise ValueError(f"{CONFIG_FILE}: the prefixes have nothing in common: choose one with --pair")
     token_ids = {code: ids[len(head) : len(ids) - len(tail)] for code, ids in by_code.items()}
-    return LanguageTable.of(prefixes, token_ids), FramingTemplate((*head, part, *tail), (eos_token_id,), ())
+    return LanguageTable(_groups(prefixes), token_ids), FramingTemplate((*head, part, *tail), (eos_token_id,), ())
+
+
+def _groups(pairs: Iterable[Pair]) -> tuple[DirectionGroup, ...]:
+    """The directions by their sources."""
+    targets: dict[str, list[str]] = {}
+    for source, target in pairs:
+        targets.setdefault(source, []).append(target)
+    return tuple(DirectionGroup((source,), tuple(codes)) for source, codes in targets.items())
 
 
 def _by_language(prefixes: Mapping[Pair, Ids], place: int) -> dict[str, Ids]:

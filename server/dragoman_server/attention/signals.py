@@ -21,8 +21,8 @@ _LEAST = np.finfo(np.float32).tiny  # in place of zero, where there is none
 
 # A source token is covered when the weights on it, summed over the target, reach this.
 COVERED_WEIGHT = 0.2
-# Tokens of a sequence that counts as repeated.
-REPEATED_TOKENS = 4
+# Tokens of a sequence that counts as repeated, and bytes where tokens are bytes.
+REPEATED_TOKENS, REPEATED_BYTES = 4, 16
 
 # Beyond these something is unusual. Of the default model's translations of 200 sentences of everyday English into each
 # of its other languages, no more than one in a hundred is, whichever of its heads is looked at.
@@ -31,6 +31,8 @@ MAX_ENTROPY = 0.95  # nearly even: single heads reach 0.9 with sources of two wo
 MAX_END_OF_SENTENCE_SHARE = 0.6  # one in a hundred is above 0.4
 MAX_REPETITION = 0.3  # one in a hundred is above 0.2
 MIN_LENGTH_RATIO, MAX_LENGTH_RATIO = 0.4, 2.5  # one in a hundred is below 0.7 or above 2
+# Where tokens are bytes: a letter is one in Latin script and three in others.
+MAX_BYTES_OF_LETTER = 3
 # The most letters that the vocabulary has no words for were 11 % of a sentence, in 53,000 sentences of the four
 # languages of the default model; all of a text in another script are.
 MAX_UNSPELT_SHARE = 0.3
@@ -88,6 +90,7 @@ def segment_signals(
         target.finish_reason is FinishReason.LENGTH,
         is_copied(source.segment_text, tokenizer.decode(target.token_ids)),
         _unspelt_share(source, spans, tokenizer),
+        are_bytes=manifest.tokenizer == "bytes",
     )
 
 
@@ -98,6 +101,7 @@ def signals(
     is_cut_off: bool,
     is_copied: bool,
     unspelt_share: float,
+    are_bytes: bool = False,
 ) -> Signals:
     """The signals of one segment.
 
@@ -110,6 +114,7 @@ def signals(
         is_cut_off: whether the target reached its limit.
         is_copied: whether it has the numbers, addresses, placeholders and the like of the source.
         unspelt_share: how many of the source's letters the vocabulary has no words for, 0 to 1.
+        are_bytes: whether tokens are bytes.
     """
     weights = cross / np.maximum(cross.sum(axis=1, keepdims=True), _LEAST)
     num_tokens = len(source_spans)
@@ -117,7 +122,7 @@ def signals(
     coverage = float(is_covered.mean())
     entropy = _entropy(weights)
     end_of_sentence_share = float(weights[:, num_tokens:].sum(axis=1).mean()) if len(weights) else 0.0
-    repetition = _repetition(target_ids)
+    repetition = _repetition(target_ids, REPEATED_BYTES if are_bytes else REPEATED_TOKENS)
     length_ratio = len(target_ids) / len(source_spans)
 
     def suspicions() -> Iterator[Suspicion]:
@@ -128,7 +133,8 @@ def signals(
         if repetition > MAX_REPETITION:
             yield Suspicion.REPETITIVE
         is_long = len(target_ids) + len(source_spans) >= MIN_TOKENS_FOR_RATIO
-        if is_long and not MIN_LENGTH_RATIO <= length_ratio <= MAX_LENGTH_RATIO:
+        slack = MAX_BYTES_OF_LETTER if are_bytes else 1
+        if is_long and not MIN_LENGTH_RATIO / slack <= length_ratio <= MAX_LENGTH_RATIO * slack:
             yield Suspicion.LENGTH
         if is_cut_off:
             yield Suspicion.CUT_OFF
@@ -181,12 +187,12 @@ def _entropy(weights: NDArray[np.float32]) -> float:
     return float(-(weights * logs).sum(axis=1).mean() / np.log(num_columns))
 
 
-def _repetition(token_ids: Sequence[int]) -> float:
-    """The share of tokens that stand in a sequence of `REPEATED_TOKENS` which came before."""
+def _repetition(token_ids: Sequence[int], length: int) -> float:
+    """The share of tokens that stand in a sequence of this length which came before."""
     seen: set[tuple[int, ...]] = set()
     repeated: set[int] = set()
-    for begin in range(len(token_ids) - REPEATED_TOKENS + 1):
-        places = range(begin, begin + REPEATED_TOKENS)
+    for begin in range(len(token_ids) - length + 1):
+        places = range(begin, begin + length)
         sequence = tuple(token_ids[place] for place in places)
         if sequence in seen:
             repeated.update(places)

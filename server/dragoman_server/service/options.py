@@ -22,14 +22,23 @@ _MODEL_FIELDS = ("length_penalty", "min_target_tokens", "repetition_penalty", "n
 _SAMPLING_FIELDS = ("temperature", "top_k", "top_p", "seed")
 
 
+MAX_GROWTH = 3
+_MAX_GROWTH_OF_BYTES = 9  # a letter of English is one byte, of Hindi or Thai three
+
+
 @dataclass(frozen=True, slots=True)
 class TargetLimit:
-    """How many tokens the target of a segment may have, end-of-sentence included."""
+    """How many tokens the target of a segment may have, end-of-sentence included.
+
+    `max_growth` counts where a caller sets no limit: no translation between our languages has so many times the tokens
+    of its source.
+    """
 
     model_limit: int
     max_target_tokens: int | None = None
     max_length_ratio: float | None = None
     min_target_tokens: int = 0
+    max_growth: int = MAX_GROWTH
 
     def of(self, num_source_tokens: int) -> int:
         """The limit for a source of this many tokens, at least 1."""
@@ -39,9 +48,8 @@ class TargetLimit:
         if self.max_length_ratio is not None:
             limits.append(math.ceil(self.max_length_ratio * num_source_tokens))
         if len(limits) == 1:
-            # No translation between our languages is three times its source; a model that
-            # has run into a loop goes on to the limit.
-            limits.append(max(3 * num_source_tokens + 32, self.min_target_tokens + 1))
+            # A model that has run into a loop goes on to the limit.
+            limits.append(max(self.max_growth * num_source_tokens + 32, self.min_target_tokens + 1))
         return min(limits)
 
 
@@ -87,7 +95,11 @@ def resolve(
         suppressed=suppressed,
     )
     limit = TargetLimit(
-        manifest.limits.max_target_tokens, fields.max_target_tokens, fields.max_length_ratio, search.min_target_tokens
+        manifest.limits.max_target_tokens,
+        fields.max_target_tokens,
+        fields.max_length_ratio,
+        search.min_target_tokens,
+        _MAX_GROWTH_OF_BYTES if manifest.tokenizer == "bytes" else MAX_GROWTH,
     )
     violations += _limit_violations(limit)
     violations += [_out_of_range(name, description) for name, description in search.faults(max_rows)]

@@ -12,7 +12,7 @@ import torch
 from dragoman import __version__
 from dragoman_export.checkpoint import Checkpoint, unique_tensors
 from dragoman_server.bundle.bundle import Bundle, embedded_bundle
-from dragoman_server.bundle.languages import LanguageTable
+from dragoman_server.bundle.languages import Direction, LanguageTable
 from dragoman_server.bundle.manifest import DECODER_STEP_FILE
 from dragoman_server.text.tokenizer import load_tokenizer
 from support.export_command import ExportCommand
@@ -257,6 +257,8 @@ def test_a_marian_model_is_imported(run: ExportCommand, tmp_path: Path, precisio
         ("m2m100", "fp16", "en-fr"),
         ("mbart50", "int8", "en-fr"),
         ("bart", "fp16", ""),
+        ("t5", "int8", "en-fr"),
+        ("byt5", "fp32", ""),
     ],
 )
 def test_models_of_other_families_are_imported(
@@ -283,6 +285,18 @@ def test_a_model_that_is_refused_leaves_nothing_behind(run: ExportCommand, tmp_p
     assert run.err.count("\n") == 1
     assert "config.json: encoder_ffn_dim is 96 and decoder_ffn_dim 48, must be the same; activation_function" in run.err
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
+
+
+def test_a_prefix_of_the_sources_is_given_with_the_pair(run: ExportCommand, tmp_path: Path) -> None:
+    write_model(tmp_path / "mt5", "mt5", num_layers=1, num_decoder_layers=1)
+    options = ("--pair", "en-fr", "--num-sources", 1)
+    assert run("import", tmp_path / "mt5", tmp_path / "a", *options, "--source-prefix", "to French: ") == 0, run.err
+    bundle = Bundle.open(tmp_path / "a")
+    framing = bundle.manifest.framing_of(Direction("en", "fr"))
+    assert framing.source_prefix == tuple(bundle.tokenizer.encode("to French:"))
+    assert run("import", tmp_path / "mt5", tmp_path / "b", *options, "--source-prefix", "to French:") == 2
+    assert "the prefix 'to French:' does not end with a space" in run.err
+    assert not (tmp_path / "b").exists()
 
 
 def test_names_and_languages_of_an_imported_model_can_be_given(run: ExportCommand, tmp_path: Path) -> None:

@@ -21,5 +21,5 @@ def test_the_reader_is_the_one_of_the_model_type(tmp_path: Path, monkeypatch: py
 @pytest.mark.parametrize("config", [{"model_type": "gpt2"}, {"model_type": ["marian"]}, {}])
 def test_a_model_of_no_known_family_is_refused(tmp_path: Path, config: dict[str, Any]) -> None:
     (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ValueError, match=r"has model_type .*; can be imported: bart, m2m_100, marian, mbart"):
+    with pytest.raises(ValueError, match=r"has model_type .*; can be imported: bart, m2m_100, marian, mbart, mt5, t5"):
         table.read_model(tmp_path, "name", Languages())

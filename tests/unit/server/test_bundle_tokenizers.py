@@ -91,7 +91,6 @@ def test_a_tokenizer_of_as_many_pieces_but_of_another_model_is_refused(folder: P
             "eos_token_id is 2, must be 3, which the tokenizer has",
         ),
         ([put("decoder_start_token_id", 9)], "decoder_start_token_id is 9, must be a control symbol"),
-        ([put("decoder_start_token_id", 1)], "decoder_start_token_id is 1, must be a control symbol"),
         (
             [put("languages", "token_ids", "fr", [9]), replace_id(5, 9)],
             r"ids\[fr\]\[0\] is 9, must be a control symbol",
@@ -319,6 +318,33 @@ def test_more_ids_than_embeddings_are_refused(kind: TokenizerKind, vocabulary_bu
 def test_a_vocabulary_with_a_gap_is_refused(vocabulary_bundle: Path) -> None:
     edit_vocabulary(vocabulary_bundle, lambda ids: ids.update(more=len(ids) + 1))
     refused(vocabulary_bundle, r"vocab.json has \d+ pieces, but none with id")
+
+
+@pytest.mark.parametrize(("num_rows", "is_refused"), [(384, False), (259, False), (258, True), (259 + 256, True)])
+def test_a_tokenizer_of_bytes_has_no_file_and_some_spare_rows(tmp_path: Path, num_rows: int, is_refused: bool) -> None:
+    checkpoint = random_checkpoint(source_vocabulary_size=num_rows, target_vocabulary_size=num_rows)
+    config = dataclasses.replace(
+        checkpoint.config,
+        pad_token_id=0,
+        bos_token_id=2,  # unknown, which a decoder may begin with
+        eos_token_id=1,
+        languages=LanguageTable.of([("en", "fr")]),
+        framing=FramingTemplate((3 + ord("f"), 3 + ord(":")), (1,), ()),
+        tokenizer="bytes",
+    )
+    checkpoint = dataclasses.replace(checkpoint, config=config, tokenizer=b"")
+
+    def write() -> None:
+        export(checkpoint, tmp_path / "bundle", "fp32", random_sources(checkpoint, 2))
+
+    if is_refused:
+        with pytest.raises(BundleError, match="tokenizer is 'bytes', must be one with as many pieces as"):
+            write()
+    else:
+        write()
+        bundle = Bundle.open(tmp_path / "bundle")
+        assert {path.suffix for path in (tmp_path / "bundle").iterdir()} == {".json", ".onnx", ".bin"}
+        assert bundle.tokenizer.decode(bundle.tokenizer.encode("é")) == "é"
 
 
 def test_a_model_of_other_pieces_than_the_vocabulary_is_refused(tmp_path: Path) -> None:

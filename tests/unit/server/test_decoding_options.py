@@ -1,3 +1,4 @@
+import dataclasses
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -187,3 +188,9 @@ def test_without_options_the_limit_is_that_of_the_model_alone(
 ) -> None:
     served = resolved(tokenizer, manifest).limit.of(num_source_tokens)
     assert TargetLimit(LIMIT).of(num_source_tokens) == served == min(3 * num_source_tokens + 32, LIMIT)
+
+
+def test_a_target_of_bytes_may_be_longer(tokenizer: Tokenizer, manifest: Manifest) -> None:
+    """Of a text in Latin script, its translation into another has three bytes for one."""
+    limit = resolved(tokenizer, dataclasses.replace(manifest, tokenizer="bytes")).limit
+    assert limit.of(2) == 9 * 2 + 32

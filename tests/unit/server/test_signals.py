@@ -123,6 +123,21 @@ def test_what_was_not_copied_and_what_cannot_be_spelt() -> None:
     assert found.suspicions == (Suspicion.UNKNOWN_SCRIPT,)
 
 
+def test_bytes_repeat_and_differ_in_number_more_than_words_do() -> None:
+    """A phrase of four bytes comes back in most texts, and Devanagari has three bytes for a letter."""
+    source = "the hen and the other hens"
+    target = "अ" * 3 + "आ" * 5 + "इ" * 14
+    spans = [(place, place + 1) for place in range(len(source))]
+    cross = np.eye(len(source) + 1, dtype=np.float32)
+    english, hindi = [*source.encode()], [*target.encode()]
+    assert all_signals(cross, spans, english, False, True, 0.0, are_bytes=True).suspicions == ()
+    assert Suspicion.REPETITIVE in all_signals(cross, spans, english, False, True, 0.0).suspicions
+    assert len(hindi) > 2.5 * len(spans)
+    longer = all_signals(cross, spans, hindi, False, True, 0.0, are_bytes=True)
+    assert Suspicion.LENGTH not in longer.suspicions
+    assert Suspicion.REPETITIVE in longer.suspicions
+
+
 @given(st.integers(1, 8), st.integers(0, 9), st.integers(0, 2), st.integers(0, 2**32 - 1))
 def test_shares_are_shares(num_source: int, num_target: int, num_following: int, seed: int) -> None:
     rng = np.random.default_rng(seed)

@@ -13,6 +13,7 @@ import sentencepiece
 
 from dragoman_server.errors import BundleError
 from dragoman_server.text.byte_bpe import ByteBpeTokenizer
+from dragoman_server.text.byte_ids import ByteTokenizer
 from dragoman_server.text.tokenizer import MarianTokenizer, PieceTokenizer, Tokenizer, load_tokenizer, target_language
 from dragoman_server.text.tokenizer_files import TOKENIZER_FILES, TokenizerKind
 from support.marian_tokenizer import EOS_ID as MARIAN_EOS_ID
@@ -167,6 +168,7 @@ def test_a_damaged_model_is_a_bundle_error(tmp_path: Path, content: bytes | None
         ("marian", MarianTokenizer),
         ("pieces", PieceTokenizer),
         ("byte_bpe", ByteBpeTokenizer),
+        ("bytes", ByteTokenizer),
     ],
 )
 def test_the_kind_decides_what_is_loaded(tmp_path: Path, kind: TokenizerKind, loaded: type) -> None:

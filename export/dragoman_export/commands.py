@@ -142,17 +142,27 @@ def import_model(
             "shall have.",
         ),
     ] = None,
+    tokenizer: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="PATH",
+            help="SentencePiece model of a CTranslate2 folder that has none, or the folder of source.spm and "
+            "target.spm.",
+        ),
+    ] = None,
     sources: Sources = None,
     num_sources: NumSources = None,
     details: Details = False,
 ) -> None:
     """Turn a model in Hugging Face's layout into a bundle: Marian or OPUS-MT, M2M-100, NLLB-200, BART or mBART.
 
+    Folders of CTranslate2 and packages of Argos Translate are taken, too.
+
     The languages need not be given where the folder has them. They become BCP 47 tags: fr for >>fra<<, fra_Latn or
     fr_XX, pt-BR for >>pt_BR<<. At fp32 the import fails unless ONNX Runtime reproduces PyTorch.
     """
     require_absent(bundle)
-    checkpoint = read_model(source, name or source.resolve().name, Languages(pair, source_language))
+    checkpoint = read_model(source, name or source.resolve().name, Languages(pair, source_language), tokenizer)
     _write(checkpoint, bundle, precision, sources, num_sources, details)
 
 

@@ -129,7 +129,9 @@ def check_ctranslate2(translator: ctranslate2.Translator, manifest: Manifest) ->
     for golden in manifest.parity.golden:
         source = [str(i) for i in golden.source_ids]
         limit = len(golden.token_ids)
-        result = translator.translate_batch([source], beam_size=1, max_decoding_length=limit)[0]
+        framing = manifest.framing_of((golden.direction.source, golden.direction.target))
+        forced = [[str(i) for i in framing.target_prefix]]
+        result = translator.translate_batch([source], forced, beam_size=1, max_decoding_length=limit)[0]
         target = [str(i) for i in without_eos(golden.token_ids, manifest.eos_token_id)]
         scored = translator.score_batch([source], [target])[0]
         # CTranslate2 ends every target with end-of-sentence, also one that its length has ended.

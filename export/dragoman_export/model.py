@@ -33,13 +33,13 @@ class Dimensions:
     target_vocabulary_size: int
     d_model: int = 512
     num_heads: int = 8
-    head_size: int | None = None  # K; None: D / H
     d_feed_forward: int = 2048
     num_encoder_layers: int = 6
     num_decoder_layers: int = 6
     max_positions: int = 512  # longest source and longest target, in tokens
     shared_vocabulary: bool = True  # the embeddings of source and target are one matrix
     tied_projection: bool = True  # the output projection is the target's embedding
+    head_size: int | None = None  # K; None: D / H
     norm: Literal["post", "pre"] = "post"  # where layer norm stands relative to the residual (paper: post)
     norm_kind: Literal["layer", "rms"] = "layer"  # RMS norm neither centres states nor adds a bias
     norm_epsilon: float = 1e-5

@@ -105,6 +105,11 @@ class FramingTemplate:
         """Whether targets begin with the ids of a language."""
         return any(isinstance(part, str) for part in self.target_prefix)
 
+    @property
+    def reads_a_language(self) -> bool:
+        """Whether sources have the ids of a language."""
+        return any(isinstance(part, str) for part in (*self.source_prefix, *self.source_suffix))
+
     def max_specials(self, languages: LanguageTable) -> tuple[int, int]:
         """The largest number of specials around a source text, and before a target text, of any direction."""
         longest = {

@@ -353,6 +353,7 @@ _RULES: tuple[Rule[Manifest], ...] = (
 
 # Fields that came after the others of this version. A manifest from before them has their defaults.
 _LATER_FIELDS: dict[str, set[str]] = {
+    "architecture": {"state_size"},
     "generation": {"min_target_tokens", "repetition_penalty", "no_repeat_ngram_size"},
 }
 

@@ -86,6 +86,8 @@ def test_our_own_models_are_decoded_greedily_by_default(tiny_bundles: dict[Preci
 def test_the_files_of_a_bundle_depend_on_its_tokenizer() -> None:
     shared = {"encoder.onnx", "decoder_step.onnx", "weights.bin"}
     assert set(required_files("sentencepiece")) == shared | {"tokenizer.model"}
+    pair = {"source.model", "source_vocab.json", "target.model", "target_vocab.json"}
+    assert set(required_files("pieces_pair")) == shared | pair
     assert set(required_files("marian")) == shared | {"source.spm", "target.spm", "vocab.json"}
 
 

@@ -45,8 +45,8 @@ _LANGUAGE_TOKENS = (
     re.compile(r"\[?([a-z]{2}_[A-Z]{2})\]?"),
 )
 _READINGS = {"ns": "nso"}  # what M2M-100 calls Northern Sotho
-# What CTranslate2 does where nothing is said: it stops with the first `beam_size` hypotheses.
-_GENERATION = Generation(beam_size=2, length_penalty=1.0, early_stopping=True)
+# What `translate_batch` does where nothing is said: it stops with the first `beam_size` hypotheses.
+_GENERATION = Generation(beam_size=2, length_penalty=1.0, early_stopping=True, min_target_tokens=1)
 
 
 def read_ctranslate2(folder: Path, name: str, languages: Languages, tokenizer: Path | None = None) -> Checkpoint:
@@ -114,7 +114,7 @@ def _languages(
 ) -> tuple[LanguageTable, FramingTemplate, int]:
     """The languages as BCP 47 tags, the framing of their texts, and the id with which the decoder begins."""
     source = vocabularies.source
-    prefix: tuple[Part, ...] = (source[settings.bos_token],) if settings.add_source_bos else ()
+    prefix: tuple[Part, ...] = (source[settings.bos_token or ""],) if settings.add_source_bos else ()
     suffix: tuple[Part, ...] = (vocabularies.eos_id,) if settings.has_source_end else ()
     start_id = vocabularies.start_id
     if tokens := {code: i for token, i in source.items() if (code := target_language(token))}:

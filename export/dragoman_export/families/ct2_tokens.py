@@ -20,7 +20,8 @@ from dragoman_export.reading import listed, read_bytes, read_json
 from dragoman_server.text.tokenizer import END_OF_SENTENCE, PADDING, UNKNOWN
 
 _OTHER_PADDING = "<blank>"  # OpenNMT's, and what CTranslate2's converter for fairseq makes of <pad>
-_START = "<start>"
+# Names for the zeros that the decoder begins with: control symbols, whichever is free.
+_STARTS = (PADDING, "<mask>", "<s>")
 _MIN_KNOWN_SHARE = 0.5  # of the pieces of a SentencePiece model that are in the vocabulary
 _PAIRS = (("source.spm", "target.spm"), ("source.model", "target.model"))
 _SINGLES = ("sentencepiece.model", "sentencepiece.bpe.model", "spiece.model", "tokenizer.model", "spm.model")
@@ -31,7 +32,7 @@ class Settings(NamedTuple):
     """The fields of config.json or, in older folders, of the model's file."""
 
     unk_token: str
-    bos_token: str
+    bos_token: str | None
     eos_token: str
     decoder_start_token: str | None  # None: callers give it
     add_source_bos: bool
@@ -88,7 +89,7 @@ def read_settings(folder: Path, file: ModelFile) -> Settings:
     values = read_json(path)
     fields: Mapping[str, tuple[type, ...]] = {
         "unk_token": (str,),
-        "bos_token": (str,),
+        "bos_token": (str, type(None)),
         "eos_token": (str,),
         "decoder_start_token": (str, type(None)),
         "add_source_bos": (bool,),
@@ -165,7 +166,9 @@ def _with_spare_rows(
     num_source, num_target = len(source), len(target)
     wanted = [UNKNOWN] if UNKNOWN not in target else []
     if starts_from_zero:
-        start = _START if PADDING in target else PADDING
+        start = next((name for name in _STARTS if name not in target), None)
+        if start is None:
+            raise ValueError(f"the vocabulary of the target has {', '.join(_STARTS)}: no name is free for the start")
         wanted.append(start)
     elif is_shared and PADDING not in target:
         wanted.append(PADDING)
@@ -209,13 +212,11 @@ def _tokens(path: Path, settings: Settings) -> dict[str, int]:
     if PADDING not in names and _OTHER_PADDING in names:
         names[names.index(_OTHER_PADDING)] = PADDING
     ids: dict[str, int] = {}
-    faults = [
-        f"{token!r:.80} has the ids {ids[token]} and {i}"
-        for i, token in enumerate(names)
-        if ids.setdefault(token, i) != i
-    ]
-    if faults:
-        raise ValueError(f"{path}: {listed(faults)}")
+    for i, name in enumerate(names):
+        # Of a token with several ids, texts have the first; some vocabularies are filled up with such.
+        ids[name if name not in ids else f"{name}<{i}>"] = i
+    if len(ids) < len(names):
+        raise ValueError(f"{path} has {len(names)} tokens, some of which cannot be told apart")
     return ids
 
 
@@ -266,18 +267,16 @@ def read_piece_models(place: Path, vocabularies: Vocabularies) -> PieceModels:
 
 def tokenizer_files(models: PieceModels, vocabularies: Vocabularies) -> TokenizerFiles:
     """The tokenizer as a bundle has it: its kind depends on how many models and vocabularies there are."""
-    source, target = (
+    source, target = models.source.contents, models.target.contents
+    ids, target_ids = (
         json.dumps(ids, ensure_ascii=False).encode() for ids in (vocabularies.source, vocabularies.target)
     )
-    if vocabularies.rows.are_shared and models.source is models.target:
-        return TokenizerFiles("pieces", (models.source.contents, source))
-    if vocabularies.rows.are_shared and not _odd_tokens(models, vocabularies):
-        return TokenizerFiles("marian", (models.source.contents, models.target.contents, source))
-    raise ValueError("the source and the target have a vocabulary each, which is not supported")
-
-
-def _odd_tokens(models: PieceModels, vocabularies: Vocabularies) -> list[str]:
-    return [_START] if _START in vocabularies.target else []
+    if vocabularies.rows.are_shared and source == target:
+        return TokenizerFiles("pieces", (source, ids))
+    # Marian's kind knows no other specials than Marian's.
+    if vocabularies.rows.are_shared and not {"<s>", "<mask>"} & vocabularies.target.keys():
+        return TokenizerFiles("marian", (source, target, ids))
+    return TokenizerFiles("pieces_pair", (source, ids, target, target_ids))
 
 
 def _piece_files(folder: Path) -> list[Path]:

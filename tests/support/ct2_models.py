@@ -65,12 +65,11 @@ def write_converted(folder: Path, family: str, quantization: str | None = None, 
     else:
         of_family: Family = family  # type: ignore[assignment]
         # Fields of published configurations that `transformers` 5 no longer writes, but this converter reads.
-        fields = {} if family == "nllb" else {"normalize_before": True, "tokenizer_class": _CLASSES[family]}
+        fields = {} if family == "nllb" else {"normalize_before": True}
         write_model(source, of_family, **(fields | config))
         convert(source, folder, (SENTENCEPIECE_FILE,), quantization)
-
-
-_CLASSES = {"mbart50": "MBart50Tokenizer", "mbart25": "MBartTokenizer"}
+        if family == "mbart50":  # as with the configuration that was published, which has a class of tokenizer
+            edit_config(folder, bos_token="<s>", decoder_start_token="</s>")
 
 
 def write_specified(folder: Path, layout: Layout, quantization: str | None = None, seed: int = 0) -> None:

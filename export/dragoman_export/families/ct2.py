@@ -114,7 +114,7 @@ def _languages(
 ) -> tuple[LanguageTable, FramingTemplate, int]:
     """The languages as BCP 47 tags, the framing of their texts, and the id with which the decoder begins."""
     source = vocabularies.source
-    prefix: tuple[Part, ...] = (source[settings.bos_token or ""],) if settings.add_source_bos else ()
+    prefix: tuple[Part, ...] = (source[settings.bos_token],) if settings.add_source_bos else ()
     suffix: tuple[Part, ...] = (vocabularies.eos_id,) if settings.has_source_end else ()
     start_id = vocabularies.start_id
     if tokens := {code: i for token, i in source.items() if (code := target_language(token))}:

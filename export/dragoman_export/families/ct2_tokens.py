@@ -32,7 +32,7 @@ class Settings(NamedTuple):
     """The fields of config.json or, in older folders, of the model's file."""
 
     unk_token: str
-    bos_token: str | None
+    bos_token: str
     eos_token: str
     decoder_start_token: str | None  # None: callers give it
     add_source_bos: bool
@@ -89,7 +89,7 @@ def read_settings(folder: Path, file: ModelFile) -> Settings:
     values = read_json(path)
     fields: Mapping[str, tuple[type, ...]] = {
         "unk_token": (str,),
-        "bos_token": (str, type(None)),
+        "bos_token": (str,),
         "eos_token": (str,),
         "decoder_start_token": (str, type(None)),
         "add_source_bos": (bool,),
@@ -150,6 +150,8 @@ def read_vocabularies(folder: Path, file: ModelFile, settings: Settings) -> Voca
     ]
     starts_from_zero = file.number(ZERO_START, 0) != 0
     start = None if settings.decoder_start_token is None else _ours(settings)(settings.decoder_start_token)
+    if start == _OTHER_PADDING and start not in target:
+        start = PADDING
     if not starts_from_zero and start is not None and start not in target:
         faults.append(f"{target_path} has no {start}, with which the decoder begins by {CONFIG_FILE}")
     if settings.add_source_bos and settings.bos_token not in source:

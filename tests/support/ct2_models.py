@@ -6,7 +6,9 @@ Without the package `ctranslate2`, tests that use these are skipped.
 import json
 import shutil
 import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -51,6 +53,31 @@ def convert(source: Path, folder: Path, files: tuple[str, ...], quantization: st
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Recommended: pip install sacremoses")
         TransformersConverter(str(source), copy_files=list(files)).convert(str(folder), quantization=quantization)
+
+
+class _Tokens:
+    """What a converter asks of a tokenizer of `transformers`, of which version 5 has M2M-100's without languages."""
+
+    bos_token, eos_token, unk_token, unk_token_id = "<s>", "</s>", "<unk>", 3
+    special_tokens_map: Mapping[str, Any] = MappingProxyType({})
+
+    def __init__(self, tokens: Sequence[str]) -> None:
+        self._tokens = tokens
+
+    def get_vocab(self) -> dict[str, int]:
+        return {token: token_id for token_id, token in enumerate(self._tokens)}
+
+    def convert_ids_to_tokens(self, token_id: int) -> str:
+        return self._tokens[token_id]
+
+
+def convert_with_vocabulary(
+    source: Path, folder: Path, tokens: Sequence[str], files: tuple[str, ...], quantization: str | None
+) -> None:
+    """Converts a model with the vocabulary that earlier versions of `transformers` have for it."""
+    converter = TransformersConverter(str(source), copy_files=list(files))
+    converter.load_tokenizer = lambda *_, **__: _Tokens(tokens)
+    converter.convert(str(folder), quantization=quantization)
 
 
 def write_converted(folder: Path, family: str, quantization: str | None = None, **config: Any) -> None:

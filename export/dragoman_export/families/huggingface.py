@@ -91,10 +91,10 @@ class Fields:
             if config.get(name, value) != value
         ]
         self.faults += [f"{name} is 0, must be at least 1" for name in _SIZES if integers[name] == 0]
-        start_id = integers["decoder_start_token_id"]
-        if start_id >= integers["vocab_size"]:
+        start_id, size_name = integers["decoder_start_token_id"], target_size_name(integers)
+        if start_id >= integers[size_name]:
             self.faults.append(
-                f"decoder_start_token_id is {start_id}, must be below vocab_size, {integers['vocab_size']}"
+                f"decoder_start_token_id is {start_id}, must be below {size_name}, {integers[size_name]}"
             )
         for size in ("attention_heads", "ffn_dim"):
             encoder, decoder = integers[f"encoder_{size}"], integers[f"decoder_{size}"]
@@ -124,7 +124,7 @@ class Fields:
         try:
             return Dimensions(
                 source_vocabulary_size=integers["vocab_size"],
-                target_vocabulary_size=integers["vocab_size"],
+                target_vocabulary_size=integers[target_size_name(integers)],
                 d_model=integers["d_model"],
                 num_heads=integers["encoder_attention_heads"],
                 d_feed_forward=integers["encoder_ffn_dim"],
@@ -136,6 +136,11 @@ class Fields:
             )
         except ValueError as error:
             raise ValueError(f"{CONFIG_FILE}: {error}") from error
+
+
+def target_size_name(integers: Mapping[str, int]) -> str:
+    """The field that has the size of the target's vocabulary."""
+    return "decoder_vocab_size" if "decoder_vocab_size" in integers else "vocab_size"
 
 
 class TokenizerFiles(NamedTuple):

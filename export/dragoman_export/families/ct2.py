@@ -20,16 +20,17 @@ from dragoman_export.families.ct2_tokens import (
 )
 from dragoman_export.families.ct2_weights import read_transformer
 from dragoman_export.families.huggingface import CONFIG_FILE, make_checkpoint
+from dragoman_export.families.marian_languages import marian_languages
 from dragoman_export.families.multilingual import any_to_any, narrowed, own_language
-from dragoman_export.languages import Languages, aliases, parse_pair, standard_tag, standard_tags
+from dragoman_export.languages import Languages, parse_pair
 from dragoman_export.reading import read_json
 from dragoman_server.bundle.framing import FramingTemplate, Part
-from dragoman_server.bundle.languages import DirectionGroup, LanguageTable
+from dragoman_server.bundle.languages import LanguageTable
 from dragoman_server.bundle.manifest import Generation
-from dragoman_server.text.tokenizer import target_language
 
 ARGOS_FILE = "metadata.json"
 _ARGOS_MODEL = "model"
+_ARGOS_READINGS = {"pb": "pt-BR", "zt": "zh-Hant"}
 _SPEC, _LAST_REVISION = "TransformerSpec", 7
 _DESCRIPTIONS = {
     "TransformerDecoderSpec": "a decoder alone",
@@ -88,9 +89,11 @@ def read_argos(folder: Path, name: str, languages: Languages) -> Checkpoint:
         BundleError: a tokenizer file is damaged.
     """
     values = read_json(folder / ARGOS_FILE)
-    codes = [values.get(field) for field in ("from_code", "to_code")]
-    if languages.pair is None and all(isinstance(code, str) for code in codes):
-        languages = Languages(f"{codes[0]}:{codes[1]}", languages.source)
+    if values.get("target_prefix"):
+        raise ValueError(f"{folder / ARGOS_FILE}: target_prefix is {values['target_prefix']!r:.80}, not supported")
+    codes = [code for field in ("from_code", "to_code") if isinstance(code := values.get(field), str)]
+    if languages.pair is None and len(codes) == 2:
+        languages = Languages(":".join(_ARGOS_READINGS.get(code, code) for code in codes), languages.source)
     return read_ctranslate2(folder / _ARGOS_MODEL, name, languages, folder)
 
 
@@ -113,68 +116,45 @@ def _languages(
     folder: Path, settings: Settings, vocabularies: Vocabularies, models: PieceModels, stated: Languages
 ) -> tuple[LanguageTable, FramingTemplate, int]:
     """The languages as BCP 47 tags, the framing of their texts, and the id with which the decoder begins."""
-    source = vocabularies.source
-    prefix: tuple[Part, ...] = (source[settings.bos_token],) if settings.add_source_bos else ()
-    suffix: tuple[Part, ...] = (vocabularies.eos_id,) if settings.has_source_end else ()
-    start_id = vocabularies.start_id
-    if tokens := {code: i for token, i in source.items() if (code := target_language(token))}:
-        table = _by_source_token(tokens, stated)
-        return table, FramingTemplate((*prefix, "target"), suffix, ()), _required_start(folder, start_id)
-    if language_ids := _language_ids(vocabularies, models):
-        readings = _READINGS | {
-            code: code.partition("_")[0] for code in language_ids if _LANGUAGE_TOKENS[2].match(code)
-        }
-        table = any_to_any(language_ids, {code: tag for code, tag in readings.items() if code in language_ids})
-        if start_id is not None:
-            return narrowed(table, stated), FramingTemplate(("source",), (vocabularies.eos_id,), ("target",)), start_id
-        # The decoder of mBART-25 begins with the target's language, which then is the only one.
-        if stated.pair is None:
+    language_ids, eos_id = _language_ids(vocabularies, models), vocabularies.eos_id
+    if not language_ids:
+        table, framing = marian_languages(vocabularies.source, (None, None), str(folder), stated, eos_id)
+        start: tuple[Part, ...] = (vocabularies.source[settings.bos_token],) if settings.add_source_bos else ()
+        end: tuple[Part, ...] = (eos_id,) if settings.has_source_end else ()
+        framing = FramingTemplate((*start, *framing.source_prefix), end, ())
+        if vocabularies.start_id is None:
             raise ValueError(
-                f"{folder / CONFIG_FILE}: decoder_start_token is null, so the model has no target language: give the "
-                "pair that it was trained for with --pair, such as en-ro"
+                f"{folder / CONFIG_FILE}: decoder_start_token is null, so that every call must say with which token "
+                "the decoder begins: not supported"
             )
-        _, target = parse_pair(stated.pair, table)
-        target = own_language(table, target, "--pair")
-        ((start_id,),) = (table.token_ids[target],)
-        return narrowed(table, stated, target), FramingTemplate((), (vocabularies.eos_id, "source"), ()), start_id
+        return table, framing, vocabularies.start_id
+    readings = {code: code.partition("_")[0] for code in language_ids if _LANGUAGE_TOKENS[-1].fullmatch(code)}
+    readings |= {code: tag for code, tag in _READINGS.items() if code in language_ids}
+    table = any_to_any(language_ids, readings)
+    if vocabularies.start_id is not None:
+        return narrowed(table, stated), FramingTemplate(("source",), (eos_id,), ("target",)), vocabularies.start_id
+    # The decoder of mBART-25 begins with the target's language, which then is the only one.
     if stated.pair is None:
         raise ValueError(
-            f"{folder} does not say which languages the model translates: give the pair with --pair, such as en-fr"
+            f"{folder / CONFIG_FILE}: decoder_start_token is null, so the model has no target language: give the "
+            "pair that it was trained for with --pair, such as en-ro"
         )
-    table = LanguageTable.of([parse_pair(stated.pair)])
-    return table, FramingTemplate(prefix, suffix, ()), _required_start(folder, start_id)
-
-
-def _required_start(folder: Path, start_id: int | None) -> int:
-    if start_id is None:
-        raise ValueError(
-            f"{folder / CONFIG_FILE}: decoder_start_token is null, so that every call must say with which token the "
-            "decoder begins: not supported"
-        )
-    return start_id
-
-
-def _by_source_token(tokens: dict[str, int], stated: Languages) -> LanguageTable:
-    """The table of Marian's models with several targets: a token such as `>>fra<<` before the source chooses one."""
-    first = next(iter(tokens))
-    if stated.pair is not None or stated.source is None:
-        raise ValueError(
-            f"the model has {len(tokens)} target languages, chosen by tokens such as >>{first}<<: give the source "
-            "language with --from" + (" instead of --pair" if stated.pair else "")
-        )
-    source, tags = standard_tag(stated.source), standard_tags(tokens)
-    ids: dict[str, tuple[int, ...]] = {tags[code]: (i,) for code, i in tokens.items()}
-    return LanguageTable((DirectionGroup((source,), tuple(ids)),), ids, aliases(tags, [source]))
+    _, target = parse_pair(stated.pair, table)
+    target = own_language(table, target, "--pair")
+    ((start_id,),) = (table.token_ids[target],)
+    return narrowed(table, stated, target), FramingTemplate((), (eos_id, "source"), ()), start_id
 
 
 def _language_ids(vocabularies: Vocabularies, models: PieceModels) -> dict[str, int]:
-    """The ids of language tokens by the model's own codes; pieces of text are none."""
+    """The ids of language tokens of models that translate between any two; pieces of text are none."""
+    if not vocabularies.rows.are_shared:
+        return {}
     for pattern in _LANGUAGE_TOKENS:
         found = {
             match[1]: i
             for token, i in vocabularies.target.items()
             if token not in models.target.pieces and (match := pattern.fullmatch(token))
         }
-        if found and vocabularies.rows.are_shared:
+        if found:
             return found
     return {}

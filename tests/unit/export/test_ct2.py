@@ -470,7 +470,9 @@ def renamed(*tokens_: str) -> Change:
 
 
 def test_the_pair_of_a_model_without_language_tokens_must_be_stated(whole: Path) -> None:
-    with pytest.raises(ValueError, match="does not say which languages the model translates: give the pair with"):
+    with pytest.raises(
+        ValueError, match=r"there are no source_lang and target_lang that are languages in .*: give them with --pair"
+    ):
         read(whole, None)
 
 
@@ -504,6 +506,11 @@ def test_targets_of_marian_are_chosen_by_a_token_before_the_source(tmp_path: Pat
     assert config_.framing == FramingTemplate(("target",), (EOS_ID,), ())
 
 
+def test_sources_that_begin_with_a_tag_may_have_a_start_of_their_own(tmp_path: Path) -> None:
+    folder = write(tmp_path, renamed(">>fra<<", ">>deu<<"), config(add_source_bos=True, add_source_eos=False))
+    assert read(folder, None, source="en,nl").config.framing == FramingTemplate((2, "target"), (), ())
+
+
 @pytest.mark.parametrize(
     ("settings", "prefix", "suffix"),
     [
@@ -520,13 +527,34 @@ def test_specials_of_sources_are_those_that_callers_of_ctranslate2_give(
     assert (framing.source_prefix, framing.source_suffix) == (prefix, suffix)
 
 
-def test_a_package_of_argos_translate_says_its_languages(tmp_path: Path) -> None:
-    package = tmp_path / "translate-en_de-1_0"
+@pytest.fixture
+def package(tmp_path: Path) -> Path:
     folder = Folder()
     folder.config["add_source_eos"] = False
-    folder.write(package / "model")
+    folder.write(tmp_path / "translate-en_zt-1_0" / "model")
+    package = tmp_path / "translate-en_zt-1_0"
     shutil.move(package / "model" / "sentencepiece.model", package / "sentencepiece.model")
-    (package / "metadata.json").write_text(json.dumps({"from_code": "en", "to_code": "de"}), encoding="utf-8")
+    (package / "metadata.json").write_text(json.dumps({"from_code": "en", "to_code": "zt"}), encoding="utf-8")
+    return package
+
+
+def test_a_package_of_argos_translate_says_its_languages(package: Path) -> None:
     config_ = read(package, None).config
-    assert [*config_.languages] == [("en", "de")]
+    assert [*config_.languages] == [("en", "zh-Hant")]
     assert config_.framing == FramingTemplate((), (), ())
+    assert [*read(package, "en-de").config.languages] == [("en", "de")]
+
+
+@pytest.mark.parametrize(
+    ("values", "fault"),
+    [
+        ({"from_code": "en", "to_code": 5}, "there are no source_lang and target_lang"),
+        ({"from_code": "en", "to_code": "zt", "target_prefix": "__zh__"}, "target_prefix is '__zh__', not supported"),
+    ],
+)
+def test_a_package_of_argos_translate_may_say_what_is_not_supported(
+    package: Path, values: dict[str, Any], fault: str
+) -> None:
+    (package / "metadata.json").write_text(json.dumps(values), encoding="utf-8")
+    with pytest.raises(ValueError, match=fault):
+        read(package, None)

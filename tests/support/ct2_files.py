@@ -3,6 +3,7 @@
 import json
 import struct
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,7 @@ class Folder:
     """A small random model with one vocabulary for both sides; its parts are there to be changed before `write`."""
 
     def __init__(self, **settings: Any) -> None:
-        self.model = train_sentencepiece([*SOURCE_WORDS, *TARGET_WORDS])
+        self.model = _model()
         self.vocabularies = {"shared_vocabulary.json": ["<unk>", "<blank>", "<s>", "</s>", *pieces(self.model)]}
         self.config: dict[str, Any] = {
             "unk_token": "<unk>",
@@ -79,6 +80,11 @@ class Folder:
             (folder / name).write_text(text, encoding="utf-8")
         (folder / "sentencepiece.model").write_bytes(self.model)
         return folder
+
+
+@cache
+def _model() -> bytes:
+    return train_sentencepiece([*SOURCE_WORDS, *TARGET_WORDS])
 
 
 def pieces(model: bytes) -> list[str]:

@@ -21,6 +21,7 @@ from dragoman_export.command_options import (
     SourcePair,
     SourcePrefix,
     Sources,
+    SourceTokenizer,
     console,
     print_comparison,
     progress_console,
@@ -69,6 +70,7 @@ def verify(
     pair: SourcePair = None,
     source_language: SourceLanguage = None,
     source_prefix: SourcePrefix = None,
+    tokenizer: SourceTokenizer = None,
     details: Details = False,
 ) -> None:
     """Check that a bundle still does what its source did: a checkpoint, or a model that was imported.
@@ -77,21 +79,22 @@ def verify(
     differs by more than rounding, or another one by more than its manifest allows, which holds for sentences like those
     it was measured on. Without --sources these are the samples if the bundle was made without --sources, else the
     golden sentences of the bundle. With --test also the BLEU of both, and the sentences that they translate least
-    alike. --pair, --from and --source-prefix are those of
-    the import.
+    alike. --pair, --from,
+    --source-prefix and --tokenizer are those of the import.
 
     Without the source, the golden sentences of the bundle's parity certificate are replayed on a device, as a
     server does when it loads the bundle. Prints how far each is off, which kernels compute attention, and step times.
     """
     match folders:
         case [bundle]:
-            if sources or details or num_sources or test or pair or source_language or source_prefix:
+            if sources or details or num_sources or test or pair or source_language or source_prefix or tokenizer:
                 raise ValueError("all options but --device are for a comparison, which takes SOURCE and BUNDLE")
             _replay(bundle, device)
         case [source, bundle]:
             if device != "cpu":
                 raise ValueError("a source is compared on the CPU: without it, BUNDLE is replayed on --device")
-            loaded, opened = _read_source(source, Languages(pair, source_language, source_prefix)), Bundle.open(bundle)
+            loaded = _read_source(source, Languages(pair, source_language, source_prefix), tokenizer)
+            opened = Bundle.open(bundle)
             require_same_dimensions(loaded, opened)
             tests = [TestSet.parse(text, opened.manifest.languages) for text in test or ()]
             _compare(loaded, opened, sources, num_sources, details)
@@ -101,13 +104,13 @@ def verify(
             raise ValueError(f"verify takes [SOURCE] BUNDLE, not {len(folders)} folders")
 
 
-def _read_source(folder: Path, languages: Languages) -> Checkpoint:
+def _read_source(folder: Path, languages: Languages, tokenizer: Path | None) -> Checkpoint:
     """A checkpoint of our own, or a model of any layout that can be imported."""
     if Checkpoint.is_at(folder):
-        if languages != Languages():
-            raise ValueError(f"{folder} is a checkpoint, which has its languages: they cannot be given")
+        if tokenizer is not None or languages != Languages():
+            raise ValueError(f"{folder} is a checkpoint, which has its languages and its tokenizer: give neither")
         return Checkpoint.load(folder)
-    return read_model(folder, folder.resolve().name, languages)
+    return read_model(folder, folder.resolve().name, languages, tokenizer)
 
 
 def _compare(
@@ -200,13 +203,15 @@ def inspect(
     pair: SourcePair = None,
     source_language: SourceLanguage = None,
     source_prefix: SourcePrefix = None,
+    tokenizer: SourceTokenizer = None,
 ) -> None:
     """Say on a page what a folder is: a bundle with its certificate, or a model as it would be imported."""
     if (folder / MANIFEST_FILE).exists():
         facts = list(describe_bundle(Bundle.open(folder)))
     else:
         kind = "checkpoint" if Checkpoint.is_at(folder) else described_layout(folder)
-        facts = list(describe_checkpoint(_read_source(folder, Languages(pair, source_language, source_prefix)), kind))
+        languages = Languages(pair, source_language, source_prefix)
+        facts = list(describe_checkpoint(_read_source(folder, languages, tokenizer), kind))
     width = max(len(label) for label, _ in facts)
     for label, text in facts:
         console.print(f"{label:{width}}  {text}", markup=False, highlight=False)

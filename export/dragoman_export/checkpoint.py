@@ -113,8 +113,10 @@ class Config:
         for name in ("pad_token_id", "eos_token_id"):
             yield name, min(source_size, target_size), (getattr(self, name),)
         yield "bos_token_id", target_size, (self.bos_token_id,)
-        yield "languages.token_ids", source_size, chain.from_iterable(self.languages.token_ids.values())
         framing = self.framing
+        sizes = [target_size] * framing.forces_a_language + [source_size] * framing.reads_a_language
+        of_languages = chain.from_iterable(self.languages.token_ids.values())
+        yield "languages.token_ids", min(sizes, default=source_size), of_languages
         for name, size, parts in (
             ("framing.source_prefix", source_size, framing.source_prefix),
             ("framing.source_suffix", source_size, framing.source_suffix),

@@ -68,6 +68,14 @@ SourcePrefix = Annotated[
         "end; nothing, if not given.",
     ),
 ]
+SourceTokenizer = Annotated[
+    Path | None,
+    typer.Option(
+        "--tokenizer",
+        metavar="PATH",
+        help="SentencePiece model of a CTranslate2 folder that has none, or the folder of source.spm and target.spm.",
+    ),
+]
 Force = Annotated[bool, typer.Option("--force", help="Replace a bundle that is there, once the new one is done.")]
 Details = Annotated[bool, typer.Option("--details", help="List every sentence whose tokens differ.")]
 

@@ -31,6 +31,7 @@ from dragoman_export.command_options import (
     SourcePair,
     SourcePrefix,
     Sources,
+    SourceTokenizer,
     console,
     print_comparison,
     progress_console,
@@ -109,6 +110,7 @@ def import_model(
     pair: SourcePair = None,
     source_language: SourceLanguage = None,
     source_prefix: SourcePrefix = None,
+    tokenizer: SourceTokenizer = None,
     force: Force = False,
     sources: Sources = None,
     num_sources: NumSources = None,
@@ -118,11 +120,14 @@ def import_model(
 
     It may be Marian or OPUS-MT, M2M-100, NLLB-200, BART, mBART, T5, mT5, MADLAD-400 or ByT5.
 
+    Folders of CTranslate2 and packages of Argos Translate are taken, too.
+
     The languages need not be given where the folder has them. They become BCP 47 tags: fr for >>fra<<, fra_Latn or
     fr_XX, pt-BR for >>pt_BR<<. At fp32 the import fails unless ONNX Runtime reproduces PyTorch.
     """
     require_absent(bundle, unless_has=MANIFEST_FILE if force else None)
-    checkpoint = read_model(source, name or source.resolve().name, Languages(pair, source_language, source_prefix))
+    stated = Languages(pair, source_language, source_prefix)
+    checkpoint = read_model(source, name or source.resolve().name, stated, tokenizer)
     _write(checkpoint, bundle, precision, sources, num_sources, details, force)
 
 

@@ -33,7 +33,7 @@ def read_bytes(path: Path) -> bytes:
         FileNotFoundError: the file is missing.
         ValueError: it is no file, or larger than such files are.
     """
-    _require_file(path)
+    require_file(path)
     if (size := path.stat().st_size) > _MAX_BYTES:
         raise ValueError(f"{path} is {size} bytes long; at most {_MAX_BYTES} are read")
     return path.read_bytes()
@@ -65,7 +65,7 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
         FileNotFoundError: the file is missing.
         ValueError: it is damaged, or its tensors are not weights: finite numbers of a floating-point type.
     """
-    _require_file(path)
+    require_file(path)
     try:
         tensors = load_file(path)
     except (SafetensorError, KeyError) as error:  # the latter where a type is unknown
@@ -81,7 +81,7 @@ def read_pickle(path: Path) -> dict[str, Tensor]:
         FileNotFoundError: the file is missing.
         ValueError: as `read_safetensors`, or the file holds anything but tensors.
     """
-    _require_file(path)
+    require_file(path)
     try:
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
@@ -177,7 +177,7 @@ def listed(faults: Sequence[str]) -> str:
     return "; ".join([*faults[:_MAX_FAULTS], *more])
 
 
-def _require_file(path: Path) -> None:
+def require_file(path: Path) -> None:
     """Reading a pipe would wait, a device never ends. Links are followed: Hugging Face's cache is made of them."""
     if not stat.S_ISREG(path.stat().st_mode):
         raise ValueError(f"{path} is not a file")

@@ -45,6 +45,7 @@ CONFIGURATIONS: dict[str, dict[str, Any]] = {
         "decoder_attention_heads": 8,
     },
     "several targets": {"targets": ("fra", "deu"), "decoder_layers": 3},
+    "separate vocabularies": {"separate_vocabs": True, "targets": ("fra", "deu")},
 }
 
 
@@ -131,7 +132,7 @@ def test_the_bundle_is_what_was_imported(imported: Imported) -> None:
     manifest, config = imported.bundle.manifest, imported.model.config
     assert imported.comparison.divergences == ()
     assert manifest.name == "opus"
-    assert manifest.tokenizer == "marian"
+    assert manifest.tokenizer == ("pieces_pair" if imported.tokenizer.separate_vocabs else "marian")
     assert manifest.generation == Generation(4, 1.0, False, (config.pad_token_id,))
     assert manifest.eos_token_id == EOS_ID
     assert manifest.decoder_start_token_id == manifest.pad_token_id == config.pad_token_id

@@ -10,7 +10,7 @@ from transformers import GenerationConfig, MarianConfig, MarianMTModel, MarianTo
 from transformers.utils.logging import disable_progress_bar
 
 from support.marian_tokenizer import EOS_ID as EOS_ID
-from support.marian_tokenizer import write_tokenizer
+from support.marian_tokenizer import write_separate, write_tokenizer
 
 MAX_POSITIONS = 96
 LOGIT_SPREAD = 3.0  # wide enough that ties are rare
@@ -20,14 +20,20 @@ PAD_BIAS = 5.0  # so that padding would, if it were not suppressed
 disable_progress_bar()
 
 
-def write_marian(folder: Path, targets: tuple[str, ...] = (), **config: Any) -> MarianMTModel:
+def write_marian(
+    folder: Path, targets: tuple[str, ...] = (), separate_vocabs: bool = False, **config: Any
+) -> MarianMTModel:
     """Writes a whole model, English to French where it has no tokens for target languages; `config` is MarianConfig's.
 
     As with OPUS-MT models, the decoder begins with padding, which `generate` must not choose.
     """
     folder.mkdir(parents=True, exist_ok=True)
     languages = {"source_lang": "en"} if targets else {"source_lang": "en", "target_lang": "fr"}
-    vocabulary = write_tokenizer(folder, targets, languages)
+    if separate_vocabs:
+        vocabulary, _ = write_separate(folder, targets, languages)
+        config = {"share_encoder_decoder_embeddings": False, "decoder_vocab_size": len(vocabulary), **config}
+    else:
+        vocabulary = write_tokenizer(folder, targets, languages)
     pad_id = vocabulary["<pad>"]
     defaults: dict[str, Any] = {
         "vocab_size": len(vocabulary),
@@ -83,10 +89,13 @@ def _randomise(model: MarianMTModel, pad_id: int) -> None:
 
 
 def huggingface_tokenizer(folder: Path) -> MarianTokenizer:
+    has_two = (folder / "target_vocab.json").exists()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Recommended: pip install sacremoses")
         return MarianTokenizer(
             source_spm=str(folder / "source.spm"),
             target_spm=str(folder / "target.spm"),
             vocab=str(folder / "vocab.json"),
+            target_vocab_file=str(folder / "target_vocab.json") if has_two else None,
+            separate_vocabs=has_two,
         )

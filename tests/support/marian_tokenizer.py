@@ -1,9 +1,9 @@
-"""The tokenizer of a Marian model: two SentencePiece models and one vocabulary, of hardly more than letters."""
+"""The tokenizer of a Marian model: two SentencePiece models and one vocabulary or two, of hardly more than letters."""
 
 import io
 import json
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 
@@ -43,13 +43,46 @@ def write_tokenizer(
 
     `languages` are the source_lang and target_lang of tokenizer_config.json.
     """
-    pieces = set()
-    for name, words in (("source.spm", source_words), ("target.spm", TARGET_WORDS)):
-        (folder / name).write_bytes(train_sentencepiece(words))
-        processor = sentencepiece.SentencePieceProcessor(model_file=str(folder / name))
-        pieces |= {processor.id_to_piece(i) for i in range(3, processor.get_piece_size())}
-    entries = ["</s>", "<unk>", *sorted(pieces), *(f">>{code}<<" for code in targets), "<pad>"]
-    vocabulary = {piece: token_id for token_id, piece in enumerate(entries)}
-    (folder / "vocab.json").write_text(json.dumps(vocabulary), encoding="utf-8")
+    pieces = sorted({*write_sentencepiece(folder / "source.spm", source_words), *_write_target(folder)})
+    vocabulary = write_vocabulary(folder / "vocab.json", (*pieces, *map(target_token, targets), "<pad>"))
     (folder / "tokenizer_config.json").write_text(json.dumps(dict(languages)), encoding="utf-8")
     return vocabulary
+
+
+def write_separate(
+    folder: Path, targets: tuple[str, ...] = (), languages: Mapping[str, str] = MappingProxyType({})
+) -> tuple[dict[str, int], dict[str, int]]:
+    """Likewise with a vocabulary each for source and target, of the same size, as Hugging Face's converter has them."""
+    source, target = write_sentencepiece(folder / "source.spm", SOURCE_WORDS), _write_target(folder)
+    source += map(target_token, targets)
+    for entries, other in ((source, target), (target, source)):
+        entries += (f"filler{i}" for i in range(len(other) - len(entries)))
+    vocabularies = (
+        write_vocabulary(folder / "vocab.json", (*source, "<pad>")),
+        write_vocabulary(folder / "target_vocab.json", (*target, "<pad>")),
+    )
+    config = {**languages, "separate_vocabs": True}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
+    return vocabularies
+
+
+def target_token(code: str) -> str:
+    return f">>{code}<<"
+
+
+def write_sentencepiece(path: Path, words: Sequence[str]) -> list[str]:
+    """Writes a model; returns its pieces without specials."""
+    path.write_bytes(train_sentencepiece(words))
+    processor = sentencepiece.SentencePieceProcessor(model_file=str(path))
+    return [processor.id_to_piece(i) for i in range(3, processor.get_piece_size())]
+
+
+def write_vocabulary(path: Path, entries: Iterable[str]) -> dict[str, int]:
+    """Writes the ids of these entries behind the specials, and returns them."""
+    vocabulary = {piece: token_id for token_id, piece in enumerate(("</s>", "<unk>", *entries))}
+    path.write_text(json.dumps(vocabulary), encoding="utf-8")
+    return vocabulary
+
+
+def _write_target(folder: Path) -> list[str]:
+    return write_sentencepiece(folder / "target.spm", TARGET_WORDS)

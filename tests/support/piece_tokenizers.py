@@ -1,4 +1,4 @@
-"""Small tokenizers of the kinds of M2M-100, NLLB-200, mBART-50 and BART, trained on a few sentences."""
+"""Small tokenizers of the kinds of M2M-100, NLLB-200, mBART-50, BART and of pairs, trained on a few sentences."""
 
 import io
 import json
@@ -84,8 +84,23 @@ def write_byte_bpe(folder: Path, behind: Iterable[str] = ("madeupword0000", "<ma
     return vocabulary
 
 
-def write_vocabulary(folder: Path, vocabulary: object) -> None:
-    (folder / "vocab.json").write_text(json.dumps(vocabulary), encoding="utf-8")
+def write_pair(folder: Path, behind: Iterable[str] = (">>fra<<", "<pad>")) -> tuple[dict[str, int], dict[str, int]]:
+    """Writes models and vocabularies of different sizes for source and target; returns the vocabularies."""
+    vocabularies = []
+    for side, texts, size in (("source", SENTENCES, 200), ("target", SENTENCES[::-1], 260)):
+        model = train_pieces("bpe", texts, size)
+        processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+        pieces = (processor.id_to_piece(i) for i in range(3, processor.get_piece_size()))
+        # Sorted, so that few pieces have one id on both sides.
+        entries = ("</s>", "<unk>", *sorted(pieces, reverse=side == "target"), *behind)
+        vocabularies.append({piece: token_id for token_id, piece in enumerate(entries)})
+        (folder / f"{side}.model").write_bytes(model)
+        write_vocabulary(folder, vocabularies[-1], f"{side}_vocab.json")
+    return vocabularies[0], vocabularies[1]
+
+
+def write_vocabulary(folder: Path, vocabulary: object, name: str = "vocab.json") -> None:
+    (folder / name).write_text(json.dumps(vocabulary), encoding="utf-8")
 
 
 def write_kind(kind: TokenizerKind, folder: Path) -> None:
@@ -97,6 +112,8 @@ def write_kind(kind: TokenizerKind, folder: Path) -> None:
             write_tokenizer(folder, targets=("fra", "deu"))
         case "pieces":
             write_pieces(folder, train_pieces("bpe"))
+        case "pieces_pair":
+            write_pair(folder)
         case "byte_bpe":
             write_byte_bpe(folder)
         case "bytes":

@@ -220,4 +220,5 @@ def _largest(values: Iterable[float]) -> float:
 
 
 def _largest_difference(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:
-    return float(np.abs(a - b).max())
+    """Of numbers that may be minus infinity on both sides, as the log-prob of a token that is never written."""
+    return float(np.abs(np.subtract(a, b, out=np.zeros_like(a), where=a != b)).max())

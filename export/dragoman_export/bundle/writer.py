@@ -134,7 +134,13 @@ def _certificate(comparison: Comparison, precision: Precision, tokenizer: TextCo
     diverging = {divergence.sentence for divergence in comparison.divergences} if precision == "fp32" else set()
     sentences = [s for index, s in enumerate(comparison.sentences) if index not in diverging]
     golden = (
-        Golden(s.source.direction, s.source.ids, tuple(tokenizer.pieces(s.source.ids)), s.token_ids, s.token_logprobs)
+        Golden(
+            s.source.direction,
+            s.source.ids,
+            tuple(tokenizer.source_pieces(s.source.ids)),
+            s.token_ids,
+            s.token_logprobs,
+        )
         for s in sentences[:NUM_GOLDEN]
     )
     return Parity(

@@ -101,10 +101,10 @@ class Fields:
         num_heads, same = config.get("num_attention_heads"), integers["encoder_attention_heads"]
         if num_heads not in (None, same):  # which `transformers` takes for a name of the other field
             self.faults.append(f"num_attention_heads is {num_heads!r:.80}, but encoder_attention_heads {same}")
-        start_id = integers["decoder_start_token_id"]
-        if start_id >= integers["vocab_size"]:
+        start_id, size_name = integers["decoder_start_token_id"], target_size_name(integers)
+        if start_id >= integers[size_name]:
             self.faults.append(
-                f"decoder_start_token_id is {start_id}, must be below vocab_size, {integers['vocab_size']}"
+                f"decoder_start_token_id is {start_id}, must be below {size_name}, {integers[size_name]}"
             )
         for size in ("attention_heads", "ffn_dim"):
             encoder, decoder = integers[f"encoder_{size}"], integers[f"decoder_{size}"]
@@ -134,7 +134,7 @@ class Fields:
         try:
             return Dimensions(
                 source_vocabulary_size=integers["vocab_size"],
-                target_vocabulary_size=integers["vocab_size"],
+                target_vocabulary_size=integers[target_size_name(integers)],
                 d_model=integers["d_model"],
                 num_heads=integers["encoder_attention_heads"],
                 d_feed_forward=integers["encoder_ffn_dim"],
@@ -146,6 +146,11 @@ class Fields:
             )
         except ValueError as error:
             raise ValueError(f"{CONFIG_FILE}: {error}") from error
+
+
+def target_size_name(integers: Mapping[str, int]) -> str:
+    """The field that has the size of the target's vocabulary."""
+    return "decoder_vocab_size" if "decoder_vocab_size" in integers else "vocab_size"
 
 
 class TokenizerFiles(NamedTuple):
@@ -185,9 +190,11 @@ def make_checkpoint(
     )
     files: dict[str, bytes] = dict(zip(TOKENIZER_FILES[tokenizer.kind], tokenizer.contents, strict=True))
     checkpoint = Checkpoint.of(config, model, files)
-    size = checkpoint.open_tokenizer().vocabulary.size  # which refuses damaged files
-    most = MAX_SPARE_ROWS[tokenizer.kind]
-    for rows in (model.dims.source_vocabulary_size, model.dims.target_vocabulary_size):
+    codec, most = checkpoint.open_tokenizer(), MAX_SPARE_ROWS[tokenizer.kind]  # which refuses damaged files
+    for rows, size in (
+        (model.dims.source_vocabulary_size, codec.source_vocabulary.size),
+        (model.dims.target_vocabulary_size, codec.vocabulary.size),
+    ):
         if not size <= rows <= size + most:
             more = f", and up to {most} more may be unused" if most else ""
             raise ValueError(f"the model has {rows} embeddings, but its tokenizer {size} pieces{more}")

@@ -2,7 +2,7 @@
 
 Marian's Transformer is the paper's: post-norm, embeddings scaled, sinusoidal positions (all sines first). There are
 three differences: the output has a bias, the decoder begins with the padding token, and source and target have a
-SentencePiece model each, with one vocabulary for the pieces of both.
+SentencePiece model each, with one vocabulary for the pieces of both, or one each.
 
 Source: `transformers.models.marian.modeling_marian` and `tokenization_marian`.
 """
@@ -24,23 +24,24 @@ from dragoman_export.families.huggingface import (
     TokenizerFiles,
     build_model,
     make_checkpoint,
+    read_integers,
     read_sizes_and_ids,
     read_tensors,
+    target_size_name,
 )
-from dragoman_export.languages import Languages, aliases, parse_pair, standard_tag, standard_tags
+from dragoman_export.families.marian_languages import marian_languages
+from dragoman_export.languages import Languages
 from dragoman_export.model import Dimensions, Transformer
 from dragoman_export.positions import sinusoids
-from dragoman_export.reading import read_bytes, read_json
-from dragoman_server.bundle.framing import FramingTemplate
-from dragoman_server.bundle.languages import DirectionGroup, LanguageTable
+from dragoman_export.reading import SizeFields, read_bytes, read_json, require_sizes
 from dragoman_server.text.tokenizer import (
     END_OF_SENTENCE,
     PADDING,
-    MarianTokenizer,
     read_vocabulary,
-    target_language,
 )
 from dragoman_server.text.tokenizer_files import TOKENIZER_FILES
+
+VOCABULARY_FILE, TARGET_VOCABULARY_FILE = "vocab.json", "target_vocab.json"
 
 _POSITION_TOLERANCE = 1e-3  # of numbers from -1 to 1 that may have been stored as float16
 
@@ -59,8 +60,8 @@ def read_marian(folder: Path, name: str, languages: Languages) -> Checkpoint:
     """Reads a model with its tokenizer, languages and generation defaults.
 
     The folder has config.json, source.spm, target.spm, vocab.json, and model.safetensors or pytorch_model.bin;
-    generation_config.json and tokenizer_config.json are read if present. Languages become BCP 47 tags, see
-    `standard_tags`.
+    generation_config.json and tokenizer_config.json are read if present. Where the latter has `separate_vocabs`, the
+    target's vocabulary is in target_vocab.json. Languages become BCP 47 tags, see `standard_tags`.
 
     Raises:
         FileNotFoundError: a file is missing.
@@ -70,19 +71,23 @@ def read_marian(folder: Path, name: str, languages: Languages) -> Checkpoint:
     config = read_json(folder / CONFIG_FILE)
     tensors = read_tensors(folder)
     integers = read_sizes_and_ids(config, tensors)
+    if config.get("decoder_vocab_size") is not None:
+        integers |= read_integers(config, ("decoder_vocab_size",))
+        require_sizes(CONFIG_FILE, SizeFields(("decoder_vocab_size",), (), ()), integers, tensors)
     dimensions = _dimensions(config, integers, has_output_bias=OUTPUT_BIAS in tensors)
     tokenizer_config = _read_tokenizer_config(folder)
-    files = tuple(read_bytes(folder / file) for file in TOKENIZER_FILES["marian"])
-    vocabulary = _read_vocabulary(folder, integers)
-    table, framing = _languages(vocabulary, tokenizer_config, languages, integers["eos_token_id"])
+    has_two_vocabularies = bool(tokenizer_config.get("separate_vocabs"))
+    tokenizer, vocabulary = _read_tokenizer(folder, integers, has_two_vocabularies=has_two_vocabularies)
+    named = tokenizer_config.get("source_lang"), tokenizer_config.get("target_lang")
+    table, framing = marian_languages(vocabulary, named, TOKENIZER_CONFIG_FILE, languages, integers["eos_token_id"])
     return make_checkpoint(
         name,
         _model(dimensions, tensors),
         integers,
-        TokenizerFiles("marian", files),
+        tokenizer,
         table,
         framing,
-        read_generation(folder, config, integers["vocab_size"]),
+        read_generation(folder, config, integers[target_size_name(integers)]),
     )
 
 
@@ -93,11 +98,11 @@ def _dimensions(config: Mapping[str, Any], integers: Mapping[str, int], *, has_o
     fields = Fields(config, integers, _REQUIRED)
     scale_embedding = fields.flag("scale_embedding", default=False)
     shared_vocabulary = fields.flag("share_encoder_decoder_embeddings", default=True)
-    decoder_vocabulary_size = config.get("decoder_vocab_size") or integers["vocab_size"]
-    if decoder_vocabulary_size != integers["vocab_size"]:
+    sizes = integers["vocab_size"], integers[target_size_name(integers)]
+    if shared_vocabulary and sizes[0] != sizes[1]:
         fields.faults.append(
-            f"vocab_size is {integers['vocab_size']} and decoder_vocab_size {decoder_vocabulary_size!r:.80}: a "
-            "vocabulary of the target's own is not supported"
+            f"vocab_size is {sizes[0]} and decoder_vocab_size {sizes[1]}, must be the same where "
+            "share_encoder_decoder_embeddings is true"
         )
     return fields.dimensions(
         shared_vocabulary=shared_vocabulary,
@@ -121,14 +126,14 @@ def _model(dimensions: Dimensions, tensors: Mapping[str, Tensor]) -> Transformer
     return model
 
 
-# -- the tokenizer and the languages -----------------------------------------------------------------------------------
+# -- the tokenizer -----------------------------------------------------------------------------------------------------
 
 
 def _read_tokenizer_config(folder: Path) -> dict[str, Any]:
     path = folder / TOKENIZER_CONFIG_FILE
     config = read_json(path) if path.exists() else {}
-    if config.get("separate_vocabs"):
-        raise ValueError(f"{path}: separate_vocabs is true; a vocabulary of the target's own is not supported")
+    if not isinstance(config.get("separate_vocabs"), bool | None):
+        raise ValueError(f"{path}: separate_vocabs is {config['separate_vocabs']!r:.80}, must be true or false")
     if config.get("sp_model_kwargs"):
         raise ValueError(f"{path}: sp_model_kwargs is {config['sp_model_kwargs']!r:.80}, which is not supported")
     for name in ("source_lang", "target_lang"):
@@ -137,62 +142,37 @@ def _read_tokenizer_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def _read_vocabulary(folder: Path, integers: Mapping[str, int]) -> dict[str, int]:
-    MarianTokenizer(folder)  # which refuses damaged files
-    path = folder / TOKENIZER_FILES["marian"][-1]
+def _read_tokenizer(
+    folder: Path, integers: Mapping[str, int], *, has_two_vocabularies: bool
+) -> tuple[TokenizerFiles, dict[str, int]]:
+    """The files, and the vocabulary of the source."""
+    target_size = target_size_name(integers)
+    source, target, vocabulary = (read_bytes(folder / name) for name in TOKENIZER_FILES["marian"])
+    if not has_two_vocabularies:
+        smaller = min("vocab_size", target_size, key=lambda name: integers[name])
+        ids = _read_vocabulary(folder / VOCABULARY_FILE, integers, smaller, ("eos_token_id", "pad_token_id"))
+        return TokenizerFiles("marian", (source, target, vocabulary)), ids
+    target_vocabulary = read_bytes(folder / TARGET_VOCABULARY_FILE)
+    ids = _read_vocabulary(folder / VOCABULARY_FILE, integers, "vocab_size", ("eos_token_id", "pad_token_id"))
+    fields = ("eos_token_id", "decoder_start_token_id")
+    _read_vocabulary(folder / TARGET_VOCABULARY_FILE, integers, target_size, fields)
+    return TokenizerFiles("pieces_pair", (source, vocabulary, target, target_vocabulary)), ids
+
+
+def _read_vocabulary(
+    path: Path, integers: Mapping[str, int], size_name: str, fields: tuple[str, str]
+) -> dict[str, int]:
+    """A vocabulary, which must have end-of-sentence and padding where these fields of the configuration say."""
     vocabulary = read_vocabulary(path)
     for piece, token_id in vocabulary.items():
         if any("\ud800" <= character <= "\udfff" for character in piece):
             raise ValueError(f"{path} has half a surrogate pair in the piece with id {token_id}")
-    for piece, field in ((END_OF_SENTENCE, "eos_token_id"), (PADDING, "pad_token_id")):
+    for piece, field in zip((END_OF_SENTENCE, PADDING), fields, strict=True):
         if vocabulary[piece] != integers[field]:
             raise ValueError(
                 f"{path} has {piece} at {vocabulary[piece]}, but {field} in {CONFIG_FILE} is {integers[field]}"
             )
-    largest = max(vocabulary.values())
-    if largest >= integers["vocab_size"]:
-        raise ValueError(f"{path} has id {largest}, but vocab_size in {CONFIG_FILE} is {integers['vocab_size']}")
+    largest, size = max(vocabulary.values()), integers[size_name]
+    if largest >= size:
+        raise ValueError(f"{path} has id {largest}, but {size_name} in {CONFIG_FILE} is {size}")
     return vocabulary
-
-
-def _languages(
-    vocabulary: Mapping[str, int], tokenizer_config: Mapping[str, Any], languages: Languages, eos_token_id: int
-) -> tuple[LanguageTable, FramingTemplate]:
-    """The languages as BCP 47 tags, and their framing: the token of the target, if it has one, precedes the source."""
-    source, target = (_tag_of(tokenizer_config, name) for name in ("source_lang", "target_lang"))
-    tokens = sorted((token_id, code) for piece, token_id in vocabulary.items() if (code := target_language(piece)))
-    if tokens:
-        if languages.pair is not None:
-            raise ValueError(
-                f"the model has {len(tokens)} target languages, chosen by tokens such as >>{tokens[0][1]}<<: give the "
-                "source language with --from instead of --pair"
-            )
-        source = standard_tag(languages.source) if languages.source else source
-        if not source:
-            raise ValueError(
-                f"there is no source_lang that is a language in {TOKENIZER_CONFIG_FILE}: give the source language with "
-                "--from"
-            )
-        tags = standard_tags(code for _, code in tokens)
-        token_ids: dict[str, tuple[int, ...]] = {tags[code]: (token_id,) for token_id, code in tokens}
-        group = DirectionGroup((source,), tuple(token_ids))
-        table = LanguageTable((group,), token_ids, aliases(tags, [source]))
-        return table, FramingTemplate(("target",), (eos_token_id,), ())
-    if languages.source is not None:
-        raise ValueError("the model has one target language: give both languages with --pair instead of --from")
-    if languages.pair is not None:
-        source, target = parse_pair(languages.pair)
-    if not (source and target):
-        raise ValueError(
-            f"there are no source_lang and target_lang that are languages in {TOKENIZER_CONFIG_FILE}: give them with "
-            "--pair, such as en-fr"
-        )
-    return LanguageTable.of([(source, target)]), FramingTemplate((), (eos_token_id,), ())
-
-
-def _tag_of(tokenizer_config: Mapping[str, Any], field: str) -> str | None:
-    """The tag of a language in tokenizer_config.json; None where there is none, or no language, such as ROMANCE."""
-    try:
-        return standard_tag(tokenizer_config.get(field) or "")
-    except ValueError:
-        return None

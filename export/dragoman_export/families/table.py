@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 from dragoman_export.checkpoint import Checkpoint
 from dragoman_export.families.bart import read_bart, read_mbart
+from dragoman_export.families.ct2 import read_argos, read_ctranslate2
+from dragoman_export.families.ct2_file import MODEL_FILE
 from dragoman_export.families.huggingface import CONFIG_FILE
 from dragoman_export.families.m2m100 import read_m2m100
 from dragoman_export.families.marian import read_marian
@@ -54,18 +56,25 @@ class Layout(NamedTuple):
     name: str
     mark: str  # pattern of a file that each such folder has, and no folder of those above in the table
     read: Reader
+    # The same with a tokenizer from elsewhere, where the layout has none of its own.
+    read_with: Callable[[Path, str, Languages, Path], Checkpoint] | None = None
 
 
-LAYOUTS = (Layout("Hugging Face", CONFIG_FILE, _read_huggingface),)
+LAYOUTS = (
+    Layout("Argos Translate", f"model/{MODEL_FILE}", read_argos),
+    Layout("CTranslate2", MODEL_FILE, read_ctranslate2, read_ctranslate2),
+    Layout("Hugging Face", CONFIG_FILE, _read_huggingface),
+)
 
 
-def read_model(folder: Path, name: str, languages: Languages) -> Checkpoint:
+def read_model(folder: Path, name: str, languages: Languages, tokenizer: Path | None = None) -> Checkpoint:
     """Reads a model of any layout and family with its tokenizer, languages and generation defaults.
 
     Args:
         folder: of the model.
         name: of the new model.
         languages: as far as the user stated them.
+        tokenizer: file or folder of the tokenizer, of a layout that has none.
 
     Raises:
         NotADirectoryError: it is no folder.
@@ -73,7 +82,14 @@ def read_model(folder: Path, name: str, languages: Languages) -> Checkpoint:
         ValueError: the model is of no known family, or has a value that cannot be represented.
         BundleError: a tokenizer file is damaged.
     """
-    return _layout_of(folder).read(folder, name, languages)
+    layout = _layout_of(folder)
+    if tokenizer is None:
+        return layout.read(folder, name, languages)
+    if layout.read_with is None:
+        raise ValueError(
+            f"--tokenizer {tokenizer}: {folder} has its own, as all folders in the layout of {layout.name}"
+        )
+    return layout.read_with(folder, name, languages, tokenizer)
 
 
 def described_layout(folder: Path) -> str:

@@ -117,7 +117,7 @@ class Source:
             *self.spans(tokenizer),
             *((end, end) for _ in self.framing.source_suffix),
         ]
-        of_text, pieces = self.framing.text_range(self.token_ids), tokenizer.pieces(self.token_ids)
+        of_text, pieces = self.framing.text_range(self.token_ids), tokenizer.source_pieces(self.token_ids)
         return [
             SourceToken(token_id, piece, span, index not in of_text)
             for index, (token_id, piece, span) in enumerate(zip(self.token_ids, pieces, spans, strict=True))

@@ -80,6 +80,7 @@ class FramingTemplate:
     | NLLB before it was corrected, mBART-25 | | end-of-sentence, source | target, or none |
     | T5: "translate English to German: " | 13959, source, 12, target, 10 | end-of-sentence | |
     | MADLAD-400 | target | end-of-sentence | |
+    | OpenNMT-py | | | |
     """
 
     source_prefix: _Parts
@@ -104,6 +105,11 @@ class FramingTemplate:
     def forces_a_language(self) -> bool:
         """Whether targets begin with the ids of a language."""
         return any(isinstance(part, str) for part in self.target_prefix)
+
+    @property
+    def reads_a_language(self) -> bool:
+        """Whether sources have the ids of a language."""
+        return any(isinstance(part, str) for part in (*self.source_prefix, *self.source_suffix))
 
     def max_specials(self, languages: LanguageTable) -> tuple[int, int]:
         """The largest number of specials around a source text, and before a target text, of any direction."""
@@ -162,5 +168,9 @@ FRAMING_RULES: tuple[Rule[Framed], ...] = (
         lambda languages, _: are_told_apart(_codes(languages)),
         "have codes and aliases that differ in more than the case of letters, and _ for -",
     ),
-    Rule("framing.source_suffix", lambda parts, m: m.eos_token_id in parts, "have eos_token_id, {0.eos_token_id}"),
+    Rule(
+        "framing.source_suffix",
+        lambda parts, m: not parts or m.eos_token_id in parts,
+        "have eos_token_id, {0.eos_token_id}, or be empty",
+    ),
 )

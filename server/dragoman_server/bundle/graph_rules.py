@@ -163,7 +163,6 @@ _SIZE_RULES: tuple[Rule[Sizes], ...] = (
         for name in (
             "eos_token_id",
             "pad_token_id",
-            "languages.token_ids[*][*]",
             "framing.source_prefix[*]",
             "framing.source_suffix[*]",
             "parity.golden[*].source_ids[*]",

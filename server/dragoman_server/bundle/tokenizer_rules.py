@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from dragoman_server.bundle.graph_rules import Sizes
 from dragoman_server.bundle.manifest import Golden, Manifest
 from dragoman_server.bundle.rules import Rule, check
-from dragoman_server.text.tokenizer import TextCodec
+from dragoman_server.text.tokenizer import UNKNOWN, TextCodec
 from dragoman_server.text.tokenizer_files import TokenizerKind
 
 # Embeddings whose id no piece has. The model may choose such an id; a tokenizer takes it for unknown.
@@ -13,6 +13,7 @@ MAX_SPARE_ROWS: dict[TokenizerKind, int] = {
     "sentencepiece": 0,
     "marian": 255,
     "pieces": 255,
+    "pieces_pair": 255,
     "byte_bpe": 255,
     "bytes": 255,
 }
@@ -26,13 +27,29 @@ class _Facts:
     manifest: Manifest
     sizes: Sizes
 
-    def is_control(self, token_id: int) -> bool:
+    @property
+    def known_share(self) -> float:
+        return min(self.tokenizer.source_vocabulary.known_share, self.tokenizer.vocabulary.known_share)
+
+    def is_source_control(self, token_id: int) -> bool:
+        return token_id < self.tokenizer.source_vocabulary.size and self.tokenizer.is_source_control(token_id)
+
+    def is_target_control(self, token_id: int) -> bool:
         return token_id < self.tokenizer.vocabulary.size and self.tokenizer.is_control(token_id)
 
     def is_word(self, token_id: int) -> bool:
-        """Whether an id is a piece of text, such as a task has."""
-        is_known = token_id < self.tokenizer.vocabulary.size and token_id != self.tokenizer.unknown_id
-        return is_known and not self.tokenizer.is_control(token_id)
+        """Whether an id of a source is a piece of text, such as a task has."""
+        if token_id >= self.tokenizer.source_vocabulary.size or self.tokenizer.is_source_control(token_id):
+            return False
+        return self.tokenizer.source_pieces([token_id]) != [UNKNOWN]
+
+    def stands_for_a_language(self, token_id: int) -> bool:
+        """Whether an id may stand for a language, on each side where the framing has languages."""
+        framing = self.manifest.framing
+        if framing.forces_a_language and not self.is_target_control(token_id):
+            return False
+        is_free = framing.forces_a_language and not framing.reads_a_language
+        return is_free or self.is_source_control(token_id) or (self.has_task and self.is_word(token_id))
 
     @property
     def has_task(self) -> bool:
@@ -46,13 +63,17 @@ def check_tokenizer(tokenizer: TextCodec, manifest: Manifest, sizes: Sizes) -> N
 
 
 def _fits(kind: TokenizerKind, facts: _Facts) -> bool:
-    size = facts.tokenizer.vocabulary.size
-    rows = (facts.sizes.source_vocabulary_size, facts.sizes.target_vocabulary_size)
-    return all(0 <= number - size <= MAX_SPARE_ROWS[kind] for number in rows)
+    return all(
+        0 <= rows - vocabulary.size <= MAX_SPARE_ROWS[kind]
+        for rows, vocabulary in (
+            (facts.sizes.source_vocabulary_size, facts.tokenizer.source_vocabulary),
+            (facts.sizes.target_vocabulary_size, facts.tokenizer.vocabulary),
+        )
+    )
 
 
 def _has_its_pieces(golden: Golden, facts: _Facts) -> bool:
-    return golden.source_pieces == tuple(facts.tokenizer.pieces(golden.source_ids))
+    return golden.source_pieces == tuple(facts.tokenizer.source_pieces(golden.source_ids))
 
 
 _RULES: tuple[Rule[_Facts], ...] = (
@@ -60,45 +81,58 @@ _RULES: tuple[Rule[_Facts], ...] = (
         "tokenizer",
         _fits,
         "be one with as many pieces as there are embeddings, {0.sizes.source_vocabulary_size} for the source and "
-        "{0.sizes.target_vocabulary_size} for the target; its files have {0.tokenizer.vocabulary.size}",
+        "{0.sizes.target_vocabulary_size} for the target; its files have {0.tokenizer.source_vocabulary.size} and "
+        "{0.tokenizer.vocabulary.size}",
     ),
     Rule(
         "tokenizer",
-        lambda _, facts: facts.tokenizer.vocabulary.known_share >= _MIN_KNOWN_SHARE,
+        lambda _, facts: facts.known_share >= _MIN_KNOWN_SHARE,
         "be one whose vocabulary has the pieces of its SentencePiece models; of one of them it has a share of "
-        "{0.tokenizer.vocabulary.known_share:.2f}",
+        "{0.known_share:.2f}",
+    ),
+    Rule(
+        "eos_token_id",
+        lambda token_id, facts: facts.tokenizer.source_vocabulary.end_of_sentence_id in (token_id, None),
+        "be {0.tokenizer.source_vocabulary.end_of_sentence_id}, which the tokenizer has for end-of-sentence",
     ),
     Rule(
         "eos_token_id",
         lambda token_id, facts: facts.tokenizer.vocabulary.end_of_sentence_id in (token_id, None),
-        "be {0.tokenizer.vocabulary.end_of_sentence_id}, which the tokenizer has for end-of-sentence",
+        "be the same for source and target; the target's vocabulary has end-of-sentence at "
+        "{0.tokenizer.vocabulary.end_of_sentence_id}",
     ),
     Rule(
         "pad_token_id",
-        lambda token_id, facts: facts.tokenizer.vocabulary.padding_id in (token_id, None),
-        "be {0.tokenizer.vocabulary.padding_id}, which the tokenizer has for padding",
+        lambda token_id, facts: facts.tokenizer.source_vocabulary.padding_id in (token_id, None),
+        "be {0.tokenizer.source_vocabulary.padding_id}, which the tokenizer has for padding",
     ),
     *(
         Rule[_Facts](
             name,
-            lambda part, facts: isinstance(part, str) or facts.is_control(part),
+            lambda part, facts: isinstance(part, str) or facts.is_target_control(part),
             "be a control symbol of the tokenizer, which no text has",
         )
-        for name in ("eos_token_id", "framing.source_suffix[*]", "framing.target_prefix[*]")
+        for name in ("eos_token_id", "framing.target_prefix[*]")
     ),
     Rule(
         "decoder_start_token_id",
-        lambda token_id, facts: facts.is_control(token_id) or token_id == facts.tokenizer.unknown_id,  # MADLAD-400's
+        # MADLAD-400 begins with unknown.
+        lambda token_id, facts: facts.is_target_control(token_id) or token_id == facts.tokenizer.unknown_id,
         "be a control symbol of the tokenizer, which no text has, or unknown",
     ),
     Rule(
+        "framing.source_suffix[*]",
+        lambda part, facts: isinstance(part, str) or facts.is_source_control(part),
+        "be a control symbol of the tokenizer, which no text has",
+    ),
+    Rule(
         "framing.source_prefix[*]",
-        lambda part, facts: isinstance(part, str) or facts.is_control(part) or facts.is_word(part),
+        lambda part, facts: isinstance(part, str) or facts.is_source_control(part) or facts.is_word(part),
         "be a piece or a control symbol of the tokenizer",
     ),
     Rule(
         "languages.token_ids[*][*]",
-        lambda token_id, facts: facts.is_control(token_id) or (facts.has_task and facts.is_word(token_id)),
+        lambda token_id, facts: facts.stands_for_a_language(token_id),
         "be a control symbol of the tokenizer, which no text has",
     ),
     *(

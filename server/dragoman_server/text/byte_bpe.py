@@ -64,7 +64,9 @@ class ByteBpeTokenizer:
         self._bytes = [bytes(map(_BYTES.__getitem__, piece)) if piece in texts else b"" for piece in self._pieces]
         self._part_ids = frozenset(index for index, spelt in enumerate(self._bytes) if not _is_utf8(spelt))
         self.unknown_id = ids[UNKNOWN]
-        self.vocabulary = Vocabulary(len(ids), ids[END_OF_SENTENCE], ids[PADDING], known_share=1.0)
+        self.source_vocabulary = self.vocabulary = Vocabulary(
+            len(ids), ids[END_OF_SENTENCE], ids[PADDING], known_share=1.0
+        )
 
     def encode(self, text: str) -> list[int]:
         return self._bpe.encode(text, add_special_tokens=False).ids
@@ -79,8 +81,12 @@ class ByteBpeTokenizer:
         # A model may have more rows than its vocabulary has entries.
         return [self._pieces[token_id] if token_id < len(self._pieces) else UNKNOWN for token_id in ids]
 
+    source_pieces = pieces
+
     def is_control(self, token_id: int) -> bool:
         return not self._spelt([token_id])[0]
+
+    is_source_control = is_control
 
     def is_unspelt(self, token_id: int) -> bool:
         return token_id == self.unknown_id or token_id in self._part_ids

@@ -22,7 +22,9 @@ class ByteTokenizer:
     def __init__(self) -> None:
         self.unknown_id = _SPECIALS.index(UNKNOWN)
         ids = {special: token_id for token_id, special in enumerate(_SPECIALS)}
-        self.vocabulary = Vocabulary(_SIZE, ids[END_OF_SENTENCE], ids[PADDING], known_share=1.0)
+        self.source_vocabulary = self.vocabulary = Vocabulary(
+            _SIZE, ids[END_OF_SENTENCE], ids[PADDING], known_share=1.0
+        )
 
     def encode(self, text: str) -> list[int]:
         return [_FIRST + byte for byte in text.encode()]

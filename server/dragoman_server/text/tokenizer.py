@@ -1,7 +1,7 @@
 """From text to token ids without specials, and back: one interface, and the kinds of tokenizer behind it."""
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from itertools import compress
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -23,7 +23,7 @@ _TARGET_TOKEN = re.compile(r">>(.+)<<", re.DOTALL)
 
 
 class Vocabulary(NamedTuple):
-    """What a tokenizer knows of the ids of its model."""
+    """What a tokenizer knows of the ids of its model, on one side."""
 
     size: int
     """One more than the largest id of a piece."""
@@ -44,9 +44,11 @@ class TextCodec(Protocol):
     """
 
     unknown_id: int
-    """What stands for text that the vocabulary cannot spell."""
+    """What stands for a target's text that the vocabulary cannot spell."""
 
+    source_vocabulary: Vocabulary
     vocabulary: Vocabulary
+    """Of the target."""
 
     def encode(self, text: str) -> list[int]:
         """The ids of a source, without any specials. Empty where the rule drops all of it."""
@@ -57,14 +59,20 @@ class TextCodec(Protocol):
     def decode(self, ids: Sequence[int]) -> str:
         """The text of the ids. Control symbols have none."""
 
+    def source_pieces(self, ids: Sequence[int]) -> list[str]:
+        """The entry of every id of a source, with U+2581 for a preceding space; of byte-level BPE U+0120."""
+
     def pieces(self, ids: Sequence[int]) -> list[str]:
-        """The vocabulary entry of every id, with U+2581 for a preceding space; of byte-level BPE U+0120."""
+        """The entry of every id of a target, likewise."""
+
+    def is_source_control(self, token_id: int) -> bool:
+        """Whether an id of a source is no part of any text, as a language tag or end-of-sentence."""
 
     def is_control(self, token_id: int) -> bool:
-        """Whether an id is no part of any text, as a language tag or end-of-sentence."""
+        """Whether an id of a target is no part of any text, likewise."""
 
     def is_unspelt(self, token_id: int) -> bool:
-        """Whether an id stands for what the vocabulary has no word for: it is unknown, or a byte of a character."""
+        """Whether an id of a source stands for what has no word: it is unknown, or a byte of a character."""
 
     def spans(self, text: str) -> list[Span]:
         """The part of the text that each id of `encode(text)` stands for, whatever was normalised."""
@@ -94,6 +102,10 @@ def load_tokenizer(kind: TokenizerKind, folder: Path, read: Read = Path.read_byt
             return MarianTokenizer(folder, read)
         case "pieces":
             return PieceTokenizer(folder, read)
+        case "pieces_pair":
+            from dragoman_server.text.pair import PairTokenizer
+
+            return PairTokenizer(folder, read)
         case "byte_bpe":
             from dragoman_server.text.byte_bpe import ByteBpeTokenizer  # with the library of this kind alone
 
@@ -117,10 +129,10 @@ class Tokenizer:
         Raises:
             BundleError: the file is missing or not a SentencePiece model.
         """
-        self._processor = _load_model(path, read)
+        self._processor = load_model(path, read)
         self.unknown_id: int = self._processor.unk_id()
         end_of_sentence_id, padding_id = self._processor.eos_id(), self._processor.pad_id()
-        self.vocabulary = Vocabulary(
+        self.source_vocabulary = self.vocabulary = Vocabulary(
             self._processor.get_piece_size(),
             end_of_sentence_id if end_of_sentence_id >= 0 else None,
             padding_id if padding_id >= 0 else None,
@@ -145,8 +157,12 @@ class Tokenizer:
         pieces: list[str] = self._processor.IdToPiece(list(ids))
         return pieces
 
+    source_pieces = pieces
+
     def is_control(self, token_id: int) -> bool:
         return bool(self._processor.IsControl(token_id))
+
+    is_source_control = is_control
 
     def is_unspelt(self, token_id: int) -> bool:
         return token_id == self.unknown_id or bool(self._processor.IsByte(token_id))
@@ -162,7 +178,7 @@ class Tokenizer:
         return _tidy(mapping["text"], mapping["pieces"], mapping["offsets"], are_controls)
 
 
-class _VocabularyTokenizer:
+class VocabularyTokenizer:
     """A SentencePiece model for the source, one for the target, and a vocabulary that gives their pieces ids.
 
     Control symbols can only be reached by id: text that spells them is text, and where a model leaves it in one piece,
@@ -179,11 +195,13 @@ class _VocabularyTokenizer:
         self._source, self._target = source, target
         self.unknown_id = ids[UNKNOWN]
         self._controls = frozenset(controls)
-        self._byte_ids = frozenset(ids[piece] for piece in _pieces_that(target.IsByte, target) if piece in ids)
+        self._byte_ids = frozenset(ids[piece] for piece in pieces_that(source.IsByte, source) if piece in ids)
         self._text_ids = {piece: token_id for piece, token_id in ids.items() if piece not in self._controls}
         self._pieces = {token_id: piece for piece, token_id in ids.items()}
         known_share = min(_known_share(model, ids) for model in (source, target))
-        self.vocabulary = Vocabulary(max(self._pieces) + 1, ids[END_OF_SENTENCE], ids[PADDING], known_share)
+        self.source_vocabulary = self.vocabulary = Vocabulary(
+            max(self._pieces) + 1, ids[END_OF_SENTENCE], ids.get(PADDING), known_share
+        )
 
     def encode(self, text: str) -> list[int]:
         return self._encode(self._source, text)
@@ -207,8 +225,12 @@ class _VocabularyTokenizer:
         # A model may have more rows than its vocabulary has entries.
         return [self._pieces.get(token_id, UNKNOWN) for token_id in ids]
 
+    source_pieces = pieces
+
     def is_control(self, token_id: int) -> bool:
         return self._pieces.get(token_id, UNKNOWN) in self._controls
+
+    is_source_control = is_control
 
     def is_unspelt(self, token_id: int) -> bool:
         return token_id == self.unknown_id or token_id in self._byte_ids
@@ -239,7 +261,7 @@ class _VocabularyTokenizer:
         return spans
 
 
-class MarianTokenizer(_VocabularyTokenizer):
+class MarianTokenizer(VocabularyTokenizer):
     """Marian's kind: a SentencePiece model each for source and target, whose pieces are in one vocabulary.
 
     Ids and texts are those of `transformers.MarianTokenizer`, with one exception. There, text
@@ -257,13 +279,13 @@ class MarianTokenizer(_VocabularyTokenizer):
             BundleError: a file is missing or damaged.
         """
         source, target, vocabulary = (folder / name for name in TOKENIZER_FILES["marian"])
-        models = _load_model(source, read), _load_model(target, read)
+        models = load_model(source, read), load_model(target, read)
         ids = read_vocabulary(vocabulary, read)
         specials = (UNKNOWN, END_OF_SENTENCE, PADDING)
         super().__init__(*models, ids, (p for p in ids if p in specials or target_language(p) is not None))
 
 
-class PieceTokenizer(_VocabularyTokenizer):
+class PieceTokenizer(VocabularyTokenizer):
     """The kind of M2M-100, NLLB-200 and mBART-50: one SentencePiece model, and a vocabulary that gives its pieces ids.
 
     What the vocabulary has beyond the model's pieces are control symbols: language tokens such as `__fr__`, `fra_Latn`
@@ -280,16 +302,25 @@ class PieceTokenizer(_VocabularyTokenizer):
             BundleError: a file is missing or damaged.
         """
         path, vocabulary = (folder / name for name in TOKENIZER_FILES["pieces"])
-        model = _load_model(path, read)
+        model = load_model(path, read)
         ids = read_vocabulary(vocabulary, read)
         require_all_ids(vocabulary, ids)
-        no_text = {*SPECIALS, *_pieces_that(model.IsControl, model), *_pieces_that(model.IsUnknown, model)}
-        texts = set(_all_pieces(model)) - no_text
+        no_text = {*SPECIALS, *pieces_that(model.IsControl, model), *pieces_that(model.IsUnknown, model)}
+        texts = set(all_pieces(model)) - no_text
         super().__init__(model, model, ids, (p for p in ids if p in no_text or (p not in texts and len(p) != 1)))
 
 
-def read_vocabulary(path: Path, read: Read = Path.read_bytes) -> dict[str, int]:
+def read_vocabulary(
+    path: Path,
+    read: Read = Path.read_bytes,
+    required: Collection[str] = (UNKNOWN, END_OF_SENTENCE, PADDING),
+) -> dict[str, int]:
     """The ids of all pieces, from a `vocab.json`.
+
+    Args:
+        path: of the file.
+        read: its contents.
+        required: pieces that it must have.
 
     Raises:
         BundleError: the file is missing or no such vocabulary.
@@ -302,7 +333,7 @@ def read_vocabulary(path: Path, read: Read = Path.read_bytes) -> dict[str, int]:
         raise BundleError(f"{path} is not an object of pieces and their ids")
     if len(set(ids.values())) < len(ids):
         raise BundleError(f"{path} has one id for several pieces")
-    missing = [piece for piece in (UNKNOWN, END_OF_SENTENCE, PADDING) if piece not in ids]
+    missing = [piece for piece in required if piece not in ids]
     if missing:
         raise BundleError(f"{path} has no entry for {', '.join(missing)}")
     return ids
@@ -321,17 +352,18 @@ def target_language(piece: str) -> str | None:
 
 
 def _known_share(model: SentencePieceProcessor, ids: Mapping[str, int]) -> float:
-    return sum(piece in ids for piece in _all_pieces(model)) / model.get_piece_size()
+    return sum(piece in ids for piece in all_pieces(model)) / model.get_piece_size()
 
 
-def _all_pieces(model: SentencePieceProcessor) -> list[str]:
+def all_pieces(model: SentencePieceProcessor) -> list[str]:
+    """The pieces of a model by their ids there."""
     pieces: list[str] = model.IdToPiece(list(range(model.get_piece_size())))
     return pieces
 
 
-def _pieces_that(are: Callable[[list[int]], list[bool]], model: SentencePieceProcessor) -> list[str]:
+def pieces_that(are: Callable[[list[int]], list[bool]], model: SentencePieceProcessor) -> list[str]:
     """The pieces of a model for which one of its own methods holds."""
-    return [*compress(_all_pieces(model), are(list(range(model.get_piece_size()))))]
+    return [*compress(all_pieces(model), are(list(range(model.get_piece_size()))))]
 
 
 def _text_spans(model: SentencePieceProcessor, text: str) -> list[Span]:
@@ -389,11 +421,12 @@ def _tidy(text: str, pieces: Sequence[str], spans: Sequence[Span], are_controls:
     return tidied[::-1]
 
 
-def _load_model(path: Path, read: Read) -> SentencePieceProcessor:
+def load_model(path: Path, read: Read) -> SentencePieceProcessor:
+    """Raises BundleError where the file is missing or not a SentencePiece model."""
     processor = SentencePieceProcessor()
     try:
         processor.LoadFromSerializedProto(read(path))
-        _all_pieces(processor)
+        all_pieces(processor)
     except (OSError, RuntimeError, UnicodeDecodeError) as error:
         raise BundleError(f"{path} cannot be loaded as a SentencePiece model: {error}") from error
     return processor

@@ -82,7 +82,7 @@ def test_a_checkpoint_says_what_it_is(run: ExportCommand, tiny_checkpoint: Check
     assert run("inspect", tmp_path / "checkpoint") == 0
     assert facts(run.out)["source"] == "tiny: checkpoint"
     assert run("inspect", tmp_path / "checkpoint", "--pair", "en-fr") == 2
-    assert "has its languages: they cannot be given" in run.err
+    assert "which has its languages and its tokenizer: give neither" in run.err
 
 
 @pytest.mark.parametrize("name", ["missing", "empty", "file"])

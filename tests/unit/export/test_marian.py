@@ -1,5 +1,6 @@
 """Which Marian folders are imported, and what is refused. `tests/golden/test_marian.py` says how faithfully."""
 
+import dataclasses
 import json
 import shutil
 from collections.abc import Callable
@@ -10,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from dragoman_export.checkpoint import Checkpoint
 from dragoman_export.families.marian import read_marian
 from dragoman_export.languages import Languages
 from dragoman_server.bundle.framing import FramingTemplate
@@ -81,7 +83,16 @@ def edit_tensors(folder: Path, edit: Edit) -> None:
         ({"activation_function": ["relu"]}, r"activation_function is \['relu'\], must be one of"),
         ({"scale_embedding": 8.0}, "scale_embedding is 8.0, must be true or false"),
         ({"share_encoder_decoder_embeddings": "no"}, "share_encoder_decoder_embeddings is 'no', must be true or false"),
-        ({"decoder_vocab_size": 5}, "decoder_vocab_size 5: a vocabulary of the target's own is not supported"),
+        (
+            {"decoder_vocab_size": 5},
+            "vocab_size is .* and decoder_vocab_size 5, must be the same where share_encoder_d",
+        ),
+        ({"decoder_vocab_size": 10**9}, "decoder_vocab_size is 1000000000, but no axis of the weights is longer than"),
+        ({"decoder_vocab_size": "5"}, "decoder_vocab_size is '5', not an integer"),
+        (
+            {"decoder_vocab_size": 60, "share_encoder_decoder_embeddings": False},
+            "decoder_start_token_id is .*, must be below decoder_vocab_size, 60",
+        ),
         ({"encoder_attention_heads": 32, "decoder_attention_heads": 32}, "the head size 2 .* is not a multiple of 8"),
         ({"num_beams": 2, "pad_token_id": 1}, "<pad> at .*, but pad_token_id in config.json is 1"),
     ],
@@ -176,7 +187,11 @@ def test_the_sinusoidal_position_table_is_recognised(folder: Path, dtype: torch.
 @pytest.mark.parametrize(
     ("file", "edit", "fault"),
     [
-        ("tokenizer_config.json", lambda values: values.update(separate_vocabs=True), "separate_vocabs is true"),
+        (
+            "tokenizer_config.json",
+            lambda values: values.update(separate_vocabs="yes"),
+            "separate_vocabs is 'yes', must be true or false",
+        ),
         (
             "tokenizer_config.json",
             lambda values: values.update(sp_model_kwargs={"enable_sampling": True}),
@@ -239,3 +254,172 @@ def test_several_targets_need_a_source_language_and_no_pair(several: Path) -> No
         ValueError, match=r"no source_lang that is a language in tokenizer_config\.json: give the source language with"
     ):
         read_marian(several, "model", Languages())
+
+
+def test_source_languages_may_be_several(several: Path, folder: Path) -> None:
+    config = read_marian(several, "model", Languages(source="nld,deu,nl")).config
+    assert config.languages.sources == {"nl", "de"}
+    edit_json(several / "tokenizer_config.json", lambda values: values.update(source_lang="cat_oci_spa"))
+    assert read_marian(several, "model", Languages()).config.languages.sources == {"ca", "oc", "es"}
+
+
+def test_a_model_of_one_target_may_have_several_sources(folder: Path) -> None:
+    languages = {"source_lang": "deu+nld", "target_lang": "eng"}
+    edit_json(folder / "tokenizer_config.json", lambda values: values.update(languages))
+    table = read_marian(folder, "model", Languages()).config.languages
+    assert [*table] == [("de", "en"), ("nl", "en")]
+    table = read_marian(folder, "model", Languages(pair="por_br,es-en")).config.languages
+    assert [*table] == [("pt-BR", "en"), ("es", "en")]
+    edit_json(folder / "tokenizer_config.json", lambda values: values.update(target_lang="deu+nld"))
+    with pytest.raises(ValueError, match="give them with --pair, such as en-fr"):
+        read_marian(folder, "model", Languages())
+
+
+def test_scripts_and_variants_among_the_tokens_of_languages(folder: Path) -> None:
+    """As the Tatoeba Challenge's models have them."""
+    edit_json(
+        folder / "vocab.json",
+        rename("▁the", ">>cmn_Hans<<"),
+        rename("▁dog", ">>cmn_Hant<<"),
+        rename("▁old", ">>pt_BR<<"),
+        rename("▁small", ">>pt_br<<"),
+        rename("▁river", ">>srp_Latn<<"),
+    )
+    config = read_marian(folder, "model", Languages()).config
+    assert config.languages.targets == {"zh-Hans", "zh-Hant", "pt-BR", "pt-BR-x-pt-br", "sr-Latn"}
+    assert config.languages.aliases["cmn_Hant"] == "zh-Hant"
+
+
+# -- early folders -----------------------------------------------------------------------------------------------------
+
+# The fields of a model of 2020.
+EARLY: dict[str, Any] = {
+    "_num_labels": 3,
+    "activation_dropout": 0.0,
+    "add_bias_logits": False,
+    "add_final_layer_norm": False,
+    "architectures": ["MarianMTModel"],
+    "attention_dropout": 0.0,
+    "bos_token_id": 0,
+    "classif_dropout": 0.0,
+    "decoder_layerdrop": 0.0,
+    "dropout": 0.1,
+    "encoder_layerdrop": 0.0,
+    "id2label": {"0": "LABEL_0", "1": "LABEL_1", "2": "LABEL_2"},
+    "init_std": 0.02,
+    "is_encoder_decoder": True,
+    "label2id": {"LABEL_0": 0, "LABEL_1": 1, "LABEL_2": 2},
+    "max_length": 512,
+    "model_type": "marian",
+    "normalize_before": False,
+    "normalize_embedding": False,
+    "num_beams": 6,
+    "num_hidden_layers": 2,
+    "scale_embedding": True,
+    "static_position_embeddings": True,
+}
+KEPT: tuple[str, ...] = (
+    "activation_function",
+    "d_model",
+    "encoder_layers",
+    "decoder_layers",
+    "encoder_ffn_dim",
+    "decoder_ffn_dim",
+)
+KEPT += ("encoder_attention_heads", "decoder_attention_heads", "max_position_embeddings", "vocab_size")
+KEPT += ("pad_token_id", "eos_token_id", "decoder_start_token_id")
+
+
+def test_a_folder_of_the_first_models_is_read(folder: Path) -> None:
+    """Its weights are a pickle with every tied tensor under all of its names; there is no generation_config.json."""
+    expected = read_marian(folder, "model", Languages())
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    pad_id = config["pad_token_id"]
+    config = EARLY | {name: config[name] for name in KEPT} | {"bad_words_ids": [[pad_id]]}
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    (folder / "generation_config.json").unlink()
+    tensors = load_file(folder / "model.safetensors")
+    shared = tensors["model.shared.weight"]
+    tensors |= {f"model.{name}.embed_tokens.weight": shared for name in ("encoder", "decoder")}
+    tensors |= {f"model.{name}.embed_positions.weight": positions(expected) for name in ("encoder", "decoder")}
+    (folder / "model.safetensors").unlink()
+    torch.save(tensors, folder / "pytorch_model.bin")
+    found = read_marian(folder, "model", Languages())
+    assert found.config.dimensions == expected.config.dimensions
+    assert found.config.generation == dataclasses.replace(expected.config.generation, beam_size=6)
+    for name, tensor in expected.model.state_dict().items():
+        assert torch.equal(found.model.state_dict()[name], tensor)
+
+
+def positions(checkpoint: Checkpoint) -> torch.Tensor:
+    return checkpoint.model.source_embedding.positions.clone()
+
+
+# -- separate vocabularies ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def whole_pair(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("separate")
+    write_marian(folder, separate_vocabs=True)
+    return folder
+
+
+@pytest.fixture
+def pair(whole_pair: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(whole_pair, tmp_path / "pair")
+
+
+def test_vocabularies_of_their_own_for_source_and_target(pair: Path) -> None:
+    checkpoint = read_marian(pair, "model", Languages())
+    assert checkpoint.config.tokenizer == "pieces_pair"
+    assert not checkpoint.config.dimensions.shared_vocabulary
+    assert not torch.equal(
+        checkpoint.model.source_embedding.tokens.weight, checkpoint.model.target_embedding.tokens.weight
+    )
+    codec = checkpoint.open_tokenizer()
+    target = json.loads((pair / "target_vocab.json").read_text(encoding="utf-8"))
+    assert codec.encode_target("le chat") == [target[piece] for piece in codec.pieces(codec.encode_target("le chat"))]
+
+
+def test_vocabularies_may_have_different_sizes(pair: Path) -> None:
+    edit_json(pair / "target_vocab.json", lambda values: values.update({f"more{i}": len(values) + i for i in range(7)}))
+    size = len(json.loads((pair / "target_vocab.json").read_text(encoding="utf-8")))
+    edit_json(pair / "config.json", lambda values: values.update(decoder_vocab_size=size))
+
+    def grow(tensors: dict[str, Any]) -> None:
+        for name in ("model.decoder.embed_tokens.weight", "lm_head.weight"):
+            if name in tensors:
+                tensors[name] = torch.cat([tensors[name], torch.zeros(7, 64)])
+        tensors["final_logits_bias"] = torch.cat([tensors["final_logits_bias"], torch.zeros(1, 7)], dim=1)
+
+    edit_tensors(pair, grow)
+    dimensions = read_marian(pair, "model", Languages()).config.dimensions
+    assert dimensions.target_vocabulary_size == dimensions.source_vocabulary_size + 7 == size
+
+
+@pytest.mark.parametrize(
+    ("file", "edit", "fault"),
+    [
+        ("target_vocab.json", rename("▁le", "</s>"), r"target_vocab.json has </s> at \d+, but eos_token_id in"),
+        (
+            "target_vocab.json",
+            rename("▁le", "<pad>"),
+            r"target_vocab.json has <pad> at \d+, but decoder_start_token_id",
+        ),
+        ("target_vocab.json", lambda values: values.update({"more": 500}), r"has id 500, but decoder_vocab_size in"),
+        ("vocab.json", rename("▁the", "<pad>"), r"/vocab.json has <pad> at \d+, but pad_token_id in"),
+        ("vocab.json", lambda values: values.update({"more": 500}), r"/vocab.json has id 500, but vocab_size in"),
+    ],
+)
+def test_separate_vocabularies_that_do_not_fit_are_refused(pair: Path, file: str, edit: Edit, fault: str) -> None:
+    edit_json(pair / file, edit)
+    with pytest.raises(ValueError, match=fault):
+        read_marian(pair, "model", Languages())
+
+
+@pytest.mark.parametrize("name", ["source.spm", "target.spm", "vocab.json", "target_vocab.json"])
+def test_a_missing_file_of_separate_vocabularies_is_named(pair: Path, name: str) -> None:
+    (pair / name).unlink()
+    with pytest.raises(FileNotFoundError, match=name):
+        read_marian(pair, "model", Languages())

@@ -86,6 +86,8 @@ def test_our_own_models_are_decoded_greedily_by_default(tiny_bundles: dict[Preci
 def test_the_files_of_a_bundle_depend_on_its_tokenizer() -> None:
     shared = {"encoder.onnx", "decoder_step.onnx", "weights.bin"}
     assert set(required_files("sentencepiece")) == shared | {"tokenizer.model"}
+    pair = {"source.model", "source_vocab.json", "target.model", "target_vocab.json"}
+    assert set(required_files("pieces_pair")) == shared | pair
     assert set(required_files("marian")) == shared | {"source.spm", "target.spm", "vocab.json"}
 
 
@@ -141,7 +143,7 @@ LONG = "x" * 1_000_000
         (put("limits", "max_target_tokens", 2), r"golden\[0\].token_ids is .* must be no longer than limits"),
         # token ids
         (put("eos_token_id", -1), "eos_token_id is -1: Expected int >= 0"),
-        (put("eos_token_id", 4), r"framing.source_suffix is \(3,\), must have eos_token_id, 4"),
+        (put("eos_token_id", 4), r"framing.source_suffix is \(3,\), must have eos_token_id, 4, or be empty"),
         (
             lambda values: [put("eos_token_id", 10**6)(values), put("framing", "source_suffix", [10**6])(values)],
             "eos_token_id is 1000000, must be below architecture.vocabulary_size",
@@ -178,7 +180,6 @@ LONG = "x" * 1_000_000
         (put("framing", "source_prefix", ["text"]), r"source_prefix\[0\] is 'text': Invalid enum value"),
         (put("framing", "source_prefix", [0.5]), r"source_prefix\[0\] is 0.5: Expected"),
         (put("framing", "source_prefix", ["source"]), r"sources\[0\] is 'en', must have languages.token_ids"),
-        (put("framing", "source_suffix", []), r"source_suffix is \(\), must have eos_token_id, 3"),
         (put("framing", "target_prefix", [10**6]), r"target_prefix\[0\] is 1000000, must be below architecture.vocab"),
         (put("framing", "target_prefix", [3]), r"target_prefix\[0\] is 3, must not be eos_token_id, 3"),
         (put("framing", "target_prefix", ["target"] * 159), "framing is .*, must leave room for text"),

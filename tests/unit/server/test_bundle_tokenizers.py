@@ -15,11 +15,13 @@ from dragoman_export.bundle.writer import export
 from dragoman_export.families.marian import read_marian
 from dragoman_export.languages import Languages
 from dragoman_export.train.tokenizer import train_tokenizer
+from dragoman_server.attention.results import Source as AttentionSource
 from dragoman_server.bundle.bundle import Bundle, embedded_bundle
 from dragoman_server.bundle.framing import FramingTemplate
 from dragoman_server.bundle.languages import LanguageTable
 from dragoman_server.bundle.manifest import MANIFEST_FILE
 from dragoman_server.errors import BundleError
+from dragoman_server.text.segmentation import SourceSegment
 from dragoman_server.text.tokenizer_files import TOKENIZER_FILES, TokenizerKind
 from support.bundles import edit_manifest, put, replace_file
 from support.marian_model import write_marian
@@ -351,3 +353,127 @@ def test_a_model_of_other_pieces_than_the_vocabulary_is_refused(tmp_path: Path) 
     folder = export_with("pieces", tmp_path)
     replace_file(folder, "tokenizer.model", train_pieces("unigram", ("γάτα", "σκύλος", "πουλί", "δέντρο"), 30))
     refused(folder, "tokenizer is 'pieces', must be one whose vocabulary has the pieces .* a share of 0")
+
+
+# -- a vocabulary each for source and target ---------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def pair_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of a model whose language is told to the encoder."""
+    folder = tmp_path_factory.mktemp("pair")
+    write_kind("pieces_pair", folder)
+    first, *others = ((folder / name).read_bytes() for name in TOKENIZER_FILES["pieces_pair"])
+    source, target = (json.loads((folder / f"{side}_vocab.json").read_bytes()) for side in ("source", "target"))
+    assert len(source) < len(target)
+    checkpoint = random_checkpoint(
+        source_vocabulary_size=len(source), target_vocabulary_size=len(target), shared_vocabulary=False
+    )
+    config = dataclasses.replace(
+        checkpoint.config,
+        pad_token_id=source["<pad>"],
+        bos_token_id=target["<pad>"],
+        eos_token_id=0,
+        languages=LanguageTable.of([("en", "fr")], {"fr": (source[">>fra<<"],)}),
+        framing=FramingTemplate(("target",), (0,), ()),
+        tokenizer="pieces_pair",
+    )
+    companions: dict[str, bytes] = dict(zip(TOKENIZER_FILES["pieces_pair"][1:], others, strict=True))
+    checkpoint = dataclasses.replace(checkpoint, config=config, tokenizer=first, companion_files=companions)
+    export(checkpoint, folder / "bundle", "fp32", random_sources(checkpoint, 2))
+    return folder / "bundle"
+
+
+@pytest.fixture
+def pair(pair_bundle: Path, tmp_path: Path) -> Path:
+    shutil.copytree(pair_bundle, tmp_path / "bundle")
+    return tmp_path / "bundle"
+
+
+def edit_side(folder: Path, side: str, edit: Callable[[dict[str, int]], object]) -> None:
+    name = f"{side}_vocab.json"
+    vocabulary = json.loads((folder / name).read_bytes())
+    edit(vocabulary)
+    replace_file(folder, name, json.dumps(vocabulary).encode())
+
+
+def exchange_with(piece: str, token_id: int) -> Callable[[dict[str, int]], object]:
+    def exchange(vocabulary: dict[str, int]) -> None:
+        vocabulary[_piece_of(vocabulary, token_id)], vocabulary[piece] = vocabulary[piece], token_id
+
+    return exchange
+
+
+def test_a_bundle_may_have_two_vocabularies(pair: Path) -> None:
+    bundle = Bundle.open(pair)
+    text = "The old cat"
+    assert bundle.tokenizer.decode(bundle.tokenizer.encode_target(text)) == text
+    golden = bundle.manifest.parity.golden[0]
+    assert golden.source_pieces[0] == ">>fra<<"
+    assert golden.source_pieces == tuple(bundle.tokenizer.source_pieces(golden.source_ids))
+
+
+@pytest.mark.parametrize(("side", "number"), [("source", 1), ("target", 1), ("target", -300)])
+def test_each_vocabulary_must_fit_its_own_embeddings(pair: Path, side: str, number: int) -> None:
+    if number > 0:
+        edit_side(pair, side, lambda vocabulary: vocabulary.update(more=len(vocabulary)))
+    else:
+        edit_side(pair, side, lambda ids: [ids.pop(piece) for piece in [*ids] if ids[piece] > 1])
+    refused(pair, "tokenizer is 'pieces_pair', must be one with as many pieces|must be one whose vocabulary has the")
+
+
+def test_end_of_sentence_must_be_the_same_for_source_and_target(pair: Path) -> None:
+    edit_side(pair, "target", exchange_with("</s>", 5))
+    refused(pair, "eos_token_id is 0, must be the same for source and target; the target's vocabulary has .* at 5")
+
+
+def test_another_end_of_sentence_of_the_source_is_refused(pair: Path) -> None:
+    edit_side(pair, "source", exchange_with("</s>", 5))
+    refused(pair, "eos_token_id is 0, must be 5, which the tokenizer has for end-of-sentence")
+
+
+def test_a_language_must_be_a_control_symbol_of_the_side_that_has_it(pair: Path) -> None:
+    """A word of the source that is a control symbol of the target."""
+    tag = Bundle.open(pair).manifest.languages.token_ids["fr"][0]
+    assert not Bundle.open(pair).tokenizer.is_control(tag)
+    edit_side(pair, "source", exchange_with(">>fra<<", 5))
+    refused(pair, rf"languages.token_ids\[fr\]\[0\] is {tag}, must be a control symbol of the tokenizer")
+
+
+def test_the_decoder_must_start_with_a_control_symbol_of_the_target(pair: Path) -> None:
+    tag = Bundle.open(pair).manifest.languages.token_ids["fr"][0]
+    edit_manifest(pair, put("decoder_start_token_id", tag))
+    refused(pair, f"decoder_start_token_id is {tag}, must be a control symbol of the tokenizer")
+
+
+def test_a_language_that_targets_begin_with_is_the_targets(pair: Path) -> None:
+    """Its id may be beyond the embeddings of the source."""
+    bundle = Bundle.open(pair)
+    (tag,) = bundle.manifest.languages.token_ids["fr"]
+    target = json.loads((pair / "target_vocab.json").read_bytes())
+    assert target[">>fra<<"] >= bundle.tokenizer.source_vocabulary.size
+
+    def reframe(token_id: int) -> Callable[[dict[str, Any]], None]:
+        def edit(values: dict[str, Any]) -> None:
+            values["framing"] = {"source_prefix": [], "source_suffix": [0], "target_prefix": ["target"]}
+            values["languages"]["token_ids"]["fr"] = [token_id]
+            for golden in values["parity"]["golden"]:
+                for name in ("source_ids", "source_pieces"):
+                    golden[name] = [part for part in golden[name] if part not in (tag, ">>fra<<")]
+                golden["token_ids"][0] = token_id
+
+        return edit
+
+    edit_manifest(pair, reframe(target[">>fra<<"]))
+    assert Bundle.open(pair).manifest.framing_of(("en", "fr")).target_prefix == (target[">>fra<<"],)
+    edit_manifest(pair, reframe(5))
+    refused(pair, r"languages.token_ids\[fr\]\[0\] is 5, must be a control symbol of the tokenizer")
+
+
+def test_attention_shows_the_pieces_of_each_side(pair: Path) -> None:
+    bundle = Bundle.open(pair)
+    codec, framing = bundle.tokenizer, bundle.manifest.framing_of(("en", "fr"))
+    text = "The old cat"
+    ids = codec.encode(text)
+    source = AttentionSource(text, SourceSegment(0, len(text), tuple(ids)), framing.frame(ids), framing)
+    assert [token.piece for token in source.tokens(codec)] == [">>fra<<", *codec.source_pieces(ids), "</s>"]

@@ -14,11 +14,12 @@ import sentencepiece
 from dragoman_server.errors import BundleError
 from dragoman_server.text.byte_bpe import ByteBpeTokenizer
 from dragoman_server.text.byte_ids import ByteTokenizer
+from dragoman_server.text.pair import PairTokenizer
 from dragoman_server.text.tokenizer import MarianTokenizer, PieceTokenizer, Tokenizer, load_tokenizer, target_language
 from dragoman_server.text.tokenizer_files import TOKENIZER_FILES, TokenizerKind
 from support.marian_tokenizer import EOS_ID as MARIAN_EOS_ID
 from support.marian_tokenizer import UNK_ID, write_tokenizer
-from support.piece_tokenizers import train_pieces, write_kind, write_pieces, write_vocabulary
+from support.piece_tokenizers import train_pieces, write_kind, write_pair, write_pieces, write_vocabulary
 from support.server_parts import EOS_ID, SENTENCES
 
 
@@ -167,6 +168,7 @@ def test_a_damaged_model_is_a_bundle_error(tmp_path: Path, content: bytes | None
         ("sentencepiece", Tokenizer),
         ("marian", MarianTokenizer),
         ("pieces", PieceTokenizer),
+        ("pieces_pair", PairTokenizer),
         ("byte_bpe", ByteBpeTokenizer),
         ("bytes", ByteTokenizer),
     ],
@@ -325,6 +327,68 @@ def test_bytes_of_a_model_that_has_them(tmp_path: Path) -> None:
     assert vocabulary["<0x41>"] not in codec.encode("<0x41>")
 
 
+# -- a model and a vocabulary each for source and target ---------------------------------------------------------------
+
+
+def test_source_and_target_have_ids_of_their_own(tmp_path: Path) -> None:
+    source, target = write_pair(tmp_path)
+    codec = PairTokenizer(tmp_path)
+    assert (codec.source_vocabulary.size, codec.vocabulary.size) == (len(source), len(target))
+    text = "The old cat"
+    for ids, pieces, vocabulary in (
+        (codec.encode(text), codec.source_pieces(codec.encode(text)), source),
+        (codec.encode_target(text), codec.pieces(codec.encode_target(text)), target),
+    ):
+        assert "".join(pieces) == "▁The▁old▁cat"
+        assert ids == [vocabulary[piece] for piece in pieces]
+    assert codec.encode(text) != codec.encode_target(text)
+    assert codec.decode(codec.encode_target(text)) == text
+    assert codec.decode(codec.encode(text)) != text
+
+
+def test_an_id_may_be_a_control_symbol_on_one_side_alone(tmp_path: Path) -> None:
+    source, target = write_pair(tmp_path)
+    codec = PairTokenizer(tmp_path)
+    tag = source[">>fra<<"]
+    assert (codec.is_source_control(tag), codec.is_control(tag)) == (True, False)
+    assert codec.is_control(target["<pad>"])
+    assert codec.is_unspelt(source["<unk>"])
+    assert codec.unknown_id == target["<unk>"]
+    assert (codec.source_vocabulary.padding_id, codec.vocabulary.padding_id) == (source["<pad>"], target["<pad>"])
+
+
+def test_what_a_vocabulary_has_beyond_the_pieces_of_its_model(tmp_path: Path) -> None:
+    _, target = write_pair(tmp_path, ("ꙮ", "ꙮꙂ", "madeupword0", "<pad>"))
+    codec = PairTokenizer(tmp_path)
+    ids = {piece: target[piece] for piece in ("ꙮ", "ꙮꙂ", "madeupword0")}
+    assert [codec.is_control(token_id) for token_id in ids.values()] == [False, False, True]
+    assert codec.encode_target("cat ꙮꙂ")[-1] == ids["ꙮꙂ"]
+    assert codec.decode([*codec.encode_target("cat"), *ids.values()]) == "catꙮꙮꙂ"
+
+
+@pytest.mark.parametrize("side", ["source", "target"])
+@pytest.mark.parametrize(
+    ("vocabulary", "fault"),
+    [
+        ({"<unk>": 0, "<pad>": 1}, "has no entry for </s>"),
+        ({"<unk>": 0, "</s>": 0}, "has one id for several pieces"),
+        ([], "is not an object of pieces and their ids"),
+    ],
+)
+def test_what_is_no_vocabulary_of_a_pair_is_a_bundle_error(
+    tmp_path: Path, side: str, vocabulary: Any, fault: str
+) -> None:
+    write_pair(tmp_path)
+    write_vocabulary(tmp_path, vocabulary, f"{side}_vocab.json")
+    with pytest.raises(BundleError, match=rf"{side}_vocab\.json {fault}"):
+        PairTokenizer(tmp_path)
+
+
+def test_a_vocabulary_of_a_pair_need_not_have_padding(tmp_path: Path) -> None:
+    write_pair(tmp_path, ())
+    assert PairTokenizer(tmp_path).source_vocabulary.padding_id is None
+
+
 # -- damaged files -----------------------------------------------------------------------------------------------------
 
 
@@ -345,7 +409,7 @@ def test_a_damaged_file_is_a_bundle_error(
             load_tokenizer(kind, tmp_path)
 
 
-@pytest.mark.parametrize("kind", ["sentencepiece", "marian", "pieces"])
+@pytest.mark.parametrize("kind", ["sentencepiece", "marian", "pieces", "pieces_pair"])
 def test_a_piece_that_is_no_utf8_is_a_bundle_error(tmp_path: Path, kind: TokenizerKind) -> None:
     write_kind(kind, tmp_path)
     path = tmp_path / TOKENIZER_FILES[kind][0]

@@ -39,8 +39,12 @@ class ByteTokenizer:
         """The character of every printable byte of ASCII, U+2581 for a space, and others as `<0xE2>`."""
         return [_piece(token_id) for token_id in ids]
 
+    source_pieces = pieces
+
     def is_control(self, token_id: int) -> bool:
         return not _FIRST <= token_id < _SIZE
+
+    is_source_control = is_control
 
     def is_unspelt(self, token_id: int) -> bool:
         """Bytes are what this vocabulary has for words."""

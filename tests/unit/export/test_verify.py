@@ -70,9 +70,9 @@ def test_what_makes_a_server_refuse_the_bundle_fails_too(
         ("fp16", ["--device", "cuda"], "The ONNX Runtime that is installed is the one for CPUs alone"),
         ("int8", ["--device", "cuda"], "is at int8, which is for CPUs: for CUDA, export with --precision fp16 or bf16"),
         ("fp16", ["--num-sources", "3"], "all options but --device are for a comparison"),
-        ("fp16", ["--details"], "all options but --device are for a comparison, which takes CHECKPOINT"),
-        ("fp16", ["a", "b"], "verify takes [CHECKPOINT] BUNDLE, not 3 folders"),
-        ("fp16", ["a", "--device", "cuda"], "a checkpoint is compared on the CPU: without it, BUNDLE is replayed"),
+        ("fp16", ["--details"], "all options but --device are for a comparison, which takes SOURCE"),
+        ("fp16", ["a", "b"], "verify takes [SOURCE] BUNDLE, not 3 folders"),
+        ("fp16", ["a", "--device", "cuda"], "a source is compared on the CPU: without it, BUNDLE is replayed"),
     ],
     ids=str,
 )

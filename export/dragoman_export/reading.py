@@ -31,7 +31,7 @@ def read_bytes(path: Path) -> bytes:
         FileNotFoundError: the file is missing.
         ValueError: it is no file, or larger than such files are.
     """
-    _require_file(path)
+    require_file(path)
     if (size := path.stat().st_size) > _MAX_BYTES:
         raise ValueError(f"{path} is {size} bytes long; at most {_MAX_BYTES} are read")
     return path.read_bytes()
@@ -63,12 +63,12 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
         FileNotFoundError: the file is missing.
         ValueError: it is damaged, or its tensors are not weights: finite numbers of a floating-point type.
     """
-    _require_file(path)
+    require_file(path)
     try:
         tensors = load_file(path)
     except (SafetensorError, KeyError) as error:  # the latter where a type is unknown
         raise ValueError(f"{path} is damaged: {error}") from error
-    _check_weights(path, tensors)
+    check_weights(path, tensors)
     return tensors
 
 
@@ -79,7 +79,7 @@ def read_pickle(path: Path) -> dict[str, Tensor]:
         FileNotFoundError: the file is missing.
         ValueError: as `read_safetensors`, or the file holds anything but tensors.
     """
-    _require_file(path)
+    require_file(path)
     try:
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
@@ -97,7 +97,7 @@ def read_pickle(path: Path) -> dict[str, Tensor]:
         isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in tensors.items()
     ):
         raise ValueError(f"{path} is not a dictionary of tensors")
-    _check_weights(path, tensors)
+    check_weights(path, tensors)
     return tensors
 
 
@@ -142,13 +142,14 @@ def listed(faults: Sequence[str]) -> str:
     return "; ".join([*faults[:_MAX_FAULTS], *more])
 
 
-def _require_file(path: Path) -> None:
+def require_file(path: Path) -> None:
     """Reading a pipe would wait, a device never ends. Links are followed: Hugging Face's cache is made of them."""
     if not stat.S_ISREG(path.stat().st_mode):
         raise ValueError(f"{path} is not a file")
 
 
-def _check_weights(path: Path, tensors: Mapping[str, Tensor]) -> None:
+def check_weights(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Raises ValueError naming every tensor that is no weight: of another type, or not finite."""
     faults = [f"{name} {fault}" for name, tensor in tensors.items() if (fault := _fault_of(tensor))]
     if faults:
         raise ValueError(f"{path}: {listed(faults)}")

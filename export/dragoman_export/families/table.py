@@ -9,6 +9,7 @@ from dragoman_export.families.bart import read_bart, read_mbart
 from dragoman_export.families.huggingface import CONFIG_FILE
 from dragoman_export.families.m2m100 import read_m2m100
 from dragoman_export.families.marian import read_marian
+from dragoman_export.families.marian_native import read_marian_native
 from dragoman_export.languages import Languages
 from dragoman_export.reading import listed, read_json
 
@@ -40,7 +41,12 @@ class Layout(NamedTuple):
     read: Reader
 
 
-LAYOUTS = (Layout("Hugging Face", CONFIG_FILE, _read_huggingface),)
+LAYOUTS = (
+    Layout("Hugging Face", CONFIG_FILE, _read_huggingface),
+    Layout("Marian", "*.npz", read_marian_native),
+    Layout("Marian", "*decoder.yml", read_marian_native),
+    Layout("Marian", "*.intgemm*.bin", read_marian_native),
+)
 
 
 def read_model(folder: Path, name: str, languages: Languages) -> Checkpoint:

@@ -8,7 +8,7 @@ import numpy as np
 import sentencepiece
 from numpy.typing import NDArray
 
-from support.marian_tokenizer import SOURCE_WORDS, TARGET_WORDS, train_sentencepiece
+from support.marian_tokenizer import SOURCE_WORDS, TARGET_WORDS, sentences
 from support.piece_tokenizers import SENTENCES, train_pieces
 
 Array = NDArray[np.float32]
@@ -69,7 +69,8 @@ OPTIONS: dict[str, Any] = {
     "ulr-trainable-transformation": False,
     "version": "v1.12.0 65bf82f 2023-02-21 09:56:29 -0800",
 }
-PRE_NORM = {"transformer-preprocess": "n", "transformer-postprocess": "da", "transformer-postprocess-top": "n"}
+# Arguments of `write_native`.
+PRE_NORM = {"transformer_preprocess": "n", "transformer_postprocess": "da", "transformer_postprocess_top": "n"}
 EOS_ID, UNK_ID = 0, 1
 
 
@@ -83,6 +84,14 @@ class Native(NamedTuple):
     @property
     def model(self) -> Path:
         return self.folder / "model.npz"
+
+    def entries(self, vocabulary: Path) -> list[str]:
+        """All entries in the order of their ids."""
+        if vocabulary.suffix == ".spm":
+            processor = sentencepiece.SentencePieceProcessor(model_file=str(vocabulary))
+            return [processor.id_to_piece(i) for i in range(processor.get_piece_size())]
+        lines = vocabulary.read_text(encoding="utf-8").splitlines()
+        return [line.rpartition(": ")[0].strip('"') for line in lines]
 
 
 def write_native(
@@ -146,7 +155,7 @@ def write_vocabularies(
         return (source, others[0] if others else source), [sizes[0], sizes[-1]]
     pieces = []
     for side, words in (("source", SOURCE_WORDS), ("target", TARGET_WORDS)):
-        model = train_sentencepiece(words)
+        model = train_pieces("unigram", tuple(sentences(words, 20)), 90, normalization_rule_name="identity")
         (folder / f"{side}.spm").write_bytes(model)
         processor = sentencepiece.SentencePieceProcessor(model_proto=model)
         pieces.append([processor.id_to_piece(i) for i in range(3, processor.get_piece_size())])
@@ -168,8 +177,9 @@ def _write_list(path: Path, entries: Sequence[str]) -> None:
 
 def marian_sentencepiece(texts: tuple[str, ...], size: int, tags: Sequence[str]) -> bytes:
     """With the ids that Marian trains them with."""
-    options = {"bos_id": -1, "eos_id": EOS_ID, "unk_id": UNK_ID, "user_defined_symbols": [*tags]}
-    return train_pieces("bpe", texts, size, **options)
+    options: dict[str, Any] = {"bos_id": -1, "eos_id": EOS_ID, "unk_id": UNK_ID, "user_defined_symbols": [*tags]}
+    # The table of another rule of normalisation would be most of the file.
+    return train_pieces("bpe", texts, size, normalization_rule_name="identity", **options)
 
 
 # -- weights -----------------------------------------------------------------------------------------------------------
@@ -178,7 +188,12 @@ def marian_sentencepiece(texts: tuple[str, ...], size: int, tags: Sequence[str])
 def random_weights(options: Mapping[str, Any], seed: int, eos_bias: float) -> dict[str, Array]:
     """All parameters that Marian's Transformer has with these options; outputs depend on the source and end."""
     rng = np.random.default_rng(seed)
-    return {name: _random(name, shape, rng, eos_bias) for name, shape in _shapes(options)}
+    weights = {name: _random(name, shape, rng, eos_bias) for name, shape in _shapes(options)}
+    # The norm before the output. The output may be the embedding: else the likeliest token would be the one before.
+    name = "decoder_top" if options["transformer-postprocess-top"] else f"decoder_l{options['dec-depth']}_ffn_ffn"
+    scale = next(weights[f"{name}_{kind}"] for kind in ("ln_scale", "rms_scale") if f"{name}_{kind}" in weights)
+    scale[:] = rng.normal(0, 3, scale.shape)  # wide enough that ties are rare
+    return weights
 
 
 def _shapes(options: Mapping[str, Any]) -> Iterator[tuple[str, tuple[int, int]]]:

@@ -3,6 +3,7 @@
 Marian stores them with the weights. Source: `src/models/transformer.h` and `src/models/encoder_decoder.cpp` of Marian.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -46,6 +47,11 @@ _KNOWN = frozenset((*_REQUIRED, *_IGNORED.split(), *_USED.split()))
 _OFF: tuple[Value, ...] = (False, 0, "", [], None)
 _SIZES = ("dim-emb", "enc-depth", "dec-depth", "transformer-heads", "transformer-dim-ffn")
 _FLAGS = ("tied-embeddings", "tied-embeddings-src", "tied-embeddings-all", "output-omit-bias")
+
+
+# Before this version, keys and values of pre-norm models were those of states without a norm.
+_FIRST_PRE_NORM = (1, 11)
+_VERSION = re.compile(r"v?(\d+)\.(\d+)")
 
 
 class Norms(NamedTuple):
@@ -143,6 +149,8 @@ def _norms(options: Mapping[str, Value], faults: list[str]) -> Norms | None:
     for kind, letter in (("layer", "n"), ("rms", "r")):
         for place, expected in (("post", ("", f"a{letter}", "")), ("pre", (letter, "a", letter))):
             if (before, after, top) == expected and embedding in ("", letter):
+                if place == "pre":
+                    _check_version(options.get("version"), faults)
                 return Norms(place, kind, bool(embedding))  # type: ignore[arg-type]
     shown = ", ".join(f"transformer-{name} {_shown(value)}" for name, value in given.items())
     faults.append(
@@ -150,6 +158,15 @@ def _norms(options: Mapping[str, Value], faults: list[str]) -> Norms | None:
         "the third may be 'n', and r may stand for n in all"
     )
     return None
+
+
+def _check_version(version: Value, faults: list[str]) -> None:
+    found = _VERSION.match(version) if isinstance(version, str) else None
+    if found is None or (int(found[1]), int(found[2])) < _FIRST_PRE_NORM:
+        faults.append(
+            f"version is {_shown(version)} of a model with pre-norm: before 1.11, Marian had no norm before its keys "
+            "and values, which is not supported"
+        )
 
 
 def _hashable(value: Value) -> Value:

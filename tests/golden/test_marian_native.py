@@ -38,7 +38,7 @@ CONFIGURATIONS: dict[str, dict[str, Any]] = {
         "transformer_ffn_activation": "relu",
         "dec_depth": 2,
     },
-    "two lists, tied output": {"tokenizers": "two lists", "tied_embeddings": True, **_UNTIED},
+    "two lists, tied output": {"tokenizers": "two lists", "tied_embeddings": True, "seed": 1, **_UNTIED},
     "two models, nothing tied, gelu": {
         "tokenizers": "two models",
         "transformer_ffn_activation": "gelu",

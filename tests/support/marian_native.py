@@ -175,11 +175,11 @@ def _write_list(path: Path, entries: Sequence[str]) -> None:
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def marian_sentencepiece(texts: tuple[str, ...], size: int, tags: Sequence[str]) -> bytes:
+def marian_sentencepiece(texts: tuple[str, ...], size: int, tags: Sequence[str], **others: Any) -> bytes:
     """With the ids that Marian trains them with."""
     options: dict[str, Any] = {"bos_id": -1, "eos_id": EOS_ID, "unk_id": UNK_ID, "user_defined_symbols": [*tags]}
     # The table of another rule of normalisation would be most of the file.
-    return train_pieces("bpe", texts, size, normalization_rule_name="identity", **options)
+    return train_pieces("bpe", texts, size, normalization_rule_name="identity", **(options | others))
 
 
 # -- weights -----------------------------------------------------------------------------------------------------------

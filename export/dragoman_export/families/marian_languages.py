@@ -8,6 +8,7 @@ from dragoman_server.bundle.framing import FramingTemplate
 from dragoman_server.bundle.languages import DirectionGroup, LanguageTable
 from dragoman_server.text.tokenizer import target_language
 
+_NONE_NAMED = "no file of the model names its languages"
 # The Tatoeba Challenge's names of groups: `cat_oci_spa`, `deu+eng`.
 _GROUP = re.compile(r"[a-z]{3}(?:[_+][a-z]{3})+")
 
@@ -40,9 +41,7 @@ def marian_languages(
             )
         sources = _stated(languages.source) if languages.source else _tags_of(named[0])
         if not sources:
-            missing = (
-                f"there is no source_lang that is a language in {origin}" if origin else "no file names a language"
-            )
+            missing = f"there is no source_lang that is a language in {origin}" if origin else _NONE_NAMED
             raise ValueError(f"{missing}: give the source language with --from")
         tags = standard_tags(code for _, code in tokens)
         token_ids: dict[str, tuple[int, ...]] = {tags[code]: (token_id,) for token_id, code in tokens}
@@ -57,10 +56,8 @@ def marian_languages(
         source, target = parse_pair(last)
         sources, targets = tuple(dict.fromkeys((*map(standard_tag, others), source))), (target,)
     if not sources or len(targets) != 1:
-        missing = f"there are no source_lang and target_lang that are languages in {origin}"
-        raise ValueError(
-            f"{missing if origin else 'no file names the languages'}: give them with --pair, such as en-fr"
-        )
+        missing = f"there are no source_lang and target_lang that are languages in {origin}" if origin else _NONE_NAMED
+        raise ValueError(f"{missing}: give them with --pair, such as en-fr")
     return LanguageTable((DirectionGroup(sources, targets),), {}, {}), FramingTemplate((), (eos_token_id,), ())
 
 

@@ -121,7 +121,7 @@ def quantize(
 
 @app.command("import")
 def import_model(
-    source: Annotated[Path, typer.Argument(help="Folder with config.json, the weights and the tokenizer's files.")],
+    source: Annotated[Path, typer.Argument(help="Folder with config.json or model.npz, the weights and the tokenizer's files.")],
     bundle: NewFolder,
     precision: BundlePrecision = "fp32",
     name: Annotated[str | None, typer.Option(help="Name of the model; that of its folder, if not given.")] = None,
@@ -146,7 +146,9 @@ def import_model(
     num_sources: NumSources = None,
     details: Details = False,
 ) -> None:
-    """Turn a model in Hugging Face's layout into a bundle: Marian or OPUS-MT, M2M-100, NLLB-200, BART or mBART.
+    """Turn a model in Hugging Face's layout or Marian's own into a bundle.
+
+    Of Hugging Face's: Marian or OPUS-MT, M2M-100, NLLB-200, BART or mBART.
 
     The languages need not be given where the folder has them. They become BCP 47 tags: fr for >>fra<<, fra_Latn or
     fr_XX, pt-BR for >>pt_BR<<. At fp32 the import fails unless ONNX Runtime reproduces PyTorch.

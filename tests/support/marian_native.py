@@ -1,6 +1,6 @@
 """Small random models in Marian's own format, written by the names and shapes of Marian's source."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, cast
 
@@ -72,6 +72,9 @@ OPTIONS: dict[str, Any] = {
 # Arguments of `write_native`.
 PRE_NORM = {"transformer_preprocess": "n", "transformer_postprocess": "da", "transformer_postprocess_top": "n"}
 EOS_ID, UNK_ID = 0, 1
+STORED_OPTIONS = "special:model.yml"
+VOCABULARY = "opus.spm32k-spm32k.vocab.yml"  # where source and target have one list
+Edit = Callable[[dict[str, Any]], object]
 
 
 class Native(NamedTuple):
@@ -108,7 +111,7 @@ def write_native(
     names, sizes = write_vocabularies(folder, tokenizers, targets)
     settings = OPTIONS | {name.replace("_", "-"): value for name, value in options.items()} | {"dim-vocabs": sizes}
     arrays: dict[str, NDArray[Any]] = {**random_weights(settings, seed, eos_bias)}
-    arrays["special:model.yml"] = np.frombuffer(as_yaml(settings).encode() + b"\0", np.int8)
+    arrays[STORED_OPTIONS] = as_bytes(as_yaml(settings))
     np.savez(folder / "model.npz", **cast("dict[str, Any]", arrays))
     values = {"relative-paths": True, "models": ["model.npz"], "vocabs": [*names]}
     values |= {"beam-size": 4, "normalize": 1, "word-penalty": 0, "mini-batch": 1, "maxi-batch": 1}
@@ -133,6 +136,37 @@ def _emitted(value: Any) -> str:
             return ' ""'
         case _:
             return f" {value}"
+
+
+# -- changes ----------------------------------------------------------------------------------------------------------
+
+
+def edit_arrays(folder: Path, edit: Edit) -> None:
+    with np.load(folder / "model.npz") as archive:
+        arrays: dict[str, Any] = dict(archive)
+    edit(arrays)
+    np.savez(folder / "model.npz", **arrays)
+
+
+def set_options(folder: Path, **options: Any) -> None:
+    """Changes what the model says of itself."""
+
+    def edit(arrays: dict[str, Any]) -> None:
+        values = OPTIONS | {"dim-vocabs": [len(arrays["Wemb"])] * 2}
+        values |= {name.replace("_", "-"): value for name, value in options.items()}
+        arrays[STORED_OPTIONS] = as_bytes(as_yaml({name: value for name, value in values.items() if value is not ...}))
+
+    edit_arrays(folder, edit)
+
+
+def as_bytes(text: str) -> Any:
+    return np.frombuffer(text.encode() + b"\0", np.int8)
+
+
+def set_decoder(folder: Path, **settings: Any) -> None:
+    values = {"models": ["model.npz"], "vocabs": [VOCABULARY] * 2, "beam-size": 4, "normalize": 1}
+    values |= {name.replace("_", "-"): value for name, value in settings.items()}
+    (folder / "decoder.yml").write_text(as_yaml({k: v for k, v in values.items() if v is not ...}), encoding="utf-8")
 
 
 # -- vocabularies ------------------------------------------------------------------------------------------------------
@@ -161,8 +195,8 @@ def write_vocabularies(
         pieces.append([processor.id_to_piece(i) for i in range(3, processor.get_piece_size())])
     if tokenizers == "one list":
         entries = [*tags, *sorted({*pieces[0], *pieces[1]})]
-        _write_list(folder / "opus.spm32k-spm32k.vocab.yml", entries)
-        return ("opus.spm32k-spm32k.vocab.yml",) * 2, [len(entries) + 2] * 2
+        _write_list(folder / VOCABULARY, entries)
+        return (VOCABULARY, VOCABULARY), [len(entries) + 2] * 2
     names = "opus.spm32k-spm32k.src.vocab.yml", "opus.spm32k-spm32k.trg.vocab.yml"
     lists = [*tags, *pieces[0]], pieces[1]
     for name, entries in zip(names, lists, strict=True):

@@ -5,7 +5,6 @@
 
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,21 +12,27 @@ import numpy as np
 import pytest
 import torch
 
-from dragoman_export.families.marian_native import OPTIONS, read_marian_native
+from dragoman_export.families.marian_native import read_marian_native
 from dragoman_export.families.marian_options import MAX_POSITIONS
 from dragoman_export.families.table import read_model
 from dragoman_export.languages import Languages
 from dragoman_server.bundle.framing import FramingTemplate
 from dragoman_server.bundle.manifest import Generation
-from dragoman_server.errors import BundleError
 from support.export_command import ExportCommand
-from support.marian_native import EOS_ID, PRE_NORM, UNK_ID, as_yaml, marian_sentencepiece, write_native
-from support.marian_native import OPTIONS as SETTINGS
-from support.piece_tokenizers import SENTENCES
+from support.marian_native import (
+    EOS_ID,
+    OPTIONS,
+    PRE_NORM,
+    STORED_OPTIONS,
+    UNK_ID,
+    Edit,
+    as_bytes,
+    edit_arrays,
+    set_options,
+    write_native,
+)
 
 PAIR = Languages(pair="en-fr")
-VOCABULARY = "opus.spm32k-spm32k.vocab.yml"
-Edit = Callable[[dict[str, Any]], object]
 
 
 @pytest.fixture(scope="module")
@@ -39,34 +44,6 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def folder(whole: Path, tmp_path: Path) -> Path:
     """A model for one pair, to be changed."""
     return shutil.copytree(whole, tmp_path / "model")
-
-
-def edit_arrays(folder: Path, edit: Edit) -> None:
-    with np.load(folder / "model.npz") as archive:
-        arrays: dict[str, Any] = dict(archive)
-    edit(arrays)
-    np.savez(folder / "model.npz", **arrays)
-
-
-def set_options(folder: Path, **options: Any) -> None:
-    """Changes what the model says of itself."""
-
-    def edit(arrays: dict[str, Any]) -> None:
-        values = SETTINGS | {"dim-vocabs": [len(arrays["Wemb"])] * 2}
-        values |= {name.replace("_", "-"): value for name, value in options.items()}
-        arrays[OPTIONS] = as_bytes(as_yaml({name: value for name, value in values.items() if value is not ...}))
-
-    edit_arrays(folder, edit)
-
-
-def as_bytes(text: str) -> Any:
-    return np.frombuffer(text.encode() + b"\0", np.int8)
-
-
-def set_decoder(folder: Path, **settings: Any) -> None:
-    values = {"models": ["model.npz"], "vocabs": [VOCABULARY] * 2, "beam-size": 4, "normalize": 1}
-    values |= {name.replace("_", "-"): value for name, value in settings.items()}
-    (folder / "decoder.yml").write_text(as_yaml({k: v for k, v in values.items() if v is not ...}), encoding="utf-8")
 
 
 def refused(folder: Path, fault: str, error: type[Exception] = ValueError) -> None:
@@ -140,7 +117,8 @@ def test_weights_of_half_precision_are_read(folder: Path) -> None:
 
 def test_options_may_be_json(folder: Path) -> None:
     edit_arrays(
-        folder, lambda a: a.update({OPTIONS: as_bytes(json.dumps(SETTINGS | {"dim-vocabs": [len(a["Wemb"])] * 2}))})
+        folder,
+        lambda a: a.update({STORED_OPTIONS: as_bytes(json.dumps(OPTIONS | {"dim-vocabs": [len(a["Wemb"])] * 2}))}),
     )
     assert read_marian_native(folder, "model", PAIR).config.dimensions.num_heads == 4
 
@@ -167,119 +145,6 @@ def test_target_languages_are_those_of_the_vocabularys_tags(tmp_path: Path) -> N
 def test_the_pair_must_be_stated(folder: Path) -> None:
     with pytest.raises(ValueError, match="no file of the model names its languages: give them with --pair"):
         read_marian_native(folder, "model", Languages())
-
-
-# -- decoder.yml -------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("settings", "generation"),
-    [
-        ({"normalize": 0.6, "beam_size": 6}, (6, 0.6, (..., UNK_ID))),
-        ({"normalize": True}, (4, 1.0, (..., UNK_ID))),
-        ({"normalize": False, "allow_unk": True}, (4, 0.0, (...,))),
-        ({"normalize": ..., "beam_size": ...}, (12, 0.0, (..., UNK_ID))),
-        ({"word_penalty": 0.0, "n_best": True, "max_length_factor": 2.5, "mini_batch": 64}, (4, 1.0, (..., UNK_ID))),
-    ],
-)
-def test_generation_defaults(folder: Path, settings: dict[str, Any], generation: tuple[Any, ...]) -> None:
-    set_decoder(folder, **settings)
-    found = read_marian_native(folder, "model", PAIR).config.generation
-    assert (found.beam_size, found.length_penalty) == generation[:2]
-    assert found.suppressed_token_ids[1:] == generation[2][1:]
-
-
-@pytest.mark.parametrize(
-    ("settings", "fault"),
-    [
-        ({"models": ["a.npz", "b.npz"]}, "models are 2, must be one: ensembles are not supported"),
-        ({"models": []}, "models are 0, must be one"),
-        ({"models": ...}, "models is None, must be a list of files"),
-        ({"models": [1]}, r"models is \[1\], must be a list of files"),
-        ({"vocabs": [VOCABULARY]}, "vocabs are 1, must be two, of source and target"),
-        ({"word_penalty": 0.2}, "word-penalty is 0.2, which is not supported"),
-        ({"shortlist": ["lex.s2t.bin", 50, 50]}, "shortlist is .*, which is not supported"),
-        ({"output_sampling": ["topk", 10]}, "output-sampling is .*, which is not supported"),
-        ({"force_decode": True}, "force-decode is True, which is not supported"),
-        ({"weights": [0.5]}, r"weights is \[0.5\], which is not supported"),
-        ({"ignore_model_config": True}, "ignore-model-config is True, which is not supported"),
-        ({"beam_size": 0}, "beam-size is 0, must be an integer from 1 to 4096"),
-        ({"beam_size": "many"}, "beam-size is 'many', must be an integer"),
-        ({"normalize": -1}, "normalize is -1, must be a number from 0 to 10"),
-        ({"allow_unk": "yes"}, "allow-unk is 'yes', must be true or false"),
-        ({"models": ["model.intgemm.alphas.bin"]}, "model.intgemm.alphas.bin is in Marian's binary format"),
-    ],
-)
-def test_settings_that_a_bundle_cannot_have_are_refused(folder: Path, settings: dict[str, Any], fault: str) -> None:
-    (folder / "model.intgemm.alphas.bin").touch()
-    set_decoder(folder, **settings)
-    refused(folder, fault)
-
-
-def test_all_settings_at_fault_are_named(folder: Path) -> None:
-    set_decoder(folder, word_penalty=1, beam_size=0)
-    refused(folder, "decoder.yml: word-penalty is 1, .*; beam-size is 0")
-
-
-def test_paths_of_another_machine_are_those_of_the_folder(folder: Path) -> None:
-    set_decoder(
-        folder, models=["/somewhere/else/model.npz"], vocabs=["../up/" + VOCABULARY, "C:\\\\x\\\\" + VOCABULARY]
-    )
-    assert read_marian_native(folder, "model", PAIR).config.name == "model"
-
-
-@pytest.mark.parametrize("setting", ["models", "vocabs"])
-def test_a_file_that_is_missing_is_named(folder: Path, setting: str) -> None:
-    set_decoder(folder, **{setting: ["gone.npz"] * (1 if setting == "models" else 2)})
-    refused(folder, "gone.npz is missing, which decoder.yml names", FileNotFoundError)
-
-
-def test_no_file_outside_the_folder_is_read(folder: Path) -> None:
-    shutil.move(folder / "model.npz", folder.parent / "model.npz")
-    set_decoder(folder, models=["../model.npz"])
-    refused(folder, "model/model.npz is missing", FileNotFoundError)
-
-
-def test_settings_beside_a_model_are_read(folder: Path) -> None:
-    (folder / "decoder.yml").rename(folder / "model.npz.decoder.yml")
-    assert read_marian_native(folder, "model", PAIR).config.generation.beam_size == 4
-    shutil.copy(folder / "model.npz.decoder.yml", folder / "model.best.npz.decoder.yml")
-    refused(folder, "has model.best.npz.decoder.yml, model.npz.decoder.yml: name the one that holds decoder.yml")
-
-
-def test_a_folder_without_settings_may_have_one_model_and_its_vocabularies(folder: Path) -> None:
-    (folder / "decoder.yml").unlink()
-    np.savez(folder / "model.npz.optimizer.npz", x=np.zeros(1))
-    generation = read_marian_native(folder, "model", PAIR).config.generation
-    assert (generation.beam_size, generation.length_penalty) == (12, 0.0)
-    shutil.copy(folder / VOCABULARY, folder / "other.vocab.yml")
-    refused(folder, "has opus.*vocab.yml, other.vocab.yml: name those of source and target in decoder.yml, as vocabs")
-    shutil.copy(folder / "model.npz", folder / "more.npz")
-    refused(folder, "has model.npz, more.npz: name the model in decoder.yml")
-
-
-@pytest.mark.parametrize("tokenizers", ["two lists", "two models", "one model"])
-def test_vocabularies_are_known_by_their_names(tmp_path: Path, tokenizers: Any) -> None:
-    native = write_native(tmp_path, tokenizers, tied_embeddings_all=False)
-    expected = read_marian_native(tmp_path, "model", PAIR)
-    (tmp_path / "decoder.yml").unlink()
-    found = read_marian_native(native.folder, "model", PAIR)
-    assert (found.tokenizer, found.companion_files) == (expected.tokenizer, expected.companion_files)
-
-
-@pytest.mark.parametrize("name", ["model.intgemm.alphas.bin", "model.bin"])
-def test_the_binary_format_is_refused_by_name(folder: Path, name: str) -> None:
-    (folder / "decoder.yml").unlink()
-    (folder / "model.npz").rename(folder / name)
-    refused(
-        folder, f"{name} is in Marian's binary format, made for one processor .*: import the model.npz that marian-conv"
-    )
-
-
-def test_a_folder_with_a_binary_model_alone_is_known(tmp_path: Path) -> None:
-    (tmp_path / "model.esen.intgemm.alphas.bin").touch()
-    with pytest.raises(ValueError, match="is in Marian's binary format"):
-        read_model(tmp_path, "model", PAIR)
 
 
 # -- options -----------------------------------------------------------------------------------------------------------
@@ -362,9 +227,12 @@ def test_options_that_are_switched_off_change_nothing(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("edit", "fault"),
     [
-        (lambda arrays: arrays.pop(OPTIONS), "special:model.yml is missing, which says what the model computes"),
-        (lambda arrays: arrays.update({OPTIONS: np.frombuffer(b"\xff\xff", np.int8)}), "is not text in UTF-8"),
-        (lambda arrays: arrays.update({OPTIONS: as_bytes("type: &a x")}), "special:model.yml: line 1 is 'type: &a x'"),
+        (lambda arrays: arrays.pop(STORED_OPTIONS), "special:model.yml is missing, which says what the model computes"),
+        (lambda arrays: arrays.update({STORED_OPTIONS: np.frombuffer(b"\xff\xff", np.int8)}), "is not text in UTF-8"),
+        (
+            lambda arrays: arrays.update({STORED_OPTIONS: as_bytes("type: &a x")}),
+            "special:model.yml: line 1 is 'type: &a x'",
+        ),
     ],
 )
 def test_options_that_cannot_be_read_are_refused(folder: Path, edit: Edit, fault: str) -> None:
@@ -418,133 +286,6 @@ def test_every_tensor_that_is_missing_unexpected_or_misshapen_is_named(folder: P
 def test_weights_that_are_none_are_refused(folder: Path, edit: Edit, fault: str) -> None:
     edit_arrays(folder, edit)
     refused(folder, fault)
-
-
-# -- vocabularies ------------------------------------------------------------------------------------------------------
-
-
-def set_vocabulary(folder: Path, text: str) -> None:
-    (folder / VOCABULARY).write_text(text, encoding="utf-8")
-
-
-@pytest.mark.parametrize(
-    ("text", "fault"),
-    [
-        ("", "has no entry for </s>, <unk>"),
-        ("</s>: 0\n", "has no entry for <unk>"),
-        ("</s>: 0\n<unk>: x\n", "has '<unk>' with 'x', not an id"),
-        ("</s>: 0\n<unk>: -1\n", "has '<unk>' with -1, not an id"),
-        ("</s>: 0\n<unk>: 0\n", "has one id for several pieces"),
-        ("</s>: 0\n<unk>: 1\na:\n  b: 1\n", "line 3 is 'a:', which is neither a scalar nor a list of scalars"),
-        ("</s>: 0\n<unk>: 500\n", "has <unk> beyond the 65 embeddings"),
-        ('</s>: 0\n<unk>: 1\n">>fra<<": 500\n', "has the language >>fra<< at 500, but there are 65 embeddings"),
-        ("</s>: 0\n<unk>: 1\n<pad>: 2\n<s>: 3\n<mask>: 4\n", "has all of <pad>, <s>, <mask>; one of them must be free"),
-    ],
-)
-def test_a_vocabulary_that_does_not_fit_is_refused(folder: Path, text: str, fault: str) -> None:
-    assert len((folder / VOCABULARY).read_text(encoding="utf-8").splitlines()) == 65
-    set_vocabulary(folder, text)
-    refused(folder, f"{VOCABULARY}:? {fault}")
-
-
-def test_entries_beyond_the_embeddings_are_left_out_as_marian_does(folder: Path) -> None:
-    text = (folder / VOCABULARY).read_text(encoding="utf-8")
-    set_vocabulary(folder, text + '"▁more": 65\n')
-    assert b"more" not in read_marian_native(folder, "model", PAIR).companion_files["vocab.json"]
-
-
-def test_an_entry_for_padding_does_not_stand_in_the_way(folder: Path) -> None:
-    text = (folder / VOCABULARY).read_text(encoding="utf-8")
-    lines = text.splitlines()
-    lines[5] = '"<pad>": 5'
-    set_vocabulary(folder, "\n".join(lines))
-    checkpoint = read_marian_native(folder, "model", PAIR)
-    codec, config = checkpoint.open_tokenizer(), checkpoint.config
-    assert (config.tokenizer, config.pad_token_id, config.bos_token_id) == ("pieces_pair", 5, 65)
-    assert codec.pieces([65]) == ["<s>"]
-    assert codec.is_control(65)
-
-
-def test_a_list_of_lines_is_a_vocabulary(folder: Path) -> None:
-    entries = [
-        line.rpartition(":")[0].strip('"') for line in (folder / VOCABULARY).read_text(encoding="utf-8").splitlines()
-    ]
-    expected = read_marian_native(folder, "model", PAIR).companion_files["vocab.json"]
-    (folder / "opus.vocab").write_text("\n".join(entries) + "\n", encoding="utf-8")
-    set_decoder(folder, vocabs=["opus.vocab"] * 2)
-    assert read_marian_native(folder, "model", PAIR).companion_files["vocab.json"] == expected
-    (folder / "opus.vocab").write_text("\n".join([*entries, entries[-1]]), encoding="utf-8")
-    refused(folder, "opus.vocab has an entry twice, or an empty line")
-
-
-@pytest.mark.parametrize("side", ["source", "target"])
-def test_a_list_needs_a_model_that_cuts_texts_up(folder: Path, side: str) -> None:
-    (folder / f"{side}.spm").unlink()
-    refused(folder, f"has no {side}.spm, .*; BPE of subword-nmt is not supported", FileNotFoundError)
-
-
-def test_a_factored_vocabulary_is_refused(folder: Path) -> None:
-    (folder / "vocab.fsv").touch()
-    set_decoder(folder, vocabs=["vocab.fsv"] * 2)
-    refused(folder, "vocab.fsv is a factored vocabulary, which is not supported")
-
-
-def test_end_of_sentence_must_be_the_same_on_both_sides(tmp_path: Path) -> None:
-    native = write_native(tmp_path, "two lists", tied_embeddings_all=False)
-    path = native.vocabularies[1]
-    text = path.read_text(encoding="utf-8").replace('"</s>": 0\n"<unk>": 1', '"<unk>": 0\n"</s>": 1')
-    path.write_text(text, encoding="utf-8")
-    refused(tmp_path, "src.vocab.yml has </s> at 0, but opus.*trg.vocab.yml at 1; they must be the same")
-
-
-def test_a_damaged_sentencepiece_model_is_refused(tmp_path: Path) -> None:
-    write_native(tmp_path, "one model")
-    (tmp_path / "vocab.spm").write_bytes(b"no model")
-    refused(tmp_path, "vocab.spm cannot be loaded as a SentencePiece model", BundleError)
-
-
-def test_a_sentencepiece_model_without_end_of_sentence_is_refused(tmp_path: Path) -> None:
-    write_native(tmp_path, "one model")
-    model = marian_sentencepiece(SENTENCES, 260, [], eos_id=-1, unk_id=0)
-    (tmp_path / "vocab.spm").write_bytes(model)
-    refused(tmp_path, "vocab.spm has no </s>")
-
-
-def test_more_embeddings_than_entries_are_refused(tmp_path: Path) -> None:
-    def edit(arrays: dict[str, Any]) -> None:
-        arrays["Wemb"] = np.zeros((600, 64), np.float32)
-        arrays["decoder_ff_logit_out_b"] = np.zeros((1, 600), np.float32)
-        arrays[OPTIONS] = as_bytes(as_yaml(SETTINGS | {"dim-vocabs": [600, 600]}))
-
-    write_native(tmp_path)
-    edit_arrays(tmp_path, edit)
-    refused(tmp_path, "vocab.yml has 65 entries, but there are 600 embeddings")
-
-
-def test_specials_of_a_sentencepiece_model_may_have_other_names(tmp_path: Path) -> None:
-    native = write_native(tmp_path, "one model")
-    model = marian_sentencepiece(SENTENCES, 260, [], eos_piece="[eos]", unk_piece="[unk]")
-    (tmp_path / "vocab.spm").write_bytes(model)
-    codec = read_marian_native(native.folder, "model", PAIR).open_tokenizer()
-    assert codec.pieces([EOS_ID, UNK_ID]) == ["</s>", "<unk>"]
-
-
-def test_bytes_of_control_characters_are_suppressed_as_marian_does(tmp_path: Path) -> None:
-    write_native(tmp_path, "one model")
-    model = marian_sentencepiece(SENTENCES[:2], 320, [], byte_fallback=True)
-    (tmp_path / "vocab.spm").write_bytes(model)
-    size = 320
-
-    def edit(arrays: dict[str, Any]) -> None:
-        arrays["Wemb"] = np.zeros((size, 64), np.float32)
-        arrays["decoder_ff_logit_out_b"] = np.zeros((1, size), np.float32)
-        arrays[OPTIONS] = as_bytes(as_yaml(SETTINGS | {"dim-vocabs": [size, size]}))
-
-    edit_arrays(tmp_path, edit)
-    generation = read_marian_native(tmp_path, "model", PAIR).config.generation
-    codec = read_marian_native(tmp_path, "model", PAIR).open_tokenizer()
-    names = codec.pieces(generation.suppressed_token_ids)
-    assert names == ["<pad>", "<unk>", *(f"<0x{byte:02X}>" for byte in range(32))]
 
 
 # -- the command -------------------------------------------------------------------------------------------------------

@@ -103,7 +103,9 @@ def quantize(
 
 @app.command("import")
 def import_model(
-    source: Annotated[Path, typer.Argument(help="Folder with config.json, the weights and the tokenizer's files.")],
+    source: Annotated[
+        Path, typer.Argument(help="Folder with config.json or model.npz, the weights and the tokenizer's files.")
+    ],
     bundle: NewFolder,
     precision: BundlePrecision = "fp32",
     name: Annotated[str | None, typer.Option(help="Name of the model; that of its folder, if not given.")] = None,
@@ -116,11 +118,10 @@ def import_model(
     num_sources: NumSources = None,
     details: Details = False,
 ) -> None:
-    """Turn a model in Hugging Face's layout into a bundle.
+    """Turn a model of another toolkit into a bundle.
 
-    It may be Marian or OPUS-MT, M2M-100, NLLB-200, BART, mBART, T5, mT5, MADLAD-400 or ByT5.
-
-    Folders of CTranslate2 and packages of Argos Translate are taken, too.
+    It may be in the layout of Hugging Face (Marian or OPUS-MT, M2M-100, NLLB-200, BART, mBART, T5, mT5, MADLAD-400,
+    ByT5), of CTranslate2, of Argos Translate, or in Marian's own.
 
     The languages need not be given where the folder has them. They become BCP 47 tags: fr for >>fra<<, fra_Latn or
     fr_XX, pt-BR for >>pt_BR<<. At fp32 the import fails unless ONNX Runtime reproduces PyTorch.

@@ -70,7 +70,7 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
         tensors = load_file(path)
     except (SafetensorError, KeyError) as error:  # the latter where a type is unknown
         raise ValueError(f"{path} is damaged: {error}") from error
-    _check_weights(path, tensors)
+    check_weights(path, tensors)
     return tensors
 
 
@@ -99,7 +99,7 @@ def read_pickle(path: Path) -> dict[str, Tensor]:
         isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in tensors.items()
     ):
         raise ValueError(f"{path} is not a dictionary of tensors")
-    _check_weights(path, tensors)
+    check_weights(path, tensors)
     return tensors
 
 
@@ -183,7 +183,8 @@ def require_file(path: Path) -> None:
         raise ValueError(f"{path} is not a file")
 
 
-def _check_weights(path: Path, tensors: Mapping[str, Tensor]) -> None:
+def check_weights(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Raises ValueError naming every tensor that is no weight: of another type, or not finite."""
     faults = [f"{name} {fault}" for name, tensor in tensors.items() if (fault := _fault_of(tensor))]
     if faults:
         raise ValueError(f"{path}: {listed(faults)}")

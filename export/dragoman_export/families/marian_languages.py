@@ -8,6 +8,7 @@ from dragoman_server.bundle.framing import FramingTemplate
 from dragoman_server.bundle.languages import DirectionGroup, LanguageTable
 from dragoman_server.text.tokenizer import target_language
 
+_NONE_NAMED = "no file of the model names its languages"
 # The Tatoeba Challenge's names of groups: `cat_oci_spa`, `deu+eng`.
 _GROUP = re.compile(r"[a-z]{3}(?:[_+][a-z]{3})+")
 
@@ -15,7 +16,7 @@ _GROUP = re.compile(r"[a-z]{3}(?:[_+][a-z]{3})+")
 def marian_languages(
     vocabulary: Mapping[str, int],
     named: tuple[str | None, str | None],
-    origin: str,
+    origin: str | None,
     languages: Languages,
     eos_token_id: int,
 ) -> tuple[LanguageTable, FramingTemplate]:
@@ -24,7 +25,7 @@ def marian_languages(
     Args:
         vocabulary: of the source, whose entries such as `>>fra<<` are tokens of target languages.
         named: source and target as the folder names them; a source may be a group such as `cat_oci_spa`.
-        origin: the file where it names them.
+        origin: the file where it names them; None in layouts that have no names of languages.
         languages: as far as the user stated them. Several sources are separated by commas.
         eos_token_id: of the model.
 
@@ -40,9 +41,8 @@ def marian_languages(
             )
         sources = _stated(languages.source) if languages.source else _tags_of(named[0])
         if not sources:
-            raise ValueError(
-                f"there is no source_lang that is a language in {origin}: give the source language with --from"
-            )
+            missing = f"there is no source_lang that is a language in {origin}" if origin else _NONE_NAMED
+            raise ValueError(f"{missing}: give the source language with --from")
         tags = standard_tags(code for _, code in tokens)
         token_ids: dict[str, tuple[int, ...]] = {tags[code]: (token_id,) for token_id, code in tokens}
         group = DirectionGroup(sources, tuple(token_ids))
@@ -56,10 +56,8 @@ def marian_languages(
         source, target = parse_pair(last)
         sources, targets = tuple(dict.fromkeys((*map(standard_tag, others), source))), (target,)
     if not sources or len(targets) != 1:
-        raise ValueError(
-            f"there are no source_lang and target_lang that are languages in {origin}: give them with --pair, such as "
-            "en-fr"
-        )
+        missing = f"there are no source_lang and target_lang that are languages in {origin}" if origin else _NONE_NAMED
+        raise ValueError(f"{missing}: give them with --pair, such as en-fr")
     return LanguageTable((DirectionGroup(sources, targets),), {}, {}), FramingTemplate((), (eos_token_id,), ())
 
 

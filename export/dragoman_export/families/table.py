@@ -11,6 +11,7 @@ from dragoman_export.families.ct2_file import MODEL_FILE
 from dragoman_export.families.huggingface import CONFIG_FILE
 from dragoman_export.families.m2m100 import read_m2m100
 from dragoman_export.families.marian import read_marian
+from dragoman_export.families.marian_native import read_marian_native
 from dragoman_export.families.t5 import read_t5
 from dragoman_export.languages import Languages
 from dragoman_export.reading import listed, read_json
@@ -64,6 +65,9 @@ LAYOUTS = (
     Layout("Argos Translate", f"model/{MODEL_FILE}", read_argos),
     Layout("CTranslate2", MODEL_FILE, read_ctranslate2, read_ctranslate2),
     Layout("Hugging Face", CONFIG_FILE, _read_huggingface),
+    Layout("Marian", "*.npz", read_marian_native),
+    Layout("Marian", "*decoder.yml", read_marian_native),
+    Layout("Marian", "*.intgemm*.bin", read_marian_native),
 )
 
 

@@ -95,7 +95,8 @@ def read_argos(folder: Path, name: str, languages: Languages) -> Checkpoint:
     if languages == Languages():
         if len(codes) != 2:
             raise ValueError(
-                f"{folder / ARGOS_FILE}: from_code and to_code are not two languages: give them with --pair, such as en-fr"
+                f"{folder / ARGOS_FILE}: from_code and to_code are not two languages: give them with --pair, such as "
+                "en-fr"
             )
         languages = Languages(":".join(_ARGOS_READINGS.get(code, code) for code in codes))
     return read_ctranslate2(folder / _ARGOS_MODEL, name, languages, folder)

@@ -118,7 +118,7 @@ def _layout_of(folder: Path) -> Layout:
         raise ValueError(f"{folder} is a bundle already, not a model of another toolkit: it has {MANIFEST_FILE}")
     if Checkpoint.is_at(folder):
         raise ValueError(
-            f"{folder} is a checkpoint of dragoman-export, not a model of another toolkit: `dragoman-export export` and "
+            f"{folder} is a checkpoint of dragoman-export, not a model of another toolkit: its commands `export` and "
             "`quantize` make bundles of it"
         )
     if (folder / _ADAPTER_FILE).exists():

@@ -24,7 +24,7 @@ def test_a_bundle_or_a_checkpoint_is_named_as_such(tiny_checkpoint: Checkpoint, 
     with pytest.raises(ValueError, match=r"is a bundle already, .* it has manifest\.json"):
         table.read_model(embedded_bundle(), "name", Languages())
     tiny_checkpoint.save(tmp_path)
-    with pytest.raises(ValueError, match="is a checkpoint of dragoman-export, .* `dragoman-export export` and"):
+    with pytest.raises(ValueError, match=r"is a checkpoint of dragoman-export, .* `export` and"):
         table.read_model(tmp_path, "name", Languages())
 
 

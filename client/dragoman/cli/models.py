@@ -49,7 +49,8 @@ def languages(
 ) -> None:
     """List the languages that the server translates: a line per source, with its targets.
 
-    Sources that have the same ten or more languages as targets share a line. Pairs that the server reaches through a third language are not among them.
+    Sources with the same ten or more targets share a line. Pairs that the server
+    reaches through a third language are not among them.
     """
     with connected(address, timeout) as client:
         targets = client.languages()

@@ -55,7 +55,7 @@ def _differences(checkpoint: Checkpoint, bundle: Bundle) -> Iterator[str]:
     if reframed:
         was, now = (_shown(part.framing_of(reframed[0]), codec) for part in (manifest, config))
         named = _first(["-".join(direction) for direction in reframed])
-        yield f"texts of {named} are framed as {was} instead of {now}: give --source-prefix as at the import"
+        yield f"texts of {named} are framed as {was} instead of {now}: give --source-prefix if the import had it"
 
 
 def _pieces(codec: TextCodec) -> tuple[list[str], list[str]]:

@@ -10,7 +10,8 @@ from rich.table import Table
 from dragoman_export.bundle.device_replay import DeviceReplay
 from dragoman_export.bundle.evaluation import TestSet
 from dragoman_export.bundle.evaluation import evaluate as evaluate_bundle
-from dragoman_export.bundle.parity import ParityError, compare, require_same_dimensions
+from dragoman_export.bundle.parity import ParityError, compare
+from dragoman_export.bundle.same_source import require_same_source
 from dragoman_export.bundle.sources import measured_sources, num_compared, read_sources
 from dragoman_export.bundle.verification import TestComparison, compare_translations
 from dragoman_export.checkpoint import Checkpoint
@@ -73,14 +74,15 @@ def verify(
     tokenizer: SourceTokenizer = None,
     details: Details = False,
 ) -> None:
-    """Check that a bundle still does what its source did: a checkpoint, or a model that was imported.
+    """Check that a bundle still does what its source did.
 
-    With the source, every step, token and attention weight is compared with PyTorch. Fails when an fp32 bundle
-    differs by more than rounding, or another one by more than its manifest allows, which holds for sentences like those
-    it was measured on. Without --sources these are the samples if the bundle was made without --sources, else the
-    golden sentences of the bundle. With --test also the BLEU of both, and the sentences that they translate least
-    alike. --pair, --from,
-    --source-prefix and --tokenizer are those of the import.
+    The source is a checkpoint, or a model that was imported.
+
+    With the source, tokenizer, languages and framing are compared, and with PyTorch every step, token and attention
+    weight. Fails when an fp32 bundle differs by more than rounding, or another one by more than its manifest allows,
+    which holds for sentences like those it was measured on. Without --sources these are the samples if the bundle was
+    made without --sources, else the golden sentences of the bundle. With --test also the BLEU of both, and the
+    sentences that they translate least alike. --pair, --from, --source-prefix and --tokenizer are those of the import.
 
     Without the source, the golden sentences of the bundle's parity certificate are replayed on a device, as a
     server does when it loads the bundle. Prints how far each is off, which kernels compute attention, and step times.
@@ -95,7 +97,7 @@ def verify(
                 raise ValueError("a source is compared on the CPU: without it, BUNDLE is replayed on --device")
             loaded = _read_source(source, Languages(pair, source_language, source_prefix), tokenizer)
             opened = Bundle.open(bundle)
-            require_same_dimensions(loaded, opened)
+            require_same_source(loaded, opened)
             tests = [TestSet.parse(text, opened.manifest.languages) for text in test or ()]
             _compare(loaded, opened, sources, num_sources, details)
             for compared in compare_translations(loaded, opened, tests, progress_console) if tests else ():
@@ -118,7 +120,7 @@ def _compare(
 ) -> None:
     files = read_files(sources, loaded)
     number = num_sources or num_compared(loaded.model)
-    sentences = read_sources(loaded, files, number) if files else measured_sources(loaded, opened)
+    sentences = read_sources(loaded, files, number) if files else measured_sources(loaded, opened)[:num_sources]
     with one_thread():
         pairs = translate(loaded.model, loaded.config, sentences, progress_console)
         comparison = compare(loaded, opened, pairs, progress_console)
@@ -135,7 +137,7 @@ def _compare(
 def _print_translations(compared: TestComparison) -> None:
     direction, difference = compared.direction, compared.bundle_bleu - compared.model_bleu
     console.print(f"{direction.source}-{direction.target}, {compared.num_sentences} sentences:")
-    console.print(f"  BLEU of the source        {compared.model_bleu:.2f}")
+    console.print(f"  BLEU of PyTorch           {compared.model_bleu:.2f}")
     console.print(f"  BLEU of the bundle        {compared.bundle_bleu:.2f} ({difference:+.2f})")
     console.print(f"  identical translations    {compared.agreement:.1%}")
     if worst := compared.differences[:_NUM_WORST]:
@@ -143,10 +145,10 @@ def _print_translations(compared: TestComparison) -> None:
     for sentence in worst:
         for label, text in (
             (f"{sentence.chrf:.1f}", sentence.source),
-            ("source", sentence.of_model),
+            ("PyTorch", sentence.of_model),
             ("bundle", sentence.of_bundle),
         ):
-            console.print(f"  {label:>6}  {text}", markup=False, highlight=False)
+            console.print(f"  {label:>7}  {text}", markup=False, highlight=False)
 
 
 def _replay(folder: Path, device: str) -> None:
@@ -182,7 +184,7 @@ def evaluate(
     ],
     num_threads: Annotated[int, typer.Option(help="0: as many as there are CPUs.")] = 0,
 ) -> None:
-    """BLEU and chrF of a bundle, with load time, speed and memory."""
+    """Measure a bundle: BLEU, chrF, load time, speed, memory."""
     options = EngineOptions(num_threads=num_threads, max_waiting=1_000_000)
     languages = Bundle.open(bundle).manifest.languages
     results = evaluate_bundle(bundle, [TestSet.parse(text, languages) for text in test], options)
@@ -205,7 +207,10 @@ def inspect(
     source_prefix: SourcePrefix = None,
     tokenizer: SourceTokenizer = None,
 ) -> None:
-    """Say on a page what a folder is: a bundle with its certificate, or a model as it would be imported."""
+    """Say on a page what a folder is.
+
+    Of a bundle also its certificate, of a model of another toolkit how it would be imported.
+    """
     if (folder / MANIFEST_FILE).exists():
         facts = list(describe_bundle(Bundle.open(folder)))
     else:

@@ -90,14 +90,16 @@ def print_comparison(comparison: Comparison, details: bool) -> None:
     console.print(f"{len(comparison.sentences)} sentences compared with PyTorch, largest differences:")
     console.print(f"  log-probs of the target   {comparison.max_logprob_difference:.2e}")
     if comparison.half_arithmetic_difference:
-        console.print(f"    as PyTorch rounds       {comparison.half_arithmetic_difference:.2e}")
+        console.print(f"    of PyTorch, rounding    {comparison.half_arithmetic_difference:.2e}")
     console.print(f"  log-probs of all tokens   {comparison.max_distribution_difference:.2e}")
     console.print(f"  attention weights         {comparison.max_attention_difference:.2e}")
     console.print(f"  identical greedy tokens   {comparison.token_agreement:.1%}")
     if not comparison.divergences:
         return
     worst = max(comparison.divergences, key=lambda divergence: divergence.margin)
-    console.print(f"{len(comparison.divergences)} sentences have other tokens than PyTorch gives. The clearest choice:")
+    console.print(
+        f"{len(comparison.divergences)} sentences have other tokens than PyTorch gives; where it was the surest:"
+    )
     for divergence in comparison.divergences if details else (worst,):
         console.print(f"  {divergence}")
     if not details and len(comparison.divergences) > 1:

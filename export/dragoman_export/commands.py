@@ -84,7 +84,10 @@ def export(
     details: Details = False,
     force: Force = False,
 ) -> None:
-    """Export a checkpoint to a bundle. At fp32 it fails unless ONNX Runtime reproduces PyTorch."""
+    """Export a checkpoint to a bundle.
+
+    At fp32 it fails unless ONNX Runtime reproduces PyTorch.
+    """
     _export(checkpoint, bundle, precision, sources, num_sources, details, force)
 
 
@@ -97,14 +100,15 @@ def quantize(
     details: Details = False,
     force: Force = False,
 ) -> None:
-    """Export a checkpoint to a bundle at int8, as `export --precision int8` does."""
+    """Export a checkpoint at int8: `export --precision int8`."""
     _export(checkpoint, bundle, "int8", sources, num_sources, details, force)
 
 
 @app.command("import")
 def import_model(
     source: Annotated[
-        Path, typer.Argument(help="Folder with config.json or model.npz, the weights and the tokenizer's files.")
+        Path,
+        typer.Argument(help="Folder of the model, as the other toolkit wrote it or as it was downloaded and unpacked."),
     ],
     bundle: NewFolder,
     precision: BundlePrecision = "fp32",
@@ -198,10 +202,10 @@ def align_tune(
         ),
     ],
 ) -> None:
-    """Choose the method, decoder layer and heads from which a bundle aligns words, and store them in it.
+    """Choose by which attention heads a bundle aligns words.
 
-    The choice has the lowest alignment error rate on the first half of the pairs. The table has the rates on the second
-    half, in percent.
+    The method, decoder layer and heads are stored in the bundle. The choice has the lowest alignment error rate on the
+    first half of the pairs. The table has the rates on the second half, in percent.
     """
     opened = Bundle.open(bundle)
     files = [CorpusFile.parse(text, opened.manifest.languages) for text in pairs]

@@ -1,15 +1,16 @@
 """What a bundle or a source is, as pairs of a label and its text."""
 
 import dataclasses
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from dragoman_export.checkpoint import Checkpoint
 from dragoman_export.model import Dimensions
 from dragoman_server.bundle.bundle import Bundle
-from dragoman_server.bundle.framing import FramingTemplate
+from dragoman_server.bundle.framing import FramingTemplate, Part
 from dragoman_server.bundle.languages import LanguageTable
 from dragoman_server.bundle.manifest import Architecture, Generation, Parity
+from dragoman_server.text.tokenizer import TextCodec
 
 Fact = tuple[str, str]
 
@@ -25,11 +26,10 @@ def describe_bundle(bundle: Bundle) -> Iterator[Fact]:
     yield "attention", "weights and alignments" if bundle.has_attention else "none: the bundle has no attention graph"
     yield "tokenizer", manifest.tokenizer
     yield from _languages(manifest.languages)
-    yield "framing", _framing(manifest.framing)
-    yield (
-        "decoder start, end, padding",
-        _ids(manifest.decoder_start_token_id, manifest.eos_token_id, manifest.pad_token_id),
-    )
+    codec = bundle.tokenizer
+    yield "framing", _framing(manifest.framing, codec)
+    yield from _specials(codec, manifest.decoder_start_token_id, manifest.eos_token_id, manifest.pad_token_id)
+    yield "segmentation", manifest.segmentation
     limits = manifest.limits
     yield "limits", f"{limits.max_source_tokens} source tokens, {limits.max_target_tokens} target tokens"
     yield "generation defaults", _generation(manifest.generation)
@@ -55,8 +55,10 @@ def describe_checkpoint(checkpoint: Checkpoint, kind: str) -> Iterator[Fact]:
     yield "arithmetic", _arithmetic(config.dimensions)
     yield "tokenizer", config.tokenizer
     yield from _languages(config.languages)
-    yield "framing", _framing(config.framing)
-    yield "decoder start, end, padding", _ids(config.bos_token_id, config.eos_token_id, config.pad_token_id)
+    codec = checkpoint.open_tokenizer()
+    yield "framing", _framing(config.framing, codec)
+    yield from _specials(codec, config.bos_token_id, config.eos_token_id, config.pad_token_id)
+    yield "segmentation", config.segmentation
     yield "limits", f"{config.dimensions.max_positions} tokens of a source or a target"
     yield "generation defaults", _generation(config.generation)
 
@@ -104,13 +106,23 @@ def _named(names: Iterable[str]) -> str:
     return ", ".join(ordered[:_MAX_NAMED]) + more
 
 
-def _framing(framing: FramingTemplate) -> str:
-    before, behind, forced = (
-        " ".join(f"<{part}>" if isinstance(part, str) else str(part) for part in parts)
-        for parts in (framing.source_prefix, framing.source_suffix, framing.target_prefix)
-    )
-    source = " ".join(filter(None, (before, "TEXT", behind)))
+def _framing(framing: FramingTemplate, codec: TextCodec) -> str:
+    """The pieces around texts; in capitals what stands for the text and for languages, which no piece is spelt like."""
+
+    def spelt(parts: Sequence[Part], pieces: Callable[[Sequence[int]], list[str]]) -> list[str]:
+        return [part.upper() if isinstance(part, str) else pieces([part])[0] for part in parts]
+
+    before, behind = (spelt(parts, codec.source_pieces) for parts in (framing.source_prefix, framing.source_suffix))
+    source = " ".join([*before, "TEXT", *behind])
+    forced = " ".join(spelt(framing.target_prefix, codec.pieces))
     return f"{source}; a target begins with {forced}" if forced else source
+
+
+def _specials(codec: TextCodec, start_id: int, end_id: int, padding_id: int) -> Iterator[Fact]:
+    """Ids with their pieces; padding is of sources."""
+    start, end = codec.pieces([start_id, end_id])
+    (padding,) = codec.source_pieces([padding_id])
+    yield "decoder start, end, padding", f"{start_id} {start}, {end_id} {end}, {padding_id} {padding}"
 
 
 def _ids(*token_ids: int) -> str:

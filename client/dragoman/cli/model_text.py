@@ -1,7 +1,7 @@
 """Models as text for a terminal of 80 columns."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import chain, islice
 from textwrap import wrap
 from typing import Final
@@ -56,6 +56,28 @@ def abbreviated(groups: Sequence[LanguageGroup], num_columns: int) -> str:
         if len(text) <= num_columns:
             return text
     return _counted(num_pairs, "pair") if num_pairs else _UNKNOWN
+
+
+def language_lines(targets: Mapping[str, Sequence[str]]) -> list[str]:
+    """A line for each source with its targets; one for all sources that many languages are the targets of.
+
+    Models of 200 languages have 40,000 pairs, which nobody could read.
+    """
+    by_languages: dict[frozenset[str], list[str]] = {}
+    for source in targets:
+        by_languages.setdefault(frozenset((source, *targets[source])), []).append(source)
+    lines: list[str] = []
+    for languages, sources in by_languages.items():
+        listed = ", ".join(sorted(languages))
+        if len(languages) < _MANY_LANGUAGES:
+            lines += (f"{source}: {', '.join(targets[source])}" for source in sources)
+        elif len(sources) == len(languages):
+            lines.append(f"any of these {len(languages)} to any other: {listed}")
+        elif len(sources) == 1:
+            lines.append(f"{sources[0]}: {', '.join(targets[sources[0]])}")
+        else:
+            lines.append(f"{', '.join(sources)}: any other of {listed}")
+    return lines
 
 
 def details(model: ModelInfo) -> str:

@@ -8,7 +8,7 @@ import typer
 
 from dragoman._channel import DEFAULT_ADDRESS, DEFAULT_ADMIN_ADDRESS, DEFAULT_ADMIN_PORT
 from dragoman.cli.answers import one_line, print_text
-from dragoman.cli.model_text import details, table
+from dragoman.cli.model_text import details, language_lines, table
 from dragoman.cli.options import DEFAULT_TIMEOUT_SECONDS, Address, AdminAddress, CallTimeout, connected
 from dragoman.models import ModelInfo
 
@@ -49,15 +49,16 @@ def languages(
 ) -> None:
     """List the languages that the server translates: a line per source, with its targets.
 
-    Pairs that the server reaches through a third language are not among them.
+    Sources with the same ten or more targets share a line. Pairs that the server
+    reaches through a third language are not among them.
     """
     with connected(address, timeout) as client:
         targets = client.languages()
     if as_json:
         print_text(json.dumps(dict(targets)))
     else:
-        for source in targets:
-            print_text(f"{source}: {', '.join(targets[source])}")
+        for line in language_lines(targets):
+            print_text(line)
 
 
 def load(

@@ -98,13 +98,6 @@ class Comparison:
                 raise ParityError(f"the export chooses other tokens than PyTorch: {divergence}")
 
 
-def require_same_dimensions(checkpoint: Checkpoint, bundle: Bundle) -> None:
-    """Raises ParityError where a bundle's dimensions are not those of the checkpoint."""
-    found, expected = bundle.manifest.architecture, checkpoint.config.architecture
-    if found != expected:
-        raise ParityError(f"{bundle.folder} is of another model: {found} instead of {expected}")
-
-
 @torch.inference_mode()
 def compare(checkpoint: Checkpoint, bundle: Bundle, pairs: Sequence[TokenPair], console: Console = QUIET) -> Comparison:
     """Compares the step and attention graphs with PyTorch on sources and PyTorch's translations of them.

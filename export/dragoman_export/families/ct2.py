@@ -92,8 +92,13 @@ def read_argos(folder: Path, name: str, languages: Languages) -> Checkpoint:
     if values.get("target_prefix"):
         raise ValueError(f"{folder / ARGOS_FILE}: target_prefix is {values['target_prefix']!r:.80}, not supported")
     codes = [code for field in ("from_code", "to_code") if isinstance(code := values.get(field), str)]
-    if languages.pair is None and len(codes) == 2:
-        languages = Languages(":".join(_ARGOS_READINGS.get(code, code) for code in codes), languages.source)
+    if languages == Languages():
+        if len(codes) != 2:
+            raise ValueError(
+                f"{folder / ARGOS_FILE}: from_code and to_code are not two languages: give them with --pair, such as "
+                "en-fr"
+            )
+        languages = Languages(":".join(_ARGOS_READINGS.get(code, code) for code in codes))
     return read_ctranslate2(folder / _ARGOS_MODEL, name, languages, folder)
 
 
@@ -118,7 +123,7 @@ def _languages(
     """The languages as BCP 47 tags, the framing of their texts, and the id with which the decoder begins."""
     language_ids, eos_id = _language_ids(vocabularies, models), vocabularies.eos_id
     if not language_ids:
-        table, framing = marian_languages(vocabularies.source, (None, None), str(folder), stated, eos_id)
+        table, framing = marian_languages(vocabularies.source, (None, None), None, stated, eos_id)
         start: tuple[Part, ...] = (vocabularies.source[settings.bos_token],) if settings.add_source_bos else ()
         end: tuple[Part, ...] = (eos_id,) if settings.has_source_end else ()
         framing = FramingTemplate((*start, *framing.source_prefix), end, ())

@@ -259,9 +259,10 @@ def read_piece_models(place: Path, vocabularies: Vocabularies) -> PieceModels:
     """Reads the SentencePiece models of a folder with one for both sides or one for each, or one of a file.
 
     Raises:
-        FileNotFoundError: there is none.
+        FileNotFoundError: there is none, or no such place.
         ValueError: a file is damaged, there are too many, or one belongs to another vocabulary.
     """
+    place.stat()  # which raises where there is nothing
     paths = [place, place] if place.is_file() else _piece_files(place)
     source = _piece_model(paths[0], vocabularies.source)
     return PieceModels(source, source if paths[0] == paths[1] else _piece_model(paths[1], vocabularies.target))

@@ -15,6 +15,7 @@ from dragoman_export.families.marian_native import read_marian_native
 from dragoman_export.families.t5 import read_t5
 from dragoman_export.languages import Languages
 from dragoman_export.reading import listed, read_json
+from dragoman_server.bundle.manifest import MANIFEST_FILE
 
 _ADAPTER_FILE = "adapter_config.json"  # of peft; `transformers` applies what is there, also beside a whole model
 
@@ -110,8 +111,16 @@ def _layout_of(folder: Path) -> Layout:
     Raises:
         NotADirectoryError: it is no folder.
         FileNotFoundError: it does not exist, or has none of the files by which layouts are known.
+        ValueError: it is a bundle, a checkpoint of our own or an adapter.
     """
     next(folder.iterdir(), None)  # which raises where it is no folder
+    if (folder / MANIFEST_FILE).exists():
+        raise ValueError(f"{folder} is a bundle already, not a model of another toolkit: it has {MANIFEST_FILE}")
+    if Checkpoint.is_at(folder):
+        raise ValueError(
+            f"{folder} is a checkpoint of dragoman-export, not a model of another toolkit: its commands `export` and "
+            "`quantize` make bundles of it"
+        )
     if (folder / _ADAPTER_FILE).exists():
         raise ValueError(
             f"{folder} has {_ADAPTER_FILE}, so it is an adapter of another model: merge it into that (merge_and_unload "

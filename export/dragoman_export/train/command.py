@@ -104,9 +104,9 @@ def add_commands(app: typer.Typer, console: Console) -> None:
         ] = None,
         seed: Seed = 1,
     ) -> None:
-        """Make sentence pairs ready for several trainings: split, changed, tokenized, aligned.
+        """Make sentence pairs ready for several trainings.
 
-        The folder holds the development sentences as text, too.
+        They are split, changed, tokenized and aligned. The folder holds the development sentences as text, too.
         """
         if folder.exists():
             raise ValueError(f"{folder} exists already; prepared text is never overwritten")
@@ -185,7 +185,10 @@ def add_commands(app: typer.Typer, console: Console) -> None:
         seed: Annotated[int, typer.Option(min=0, help="Of the initial weights and the order of the data.")] = 1,
         device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     ) -> None:
-        """Train a model on sentence pairs. After a kill at any moment, the same command continues."""
+        """Train a model on sentence pairs.
+
+        After a kill at any moment, the same command continues.
+        """
         _check_device(device)
         if (prepared is None) == (not pair):
             raise ValueError("give either --pair or --prepared")

@@ -93,7 +93,7 @@ def load_tokenizer(kind: TokenizerKind, folder: Path, read: Read = Path.read_byt
         read: the contents of its files.
 
     Raises:
-        BundleError: a file is missing or damaged.
+        BundleError: a file is missing or damaged, or the package that this kind needs is not installed.
     """
     match kind:
         case "sentencepiece":
@@ -107,8 +107,13 @@ def load_tokenizer(kind: TokenizerKind, folder: Path, read: Read = Path.read_byt
 
             return PairTokenizer(folder, read)
         case "byte_bpe":
-            from dragoman_server.text.byte_bpe import ByteBpeTokenizer  # with the library of this kind alone
-
+            try:
+                from dragoman_server.text.byte_bpe import ByteBpeTokenizer  # with the library of this kind alone
+            except ModuleNotFoundError as error:
+                raise BundleError(
+                    f"{folder / TOKENIZER_FILES[kind][0]} needs the package {error.name!r}, which is not installed: "
+                    f"pip install {error.name}"
+                ) from error
             return ByteBpeTokenizer(folder, read)
         case "bytes":
             from dragoman_server.text.byte_ids import ByteTokenizer  # which is made of parts of this module

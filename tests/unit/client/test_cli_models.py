@@ -204,6 +204,17 @@ def test_languages_have_a_line_for_each_source(run: Run) -> None:
     assert json.loads(run("languages", "--json").stdout) == {"de": ["en", "it"], "en": ["de", "fr", "it"], "fr": ["en"]}
 
 
+def test_sources_with_the_same_many_targets_share_a_line(run: Run, server: FakeServer) -> None:
+    many = ", ".join(sorted(MANY.split()))
+    server.models.models = [ready("nllb", group(MANY, MANY))]
+    assert run("languages").stdout == f"any of these 200 to any other: {many}\n"
+    server.models.models = [ready("mbart", group("l1 l2 xx", MANY)), ready("one", group("yy zz", "xx"))]
+    without_xx, *others = run("languages").stdout.splitlines()
+    assert without_xx == f"l1, l2: any other of {many}"
+    assert others == [f"xx: {many}", "yy: xx", "zz: xx"]
+    assert run("languages").stdout.count("\n") == 4
+
+
 def test_a_bundle_is_loaded_and_named(run: Run, server: FakeServer) -> None:
     result = run("load", "en-fr/2")
     assert (result.exit_code, result.stdout, result.stderr) == (0, "en-fr@2\n", "")

@@ -1,11 +1,19 @@
 """`inspect`, `verify` against a source that was imported, and `--force`."""
 
+import re
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from dragoman_export.checkpoint import Checkpoint
+from dragoman_export.bundle.parity import ParityError
+from dragoman_export.bundle.same_source import require_same_source
+from dragoman_export.checkpoint import Checkpoint, Config
+from dragoman_export.families.table import read_model
+from dragoman_export.languages import Languages
 from dragoman_server.bundle.bundle import Bundle, embedded_bundle
+from dragoman_server.bundle.framing import FramingTemplate
 from dragoman_server.bundle.manifest import MANIFEST_FILE
 from support.export_command import ExportCommand
 from support.family_models import edit_tensors, write_model
@@ -52,7 +60,10 @@ def test_a_bundle_says_what_it_is(run: ExportCommand) -> None:
     assert found["bundle"].startswith(f"default@{Bundle.open(embedded_bundle()).version} at int8")
     assert "6 heads of 64" in found["architecture"]
     assert found["languages"] == "en-fr, fr-en, en-de, de-en, en-es, es-en"
-    assert found["framing"] == f"<target> TEXT {manifest.eos_token_id}"
+    assert found["framing"] == "TARGET TEXT </s>"
+    special_ids = manifest.decoder_start_token_id, manifest.eos_token_id, manifest.pad_token_id
+    assert found["decoder start, end, padding"] == "{} <s>, {} </s>, {} <pad>".format(*special_ids)
+    assert found["segmentation"] == manifest.segmentation
     assert f"{manifest.parity.num_sentences} sentences compared at export, 8 replayed" in found["certificate"]
     assert f"tolerance {manifest.parity.logprob_tolerance:.2e}" in found["largest differences"]
     assert "weights.bin" in found["files"]
@@ -69,7 +80,8 @@ def test_a_source_says_what_it_would_be_imported_as(run: ExportCommand, source: 
     assert found["languages"].startswith("any to any of 52: af, ar,")
     assert found["languages"].endswith("and 36 more")
     assert "en_XX for en" not in found["languages"]
-    assert found["framing"] == "<source> TEXT 2; a target begins with <target>"
+    assert found["framing"] == "SOURCE TEXT </s>; a target begins with TARGET"
+    assert found["decoder start, end, padding"] == "2 </s>, 2 </s>, 1 <pad>"
 
 
 def test_of_a_narrowed_source_only_the_pair_is_shown(run: ExportCommand, source: Path) -> None:
@@ -124,7 +136,56 @@ def test_another_model_does_not_pass_and_its_worst_sentences_are_shown(
 def test_a_bundle_of_another_size_is_named(run: ExportCommand, bundle: Path, tmp_path: Path) -> None:
     write_model(tmp_path / "other", "mbart50", encoder_layers=1)
     assert run("verify", tmp_path / "other", bundle) == 2
-    assert "is of another model" in run.err
+    assert run.err == (
+        f"dragoman-export: {bundle} was not made from other as it is read now: num_encoder_layers is 2 instead of 1\n"
+    )
+
+
+def test_a_bundle_of_other_languages_or_another_prefix_is_named(run: ExportCommand, tmp_path: Path) -> None:
+    source, bundle = tmp_path / "source", tmp_path / "bundle"
+    write_model(source, "mt5")
+    options = ("--num-sources", 3, "--pair", "en-fr")
+    assert run("import", source, bundle, *options, "--source-prefix", "to French: ") == 0, run.err
+    assert run("verify", source, bundle, *options, "--source-prefix", "to French: ") == 0, run.err
+    assert run("verify", source, bundle, *options) == 2
+    assert re.search(
+        r"texts of en-fr are framed as '.+ TEXT </s>' instead of 'TEXT </s>': give --source-prefix", run.err
+    )
+    assert run("verify", source, bundle, "--pair", "en-de", "--source-prefix", "to French: ") == 2
+    assert "it translates en-fr, which the source does not: give --pair and --from as at the import" in run.err
+
+
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        (lambda config: replace(config, tokenizer="marian"), "tokenizer is pieces instead of marian"),
+        (lambda config: replace(config, bos_token_id=0), "decoder_start_token_id is 2 instead of 0"),
+        (
+            lambda config: replace(config, framing=FramingTemplate(("source", 5), (2,), ("target",))),
+            "texts of ar-cs and 2,651 more are framed as 'ar_AR TEXT </s>', targets beginning with 'cs_CZ' instead of "
+            "'ar_AR . TEXT </s>', targets beginning",
+        ),
+    ],
+)
+def test_what_the_weights_do_not_show_is_compared(
+    bundle: Path, source: Path, change: Callable[[Config], Config], fault: str
+) -> None:
+    checkpoint, opened = read_model(source, "mbart", Languages()), Bundle.open(bundle)
+    require_same_source(checkpoint, opened)
+    with pytest.raises(ParityError, match=fault):
+        require_same_source(replace(checkpoint, config=change(checkpoint.config)), opened)
+
+
+def test_another_tokenizer_is_seen(bundle: Path, source: Path) -> None:
+    checkpoint = read_model(source, "mbart", Languages())
+    files = {name: contents.replace(b"fr_XX", b"xx_XX") for name, contents in checkpoint.companion_files.items()}
+    with pytest.raises(ParityError, match="the tokenizer has other pieces"):
+        require_same_source(replace(checkpoint, companion_files=files), Bundle.open(bundle))
+
+
+def test_as_many_sentences_are_compared_as_asked_for(run: ExportCommand, source: Path, bundle: Path) -> None:
+    assert run("verify", source, bundle, "--num-sources", 2) == 0, run.err
+    assert run.out.startswith("2 sentences compared")
 
 
 @pytest.mark.parametrize("option", ["--test", "--pair", "--from"])

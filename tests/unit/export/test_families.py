@@ -6,8 +6,10 @@ from typing import Any
 
 import pytest
 
+from dragoman_export.checkpoint import Checkpoint
 from dragoman_export.families import table
 from dragoman_export.languages import Languages
+from dragoman_server.bundle.bundle import embedded_bundle
 
 
 def test_the_reader_is_the_one_of_the_model_type(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -16,6 +18,14 @@ def test_the_reader_is_the_one_of_the_model_type(tmp_path: Path, monkeypatch: py
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "mine"}))
     table.read_model(tmp_path, "name", Languages("en-fr"))
     assert read == [(tmp_path, "name", Languages("en-fr"))]
+
+
+def test_a_bundle_or_a_checkpoint_is_named_as_such(tiny_checkpoint: Checkpoint, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"is a bundle already, .* it has manifest\.json"):
+        table.read_model(embedded_bundle(), "name", Languages())
+    tiny_checkpoint.save(tmp_path)
+    with pytest.raises(ValueError, match=r"is a checkpoint of dragoman-export, .* `export` and"):
+        table.read_model(tmp_path, "name", Languages())
 
 
 @pytest.mark.parametrize("config", [{"model_type": "gpt2"}, {"model_type": ["marian"]}, {}])

@@ -1,6 +1,7 @@
 """Byte-level BPE; `test_tokenizers_of_transformers.py` compares it with `transformers`."""
 
 import random
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 
 from dragoman_server.errors import BundleError
 from dragoman_server.text.byte_bpe import ByteBpeTokenizer
+from dragoman_server.text.tokenizer import load_tokenizer
 from support.piece_tokenizers import EOS_ID, UNK_ID, write_byte_bpe, write_vocabulary
 
 
@@ -72,6 +74,17 @@ def test_merges_that_would_spell_a_special_do_not(tmp_path: Path) -> None:
             ids = codec.encode(text)
             assert not any(map(codec.is_control, ids))
             assert codec.decode(ids) == text
+
+
+def test_the_package_that_is_missing_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, codec: ByteBpeTokenizer
+) -> None:
+    write_byte_bpe(tmp_path)
+    assert load_tokenizer("byte_bpe", tmp_path).vocabulary == codec.vocabulary
+    monkeypatch.delitem(sys.modules, "dragoman_server.text.byte_bpe")
+    monkeypatch.setitem(sys.modules, "tokenizers", None)
+    with pytest.raises(BundleError, match=r"vocab\.json needs the package 'tokenizers', .*: pip install tokenizers"):
+        load_tokenizer("byte_bpe", tmp_path)
 
 
 def test_windows_line_ends_and_no_version_make_no_difference(tmp_path: Path, codec: ByteBpeTokenizer) -> None:

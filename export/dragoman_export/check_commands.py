@@ -10,9 +10,9 @@ from rich.table import Table
 from dragoman_export.bundle.device_replay import DeviceReplay
 from dragoman_export.bundle.evaluation import TestSet
 from dragoman_export.bundle.evaluation import evaluate as evaluate_bundle
-from dragoman_export.bundle.parity import ParityError, compare, require_same_dimensions
+from dragoman_export.bundle.parity import ParityError, compare, require_same_model
 from dragoman_export.bundle.sources import measured_sources, num_compared, read_sources
-from dragoman_export.bundle.verification import TestComparison, compare_translations
+from dragoman_export.bundle.verification import TestComparison, compare_translations, framed_sources
 from dragoman_export.checkpoint import Checkpoint
 from dragoman_export.command_options import (
     Details,
@@ -31,6 +31,7 @@ from dragoman_export.families.table import described_layout, read_model
 from dragoman_export.greedy import one_thread, translate
 from dragoman_export.inspection import describe_bundle, describe_checkpoint
 from dragoman_export.languages import Languages
+from dragoman_export.printable import printable
 from dragoman_server.bundle.bundle import Bundle
 from dragoman_server.bundle.manifest import MANIFEST_FILE
 from dragoman_server.config import EngineOptions
@@ -95,10 +96,11 @@ def verify(
                 raise ValueError("a source is compared on the CPU: without it, BUNDLE is replayed on --device")
             loaded = _read_source(source, Languages(pair, source_language, source_prefix), tokenizer)
             opened = Bundle.open(bundle)
-            require_same_dimensions(loaded, opened)
+            require_same_model(loaded, opened)
             tests = [TestSet.parse(text, opened.manifest.languages) for text in test or ()]
+            framed = [(test, framed_sources(opened, test)) for test in tests]
             _compare(loaded, opened, sources, num_sources, details)
-            for compared in compare_translations(loaded, opened, tests, progress_console) if tests else ():
+            for compared in compare_translations(loaded, opened, framed, progress_console) if framed else ():
                 _print_translations(compared)
         case _:
             raise ValueError(f"verify takes [SOURCE] BUNDLE, not {len(folders)} folders")
@@ -146,7 +148,7 @@ def _print_translations(compared: TestComparison) -> None:
             ("source", sentence.of_model),
             ("bundle", sentence.of_bundle),
         ):
-            console.print(f"  {label:>6}  {text}", markup=False, highlight=False)
+            console.print(f"  {label:>6}  {printable(text)}", highlight=False)
 
 
 def _replay(folder: Path, device: str) -> None:
@@ -214,4 +216,4 @@ def inspect(
         facts = list(describe_checkpoint(_read_source(folder, languages, tokenizer), kind))
     width = max(len(label) for label, _ in facts)
     for label, text in facts:
-        console.print(f"{label:{width}}  {text}", markup=False, highlight=False)
+        console.print(f"{label:{width}}  {printable(text)}", highlight=False)

@@ -13,6 +13,7 @@ from dragoman_export.bundle.twin import open_twin
 from dragoman_export.checkpoint import Checkpoint
 from dragoman_export.greedy import Source, TokenPair, is_large, num_processors
 from dragoman_export.progress import QUIET, phase
+from dragoman_export.reading import listed
 from dragoman_server.bundle.bundle import Bundle
 from dragoman_server.bundle.framing import decoder_inputs
 from dragoman_server.runtime.attention_pass import AttentionPass
@@ -98,11 +99,40 @@ class Comparison:
                 raise ParityError(f"the export chooses other tokens than PyTorch: {divergence}")
 
 
-def require_same_dimensions(checkpoint: Checkpoint, bundle: Bundle) -> None:
-    """Raises ParityError where a bundle's dimensions are not those of the checkpoint."""
-    found, expected = bundle.manifest.architecture, checkpoint.config.architecture
-    if found != expected:
-        raise ParityError(f"{bundle.folder} is of another model: {found} instead of {expected}")
+def require_same_model(checkpoint: Checkpoint, bundle: Bundle) -> None:
+    """Raises ParityError where a bundle is of another shape than the checkpoint, or makes other ids of a text.
+
+    It may have fewer directions than the checkpoint.
+    """
+    manifest, config = bundle.manifest, checkpoint.config
+    if manifest.architecture != config.architecture:
+        raise ParityError(
+            f"{bundle.folder} is of another model: {manifest.architecture} instead of {config.architecture}"
+        )
+    specials = "decoder_start_token_id", "eos_token_id", "pad_token_id"
+    expected = dict(zip(specials, (config.bos_token_id, config.eos_token_id, config.pad_token_id), strict=True))
+    faults = [
+        f"{name} is {getattr(manifest, name)} instead of {expected[name]}"
+        for name in specials
+        if getattr(manifest, name) != expected[name]
+    ]
+    for direction in manifest.languages:
+        name = f"{direction.source}-{direction.target}"
+        if direction not in config.languages:
+            faults.append(f"it translates {name}, which the source does not")
+        elif manifest.framing_of(direction) != config.framing_of(direction):
+            faults.append(f"other ids stand before or behind the texts of {name}")
+    own = {str(name): digest for name, digest in manifest.files.items()}
+    faults += [
+        f"{name} is not the tokenizer of the source"
+        for name, digest in checkpoint.tokenizer_hashes().items()
+        if own.get(name) != digest
+    ]
+    if faults:
+        raise ParityError(
+            f"{bundle.folder} is not an import of this source with these options (--pair, --from, --source-prefix, "
+            f"--tokenizer): {listed(faults)}"
+        )
 
 
 @torch.inference_mode()

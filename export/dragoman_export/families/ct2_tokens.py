@@ -6,7 +6,9 @@ the vocabularies where somebody has copied them.
 Source: `src/vocabulary.cc` and `src/models/sequence_to_sequence.cc`.
 """
 
+import errno
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -262,7 +264,9 @@ def read_piece_models(place: Path, vocabularies: Vocabularies) -> PieceModels:
         FileNotFoundError: there is none.
         ValueError: a file is damaged, there are too many, or one belongs to another vocabulary.
     """
-    paths = [place, place] if place.is_file() else _piece_files(place)
+    if not place.exists():
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(place))
+    paths = _piece_files(place) if place.is_dir() else [place, place]
     source = _piece_model(paths[0], vocabularies.source)
     return PieceModels(source, source if paths[0] == paths[1] else _piece_model(paths[1], vocabularies.target))
 

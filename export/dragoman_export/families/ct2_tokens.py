@@ -13,10 +13,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sentencepiece import SentencePieceProcessor
-
 from dragoman_export.families.ct2_file import FIRST_WITH_CONFIG, ModelFile
 from dragoman_export.families.ct2_weights import TARGET_EMBEDDING, ZERO_START, Rows, source_embedding
+from dragoman_export.families.fairseq import open_sentencepiece
 from dragoman_export.families.huggingface import CONFIG_FILE, TokenizerFiles
 from dragoman_export.reading import listed, read_bytes, read_json
 from dragoman_server.text.tokenizer import END_OF_SENTENCE, PADDING, UNKNOWN
@@ -310,11 +309,8 @@ def _piece_files(folder: Path) -> list[Path]:
 
 
 def _piece_model(path: Path, ids: Mapping[str, int]) -> PieceModel:
-    contents, processor = read_bytes(path), SentencePieceProcessor()
-    try:
-        processor.LoadFromSerializedProto(contents)
-    except RuntimeError as error:
-        raise ValueError(f"{path} cannot be loaded as a SentencePiece model: {error}") from error
+    contents = read_bytes(path)
+    processor = open_sentencepiece(path, contents)
     pieces: Sequence[str] = processor.id_to_piece(list(range(processor.get_piece_size())))
     share = sum(piece in ids for piece in pieces) / len(pieces)
     if share < _MIN_KNOWN_SHARE:

@@ -95,7 +95,7 @@ class _Reader:
     # -- dimensions ------------------------------------------------------------------------------------------------
 
     def dimensions(self) -> Dimensions:
-        """The dimensions, of which the shapes of the weights are the half."""
+        """The dimensions, by the settings and the shapes of the weights."""
         num_heads, pre_norm = int(self._same("num_heads", 8)), bool(self._same("pre_norm", 1))
         kind = int(self._same("activation", 0))
         activation = _KNOWN_ACTIVATIONS[kind] if kind in range(len(_KNOWN_ACTIVATIONS)) else None

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 from dragoman._extras import require_extra
+from dragoman_export.printable import printable
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -32,7 +33,7 @@ def main() -> None:
                 app(prog_name="dragoman-export")
             except EXPECTED_ERRORS as error:
                 # Messages of other libraries may have several lines.
-                print(f"dragoman-export: {' '.join(_text(error).split())}", file=sys.stderr)
+                print(f"dragoman-export: {printable(' '.join(_text(error).split()))}", file=sys.stderr)
                 sys.exit(2)
     except Stopped as stop:
         print(f"dragoman-export: stopped by {stop.signal.name}", file=sys.stderr)

@@ -13,7 +13,7 @@ from dragoman_export.bundle.evaluation import evaluate as evaluate_bundle
 from dragoman_export.bundle.parity import ParityError, compare
 from dragoman_export.bundle.same_source import require_same_source
 from dragoman_export.bundle.sources import measured_sources, num_compared, read_sources
-from dragoman_export.bundle.verification import TestComparison, compare_translations
+from dragoman_export.bundle.verification import TestComparison, compare_translations, framed_sources
 from dragoman_export.checkpoint import Checkpoint
 from dragoman_export.command_options import (
     Details,
@@ -32,6 +32,7 @@ from dragoman_export.families.table import described_layout, read_model
 from dragoman_export.greedy import one_thread, translate
 from dragoman_export.inspection import describe_bundle, describe_checkpoint
 from dragoman_export.languages import Languages
+from dragoman_export.printable import printable
 from dragoman_server.bundle.bundle import Bundle
 from dragoman_server.bundle.manifest import MANIFEST_FILE
 from dragoman_server.config import EngineOptions
@@ -99,8 +100,9 @@ def verify(
             opened = Bundle.open(bundle)
             require_same_source(loaded, opened)
             tests = [TestSet.parse(text, opened.manifest.languages) for text in test or ()]
+            framed = [(test, framed_sources(opened, test)) for test in tests]
             _compare(loaded, opened, sources, num_sources, details)
-            for compared in compare_translations(loaded, opened, tests, progress_console) if tests else ():
+            for compared in compare_translations(loaded, opened, framed, progress_console) if framed else ():
                 _print_translations(compared)
         case _:
             raise ValueError(f"verify takes [SOURCE] BUNDLE, not {len(folders)} folders")
@@ -148,7 +150,7 @@ def _print_translations(compared: TestComparison) -> None:
             ("PyTorch", sentence.of_model),
             ("bundle", sentence.of_bundle),
         ):
-            console.print(f"  {label:>7}  {text}", markup=False, highlight=False)
+            console.print(f"  {label:>7}  {printable(text)}", markup=False, highlight=False)
 
 
 def _replay(folder: Path, device: str) -> None:
@@ -219,4 +221,4 @@ def inspect(
         facts = list(describe_checkpoint(_read_source(folder, languages, tokenizer), kind))
     width = max(len(label) for label, _ in facts)
     for label, text in facts:
-        console.print(f"{label:{width}}  {text}", markup=False, highlight=False)
+        console.print(f"{label:{width}}  {printable(text)}", highlight=False)

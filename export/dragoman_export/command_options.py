@@ -8,11 +8,13 @@ from rich.console import Console
 
 from dragoman_export.bundle.parity import Comparison
 from dragoman_export.checkpoint import Checkpoint
+from dragoman_export.printable import printable
 from dragoman_export.text_files import CorpusFile
 from dragoman_server.bundle.manifest import Precision
 
-console = Console(soft_wrap=True)
-progress_console = Console(soft_wrap=True, stderr=True)
+# Names of folders and languages are no markup.
+console = Console(soft_wrap=True, markup=False)
+progress_console = Console(soft_wrap=True, stderr=True, markup=False)
 
 CheckpointFolder = Annotated[Path, typer.Argument(help="Folder with model.safetensors, config.json, tokenizer.model.")]
 NewFolder = Annotated[Path, typer.Argument(help="Folder of the bundle, to be created.")]
@@ -101,6 +103,6 @@ def print_comparison(comparison: Comparison, details: bool) -> None:
         f"{len(comparison.divergences)} sentences have other tokens than PyTorch gives; where it was the surest:"
     )
     for divergence in comparison.divergences if details else (worst,):
-        console.print(f"  {divergence}")
+        console.print(f"  {printable(str(divergence))}")
     if not details and len(comparison.divergences) > 1:
         console.print("  --details lists all of them.")

@@ -20,6 +20,7 @@ from torch import Tensor
 # Several times the size of the largest models' files.
 _MAX_BYTES = 64 << 20
 MAX_POSITIONS = 1 << 16
+MAX_LAYERS = 512  # of a stack
 
 _WEIGHT_TYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _MAX_FAULTS = 8  # that one message names
@@ -162,6 +163,7 @@ def require_sizes(origin: str, fields: SizeFields, values: Mapping[str, int], te
         for names, limit, condition in (
             (fields.axes, longest, f"but no axis of the weights is longer than {longest}"),
             (fields.layers, len(tensors), f"but the weights have only {len(tensors)} tensors"),
+            (fields.layers, MAX_LAYERS, f"must be at most {MAX_LAYERS}"),
             (fields.positions, MAX_POSITIONS, f"must be at most {MAX_POSITIONS}"),
         )
         for name in names

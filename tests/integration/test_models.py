@@ -29,7 +29,7 @@ from dragoman import (
 from dragoman.v1 import models_pb2 as pb
 from dragoman.v1 import models_pb2_grpc
 from dragoman_server.bundle.bundle import Bundle
-from dragoman_server.bundle.manifest import Precision
+from dragoman_server.bundle.manifest import MANIFEST_FILE, Precision
 from support.process import MAIN, ServerProcess, server_process
 from support.repository import copy_bundle, copy_in_steps, resident_bytes, swap
 
@@ -374,6 +374,25 @@ def test_a_repository_is_followed(root: Path, versions: list[Path]) -> None:
         models = until(admin, lambda models: any(name.startswith("c@") for name in models))
         assert [m.state for name, m in models.items() if name.startswith("c@")] == [pb.MODEL_STATE_READY]
         admin.channel.close()
+
+
+def test_a_bundle_that_is_exported_over_another_loses_no_call(root: Path, versions: list[Path]) -> None:
+    """As by `dragoman-export import --force` into a repository that is followed."""
+    from dragoman_export.new_folder import new_folder
+
+    with (
+        server_process(None, "--repository", str(root), "--watch-seconds", "0.02") as server,
+        Client(server.address) as client,
+    ):
+        before = translate(client, "a").model
+        for number in range(1, 5):
+            with new_folder(root / "a", unless_has=MANIFEST_FILE) as partial:
+                shutil.copytree(versions[number % 2], partial, dirs_exist_ok=True)
+            started = time.monotonic()
+            while (model := translate(client, "a").model) == before:
+                assert time.monotonic() - started < 10
+            before = model
+        assert [path.name for path in root.iterdir() if path.name.startswith(".")] == []
 
 
 def test_weights_that_change_alone_are_noticed_and_not_used(admin: Admin, client: Client, root: Path) -> None:

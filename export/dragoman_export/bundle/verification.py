@@ -10,6 +10,7 @@ from dragoman_export.bundle.evaluation import TestSet
 from dragoman_export.checkpoint import Checkpoint
 from dragoman_export.greedy import Source, corpus_scores, target_limit, translate
 from dragoman_export.progress import QUIET
+from dragoman_export.reading import listed
 from dragoman_server.bundle.bundle import Bundle
 from dragoman_server.bundle.languages import Direction
 from dragoman_server.config import EngineOptions
@@ -55,30 +56,59 @@ class TestComparison:
 
 
 def compare_translations(
-    checkpoint: Checkpoint, bundle: Bundle, tests: Sequence[TestSet], console: Console = QUIET
+    checkpoint: Checkpoint,
+    bundle: Bundle,
+    tests: Sequence[tuple[TestSet, Sequence[Source]]],
+    console: Console = QUIET,
 ) -> list[TestComparison]:
     """Translates test sets greedily by PyTorch and by the engine that serves the bundle, each line as one segment.
 
+    Args:
+        checkpoint: the model.
+        bundle: made from it.
+        tests: with their `framed_sources`.
+        console: shows the progress.
+
     Raises:
         BundleError: the bundle cannot be served here.
-        ValueError: the model does not translate the direction of a test set, or a line is too long for it.
     """
     options = EngineOptions(max_waiting=1_000_000)
     with Hardware(options) as hardware, Model.open(bundle.folder, options, hardware) as served:
-        return [_compare(checkpoint, served, test, console) for test in tests]
+        return [_compare(checkpoint, served, *test, console) for test in tests]
 
 
-def _compare(checkpoint: Checkpoint, served: Model, test: TestSet, console: Console) -> TestComparison:
+def framed_sources(bundle: Bundle, test: TestSet) -> list[Source]:
+    """The sources of a test set as the encoder reads them.
+
+    Raises:
+        ValueError: the bundle does not translate their direction, or lines are too long for it.
+    """
+    direction, manifest, codec = (
+        Direction(test.source_language, test.target_language),
+        bundle.manifest,
+        bundle.tokenizer,
+    )
+    name = f"{direction.source}-{direction.target}"
+    if direction not in manifest.languages:
+        raise ValueError(f"--test {name}: the bundle does not translate {direction.source} to {direction.target}")
+    framing, most = manifest.framing_of(direction), manifest.limits.max_source_tokens
+    sources = [Source(direction, framing.frame(codec.encode(text))) for text in test.sources]
+    faults = [
+        f"line {number} has {len(source.ids)} tokens"
+        for number, source in enumerate(sources, start=1)
+        if len(source.ids) > most
+    ]
+    if faults:
+        raise ValueError(f"--test {name}: the model reads at most {most} tokens, but {listed(faults)}")
+    return sources
+
+
+def _compare(
+    checkpoint: Checkpoint, served: Model, test: TestSet, sources: Sequence[Source], console: Console
+) -> TestComparison:
     config, tokenizer = checkpoint.config, served.tokenizer
     direction = Direction(test.source_language, test.target_language)
-    if direction not in config.languages or direction not in served.manifest.languages:
-        raise ValueError(f"the model does not translate {direction.source} to {direction.target}")
     framing = config.framing_of(direction)
-    sources = [Source(direction, framing.frame(tokenizer.encode(text))) for text in test.sources]
-    most = config.dimensions.max_positions
-    for number, source in enumerate(sources, start=1):
-        if len(source.ids) > most:
-            raise ValueError(f"line {number} has {len(source.ids)} tokens, the model reads at most {most}")
     requests = [
         Request(source.ids, target_limit(source, config), prefix_ids=framing.target_prefix) for source in sources
     ]

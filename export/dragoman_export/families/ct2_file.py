@@ -27,6 +27,7 @@ _MAX_RANK = 2
 _MAX_VARIABLES = 1 << 16
 _ROWS = 4096  # that are checked at a time
 _INT16_SCALE = np.float32(1000)  # of int16 weights that have none
+_MIN_SCALE = 1e-28  # 2^31 divided by it is a float32
 
 
 class Variable(NamedTuple):
@@ -103,7 +104,7 @@ def read_model_file(path: Path) -> ModelFile:
         stored[name] = array
     others: dict[str, str] = {}
     for alias, name in cursor.aliases():
-        if name not in stored or alias in stored:
+        if name not in stored or alias in stored or others.get(alias, name) != name:
             raise ValueError(f"{path} has the name {alias} for {name}, which is no variable or not its only meaning")
         others[alias] = name
     if cursor.num_left:
@@ -203,8 +204,9 @@ def _fault_of(variable: Variable) -> str | None:
             return "is not quantised, but has a scale"
         if scale.shape not in ((), array.shape[:1]) or scale.dtype.kind == "i":
             return f"has scales of shape {list(scale.shape)}, one number for each of its {len(array)} rows is needed"
-        if not (_floats(scale) > 0).all():
-            return "has a scale that is not above 0"
+        # Of a number below this, the quotient may be beyond float32.
+        if not (_floats(scale) >= _MIN_SCALE).all():
+            return f"has a scale below {_MIN_SCALE:g}"
     elif array.ndim == 2 and array.dtype.kind == "i" and array.dtype != np.int16:
         return "is quantised, but has no scale"
     return None

@@ -11,10 +11,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sentencepiece import SentencePieceProcessor
-
 from dragoman_export.families.ct2_file import FIRST_WITH_CONFIG, ModelFile
 from dragoman_export.families.ct2_weights import TARGET_EMBEDDING, ZERO_START, Rows, source_embedding
+from dragoman_export.families.fairseq import open_sentencepiece
 from dragoman_export.families.huggingface import CONFIG_FILE, TokenizerFiles
 from dragoman_export.reading import listed, read_bytes, read_json
 from dragoman_server.text.tokenizer import END_OF_SENTENCE, PADDING, UNKNOWN
@@ -263,7 +262,7 @@ def read_piece_models(place: Path, vocabularies: Vocabularies) -> PieceModels:
         ValueError: a file is damaged, there are too many, or one belongs to another vocabulary.
     """
     place.stat()  # which raises where there is nothing
-    paths = [place, place] if place.is_file() else _piece_files(place)
+    paths = _piece_files(place) if place.is_dir() else [place, place]
     source = _piece_model(paths[0], vocabularies.source)
     return PieceModels(source, source if paths[0] == paths[1] else _piece_model(paths[1], vocabularies.target))
 
@@ -307,11 +306,8 @@ def _piece_files(folder: Path) -> list[Path]:
 
 
 def _piece_model(path: Path, ids: Mapping[str, int]) -> PieceModel:
-    contents, processor = read_bytes(path), SentencePieceProcessor()
-    try:
-        processor.LoadFromSerializedProto(contents)
-    except RuntimeError as error:
-        raise ValueError(f"{path} cannot be loaded as a SentencePiece model: {error}") from error
+    contents = read_bytes(path)
+    processor = open_sentencepiece(path, contents)
     pieces: Sequence[str] = processor.id_to_piece(list(range(processor.get_piece_size())))
     share = sum(piece in ids for piece in pieces) / len(pieces)
     if share < _MIN_KNOWN_SHARE:

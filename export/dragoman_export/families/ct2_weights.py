@@ -8,7 +8,7 @@ Source: `ctranslate2/specs/transformer_spec.py`, `attention_spec.py`, and `src/l
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -18,7 +18,7 @@ from torch import Tensor
 from dragoman_export.checkpoint import blank_model, unique_tensors
 from dragoman_export.families.ct2_file import ModelFile, Variable
 from dragoman_export.model import Dimensions, Transformer
-from dragoman_export.reading import MAX_POSITIONS, listed
+from dragoman_export.reading import MAX_LAYERS, MAX_POSITIONS, listed
 
 # By CTranslate2's number; see `Activation` in `ctranslate2/specs/common_spec.py`.
 _ACTIVATIONS = ("relu", "gelu_tanh", "silu", "gelu", "gelu_sigmoid", "tanh", "sigmoid")
@@ -95,7 +95,7 @@ class _Reader:
     # -- dimensions ------------------------------------------------------------------------------------------------
 
     def dimensions(self) -> Dimensions:
-        """The dimensions, of which the shapes of the weights are the half."""
+        """The dimensions, by the settings and the shapes of the weights."""
         num_heads, pre_norm = int(self._same("num_heads", 8)), bool(self._same("pre_norm", 1))
         kind = int(self._same("activation", 0))
         activation = _KNOWN_ACTIVATIONS[kind] if kind in range(len(_KNOWN_ACTIVATIONS)) else None
@@ -106,6 +106,12 @@ class _Reader:
         d_model = self._length(TARGET_EMBEDDING, 1)
         is_scaled = self._are_scaled(d_model)
         self._add_faults_of_other_settings()
+        self._faults += [
+            f"the {side} has {number} layers, must have at most {MAX_LAYERS}"
+            for side, number in self._num_layers.items()
+            if number > MAX_LAYERS
+        ]
+        feed_forward_width = self._length("encoder/layer_0/ffn/linear_0/weight", 0)
         if self._faults or activation is None:
             raise ValueError(f"{self._file.path}: {listed(self._faults)}")
         norm_kind: Literal["layer", "rms"] = "layer" if self._any("layer_norm/beta") else "rms"
@@ -115,7 +121,7 @@ class _Reader:
                 target_vocabulary_size=target_rows + self._rows.num_spare_target,
                 d_model=d_model,
                 num_heads=num_heads,
-                d_feed_forward=self._length("encoder/layer_0/ffn/linear_0/weight", 0),
+                d_feed_forward=feed_forward_width,
                 num_encoder_layers=self._num_layers["encoder"],
                 num_decoder_layers=self._num_layers["decoder"],
                 shared_vocabulary=self._rows.are_shared and self._same_weights(source_embedding(self._file)),
@@ -234,6 +240,8 @@ class _Reader:
             if variable is None:
                 faults += [] if part.may_be_missing else [f"missing {name}"]
                 continue
+            if variable.array.dtype.kind == "i" and variable.array.ndim < 2:
+                faults.append(f"{name} is of {variable.array.dtype}, and only matrices may be quantised")
             found = [*variable.array.shape]
             is_longer_table = name.endswith("/encodings") and len(found) == 2 and found[0] > shape[0]
             if found != shape and not (is_longer_table and found[1] == shape[1]):
@@ -297,14 +305,17 @@ class _Reader:
                     scale = self._variables.get(f"{side}/layer_{i}/{theirs}/queries_scale")
                     if scale is not None:
                         prefix = f"{side}_layers.{i}.{own}.query."
-                        for name in parameters:
-                            if name.startswith(prefix):
-                                parameters[name].mul_(float(scale.floats()) * math.sqrt(d_head))
+                        names = [name for name in parameters if name.startswith(prefix)]
+                        self._multiply(parameters, names, float(scale.floats()) * math.sqrt(d_head))
         factor = self._number("decoder/scale_outputs", 1)
         last = f"decoder_layers.{self._num_layers['decoder'] - 1}.feed_forward_residual.norm."
-        for name in parameters:
-            if name.startswith("decoder_norm." if "decoder_norm.weight" in parameters else last):
-                parameters[name].mul_(factor)
+        prefix = "decoder_norm." if "decoder_norm.weight" in parameters else last
+        self._multiply(parameters, [name for name in parameters if name.startswith(prefix)], factor)
+
+    def _multiply(self, parameters: Mapping[str, Tensor], names: Iterable[str], factor: float) -> None:
+        for name in names:
+            if not parameters[name].mul_(factor).isfinite().all():
+                raise ValueError(f"{self._file.path}: a factor of {factor:g} makes weights beyond float32")
 
     # -- what the file has -------------------------------------------------------------------------------------------
 

@@ -7,7 +7,7 @@ Source: `src/models/transformer.h`, `src/layers/output.cpp` and `src/translator`
 """
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, MutableMapping
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -86,8 +86,8 @@ def _read_options(contents: NDArray[Any] | None, origin: str) -> dict[str, Value
     return parse_yaml(text, origin)
 
 
-def _tensors(arrays: Mapping[str, NDArray[Any]], path: Path) -> dict[str, Tensor]:
-    """The weights in float32."""
+def _tensors(arrays: MutableMapping[str, NDArray[Any]], path: Path) -> dict[str, Tensor]:
+    """The weights in float32. Each array is let go as soon as it is copied."""
     faults = [
         f"{name} is of {array.dtype}: quantised weights are not read"
         if array.dtype.itemsize == 1
@@ -97,7 +97,10 @@ def _tensors(arrays: Mapping[str, NDArray[Any]], path: Path) -> dict[str, Tensor
     ]
     if faults:
         raise ValueError(f"{path}: {listed(faults)}")
-    tensors = {name: torch.from_numpy(array.astype(np.float32)) for name, array in arrays.items()}
+    tensors = {}
+    with np.errstate(over="ignore"):  # what is beyond float32 is infinite, which is refused
+        for name in [*arrays]:
+            tensors[name] = torch.from_numpy(arrays.pop(name).astype(np.float32))
     check_weights(path, tensors)
     return tensors
 
@@ -159,6 +162,7 @@ def _build(
         expected = [1, *shape] if len(shape) == 1 else shape[::-1] if place.is_transposed else shape
         if list(tensor.shape) != expected:
             faults.append(f"{ours[name]} has shape {list(tensor.shape)} instead of {expected}")
+            continue
         weights[name] = tensor[0] if len(shape) == 1 else tensor.T if place.is_transposed else tensor
     if faults:
         raise ValueError(f"{path}: the weights do not fit the options: {listed(sorted(faults))}")

@@ -24,6 +24,8 @@ _FLOAT = re.compile(r"[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?")
 _CONSTANTS: dict[str, Scalar] = {"true": True, "false": False, "null": None, "~": None, "": None}
 # What no plain scalar begins with: the rest of YAML.
 _INDICATORS = "[]{},#&*!|>'\"%@`"
+_COLON = re.compile(r":(?=[ \t]|$)")  # behind a key
+_PLAIN_ITEM = re.compile(r"[^,\[\]{}]+")  # of a list
 _COMMENT = re.compile(r"(?:^|[ \t])#.*$", re.DOTALL)
 
 
@@ -127,15 +129,17 @@ def _entry(line: str, lines: _Lines) -> tuple[str, Value]:
 def _key(line: str) -> tuple[str, str]:
     """The key that a line begins with, and what follows the colon behind it."""
     if line[0] in "'\"":
-        key, rest = _quoted(line)
-        if not re.match(r"[ \t]*:([ \t]|$)", rest):
+        key, end = _quoted(line)
+        colon = _COLON.match(line, _behind_spaces(line, end))
+        if colon is None:
             raise ValueError("has no colon behind its key")
-        return key, rest.lstrip(_SPACE)[1:]
-    found = re.match(r"(.*?)[ \t]*:(?=[ \t]|$)(.*)", line, re.DOTALL)
-    if found is None:
+        return key, line[colon.end() :]
+    colon = _COLON.search(line)
+    if colon is None:
         raise ValueError("has no key and colon")
-    _check_plain(found[1])
-    return found[1], found[2]
+    key = line[: colon.start()].rstrip(_SPACE)
+    _check_plain(key)
+    return key, line[colon.end() :]
 
 
 def _scalar_or_list(text: str) -> Value:
@@ -144,31 +148,37 @@ def _scalar_or_list(text: str) -> Value:
 
 
 def _list(text: str) -> list[Scalar]:
-    rest, items = text[1:].lstrip(_SPACE), list[Scalar]()
-    while not rest.startswith("]"):
-        if rest[:1] in ("'", '"'):
-            item, rest = _quoted(rest)
+    place, items = _behind_spaces(text, 1), list[Scalar]()
+    while not text.startswith("]", place):
+        if text.startswith(("'", '"'), place):
+            item, place = _quoted(text, place)
             items.append(item)
         else:
-            found = re.match(r"[^,\[\]{}]+", rest)
+            found = _PLAIN_ITEM.match(text, place)
             if found is None:
                 raise ValueError("is not a list that ends on its line")
             items.append(_scalar(found[0]))
-            rest = rest[found.end() :]
-        rest = rest.lstrip(_SPACE)
-        if rest.startswith(","):
-            rest = rest[1:].lstrip(_SPACE)
-        elif not rest.startswith("]"):
+            place = found.end()
+        place = _behind_spaces(text, place)
+        if text.startswith(",", place):
+            place = _behind_spaces(text, place + 1)
+        elif not text.startswith("]", place):
             raise ValueError("is not a list that ends on its line")
-    _check_end(rest[1:])
+    _check_end(text[place + 1 :])
     return items
+
+
+def _behind_spaces(text: str, place: int) -> int:
+    while text.startswith((" ", "\t"), place):
+        place += 1
+    return place
 
 
 def _scalar(text: str) -> Scalar:
     text = text.strip(_SPACE)
     if text[:1] in ("'", '"'):
-        quoted, rest = _quoted(text)
-        _check_end(rest)
+        quoted, end = _quoted(text)
+        _check_end(text[end:])
         return quoted
     text = _COMMENT.sub("", text).strip(_SPACE)
     if text.lower() in _CONSTANTS:
@@ -181,14 +191,14 @@ def _scalar(text: str) -> Scalar:
     return float(text) if _FLOAT.fullmatch(text) and len(text) < 40 else text
 
 
-def _quoted(text: str) -> tuple[str, str]:
-    """The string that a text begins with, and what follows it."""
-    found = _QUOTED.match(text)
+def _quoted(text: str, begin: int = 0) -> tuple[str, int]:
+    """The string that stands at a place of a text, and the place behind it."""
+    found = _QUOTED.match(text, begin)
     if found is None:
         raise ValueError("has a quotation mark without its counterpart")
     if found["single"] is not None:
-        return found["single"].replace("''", "'"), text[found.end() :]
-    return _ESCAPE.sub(_unescaped, found["double"]), text[found.end() :]
+        return found["single"].replace("''", "'"), found.end()
+    return _ESCAPE.sub(_unescaped, found["double"]), found.end()
 
 
 def _unescaped(found: re.Match[str]) -> str:

@@ -30,6 +30,7 @@ _TAG = re.compile(r"<2\w*>")
 _LANGUAGE = re.compile(r"<2([a-z]{2,3}(?:_[A-Z][a-z]{3})?(?:_[A-Z]{2})?)>")
 _SPECIALS = ("<pad>", "<s>", "</s>", "<unk>")
 _BYTES_PER_TOKEN = 4  # of other tokenizers, about
+_ANY_WORD = "a"
 
 
 class Spiece(NamedTuple):
@@ -47,11 +48,12 @@ class Spiece(NamedTuple):
             ValueError: the prefix does not end with a space, or cannot be spelt.
         """
         _require_plain(prefix)
-        if prefix != "" and not prefix[-1].isspace():
+        ids = tuple(self.processor.encode(prefix.strip()))
+        # Not every white space of Python is one of SentencePiece.
+        if self.processor.encode(prefix + _ANY_WORD) != [*ids, *self.processor.encode(_ANY_WORD)]:
             raise ValueError(
                 f"the prefix {prefix!r:.80} does not end with a space: the text would be part of its last word"
             )
-        ids = tuple(self.processor.encode(prefix.strip()))
         if self.processor.unk_id() in ids:
             raise ValueError(f"the prefix {prefix!r:.80} has characters that the vocabulary cannot spell")
         return ids
@@ -133,7 +135,11 @@ def segment_tokens(files: TokenizerFiles, default: int) -> int:
 
 
 def _require_plain(prefix: str) -> None:
-    """Refuses a prefix that spells a token that no text has: there, `transformers` has the token's id."""
+    """Refuses a prefix that is no text, or spells a token that no text has: `transformers` has the token's id there."""
+    try:
+        prefix.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"the prefix {prefix!r:.80} is no text: {error.reason}") from error
     for special in (*_SPECIALS, *_SENTINEL.findall(prefix)):
         if special in prefix:
             raise ValueError(f"the prefix {prefix!r:.80} has {special}, which is no text")

@@ -123,13 +123,13 @@ def _dimensions(config: Mapping[str, Any], integers: Mapping[str, int], *, is_ti
     Raises:
         ValueError: naming every field at fault.
     """
-    network = str(config["feed_forward_proj"])
-    gate, _, function = network.rpartition("-")
+    network = config["feed_forward_proj"]
+    gate, hyphen, function = str(network).rpartition("-")
     function = str(config.get("dense_act_fn", "gelu_new" if network == "gated-gelu" else function))
     activation, epsilon = _ACTIVATIONS.get(function), config["layer_norm_epsilon"]
     faults = other_values(config, {"is_gated_act": gate == "gated"})
     faults += [f"{name} is 0, must be at least 1" for name in _SIZES if integers[name] == 0]
-    if gate not in ("", "gated") or activation is None:
+    if not isinstance(network, str) or (gate, hyphen) not in (("", ""), ("gated", "-")) or activation is None:
         faults.append(
             f"feed_forward_proj is {network!r:.80} and the activation {function!r:.80}, must be one of "
             f"{', '.join(_ACTIVATIONS)}, or one of these behind gated-"

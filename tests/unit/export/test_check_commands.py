@@ -1,6 +1,7 @@
 """`inspect`, `verify` against a source that was imported, and `--force`."""
 
 import re
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +17,7 @@ from dragoman_server.bundle.bundle import Bundle, embedded_bundle
 from dragoman_server.bundle.framing import FramingTemplate
 from dragoman_server.bundle.manifest import MANIFEST_FILE
 from support.export_command import ExportCommand
-from support.family_models import edit_tensors, write_model
+from support.family_models import SENTENCEPIECE_FILE, edit_json, edit_tensors, write_model
 from support.piece_tokenizers import SENTENCES
 
 
@@ -192,6 +193,65 @@ def test_as_many_sentences_are_compared_as_asked_for(run: ExportCommand, source:
 def test_options_of_a_comparison_take_a_source(run: ExportCommand, bundle: Path, option: str) -> None:
     assert run("verify", bundle, option, "en-fr") == 2
     assert "takes SOURCE and BUNDLE" in run.err
+
+
+def test_an_import_with_other_options_is_another(run: ExportCommand, tmp_path: Path) -> None:
+    """The weights and the sizes are the same, but not the ids that texts become."""
+    source, bundle = tmp_path / "mt5", tmp_path / "bundle"
+    write_model(source, "mt5")
+    own = "--pair", "en-fr", "--source-prefix", "translate English to French: "
+    assert run("import", source, bundle, *own, "--num-sources", 1) == 0, run.err
+    assert run("verify", source, bundle, *own, "--num-sources", 1) == 0, run.err
+    assert run("verify", source, bundle, *own[:2]) == 2
+    assert "other ids stand before or behind the texts of en-fr" in run.err
+    assert run("verify", source, bundle, "--pair", "en-de") == 2
+    assert "it translates en-fr, which the source does not" in run.err
+    edit_json(source / "config.json", decoder_start_token_id=3)
+    edit_json(source / "generation_config.json", decoder_start_token_id=3)
+    assert run("verify", source, bundle, *own) == 2
+    assert "decoder_start_token_id is 0 instead of 3" in run.err
+
+
+def test_another_tokenizer_is_named(run: ExportCommand, source: Path, bundle: Path, tmp_path: Path) -> None:
+    other = shutil.copytree(source, tmp_path / "other")
+    (other / SENTENCEPIECE_FILE).write_bytes((other / SENTENCEPIECE_FILE).read_bytes() + b"\xfa\x7f\x00")  # no field
+    assert run("verify", other, bundle) == 2
+    assert "tokenizer.model is not the tokenizer of the source" in run.err
+
+
+@pytest.mark.parametrize(
+    ("test", "fault"),
+    [
+        ("en-tlh", "--test en-tlh: the bundle does not translate en to tlh"),
+        ("en-fr", "--test en-fr: the model reads at most 96 tokens, but line 2 has "),
+    ],
+)
+def test_a_test_that_cannot_be_made_is_refused_before_all_others(
+    run: ExportCommand, source: Path, bundle: Path, tmp_path: Path, test: str, fault: str
+) -> None:
+    path = tmp_path / "sentences.txt"
+    path.write_text(f"cat\n{'cat ' * 200}\n")
+    assert run("verify", source, bundle, "--test", f"{test}={path},{path}") == 2
+    assert fault in run.err
+    assert run.out == ""
+
+
+def test_texts_do_not_command_the_terminal(run: ExportCommand, source: Path, bundle: Path, tmp_path: Path) -> None:
+    other, path = tmp_path / "other", tmp_path / "sentences.txt"
+    write_model(other, "mbart50")
+    int8 = tmp_path / "int8"
+    assert run("import", source, int8, "--precision", "int8", "--num-sources", 3) == 0, run.err
+    path.write_text("".join(f"{sentence}\x1b]0;me\x07\u202e\n" for sentence in SENTENCES), encoding="utf-8")
+    run("verify", source, int8, "--num-sources", 1, "--test", f"en-fr={path},{path}")
+    assert "The least alike" in run.out
+    assert r"\x1b]0;me\x07\u202e" in run.out
+    assert not {"\x1b", "\x07", "\u202e"} & {*run.out}
+
+
+def test_a_name_is_no_markup(run: ExportCommand, source: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "[bold]x[" / "red]"
+    assert run("import", source, folder, "--num-sources", 1) == 0, run.err
+    assert str(folder) in run.out
 
 
 # -- --force -----------------------------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from dragoman_export.graph.quantization import quantize_columns
 from dragoman_export.languages import Languages
 from dragoman_server.bundle.bundle import Bundle
 from dragoman_server.bundle.framing import FramingTemplate
-from support.ct2_files import D_MODEL, EOS_ID, Folder, pieces, quantized
+from support.ct2_files import D_MODEL, EOS_ID, Folder, pieces, quantized, write_text
 from support.export_command import ExportCommand
 from support.marian_tokenizer import SOURCE_WORDS, TARGET_WORDS, train_sentencepiece
 
@@ -181,7 +181,32 @@ CHANGES: dict[str, tuple[Change, str]] = {
                 f"{LINEAR}_scale".replace("/", "."): np.zeros(24, np.float32),
             }
         ),
-        f"{LINEAR} has a scale that is not above 0",
+        f"{LINEAR} has a scale below 1e-28",
+    ),
+    "a scale that makes a weight infinite": (
+        variables(
+            **{
+                LINEAR.replace("/", "."): np.ones((24, 16), np.int8),
+                f"{LINEAR}_scale".replace("/", "."): np.full(24, 1e-42, np.float32),
+            }
+        ),
+        f"{LINEAR} has a scale below 1e-28",
+    ),
+    "a bias of integers": (
+        variables(**{"encoder.layer_0.ffn.linear_0.bias": np.ones(24, np.int8)}),
+        "encoder/layer_0/ffn/linear_0/bias is of int8, and only matrices may be quantised",
+    ),
+    "a factor that makes weights infinite": (
+        variables(**{"decoder.scale_outputs": np.float32(3.3e38), "decoder.layer_norm.gamma": np.full(16, 9, "<f4")}),
+        "a factor of 3.3e+38 makes weights beyond float32",
+    ),
+    "more layers than there are models of": (
+        lambda folder: folder.variables.update({f"encoder/layer_{i}/x": np.ones(1, "<f4") for i in range(9999)}),
+        "the encoder has 9999 layers, must have at most 512",
+    ),
+    "no layer": (
+        lambda folder: [folder.variables.pop(n) for n in [*folder.variables] if n.startswith("encoder/layer_0/")],
+        f"model.bin has no matrix {LINEAR}",
     ),
     "too few scales": (
         variables(
@@ -322,6 +347,19 @@ def test_a_file_that_is_cut_off_anywhere_is_refused(tmp_path: Path, whole: Path)
             read(folder)
 
 
+def test_a_name_has_one_meaning(tmp_path: Path, whole: Path) -> None:
+    folder = shutil.copytree(whole, tmp_path / "model")
+    data = (folder / "model.bin").read_bytes()
+    alias, first, second = "a", "encoder/num_heads", "encoder/pre_norm"
+    aliases = [*Folder().aliases.items(), (alias, first), (alias, second)]
+    end = b"".join(write_text(text) for text in Folder().aliases for text in (text, Folder().aliases[text]))
+    assert data.endswith(end)
+    names = b"".join(write_text(text) for pair in aliases for text in pair)
+    (folder / "model.bin").write_bytes(data[: -len(end) - 4] + struct.pack("<I", len(aliases)) + names)
+    with pytest.raises(ValueError, match=f"has the name a for {second}, which is no variable or not its only meaning"):
+        read(folder)
+
+
 # -- weights -----------------------------------------------------------------------------------------------------------
 
 
@@ -457,8 +495,10 @@ def test_the_tokenizer_may_stand_elsewhere(run: ExportCommand, whole: Path, tmp_
     elsewhere = shutil.move(folder / "sentencepiece.model", tmp_path / "tokenizer" / "spm.en.model")
     for place in (tmp_path / "tokenizer", Path(elsewhere)):
         assert read_model(folder, "model", Languages("en-fr"), place).tokenizer == expected
-    assert run("import", folder, tmp_path / "bundle", "--pair", "en-fr", "--tokenizer", tmp_path / "no") == 2
-    assert run.err == f"dragoman-export: {tmp_path / 'no'}: No such file or directory\n"
+    os.mkfifo(tmp_path / "pipe")
+    for name, fault in (("no", "no: No such file or directory"), ("pipe", "pipe is not a file")):
+        assert run("import", folder, tmp_path / "bundle", "--tokenizer", tmp_path / name) == 2
+        assert fault in run.err
     (folder / "model.bin").unlink()
     with pytest.raises(ValueError, match=r"--tokenizer .*: .* has its own, as all folders in the layout of Hugging"):
         read_model(folder, "model", Languages("en-fr"), tmp_path / "tokenizer")

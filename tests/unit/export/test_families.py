@@ -33,3 +33,22 @@ def test_a_model_of_no_known_family_is_refused(tmp_path: Path, config: dict[str,
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(ValueError, match=r"has model_type .*; can be imported: bart, m2m_100, marian, mbart, mt5, t5"):
         table.read_model(tmp_path, "name", Languages())
+
+
+@pytest.mark.parametrize(
+    ("files", "layout"),
+    [
+        (
+            "config.json decoder.yml pytorch_model.bin rust_model.ot source.spm target.spm tf_model.h5 vocab.json",
+            "Hugging Face, model_type marian",
+        ),
+        ("config.json model.bin shared_vocabulary.json source.spm target.spm vocab.json", "CTranslate2"),
+        ("decoder.yml model.npz opus.vocab.yml source.spm target.spm preprocess.sh README.md", "Marian"),
+        ("model/model.bin model/config.json metadata.json sentencepiece.model stanza/config.json", "Argos Translate"),
+    ],
+)
+def test_a_folder_may_have_files_of_other_toolkits(tmp_path: Path, files: str, layout: str) -> None:
+    for name in files.split():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(json.dumps({"model_type": "marian"}))
+    assert table.described_layout(tmp_path) == layout

@@ -263,6 +263,7 @@ def test_every_tensor_that_is_missing_unexpected_or_misshapen_is_named(folder: P
         assert fault in str(raised.value)
 
 
+@pytest.mark.filterwarnings("error")  # a warning would be a second line beside the error
 @pytest.mark.parametrize(
     ("edit", "fault"),
     [
@@ -276,6 +277,18 @@ def test_every_tensor_that_is_missing_unexpected_or_misshapen_is_named(folder: P
             "Wemb is of int64, not of floating-point numbers",
         ),
         (lambda arrays: arrays.pop("Wemb"), "missing Wemb"),
+        (
+            lambda arrays: arrays.update(encoder_l1_self_Wq=np.full((64, 64), 1e300)),
+            "encoder_l1_self_Wq has NaN or inf",
+        ),
+        (
+            lambda arrays: arrays.update(encoder_l1_self_Wq=np.float32(1)),
+            r"encoder_l1_self_Wq has shape \[\] instead of \[64, 64\]",
+        ),
+        (
+            lambda arrays: arrays.update(encoder_l1_self_Wq=np.zeros((1, 64, 64), np.float32)),
+            r"encoder_l1_self_Wq has shape \[1, 64, 64\] instead of \[64, 64\]",
+        ),
         (lambda arrays: arrays.update(Wemb=np.zeros(5, np.float32)), "Wemb is no matrix"),
         (
             lambda arrays: arrays.update(Wemb=np.zeros((400, 64), np.float32)),

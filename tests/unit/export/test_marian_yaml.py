@@ -1,6 +1,8 @@
 """What of YAML is read, and what is refused."""
 
+import contextlib
 import random
+import time
 from pathlib import Path
 from typing import Any
 
@@ -140,3 +142,20 @@ def test_it_agrees_with_yaml_itself() -> None:
         style = rng.choice([{}, {"allow_unicode": True}])
         written = yaml.safe_dump(values, width=10**6, default_flow_style=False, **style)
         assert parse_yaml(written, "x") == values, written
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "x: [" + "a," * 500_000 + "a]",
+        "x: [" + "'a', " * 500_000 + "]",
+        "x" + " " * 500_000 + "y",
+        "x" + ":" * 500_000,
+    ],
+    ids=["a list", "a quoted list", "spaces in a key", "colons"],
+)
+def test_a_long_line_takes_time_by_its_length(line: str) -> None:
+    started = time.monotonic()
+    with contextlib.suppress(ValueError):
+        parse_yaml(line, "x")
+    assert time.monotonic() - started < 5

@@ -1,6 +1,7 @@
 """A model before export: in memory, and on disk as `model.safetensors`, `config.json` and tokenizer files."""
 
 import dataclasses
+import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -170,6 +171,10 @@ class Checkpoint:
     def _tokenizer_files(self) -> dict[str, bytes]:
         first: dict[str, bytes] = dict.fromkeys(TOKENIZER_FILES[self.config.tokenizer][:1], self.tokenizer)
         return {**first, **self.companion_files}
+
+    def tokenizer_hashes(self) -> dict[str, str]:
+        """The SHA-256 hashes of the tokenizer's files by their names in a bundle, as a manifest has them."""
+        return {name: hashlib.sha256(contents).hexdigest() for name, contents in self._tokenizer_files().items()}
 
     def open_tokenizer(self) -> TextCodec:
         """The tokenizer as the server will open it."""

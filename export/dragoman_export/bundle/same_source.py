@@ -37,6 +37,10 @@ def _differences(checkpoint: Checkpoint, bundle: Bundle) -> Iterator[str]:
     if _pieces(codec) != _pieces(own):
         yield "the tokenizer has other pieces"
         return
+    hashes = {str(name): digest for name, digest in manifest.files.items()}
+    for name, digest in checkpoint.tokenizer_hashes().items():  # such as another way to normalise texts
+        if hashes.get(name) != digest:
+            yield f"{name} is not the tokenizer of the source"
     for name, has, wants in (
         ("decoder_start_token_id", manifest.decoder_start_token_id, config.bos_token_id),
         ("eos_token_id", manifest.eos_token_id, config.eos_token_id),

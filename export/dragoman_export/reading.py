@@ -20,7 +20,7 @@ from torch import Tensor
 # Several times the size of the largest models' files.
 _MAX_BYTES = 64 << 20
 MAX_POSITIONS = 1 << 16
-MAX_LAYERS = 512  # of a stack
+MAX_LAYERS = 256  # of a stack, as in a manifest
 
 _WEIGHT_TYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _MAX_FAULTS = 8  # that one message names

@@ -5,7 +5,9 @@ again; at int8 our own scales find the same numbers, because CTranslate2, too, h
 """
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from dragoman_export.checkpoint import Checkpoint
 from dragoman_export.families.ct2_file import MODEL_FILE, ModelFile, read_model_file
@@ -22,7 +24,7 @@ from dragoman_export.families.ct2_weights import read_transformer
 from dragoman_export.families.huggingface import CONFIG_FILE, make_checkpoint
 from dragoman_export.families.marian_languages import marian_languages
 from dragoman_export.families.multilingual import any_to_any, narrowed, own_language
-from dragoman_export.languages import Languages, parse_pair
+from dragoman_export.languages import Languages, parse_pair, standard_tag
 from dragoman_export.reading import read_json
 from dragoman_server.bundle.framing import FramingTemplate, Part
 from dragoman_server.bundle.languages import LanguageTable
@@ -91,15 +93,20 @@ def read_argos(folder: Path, name: str, languages: Languages) -> Checkpoint:
     values = read_json(folder / ARGOS_FILE)
     if values.get("target_prefix"):
         raise ValueError(f"{folder / ARGOS_FILE}: target_prefix is {values['target_prefix']!r:.80}, not supported")
-    codes = [code for field in ("from_code", "to_code") if isinstance(code := values.get(field), str)]
     if languages == Languages():
-        if len(codes) != 2:
-            raise ValueError(
-                f"{folder / ARGOS_FILE}: from_code and to_code are not two languages: give them with --pair, such as "
-                "en-fr"
-            )
-        languages = Languages(":".join(_ARGOS_READINGS.get(code, code) for code in codes))
+        tags = [_argos_tag(folder / ARGOS_FILE, values, field) for field in ("from_code", "to_code")]
+        languages = Languages(":".join(tags))
     return read_ctranslate2(folder / _ARGOS_MODEL, name, languages, folder)
+
+
+def _argos_tag(path: Path, values: Mapping[str, Any], field: str) -> str:
+    code = values.get(field)
+    try:
+        return standard_tag(_ARGOS_READINGS.get(code, code) if isinstance(code, str) else "")
+    except ValueError as error:
+        raise ValueError(
+            f"{path}: {field} is {code!r:.80}, not the code of a language: give both with --pair, such as en-fr"
+        ) from error
 
 
 def _require_transformer(file: ModelFile) -> None:

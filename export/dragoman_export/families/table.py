@@ -84,10 +84,12 @@ def read_model(folder: Path, name: str, languages: Languages, tokenizer: Path | 
     Raises:
         NotADirectoryError: it is no folder.
         FileNotFoundError: it does not exist, or a file is missing.
-        ValueError: the model is of no known family, or has a value that cannot be represented.
+        ValueError: the model is of no known family, has a value that cannot be represented, or an option is not for it.
         BundleError: a tokenizer file is damaged.
     """
     layout = _layout_of(folder)
+    if languages.source_prefix is not None and layout.mark != CONFIG_FILE:
+        raise ValueError(f"--source-prefix is for the layout of Hugging Face, but {folder} has that of {layout.name}")
     if tokenizer is None:
         return layout.read(folder, name, languages)
     if layout.read_with is None:

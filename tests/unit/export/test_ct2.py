@@ -202,7 +202,7 @@ CHANGES: dict[str, tuple[Change, str]] = {
     ),
     "more layers than there are models of": (
         lambda folder: folder.variables.update({f"encoder/layer_{i}/x": np.ones(1, "<f4") for i in range(9999)}),
-        "the encoder has 9999 layers, must have at most 512",
+        "the encoder has 9999 layers, must have at most 256",
     ),
     "no layer": (
         lambda folder: [folder.variables.pop(n) for n in [*folder.variables] if n.startswith("encoder/layer_0/")],
@@ -586,7 +586,12 @@ def test_a_package_of_argos_translate_says_its_languages(package: Path) -> None:
 @pytest.mark.parametrize(
     ("values", "fault"),
     [
-        ({"from_code": "en", "to_code": 5}, "metadata.json: from_code and to_code are not two languages"),
+        (
+            {"from_code": "en", "to_code": 5},
+            r"metadata\.json: to_code is 5, not the code of a language: give both with",
+        ),
+        ({"to_code": "en"}, r"metadata\.json: from_code is None, not the code of a language"),
+        ({"from_code": "en,fr", "to_code": "de"}, "from_code is 'en,fr', not the code of a language"),
         ({"from_code": "en", "to_code": "zt", "target_prefix": "__zh__"}, "target_prefix is '__zh__', not supported"),
     ],
 )

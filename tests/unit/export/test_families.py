@@ -52,3 +52,11 @@ def test_a_folder_may_have_files_of_other_toolkits(tmp_path: Path, files: str, l
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(json.dumps({"model_type": "marian"}))
     assert table.described_layout(tmp_path) == layout
+
+
+@pytest.mark.parametrize("mark", ["model.bin", "model/model.bin", "model.npz"])
+def test_a_prefix_is_refused_for_layouts_that_have_none(tmp_path: Path, mark: str) -> None:
+    (tmp_path / mark).parent.mkdir(exist_ok=True)
+    (tmp_path / mark).touch()
+    with pytest.raises(ValueError, match=r"--source-prefix is for the layout of Hugging Face, but .* has that of"):
+        table.read_model(tmp_path, "name", Languages("en-fr", source_prefix="fr: "))

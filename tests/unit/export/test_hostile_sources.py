@@ -176,7 +176,7 @@ MARIAN: dict[str, tuple[Damage, str]] = {
             tensors(lambda _: {f"x{i}": torch.zeros(1) for i in range(9999)})(folder),
             config(encoder_layers=9999)(folder),
         ],
-        "config.json: encoder_layers is 9999, must be at most 512",
+        "config.json: encoder_layers is 9999, must be at most 256",
     ),
     "a name that commands the terminal": (
         tensors(lambda _: {"x\x1b[2J\x9b31m\u202e": torch.zeros(1)}),

@@ -1,5 +1,6 @@
 """Rows that look at a list of tokens: their numbers are those of the list alone, whatever else is in the batch."""
 
+import dataclasses
 import random
 from collections.abc import Sequence
 
@@ -12,9 +13,12 @@ from dragoman_export.checkpoint import Checkpoint
 from dragoman_server.bundle.bundle import Bundle
 from dragoman_server.bundle.manifest import Precision
 from dragoman_server.engine.candidates import Candidates
-from dragoman_server.engine.search import StepOutput
+from dragoman_server.engine.search import Search, StepOutput
+from dragoman_server.engine.sequence import Request
 from dragoman_server.runtime.list_runner import ListGraphs, ListRunner
 from dragoman_server.runtime.runner import OnnxRunner
+from support.company import decode_in_company, frequent_switches, only, random_requests
+from support.fake_runner import running_engine
 from support.tiny_model import random_sources
 
 pytestmark = pytest.mark.parametrize("precision", ["fp32", "int8", "int8 by row"])
@@ -160,3 +164,50 @@ def test_rows_that_come_and_go_leave_the_others_as_they_are(
         width = min(TOP_K, len(first.ids))
         np.testing.assert_array_equal(output.top_ids[0, :width], alone[step].top_ids[0, :width])
         np.testing.assert_array_equal(output.top_logprobs[0, :width], alone[step].top_logprobs[0, :width])
+
+
+# -- through the engine ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("num_lanes", [1, 3])
+@pytest.mark.parametrize("count", [40, pytest.param(1000, marks=[pytest.mark.slow, pytest.mark.timeout(3600)])])
+def test_every_search_finds_the_same_alone_and_in_any_company(
+    bundle: Bundle, tiny_checkpoint: Checkpoint, count: int, num_lanes: int
+) -> None:
+    """Some with a list of their own, some with one that many share, some with the whole vocabulary."""
+    rng = random.Random(count)
+    plain = random_requests([source.ids for source in random_sources(tiny_checkpoint, count, seed=3)], rng)
+    requests = [with_list(bundle, request, index) for index, request in enumerate(plain)]
+    graphs = ListGraphs.open(bundle.manifest, bundle.contents(), [1, 2])
+    limits = {"max_encoder_tokens": 150, "max_waiting": 2 * count + 100}
+    with running_engine(ListRunner(graphs, 21), Search.of(bundle.manifest), max_running=21, **limits) as engine:
+        alone = {request: only(engine, request) for request in requests}
+    runners = [ListRunner(graphs, 21) for _ in range(num_lanes)]
+    with (
+        frequent_switches(),
+        running_engine(runners, Search.of(bundle.manifest), max_running=21, **limits) as engine,
+    ):
+        assert decode_in_company(engine, requests, rng) == alone
+    for request, hypotheses in alone.items():
+        if request.candidates is not None:
+            allowed = set(request.candidates.ids.tolist())
+            assert all(allowed.issuperset(hypothesis.token_ids) for hypothesis in hypotheses)
+
+
+SHARED_LISTS: dict[int, Candidates] = {}
+
+
+def with_list(bundle: Bundle, request: Request, index: int) -> Request:
+    """The request with a list of one of the kinds, in turn."""
+    kind = index % 4
+    if kind == 0:
+        return request
+    seed = index if kind < 3 else index % 8
+    (candidates,) = some_lists(bundle, 1, seed=seed)
+    ids = np.union1d(candidates.ids, np.array(request.prefix_ids, np.int32)).astype(np.int32)
+    if kind < 3:
+        return dataclasses.replace(request, candidates=Candidates(ids))
+    everything = np.union1d(ids, np.arange(6, 100, dtype=np.int32))
+    return dataclasses.replace(
+        request, candidates=SHARED_LISTS.setdefault(seed, Candidates(everything, is_shared=True))
+    )

@@ -262,6 +262,6 @@ def _together(parts: Sequence[_Part], outputs: Sequence[StepOutput], question: _
         columns = output.top_ids.shape[1]
         top_ids[part.rows, :columns], top_logprobs[part.rows, :columns] = output.top_ids, output.top_logprobs
         scores[part.rows] = output.score_logprobs
-        places = np.flatnonzero(np.isin(question.all_rows, part.rows))
-        all_logits[places], all_logprobs[places] = output.all_logits, output.all_logprobs
+        if len(places := np.flatnonzero(np.isin(question.all_rows, part.rows))):
+            all_logits[places], all_logprobs[places] = output.all_logits, output.all_logprobs
     return StepOutput(top_ids, top_logprobs, scores, all_logits, all_logprobs)

@@ -19,11 +19,11 @@ from dragoman_export.shortlist.decoding import open_decoder
 from dragoman_export.shortlist.imports import read_shortlist
 from dragoman_export.shortlist.kept import KeptWork
 from dragoman_export.shortlist.language_lists import LanguageLists
-from dragoman_export.shortlist.links import Aligner, Links
+from dragoman_export.shortlist.links import Links
 from dragoman_export.shortlist.measuring import Measured, Samples, measure
 from dragoman_export.shortlist.sentences import framed, read_sentences
 from dragoman_export.shortlist.tables import Table, make_table, most_frequent, same_pieces
-from dragoman_export.shortlist.translated import translate_and_count
+from dragoman_export.shortlist.translated import open_translator, translate_and_count
 from dragoman_export.shortlist.writing import vocabulary_bytes
 from dragoman_export.text_files import CorpusFile, read_lines
 from dragoman_server.bundle.bundle import Bundle, file_sha256
@@ -187,10 +187,9 @@ class _Maker:
             tables.append(make_table(direction, Links.summed([links, same]), frequent, size, wanted.per_token))
 
         if self._sentences:
-            aligner = Aligner(self._bundle)
-            with open_decoder(self._bundle.folder, num_threads) as decoder:
+            with open_translator(self._bundle, num_threads) as translator:
                 for sentences in self._sentences:
-                    found = translate_and_count(sentences, decoder, aligner, kept, self._console)
+                    found = translate_and_count(sentences, translator, kept, self._console)
                     frequent = most_frequent(found.counts, wanted.num_frequent, manifest.eos_token_id)
                     add(sentences.direction, found.links, frequent)
                     target = sentences.direction.target

@@ -140,7 +140,7 @@ def test_a_run_that_was_stopped_goes_on(
     assert not (tmp_path / "new").exists()
     (kept,) = tmp_path.glob(".new.*")
     assert len([*kept.glob("en-fr-*.npz")]) == 2  # of ten sentences each
-    (kept / "en-fr-1.npz").write_bytes(b"cut off")
+    (kept / "en-fr-10.npz").write_bytes(b"cut off")
     aligned.clear()
     monkeypatch.setattr(Aligner, "links", stopping(1000))
     assert run("shortlist", folder, tmp_path / "new", *command) == 0, run.err
@@ -245,11 +245,13 @@ def test_the_links_of_a_token_are_its_attention(tiny_bundles: dict[Precision, Bu
     bundle = tiny_bundles["fp32"]
     framing = bundle.manifest.framing_of(EN_FR)
     source, target = framing.frame(bundle.tokenizer.encode("the old cat")), (40, 41, bundle.manifest.eos_token_id)
-    found = Aligner(bundle).links(source, target, framing)
-    text = source[1:-1]
-    assert {*found.sources.tolist()} <= {*text}
-    assert {*found.targets.tolist()} == {*target}
-    assert 0 < found.weights.sum() <= len(target)
+    likely = np.array([(40, 50), (41, 51), (2, 52)])
+    found = Aligner(bundle).links(source, target, likely, np.array([[0.8, 0.1]] * 3, np.float32), framing)
+    assert {*found.sources.tolist()} <= {*source[1:-1]}
+    assert {*found.targets.tolist()} == {*likely.ravel().tolist()}
+    assert 0 < found.weights.sum() <= 0.9 * len(target)
+    of_first, of_second = (found.weights[found.targets == token].sum() for token in (40, 50))
+    assert of_first == pytest.approx(8 * of_second, rel=0.1)
 
 
 def test_without_an_attention_graph_all_tokens_of_a_source_are_linked(
@@ -260,7 +262,8 @@ def test_without_an_attention_graph_all_tokens_of_a_source_are_linked(
     bundle = Bundle.open(folder)
     framing = bundle.manifest.framing_of(EN_FR)
     source = framing.frame(bundle.tokenizer.encode("the old cat"))
-    found = Aligner(bundle).links(source, (40, 41), framing)
+    ones = np.ones((2, 1), np.float32)
+    found = Aligner(bundle).links(source, (40, 41), np.array([[40], [41]]), ones, framing)
     assert len(found.weights) == 2 * (len(source) - 2)
     assert found.weights.tolist() == pytest.approx([1 / len(source)] * len(found.weights))
 

@@ -161,7 +161,11 @@ def test_work_for_another_purpose_is_deleted(tmp_path: Path) -> None:
     assert one.load("b") is None
     other = KeptWork(tmp_path / "new", ["two"])
     assert other.load("a") is None
-    assert len([*tmp_path.iterdir()]) == 1
+    assert [*tmp_path.iterdir()] == []
+    other.save("a", {})
+    other.delete()
+    other.delete()
+    assert [*tmp_path.iterdir()] == []
 
 
 # -- faults ------------------------------------------------------------------------------------------------------------

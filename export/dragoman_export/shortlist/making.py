@@ -58,6 +58,7 @@ class Made:
     bundle: Bundle
     measured: tuple[Measured, ...]
     list_lengths: Mapping[str, int]  # by target language
+    missing_shares: Mapping[str, float]  # of tokens of more such text as a list was made by, those that it lacks
     num_too_long: Mapping[Direction, int]  # sentences that were left out
 
 
@@ -113,6 +114,7 @@ class _Maker:
         }
         directions = [*(sentences.direction for sentences in self._sentences), *self._imported]
         self._check(directions)
+        self._missing_shares: dict[str, float] = {}
         self._samples = [self._samples_of(direction) for direction in directions]
 
     @property
@@ -148,7 +150,7 @@ class _Maker:
             self._write_manifest(folder, [each.facts for each in measured], [*lists])
         num_too_long = {s.direction: s.num_too_long for s in self._sentences if s.num_too_long}
         lengths = {language: len(ids) for language, ids in lists.items()}
-        return Made(Bundle.open(folder), tuple(measured), lengths, num_too_long)
+        return Made(Bundle.open(folder), tuple(measured), lengths, self._missing_shares, num_too_long)
 
     def _check(self, directions: Sequence[Direction]) -> None:
         """Raises ValueError where the model does not translate what is asked for, or it is asked for twice."""
@@ -200,11 +202,12 @@ class _Maker:
 
     def _lists(self, counts: Mapping[str, NDArray[np.int64]]) -> dict[str, NDArray[np.int64]]:
         """The list of every target language; it has all that translations into the language have."""
-        makers = LanguageLists(self._manifest, self._tokenizer)
+        maker = LanguageLists(self._manifest, self._tokenizer)
         lists = {}
         for language in sorted(self._manifest.languages.targets):
-            text = self._texts.get(language)
-            ids = makers.by_scripts(language) if text is None else makers.by_text(language, text)
+            ids = maker.by_scripts(language)
+            if language in self._texts:
+                ids, self._missing_shares[language] = maker.by_text(language, self._texts[language])
             if ids is not None:
                 lists[language] = np.union1d(ids, np.flatnonzero(counts[language])) if language in counts else ids
         return lists

@@ -108,7 +108,8 @@ def test_a_bundle_may_have_lists_of_languages_alone_and_later_others(
     assert french is not None
     assert german is not None
     assert {*made.tokenizer.encode_target("the cat")} <= {*french.tolist()} < {*german.tolist()}
-    assert f"List of fr: {len(french)} of {made.manifest.architecture.vocabulary_size} tokens." in run.out
+    size = made.manifest.architecture.vocabulary_size
+    assert f"List of fr: {len(french)} of {size} tokens; of more such text it lacks about " in run.out
 
 
 # -- a run that was stopped --------------------------------------------------------------------------------------------

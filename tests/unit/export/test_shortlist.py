@@ -9,15 +9,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from dragoman_export.progress import QUIET
 from dragoman_export.shortlist import translated
+from dragoman_export.shortlist.decoding import open_decoder
 from dragoman_export.shortlist.kept import KeptWork
 from dragoman_export.shortlist.links import Aligner, Links, LinkSum
+from dragoman_export.shortlist.making import Wanted, make_lists
 from dragoman_export.shortlist.sentences import read_sentences
 from dragoman_export.shortlist.tables import make_table, same_pieces
 from dragoman_export.text_files import CorpusFile
 from dragoman_server.bundle.bundle import Bundle
 from dragoman_server.bundle.languages import Direction
 from dragoman_server.bundle.manifest import ATTENTION_FILE, VOCABULARY_FILE, Precision
+from dragoman_server.engine.candidates import Candidates
 from support.bundles import edit_manifest
 from support.export_command import ExportCommand
 from support.tiny_model import WORDS
@@ -110,6 +114,25 @@ def test_a_bundle_may_have_lists_of_languages_alone_and_later_others(
     assert {*made.tokenizer.encode_target("the cat")} <= {*french.tolist()} < {*german.tolist()}
     size = made.manifest.architecture.vocabulary_size
     assert f"List of fr: {len(french)} of {size} tokens; of more such text it lacks about " in run.out
+
+
+def test_a_translation_is_the_same_exactly_where_its_list_has_all_of_it(
+    tiny_bundles: dict[Precision, Bundle], sources: Path, tmp_path: Path
+) -> None:
+    wanted = Wanted([CorpusFile(EN_FR, sources)], per_token=2, num_frequent=15)
+    bundle = make_lists(tiny_bundles["int8"], tmp_path / "new", wanted, 1, QUIET).bundle
+    framing, tables = bundle.manifest.framing_of(EN_FR), bundle.vocabulary
+    assert tables is not None
+    ids = [
+        framing.frame(bundle.tokenizer.encode(line)) for line in sources.read_text(encoding="utf-8").split("\n")[:60]
+    ]
+    lists = [found for source in ids if (found := tables.shortlist(source, EN_FR)) is not None]
+    with open_decoder(bundle.folder, 1) as decoder:
+        full = [*decoder.submit(ids, framing)]
+        listed = [*decoder.submit(ids, framing, [Candidates(each) for each in lists])]
+    are_same = [one == other for one, other in zip(full, listed, strict=True)]
+    assert are_same == [np.isin(target, each).all() for target, each in zip(full, lists, strict=True)]
+    assert 5 < sum(are_same) < 55
 
 
 # -- a run that was stopped --------------------------------------------------------------------------------------------

@@ -104,7 +104,8 @@ class Model:
                 f"as many."
             )
         seats = hardware.seats(bundle)
-        runners = [open_runners(bundle, contents, options, seat) for seat in seats]
+        takes_lists = bundle.vocabulary is not None
+        runners = [open_runners(bundle, contents, options, seat, takes_lists=takes_lists) for seat in seats]
         for seat, of_seat in zip(seats, runners, strict=True):
             size = _max_kv_bytes(seat, of_seat)
             if size > seat.budget.max_bytes:

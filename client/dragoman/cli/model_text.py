@@ -72,6 +72,7 @@ def details(model: ModelInfo) -> str:
         "device": f"{model.device} ({model.execution_provider})" if model.execution_provider else model.device,
         "limits": _limits(model),
         "decoding": _decoding(model),
+        "vocabulary": _vocabulary(model),
         "parity": _parity(model),
         "determinism": model.determinism.value.replace("_", " ") if is_read else "",
         "attention": ("yes" if model.has_attention else "no") if is_read else "",
@@ -131,7 +132,25 @@ def _limits(model: ModelInfo) -> str:
 
 def _decoding(model: ModelInfo) -> str:
     defaults = model.defaults
-    return "" if defaults is None else f"beam size {defaults.beam_size}, length penalty {defaults.length_penalty:g}"
+    if defaults is None:
+        return ""
+    vocabulary = "" if defaults.vocabulary in (None, "full") else f", vocabulary: {defaults.vocabulary}"
+    return f"beam size {defaults.beam_size}, length penalty {defaults.length_penalty:g}{vocabulary}"
+
+
+def _vocabulary(model: ModelInfo) -> str:
+    """The lists of tokens, and how translations over them compare."""
+    lists = model.vocabulary_lists
+    if lists is None:
+        return ""
+    parts = [f"lists of languages: {', '.join(lists.languages)}"] if lists.languages else []
+    parts += [
+        f"shortlists {facts.source}-{facts.target}: {facts.share_identical:.1%} of {facts.num_sentences} sentences as "
+        f"with all tokens, BLEU {facts.bleu_difference:+.2f}, {facts.mean_length:.0f} tokens (95 % of lists: at most "
+        f"{facts.p95_length:.0f})"
+        for facts in lists.shortlists
+    ]
+    return "; ".join(parts)
 
 
 def _parity(model: ModelInfo) -> str:

@@ -9,6 +9,7 @@ from typing import Self
 from dragoman_server.attention.worker import AttentionWorker
 from dragoman_server.bundle.bundle import Bundle
 from dragoman_server.bundle.languages import Languages
+from dragoman_server.bundle.vocabulary import VocabularyTables
 from dragoman_server.config import EngineOptions
 from dragoman_server.engine.dispatcher import Dispatcher
 from dragoman_server.engine.engine import Engine, StepReport
@@ -37,6 +38,7 @@ class Model:
         name: name@version; empty: those of the bundle.
         replayed_difference: of a log-probability from the certificate's, the largest seen.
         on_close: called at the end.
+        vocabulary: the lists of tokens in the bundle; None where it has none.
 
     Attributes:
         manifest: of the bundle.
@@ -56,12 +58,14 @@ class Model:
         name: str = "",
         replayed_difference: float = 0.0,
         on_close: Callable[[], None] = lambda: None,
+        vocabulary: VocabularyTables | None = None,
     ) -> None:
         self._max_kv_bytes, self._on_close = max_kv_bytes, on_close
         self.replayed_difference = replayed_difference
         self.bundle, self.engine, self.attention, self.runners = bundle, engine, attention, runners
         self.manifest, self.name, self.tokenizer = bundle.manifest, name or bundle.resource_name, bundle.tokenizer
         self.languages = Languages(bundle.manifest.languages)
+        self.vocabulary = vocabulary
 
     @classmethod
     def open(

@@ -2,9 +2,7 @@
 
 import dataclasses
 import random
-import sys
 from collections.abc import Iterator
-from concurrent.futures import Future
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,25 +11,30 @@ import pytest
 from dragoman_export.bundle.twin import open_twin
 from dragoman_export.bundle.writer import export
 from dragoman_export.checkpoint import Checkpoint
-from dragoman_export.train.tokenizer import EOS_ID
 from dragoman_server.bundle.bundle import Bundle
 from dragoman_server.bundle.manifest import Precision
 from dragoman_server.engine.engine import Engine
 from dragoman_server.engine.search import Search
-from dragoman_server.engine.search_options import EarlyStopping, SearchOptions
-from dragoman_server.engine.sequence import Completion, Hypothesis, Request
+from dragoman_server.engine.search_options import SearchOptions
+from dragoman_server.engine.sequence import Hypothesis, Request
 from dragoman_server.engine.slots import Move
 from dragoman_server.runtime.device_runner import DeviceRunner
 from dragoman_server.runtime.runner import Graphs, OnnxRunner, Sessions
 from dragoman_server.runtime.runners import ModelRunner
+from support.company import (
+    SEARCHES,
+    Source,
+    decode_in_company,
+    frequent_switches,
+    only,
+    random_requests,
+)
 from support.fake_runner import running_engine
 from support.tiny_model import AS_T5, random_checkpoint, random_source, random_sources
 
 # fp16 stands for the graphs for CUDA, with weights of half precision. They compute in float32 here, where it holds.
 pytestmark = pytest.mark.parametrize("precision", ["fp32", "int8", "fp16"])
 
-Source = tuple[int, ...]
-Hypotheses = tuple[Hypothesis, ...]
 Decoded = list[tuple[int, float]]  # ids and log-probs of one row, step by step
 NUM_STEPS = 24
 # Kernels work on blocks of 4, 8 and 16; some change the last bits at lengths that are 3 mod 4.
@@ -149,44 +152,6 @@ def test_a_moved_row_goes_on_where_it_was(
 
 # -- through the engine ------------------------------------------------------------------------------------------------
 
-SEARCHES = [
-    SearchOptions(),
-    SearchOptions(beam_size=4, num_hypotheses=4),
-    SearchOptions(beam_size=4, length_penalty=0.6, no_repeat_ngram_size=2, early_stopping=EarlyStopping.FIRST),
-    SearchOptions(beam_size=3, repetition_penalty=1.3, min_target_tokens=4),
-    SearchOptions(is_sampling=True, num_hypotheses=2, seed=1, top_k=50),
-    SearchOptions(is_sampling=True, seed=2, top_k=0, temperature=0.7),
-    SearchOptions(is_sampling=True, seed=3, top_k=0, top_p=0.8, repetition_penalty=1.2),
-    SearchOptions(no_repeat_ngram_size=3, suppressed=((7,), (9, 12))),
-    SearchOptions(repetition_penalty=1.5),
-]
-
-
-def random_requests(sources: list[Source], rng: random.Random) -> list[Request]:
-    """Every kind of search in turn; some with a prefix, some to be scored."""
-    requests = []
-    for index, source in enumerate(sources):
-        words = rng.choices(range(6, 100), k=rng.randint(1, 9))
-        prefix_ids = ((), (), (), tuple(words[:3]), (*words, EOS_ID))[index % 5]
-        options = SEARCHES[index % len(SEARCHES)]
-        requests.append(Request(source, 20 + index % 7, options=options, prefix_ids=prefix_ids))
-    return requests
-
-
-def decode_in_company(engine: Engine, requests: list[Request], rng: random.Random) -> dict[Request, Hypotheses]:
-    """All at once, in any order and in calls of any size, while others come and some of these leave again."""
-    rng.shuffle(requests)
-    futures: dict[Request, Future[Completion]] = {}
-    passers_by: list[Future[Completion]] = []
-    left = list(requests)
-    while left:
-        call = [left.pop() for _ in range(min(len(left), rng.randint(1, 9)))]
-        futures |= dict(zip(call, engine.submit(call), strict=True))
-        passers_by += engine.submit(rng.choices(requests, k=2))
-        for future in rng.sample(passers_by, k=len(passers_by) // 3):
-            future.cancel()
-    return {request: future.result(timeout=600).hypotheses for request, future in futures.items()}
-
 
 @pytest.mark.parametrize("count", [45, pytest.param(5000, marks=[pytest.mark.slow, pytest.mark.timeout(3600)])])
 def test_every_search_finds_the_same_alone_and_in_any_company(
@@ -223,17 +188,6 @@ def test_every_lane_gives_what_one_lane_gives_alone(
     ):
         for _ in range(repetitions):
             assert decode_in_company(engine, requests, rng) == alone
-
-
-@contextmanager
-def frequent_switches() -> Iterator[None]:
-    """Python's threads take turns every 10 us, in place of 5 ms: whatever is not guarded is interrupted there."""
-    interval = sys.getswitchinterval()
-    sys.setswitchinterval(1e-5)
-    try:
-        yield
-    finally:
-        sys.setswitchinterval(interval)
 
 
 @pytest.mark.parametrize("num_threads", [2, 3])
@@ -300,8 +254,3 @@ def onnx_engine(bundle: Bundle, max_running: int, num_lanes: int = 1, **options:
         runners = [OnnxRunner(graphs, max_running) for _ in range(num_lanes)]
     with running_engine(runners, Search.of(bundle.manifest), max_running=max_running, **options) as engine:
         yield engine
-
-
-def only(engine: Engine, request: Request) -> Hypotheses:
-    (future,) = engine.submit([request])
-    return future.result(timeout=60).hypotheses

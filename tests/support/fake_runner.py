@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dragoman_server.config import EngineOptions
+from dragoman_server.engine.candidates import Candidates
 from dragoman_server.engine.engine import Engine
 from dragoman_server.engine.kv_budget import KvBudget
 from dragoman_server.engine.runner import Runner
@@ -75,6 +76,7 @@ class FakeRunner:
         self.pool: dict[int, Row] = {}
         self.on_encode, self.on_decode, self.distribution = on_encode, on_decode, distribution
         self.batch_sizes: list[int] = []
+        self.candidates: list[Sequence[Candidates | None]] = []
         self.num_given_back = 0
 
     def encode(self, sources: Sequence[Sequence[int]], first_row: int) -> None:
@@ -89,7 +91,9 @@ class FakeRunner:
         top_k: int = 1,
         score_ids: Sequence[int] = (),
         all_rows: Sequence[int] = (),
+        candidates: Sequence[Candidates | None] = (),
     ) -> StepOutput:
+        self.candidates.append(candidates)
         self.on_decode(len(token_ids))
         self.batch_sizes.append(len(token_ids))
         rows = []

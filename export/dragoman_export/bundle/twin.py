@@ -6,7 +6,7 @@ from dragoman_export.graph import device_graphs
 from dragoman_export.graph.builder import WeightFile
 from dragoman_export.model import Transformer
 from dragoman_server.bundle.bundle import Bundle
-from dragoman_server.bundle.manifest import DECODER_STEP_FILE, ENCODER_FILE, WEIGHTS_FILE, FileName
+from dragoman_server.bundle.manifest import DECODER_STEP_FILE, ENCODER_FILE, WEIGHTS_FILE
 from dragoman_server.runtime.device_memory import Memory
 from dragoman_server.runtime.device_runner import DeviceGraphs
 
@@ -28,6 +28,6 @@ def open_twin(model: Transformer, bundle: Bundle, num_threads: int = 1) -> Devic
         write(model, bundle.manifest.precision, names, np.float32).to_bytes()
         for write in (device_graphs.write_encoder, device_graphs.write_decoder_step)
     )
-    graphs: dict[FileName, bytes] = {ENCODER_FILE: encoder, DECODER_STEP_FILE: step}
+    graphs: dict[str, bytes] = {ENCODER_FILE: encoder, DECODER_STEP_FILE: step}
     contents = contents._replace(graphs=graphs)
     return DeviceGraphs.open(bundle.manifest, contents, Memory("cpu"), num_threads)

@@ -58,7 +58,7 @@ class Contents(NamedTuple):
     """
 
     folder: Path
-    graphs: Mapping[FileName, bytes]
+    graphs: Mapping[str, bytes]  # by file name
     weights: Mapping[str, NDArray[Any]]  # by name
     are_packed: bool = True  # whether each session packs weights anew, to be faster, in memory of its own
 
@@ -148,9 +148,9 @@ class Bundle:
             contents = _read(folder / MANIFEST_FILE, MAX_MANIFEST_BYTES)
             return cls(folder, Manifest.from_json(contents.decode()), hashlib.sha256(contents).hexdigest()[:12])
 
-    def _read_graphs(self) -> tuple[dict[FileName, bytes], dict[str, Graph]]:
+    def _read_graphs(self) -> tuple[dict[str, bytes], dict[str, Graph]]:
         """Their files, and what these say."""
-        files: dict[FileName, bytes] = {}
+        files: dict[str, bytes] = {}
         graphs: dict[str, Graph] = {}
         for name in GRAPH_FILES:
             if name in self.manifest.files:

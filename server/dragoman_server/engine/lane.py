@@ -135,6 +135,7 @@ class Lane:
                 max(1, max(question.num_candidates for question in questions)),
                 [question.forced_id or 0 for question in questions] if is_forced else (),
                 all_rows,
+                lists if any(lists := [s.group.request.candidates for s in rows]) else (),
             )
         except DeviceLostError:
             raise

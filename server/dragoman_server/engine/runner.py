@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Protocol
 
+from dragoman_server.engine.candidates import Candidates
 from dragoman_server.engine.search import StepOutput
 from dragoman_server.engine.slots import Move
 
@@ -33,6 +34,7 @@ class Runner(Protocol):
         top_k: int = 1,
         score_ids: Sequence[int] = (),
         all_rows: Sequence[int] = (),
+        candidates: Sequence[Candidates | None] = (),
     ) -> StepOutput:
         """Feeds row i the token `token_ids[i]` at its position `positions[i]` (0 for the first).
 
@@ -42,6 +44,8 @@ class Runner(Protocol):
             top_k: how many of the most probable tokens are wanted; fewer come where the vocabulary is smaller.
             score_ids: tokens whose log-probs are wanted, one for each row; or none.
             all_rows: rows of which the whole vocabulary is wanted.
+            candidates: the tokens that each row may have, None for the whole vocabulary; or none, which is that for all
+                rows. Log-probs are those among the tokens of the list, -inf for others.
         """
 
     def move_rows(self, moves: Sequence[Move]) -> None:

@@ -191,7 +191,8 @@ class Search:
         row, question = sequence.row, step.questions[sequence.row]
         if not question.needs_all:
             pairs = zip(*step.top(row, question.num_candidates), strict=True)
-            return [Candidate(i, p, p) for i, p in pairs if i not in question.banned][:count]
+            # Behind the last token of a list there is nothing.
+            return [Candidate(i, p, p) for i, p in pairs if i not in question.banned and p > -math.inf][:count]
         ranked = self._penalised(sequence, step)
         best = np.argsort(-ranked, kind="stable")[:count]  # ties go to the lower id, as in the graph
         logprobs = step.output.all_logprobs[step.places[row]][best].tolist()

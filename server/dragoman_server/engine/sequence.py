@@ -8,6 +8,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import cached_property
 
+from dragoman_server.engine.candidates import Candidates
 from dragoman_server.engine.search_options import GREEDY, SearchOptions
 
 
@@ -38,6 +39,7 @@ class Request:
     prefix_ids: tuple[int, ...] = ()
     num_framing_ids: int = 0  # of these the first ones, such as the target's language: they do not count in scores
     priority: Priority = Priority.DEFAULT
+    candidates: Candidates | None = None  # the tokens that targets may have; None: the whole vocabulary
 
     @property
     def num_kv_tokens(self) -> int:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from dragoman_server.bundle.bundle import Contents
 from dragoman_server.bundle.manifest import DECODER_STEP_FILE, ENCODER_FILE, Manifest, present
+from dragoman_server.engine.candidates import Candidates
 from dragoman_server.engine.search import StepOutput
 from dragoman_server.engine.slots import Move
 from dragoman_server.runtime.cuda_session import open_cuda_session
@@ -170,7 +171,10 @@ class DeviceRunner:
         top_k: int = 1,
         score_ids: Sequence[int] = (),
         all_rows: Sequence[int] = (),
+        candidates: Sequence[Candidates | None] = (),
     ) -> StepOutput:
+        if any(candidates):
+            raise ValueError("graphs for CUDA look at the whole vocabulary")
         graphs, pool = self._open
         num_rows = len(token_ids)
         pool.make_room(num_target=max(positions) + 1)

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from dragoman_server.bundle.bundle import Bundle, Contents
 from dragoman_server.bundle.manifest import DECODER_STEP_FILE, ENCODER_FILE, Manifest, present
 from dragoman_server.config import EngineOptions
+from dragoman_server.engine.candidates import Candidates
 from dragoman_server.engine.search import StepOutput
 from dragoman_server.engine.slots import Move
 from dragoman_server.runtime.kv_pool import KvPool
@@ -146,14 +147,12 @@ class OnnxRunner:
         top_k: int = 1,
         score_ids: Sequence[int] = (),
         all_rows: Sequence[int] = (),
+        candidates: Sequence[Candidates | None] = (),
     ) -> StepOutput:
+        if any(candidates):
+            raise ValueError("the runner was opened for the whole vocabulary alone")
         num_rows = len(token_ids)
-        self._pool.make_room(max(positions) + 1, num_rows)
-        if self._bound_generation != self._pool.generation:
-            self._bound.clear()
-            self._bound_generation = self._pool.generation
-        self._inputs["input_ids"][:num_rows] = token_ids
-        self._inputs["position_ids"][:num_rows] = positions
+        self._place(token_ids, positions)
         self._inputs["score_ids"][: len(score_ids), 0] = score_ids
         # Few different k, for each has its bindings.
         top_k = min(1 << (top_k - 1).bit_length(), self._manifest.architecture.vocabulary_size)
@@ -166,12 +165,26 @@ class OnnxRunner:
         self._sessions.decoder.run_with_iobinding(bound.binding)
         return bound.output
 
+    def _place(self, token_ids: Sequence[int], positions: Sequence[int]) -> None:
+        """Makes room in the pool, and writes what the rows are fed where the bindings read it."""
+        num_rows = len(token_ids)
+        self._pool.make_room(max(positions) + 1, num_rows)
+        if self._bound_generation != self._pool.generation:
+            self._forget_bindings()
+            self._bound_generation = self._pool.generation
+        self._inputs["input_ids"][:num_rows] = token_ids
+        self._inputs["position_ids"][:num_rows] = positions
+
+    def _forget_bindings(self) -> None:
+        """Those to memory that is no longer the pool's."""
+        self._bound.clear()
+
     def move_rows(self, moves: Sequence[Move]) -> None:
         self._pool.move_rows(moves)
 
     def give_back_memory(self) -> None:
         """Gives back what keys and values have grown to. No row may be live, and no other call run."""
-        self._bound.clear()
+        self._forget_bindings()
         self._pool.reset()
 
     def close(self) -> None:
@@ -179,7 +192,7 @@ class OnnxRunner:
 
         Whoever still refers to the runner, such as the callback of a future, keeps next to nothing.
         """
-        self._bound.clear()
+        self._forget_bindings()
         self._pool.close()
         self._graphs = None
 
@@ -206,11 +219,11 @@ class OnnxRunner:
         )
         for bind, arrays in by_row:
             for name, array in arrays.items():
-                _bind_array(bind, name, array[:num_rows])
+                bind_array(bind, name, array[:num_rows])
         binding.bind_cpu_input("top_k", np.array([top_k], np.int64))
         binding.bind_cpu_input("all_rows", np.array(all_rows, np.int64))
-        _bind_array(binding.bind_output, "all_logits", all_logits)
-        _bind_array(binding.bind_output, "all_logprobs", all_logprobs)
+        bind_array(binding.bind_output, "all_logits", all_logits)
+        bind_array(binding.bind_output, "all_logprobs", all_logprobs)
         score_logprobs = self._score_logprobs[:num_rows, 0]
         output = StepOutput(ids[:num_rows], logprobs[:num_rows], score_logprobs, all_logits, all_logprobs)
         return _Bound(binding, output)
@@ -244,6 +257,6 @@ def encoder_feeds(sources: Sequence[Sequence[int]]) -> dict[str, NDArray[Any]]:
     }
 
 
-def _bind_array(bind: Any, name: str, array: NDArray[Any]) -> None:
+def bind_array(bind: Any, name: str, array: NDArray[Any]) -> None:
     """Binds memory that stays where it is for as long as the binding is used."""
     bind(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)

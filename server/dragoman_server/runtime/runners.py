@@ -11,6 +11,7 @@ from dragoman_server.errors import BundleError
 from dragoman_server.runtime.device_memory import Memory
 from dragoman_server.runtime.device_runner import DeviceGraphs, DeviceRunner
 from dragoman_server.runtime.hardware import Seat
+from dragoman_server.runtime.list_runner import ListGraphs, ListRunner
 from dragoman_server.runtime.machine import available_cpus
 from dragoman_server.runtime.runner import Graphs, OnnxRunner, Sessions, session_threads
 
@@ -59,7 +60,9 @@ def open_runner(bundle: Bundle, max_rows: int, num_threads: int, contents: Conte
     return DeviceRunner(graphs, max_rows)
 
 
-def open_runners(bundle: Bundle, contents: Contents, options: EngineOptions, seat: Seat) -> Sequence[ModelRunner]:
+def open_runners(
+    bundle: Bundle, contents: Contents, options: EngineOptions, seat: Seat, *, takes_lists: bool = False
+) -> Sequence[ModelRunner]:
     """A runner for each lane of an engine with these options.
 
     Args:
@@ -67,16 +70,26 @@ def open_runners(bundle: Bundle, contents: Contents, options: EngineOptions, sea
         contents: of the bundle.
         options: of the engine.
         seat: that the engine computes on.
+        takes_lists: whether requests may have lists of candidates.
 
     Raises:
-        BundleError: the device cannot run the graphs.
+        BundleError: the device cannot run the graphs, or takes no lists.
     """
     num_lanes = seat.device.num_lanes
     if bundle.manifest.precision in CUDA_PRECISIONS:
+        if takes_lists:
+            raise BundleError(
+                f"{bundle.folder} is at {bundle.manifest.precision}, whose graphs for CUDA look at the whole "
+                "vocabulary: lists of tokens are for bundles at fp32 and int8, on CPUs"
+            )
         _, num_threads = options.shape(available_cpus())
         memory = Memory(seat.kind, seat.number)
         graphs = DeviceGraphs.open(bundle.manifest, contents, memory, num_threads, options.max_arena_bytes)
         return [DeviceRunner(graphs, options.max_running) for _ in range(num_lanes)]
-    pairs = [Sessions.open(contents, number) for number in session_threads(contents.num_weight_bytes, options)]
+    nums_threads = session_threads(contents.num_weight_bytes, options)
+    if takes_lists:
+        list_graphs = ListGraphs.open(bundle.manifest, contents, nums_threads)
+        return [ListRunner(list_graphs, options.max_running) for _ in range(num_lanes)]
+    pairs = [Sessions.open(contents, number) for number in nums_threads]
     shared = Graphs(bundle.manifest, shared=pairs[0], alone=pairs[-1])
     return [OnnxRunner(shared, options.max_running) for _ in range(num_lanes)]

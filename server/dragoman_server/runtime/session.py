@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 
 from dragoman_server.bundle.bundle import Contents
 from dragoman_server.bundle.graph import BFLOAT16, ONNX_NUMBERS, read_graph
-from dragoman_server.bundle.manifest import FileName
 from dragoman_server.errors import BundleError
 from dragoman_server.runtime.memory import libc
 
@@ -29,7 +28,7 @@ _FLUSH_TO_ZERO, _DENORMALS_ARE_ZERO = 1 << 15, 1 << 6  # bits of MXCSR
 
 def open_session(
     contents: Contents,
-    name: FileName,
+    name: str,
     num_threads: int,
     *,
     has_few_shapes: bool = False,
@@ -103,7 +102,7 @@ def weight_value(weight: NDArray[Any]) -> ort.OrtValue:
     return ort.OrtValue.from_dlpack(weight)
 
 
-def weights_of(contents: Contents, name: FileName) -> list[str]:
+def weights_of(contents: Contents, name: str) -> list[str]:
     """The names of the weights that a graph uses."""
     return [key for key, tensor in read_graph(contents.graphs[name]).tensors.items() if tensor.file]
 

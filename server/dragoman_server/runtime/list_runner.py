@@ -1,0 +1,267 @@
+"""A runner whose rows may look at a part of the vocabulary."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Literal, NamedTuple
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from dragoman_server.bundle.bundle import Contents
+from dragoman_server.bundle.manifest import DECODER_STEP_FILE, ENCODER_FILE, Manifest, present
+from dragoman_server.engine.candidates import Candidates
+from dragoman_server.engine.search import StepOutput
+from dragoman_server.runtime.list_graphs import BIAS, HIDDEN, LIST_SCALE, LIST_WEIGHT, PLACES, StepParts, split_step
+from dragoman_server.runtime.output_weights import CandidateUnion, LanguageSessions, OutputWeights
+from dragoman_server.runtime.runner import Graphs, OnnxRunner, Sessions, bind_array
+from dragoman_server.runtime.session import open_session
+
+_LAYERS, _PROJECTION, _LIST_PROJECTION = "decoder_layers.onnx", "projection.onnx", "list_projection.onnx"
+_OUTPUTS = ["top_ids", "top_logprobs", "score_logprobs", "all_logits", "all_logprobs"]
+_Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Heads:
+    """The output projection: of the whole vocabulary, of lists of rows, and of lists that many requests share."""
+
+    full: ort.InferenceSession
+    listed: ort.InferenceSession
+    shared: LanguageSessions
+
+
+@dataclass(frozen=True)
+class ListGraphs(Graphs):
+    """A model whose step is in two parts: the decoder of its sessions is all but the output projection."""
+
+    weights: OutputWeights
+    shared_heads: Heads
+    alone_heads: Heads
+
+    @classmethod
+    def open(cls, manifest: Manifest, contents: Contents, numbers_of_threads: Sequence[int]) -> "ListGraphs":
+        """Opens the sessions: for lanes that compute beside others, and for one alone, if that has more threads.
+
+        Raises:
+            BundleError: ONNX Runtime cannot load the graphs.
+        """
+        parts = split_step(contents.graphs[DECODER_STEP_FILE])
+        weights = OutputWeights.of(parts, contents, manifest.architecture.vocabulary_size)
+        pairs = [_open(parts, weights, contents, number) for number in numbers_of_threads]
+        (sessions, heads), (alone, alone_heads) = pairs[0], pairs[-1]
+        return cls(manifest, sessions, alone, weights, heads, alone_heads)
+
+
+def _open(parts: StepParts, weights: OutputWeights, contents: Contents, num_threads: int) -> tuple[Sessions, Heads]:
+    files: dict[str, bytes] = {
+        _LAYERS: parts.layers,
+        _PROJECTION: parts.projection,
+        _LIST_PROJECTION: parts.list_projection,
+    }
+    contents = contents._replace(graphs={**contents.graphs, **files}, weights={**contents.weights, BIAS: weights.bias})
+    encoder = open_session(contents, ENCODER_FILE, num_threads)
+    decoder, full, listed = (open_session(contents, name, num_threads, has_few_shapes=True) for name in files)
+    return Sessions(encoder, decoder), Heads(full, listed, LanguageSessions(parts, weights, contents, num_threads))
+
+
+class ListRunner(OnnxRunner):
+    """Decodes the rows of one lane on the CPU; each row has the whole vocabulary or a list of tokens.
+
+    The numbers of a row depend on its list alone, not on those of others.
+    """
+
+    def __init__(self, graphs: ListGraphs, max_rows: int) -> None:
+        super().__init__(graphs, max_rows)
+        self._list_graphs: ListGraphs | None = graphs
+        self._union = CandidateUnion(graphs.weights)
+        self._layers: dict[tuple[bool, int], tuple[ort.IOBinding, _Array]] = {}  # by whether it is alone, and rows
+
+    def close(self) -> None:
+        super().close()
+        self._list_graphs = None
+
+    def give_back_memory(self) -> None:
+        super().give_back_memory()
+        self._union = CandidateUnion(self._opened.weights)
+
+    def _forget_bindings(self) -> None:
+        super()._forget_bindings()
+        self._layers.clear()
+
+    @property
+    def _opened(self) -> ListGraphs:
+        if self._list_graphs is None:
+            raise ValueError("the runner is closed")
+        return self._list_graphs
+
+    @property
+    def _heads(self) -> Heads:
+        return self._opened.alone_heads if self.is_alone else self._opened.shared_heads
+
+    def decode_step(
+        self,
+        token_ids: Sequence[int],
+        positions: Sequence[int],
+        top_k: int = 1,
+        score_ids: Sequence[int] = (),
+        all_rows: Sequence[int] = (),
+        candidates: Sequence[Candidates | None] = (),
+    ) -> StepOutput:
+        num_rows = len(token_ids)
+        hidden = self._run_layers(token_ids, positions)
+        question = _Question(np.zeros((num_rows, 1), np.int64), np.array(all_rows, np.int64), top_k)
+        question.score_ids[: len(score_ids), 0] = score_ids
+        lists = candidates or [None] * num_rows
+        parts = _by_head(lists)
+        if len(parts) == 1:
+            (part,) = parts
+            return self._run_head(part.head, lists, hidden, question)
+        outputs = [
+            self._run_head(part.head, [lists[row] for row in part.rows], hidden[part.rows], question.of(part.rows))
+            for part in parts
+        ]
+        return _together(parts, outputs, question)
+
+    def _run_layers(self, token_ids: Sequence[int], positions: Sequence[int]) -> _Array:
+        """The hidden states of the last layer, [rows, D]: a view that the next step overwrites."""
+        self._place(token_ids, positions)
+        key = (self.is_alone, len(token_ids))
+        if key not in self._layers:
+            self._layers[key] = self._bind_layers(len(token_ids))
+        binding, hidden = self._layers[key]
+        self._sessions.decoder.run_with_iobinding(binding)
+        return hidden
+
+    def _bind_layers(self, num_rows: int) -> tuple[ort.IOBinding, _Array]:
+        binding, pool = self._sessions.decoder.io_binding(), self._pool.arrays
+        names = ("input_ids", "position_ids", "source_lengths")
+        hidden = np.zeros((num_rows, self._manifest.architecture.d_model), np.float32)
+        for name, array in {**{name: self._inputs[name] for name in names}, **pool}.items():
+            bind_array(binding.bind_input, name, array[:num_rows])
+        for name, array in {HIDDEN: hidden, **{present(name): array for name, array in pool.items()}}.items():
+            bind_array(binding.bind_output, name, array[:num_rows])
+        return binding, hidden
+
+    # -- the output projection -----------------------------------------------------------------------------------
+
+    def _run_head(
+        self, head: "_Head", lists: Sequence[Candidates | None], hidden: _Array, question: "_Question"
+    ) -> StepOutput:
+        """Rows that have one head."""
+        if head is _UNION:
+            return self._run_lists([c for c in lists if c is not None], hidden, question)
+        if isinstance(head, Candidates):
+            return self._run_shared(head, hidden, question)
+        size = self._manifest.architecture.vocabulary_size
+        output = self._run(self._heads.full, hidden, question, question.score_ids, size, {})
+        return output._replace(all_logits=output.all_logits[:, :size], all_logprobs=output.all_logprobs[:, :size])
+
+    def _run_shared(self, candidates: Candidates, hidden: _Array, question: "_Question") -> StepOutput:
+        ids = candidates.ids
+        places = np.searchsorted(ids, question.score_ids)
+        output = self._run(self._heads.shared.of(candidates), hidden, question, places, len(ids), {})
+        of_rows = np.broadcast_to(ids.astype(np.int64), (len(hidden), len(ids)))
+        return self._named(output, of_rows, question)
+
+    def _run_lists(self, lists: Sequence[Candidates], hidden: _Array, question: "_Question") -> StepOutput:
+        union = self._union
+        if union.scale is None and len(lists) == 1:
+            # One row of floats is added up in another order than several, where the weights are no constant.
+            output = self._run_lists([*lists, *lists], np.repeat(hidden, 2, axis=0), question.of([0, 0]))
+            ids, logprobs, scores, *of_all = output
+            return StepOutput(ids[:1], logprobs[:1], scores[:1], *of_all)
+        union.update(lists)
+        places = np.array(
+            [[np.searchsorted(c.ids, i) for i in ids] for c, ids in zip(lists, question.score_ids, strict=True)]
+        )
+        feeds: dict[str, _Array] = {LIST_WEIGHT: union.weight, BIAS: union.bias, PLACES: union.places}
+        if union.scale is not None:
+            feeds[LIST_SCALE] = union.scale
+        output = self._run(self._heads.listed, hidden, question, places, union.ids.shape[1], feeds)
+        return self._named(output, union.ids, question)
+
+    def _run(
+        self,
+        session: ort.InferenceSession,
+        hidden: _Array,
+        question: "_Question",
+        score_places: _Array,
+        num_tokens: int,
+        feeds: dict[str, _Array],
+    ) -> StepOutput:
+        feeds |= {
+            HIDDEN: hidden,
+            "score_ids": score_places,
+            "top_k": np.array([min(question.top_k, num_tokens)], np.int64),
+            "all_rows": question.all_rows,
+        }
+        ids, logprobs, scores, all_logits, all_logprobs = session.run(_OUTPUTS, feeds)
+        return StepOutput(ids, logprobs, scores[:, 0], all_logits, all_logprobs)
+
+    def _named(self, output: StepOutput, ids: _Array, question: "_Question") -> StepOutput:
+        """Tokens in place of places in the lists of the rows, int64 [rows, n], and the whole vocabulary around them."""
+        top_ids = np.take_along_axis(ids, np.minimum(output.top_ids, ids.shape[1] - 1), axis=1)
+        if not len(question.all_rows):
+            return output._replace(top_ids=top_ids)
+        shape = (len(question.all_rows), self._manifest.architecture.vocabulary_size)
+        spread = []
+        for values in (output.all_logits, output.all_logprobs):
+            spread.append(np.full(shape, -np.inf, np.float32))
+            own = values[:, : ids.shape[1]]
+            # What stands behind a list is -inf, and must not overwrite its token 0.
+            is_token = own > -np.inf
+            rows = np.broadcast_to(np.arange(len(own))[:, None], own.shape)
+            spread[-1][rows[is_token], ids[question.all_rows][is_token]] = own[is_token]
+        return output._replace(top_ids=top_ids, all_logits=spread[0], all_logprobs=spread[1])
+
+
+class _Question(NamedTuple):
+    """What a step is asked about its rows."""
+
+    score_ids: _Array  # int64 [rows, 1]
+    all_rows: _Array  # int64 [a]
+    top_k: int
+
+    def of(self, rows: Sequence[int]) -> "_Question":
+        """The same about some of the rows, in their order."""
+        places = {row: place for place, row in enumerate(rows)}
+        all_rows = [places[row] for row in self.all_rows.tolist() if row in places]
+        return _Question(self.score_ids[rows], np.array(all_rows, np.int64), self.top_k)
+
+
+# The union of the lane's lists, a list that many requests share, or the whole vocabulary.
+_UNION: Final = "union"
+_Head = Literal["union"] | Candidates | None
+
+
+class _Part(NamedTuple):
+    """Rows with one head."""
+
+    head: _Head
+    rows: list[int]
+
+
+def _by_head(lists: Sequence[Candidates | None]) -> list[_Part]:
+    rows: dict[_Head, list[int]] = {}
+    for row, candidates in enumerate(lists):
+        head: _Head = candidates if candidates is None or candidates.is_shared else _UNION
+        rows.setdefault(head, []).append(row)
+    return [_Part(head, of_head) for head, of_head in rows.items()]
+
+
+def _together(parts: Sequence[_Part], outputs: Sequence[StepOutput], question: _Question) -> StepOutput:
+    """The outputs of parts of the rows as one."""
+    num_rows, width = len(question.score_ids), max(output.top_ids.shape[1] for output in outputs)
+    top_ids, top_logprobs = np.zeros((num_rows, width), np.int64), np.full((num_rows, width), -np.inf, np.float32)
+    scores = np.zeros(num_rows, np.float32)
+    size = max(output.all_logits.shape[1] for output in outputs)
+    shape = (len(question.all_rows), size)
+    all_logits, all_logprobs = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
+    for part, output in zip(parts, outputs, strict=True):
+        columns = output.top_ids.shape[1]
+        top_ids[part.rows, :columns], top_logprobs[part.rows, :columns] = output.top_ids, output.top_logprobs
+        scores[part.rows] = output.score_logprobs
+        if len(places := np.flatnonzero(np.isin(question.all_rows, part.rows))):
+            all_logits[places], all_logprobs[places] = output.all_logits, output.all_logprobs
+    return StepOutput(top_ids, top_logprobs, scores, all_logits, all_logprobs)

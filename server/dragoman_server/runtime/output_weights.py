@@ -1,0 +1,164 @@
+"""The weights of the output projection, from which those of a list of tokens are taken."""
+
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from dragoman_server.bundle.bundle import Contents
+from dragoman_server.bundle.graph import Model
+from dragoman_server.bundle.graph_rules import VOCABULARY_BLOCK
+from dragoman_server.engine.candidates import Candidates
+from dragoman_server.runtime.list_graphs import BIAS, StepParts
+from dragoman_server.runtime.session import open_session
+
+_PROJECTION = "projection.onnx"
+_LISTS_STEP = 512  # tokens by which the room of a union grows
+_MAX_LANGUAGES = 8  # lists with a session of their own, which holds a copy of their weights
+
+
+@dataclass(frozen=True)
+class OutputWeights:
+    """The whole vocabulary's, as the step graph has them.
+
+    Attributes:
+        weight: [V', D] floats, or int8 [D, V'].
+        scale: [V'] of int8 weights; else None.
+        bias: [V'], zeros where the model has none; -inf where there is no token.
+    """
+
+    weight: NDArray[np.generic]
+    scale: NDArray[np.float32] | None
+    bias: NDArray[np.float32]
+
+    @classmethod
+    def of(cls, parts: StepParts, contents: Contents, vocabulary_size: int) -> "OutputWeights":
+        weight = contents.weights[parts.weight]
+        scale = contents.weights[parts.scale] if parts.scale else None
+        num_rows = weight.shape[0 if scale is None else 1]
+        bias = np.zeros(num_rows, np.float32)
+        if parts.bias:
+            bias[:] = contents.weights[parts.bias]
+        bias[vocabulary_size:] = -np.inf
+        return cls(weight, scale, bias)
+
+    def take(self, ids: NDArray[np.int32]) -> NDArray[np.generic]:
+        """The weights of some tokens: [n, D] floats, or int8 [D, n]."""
+        return self.weight[ids] if self.scale is None else np.take(self.weight, ids, axis=1)
+
+
+class CandidateUnion:
+    """The weights of all tokens that any row of a lane may have, and where each row's own are among them.
+
+    A row's numbers do not depend on the union: a product of int8 is exact, one of floats has the same order of
+    summation in every column, and softmax sees the row's own tokens alone, in their own order, and behind them zeros.
+
+    Attributes:
+        weight: [room, D] floats, or int8 [D, room].
+        scale: [room], of int8 weights; else None.
+        bias: [room]; -inf where no token is, as in the first place.
+        places: int32 [rows, n], of each row's tokens in the union; the first place behind them.
+        ids: int64 [rows, n], the tokens; 0 behind them.
+    """
+
+    def __init__(self, weights: OutputWeights) -> None:
+        self._weights = weights
+        self._place_of = np.zeros(len(weights.bias), np.int32)  # by token; 0 is none
+        self._used = np.zeros(0, np.int32)  # tokens of the places from 1 on
+        self._rows: list[Candidates] = []
+        self._places_of: dict[Candidates, NDArray[np.int32]] = {}
+        self._make_room(0)
+        self.places = np.zeros((0, VOCABULARY_BLOCK), np.int32)
+        self.ids = np.zeros((0, VOCABULARY_BLOCK), np.int64)
+
+    def update(self, rows: Sequence[Candidates]) -> None:
+        """Follows the rows; does nothing where they are those of the step before."""
+        if list(rows) == self._rows:
+            return
+        self._rows = list(rows)
+        distinct = dict.fromkeys(rows)
+        self._places_of = {c: places for c, places in self._places_of.items() if c in distinct}
+        new = [candidates for candidates in distinct if candidates not in self._places_of]
+        missing = self._missing(new)
+        if 1 + len(self._used) + len(missing) > len(self.bias):
+            # Tokens of rows that have left go first.
+            self._place_of[self._used] = 0
+            self._places_of = {}
+            new, missing = list(distinct), np.unique(np.concatenate([c.ids for c in distinct]))
+            self._used = missing[:0]
+            self._make_room(1 + len(missing))
+        self._add(missing)
+        for candidates in new:
+            self._places_of[candidates] = self._place_of[candidates.ids]
+        width = -(-max(len(c.ids) for c in distinct) // VOCABULARY_BLOCK) * VOCABULARY_BLOCK
+        self.places, self.ids = np.zeros((len(rows), width), np.int32), np.zeros((len(rows), width), np.int64)
+        for row, candidates in enumerate(rows):
+            self.places[row, : len(candidates.ids)] = self._places_of[candidates]
+            self.ids[row, : len(candidates.ids)] = candidates.ids
+
+    def _missing(self, new: Sequence[Candidates]) -> NDArray[np.int32]:
+        found = [c.ids[self._place_of[c.ids] == 0] for c in new]
+        return np.unique(np.concatenate(found)) if found else self._used[:0]
+
+    def _make_room(self, num_places: int) -> None:
+        room = -(-max(num_places, 1) // _LISTS_STEP) * _LISTS_STEP
+        weight, scale = self._weights.weight, self._weights.scale
+        shape = (room, weight.shape[1]) if scale is None else (weight.shape[0], room)
+        self.weight: NDArray[np.generic] = np.zeros(shape, weight.dtype)
+        self.scale = None if scale is None else np.zeros(room, np.float32)
+        self.bias = np.full(room, -np.inf, np.float32)
+
+    def _add(self, ids: NDArray[np.int32]) -> None:
+        if not len(ids):
+            return
+        begin = 1 + len(self._used)
+        places = slice(begin, begin + len(ids))
+        taken = self._weights.take(ids)
+        if self.scale is None or self._weights.scale is None:
+            self.weight[places] = taken
+        else:
+            self.weight[:, places] = taken
+            self.scale[places] = self._weights.scale[ids]
+        self.bias[places] = self._weights.bias[ids]
+        self._place_of[ids] = np.arange(begin, begin + len(ids), dtype=np.int32)
+        self._used = np.concatenate([self._used, ids])
+
+
+class LanguageSessions:
+    """Projections with the weights of lists that many requests share, for all lanes. Thread-safe."""
+
+    def __init__(self, parts: StepParts, weights: OutputWeights, contents: Contents, num_threads: int) -> None:
+        self._parts, self._weights, self._contents = parts, weights, contents
+        self._num_threads = num_threads
+        self._lock = threading.Lock()
+        self._sessions: OrderedDict[Candidates, ort.InferenceSession] = OrderedDict()
+
+    def of(self, candidates: Candidates) -> ort.InferenceSession:
+        """The session of a list, opened at its first use."""
+        with self._lock:
+            session = self._sessions.pop(candidates, None) or self._open(candidates)
+            self._sessions[candidates] = session
+            while len(self._sessions) > _MAX_LANGUAGES:
+                self._sessions.popitem(last=False)
+            return session
+
+    def _open(self, candidates: Candidates) -> ort.InferenceSession:
+        weights, ids = self._weights, candidates.ids
+        padding = -len(ids) % VOCABULARY_BLOCK
+        taken = weights.take(ids)
+        by_row = ((0, padding), (0, 0)) if weights.scale is None else ((0, 0), (0, padding))
+        arrays = {self._parts.weight: np.pad(taken, by_row)}
+        if weights.scale is not None:
+            arrays[self._parts.scale] = np.pad(weights.scale[ids], (0, padding))
+        arrays[BIAS] = np.pad(weights.bias[ids], (0, padding), constant_values=-np.inf)
+        model = Model.FromString(self._parts.projection)
+        for tensor in model.graph.initializer:
+            if tensor.name in arrays:
+                del tensor.dims[:]
+                tensor.dims.extend(arrays[tensor.name].shape)
+        contents = self._contents._replace(graphs={_PROJECTION: model.SerializeToString()}, weights=arrays)
+        return open_session(contents, _PROJECTION, self._num_threads, has_few_shapes=True)

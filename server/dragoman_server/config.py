@@ -86,7 +86,6 @@ class ModelOptions:
         ),
     ] = "auto"
 
-
     vocabulary: Annotated[
         Vocabulary,
         About(

@@ -50,8 +50,10 @@ class Plan:
         if self.first is None:
             return self.model.name, self.direction, None
         source, language = self.first.direction
-        return self.model.name, Direction(source, self.direction.target), Pivot(
-            language, self.first.model.name, self.first.vocabulary.name
+        return (
+            self.model.name,
+            Direction(source, self.direction.target),
+            Pivot(language, self.first.model.name, self.first.vocabulary.name),
         )
 
 
@@ -62,10 +64,10 @@ class PlannedText:
     text: SegmentedText
     framing: Framing
     requests: Sequence[Request]
-    vocabulary: Vocabulary  # that the targets of the requests are chosen from
     target_ids: tuple[int, ...] | None = None  # where the target was given: all of it, as the decoder emits it
     target_text: str | None = None  # where it was given as a text
     first: FirstLeg | None = None  # where the text comes from another model
+    vocabulary: Vocabulary = "full"  # that the targets of the requests are chosen from
 
     @property
     def sources(self) -> list[Source]:

@@ -50,9 +50,7 @@ class Planner:
         vocabulary: what targets are chosen from where a call does not say.
     """
 
-    def __init__(
-        self, limits: InputLimits, max_segments: int, max_rows: int, vocabulary: Vocabulary = "full"
-    ) -> None:
+    def __init__(self, limits: InputLimits, max_segments: int, max_rows: int, vocabulary: Vocabulary = "full") -> None:
         self._limits, self._max_segments, self._max_rows = limits, max_segments, max_rows
         self._vocabularies = Vocabularies(vocabulary)
 
@@ -96,7 +94,7 @@ class Planner:
         route = "" if lease.second is None else _route(lease, lease.second)
         decodings, faults = self._decodings(config.options, legs, route)
         if not takes_lists:
-            faults |= dict.fromkeys(only_full(config.options.vocabulary))
+            faults = [*faults, *only_full(config.options.vocabulary)]
         violations = [
             *self._number_violations(num_inputs),
             *(_below(path, violation) for violation in config_violations(config, legs[0].model, legs[-1].model)),
@@ -209,7 +207,7 @@ class Planner:
             )
             for source in segmented.segments
         ]
-        return PlannedText(segmented, plan.framing, requests, plan.vocabulary.name)
+        return PlannedText(segmented, plan.framing, requests, vocabulary=plan.vocabulary.name)
 
     # -- texts that another model has translated -----------------------------------------------
 
@@ -325,7 +323,7 @@ class Planner:
         num_framing_ids = plan.framing.num_forced(forced_ids)
         request = Request(source_ids, num_tokens, plan.deadline, search, forced_ids, num_framing_ids, plan.priority)
         text = target if isinstance(target, str) else None
-        return PlannedText(segmented, plan.framing, [request], plan.vocabulary.name, target_ids, text)
+        return PlannedText(segmented, plan.framing, [request], target_ids, text)
 
     # -- what all need ------------------------------------------------------------------------
 

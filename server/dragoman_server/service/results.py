@@ -119,8 +119,8 @@ def translated_text(
     seconds = slowest(completions)
     if planned.first is not None:
         segments = _segments_of_both(planned.first, planned.text, [best for best, *_ in candidates], text)
-        times = map(sum, zip(planned.first.seconds, seconds, strict=True))
-        return TranslatedText(text, segments, *times, planned.vocabulary)
+        queue, encode, decode = map(sum, zip(planned.first.seconds, seconds, strict=True))
+        return TranslatedText(text, segments, queue, encode, decode, planned.vocabulary)
     segments = [
         TranslatedSegment(source.begin, source.end, len(request.source_ids), own, of_segment)
         for source, request, own, of_segment in zip(

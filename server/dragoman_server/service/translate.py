@@ -327,7 +327,6 @@ class Translator:
         work = partial(translated_text, planned, completions, plan.model.tokenizer)
         return await self._threads.run(num_characters, work)
 
-
     def _count(self, text: PlannedText | InvalidInputError, plan: Plan) -> None:
         """Counts the segments of a text that has been translated, each by the model that did it."""
         if isinstance(text, InvalidInputError):

@@ -14,6 +14,8 @@ from dragoman_server.engine.candidates import Candidates
 from dragoman_server.errors import FieldViolation, NoVocabularyListError, Reason, UnknownValue
 from dragoman_server.registry.model import Model
 
+_Key = tuple[int, tuple[int, ...]]  # of the array of a list, and what is required beside it
+
 
 @dataclass(frozen=True, slots=True)
 class TargetVocabulary:
@@ -50,10 +52,7 @@ class Vocabularies:
 
     def __init__(self, default: Vocabulary) -> None:
         self._default = default
-        # The engine knows requests that have a list in common by the object.
-        self._of_languages: WeakKeyDictionary[Model, dict[tuple[str, tuple[int, ...]], Candidates]] = (
-            WeakKeyDictionary()
-        )
+        self._of_languages: WeakKeyDictionary[Model, dict[_Key, Candidates]] = WeakKeyDictionary()
 
     def of(self, asked: Vocabulary | None, model: Model, direction: Direction) -> TargetVocabulary:
         """The vocabulary of a call in one direction of a model.
@@ -70,8 +69,8 @@ class Vocabularies:
         target_prefix = model.manifest.framing_of(direction).target_prefix
         required_ids = (model.manifest.eos_token_id, *target_prefix)
         if name == "language" and tables is not None and (ids := tables.language(direction.target)) is not None:
-            made = self._of_languages.setdefault(model, {})
-            key = direction.target, target_prefix
+            # The engine has weights for each object: languages that have a list in common have one.
+            made, key = self._of_languages.setdefault(model, {}), (id(ids), required_ids)
             if key not in made:
                 made[key] = Candidates(with_ids(ids, required_ids), is_shared=True)
             return TargetVocabulary(name, direction, tables, made[key], required_ids)

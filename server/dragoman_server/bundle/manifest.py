@@ -14,7 +14,7 @@ import msgspec
 from msgspec import Meta
 
 from dragoman.types import AttentionKind
-from dragoman_server.bundle.fields import Count, LogProb, Name, Sha256, TokenId, TokenIds
+from dragoman_server.bundle.fields import Count, LanguageCode, LogProb, Name, Sha256, TokenId, TokenIds
 from dragoman_server.bundle.framing import FRAMING_RULES, Framing, FramingTemplate
 from dragoman_server.bundle.languages import Direction, LanguageTable
 from dragoman_server.bundle.rules import Rule, are_distinct, check
@@ -31,12 +31,22 @@ FileName = Literal[
     "decoder_step.onnx",
     "attention.onnx",
     "weights.bin",
+    "decoder_layers.onnx",
+    "projection.onnx",
+    "list_projection.onnx",
+    "vocabulary.bin",
     TokenizerFile,
 ]
 ENCODER_FILE: Final = "encoder.onnx"
 DECODER_STEP_FILE: Final = "decoder_step.onnx"
 ATTENTION_FILE: Final = "attention.onnx"
 WEIGHTS_FILE: Final = "weights.bin"
+# For decoding with a part of the vocabulary; a bundle has all of them or none.
+LAYERS_FILE: Final = "decoder_layers.onnx"
+PROJECTION_FILE: Final = "projection.onnx"
+LIST_PROJECTION_FILE: Final = "list_projection.onnx"
+VOCABULARY_FILE: Final = "vocabulary.bin"
+LIST_FILES: Final = (LAYERS_FILE, PROJECTION_FILE, LIST_PROJECTION_FILE, VOCABULARY_FILE)
 
 # fp32 and int8 are for CPUs, fp16 and bf16 for CUDA, with other graphs; fp16 also runs, slowly, on a CPU.
 Precision = Literal["fp32", "int8", "fp16", "bf16"]
@@ -143,6 +153,27 @@ class Parity:
 
 
 @dataclass(frozen=True)
+class ShortlistFacts:
+    """What the shortlists of one direction change, measured on sentences that they were not made of."""
+
+    direction: Direction
+    per_token: Count  # the most tokens that a source token brings into a list
+    num_sentences: Count
+    share_identical: Annotated[float, Meta(ge=0.0, le=1.0)]  # greedy translations with the ids of the full vocabulary
+    bleu_difference: Annotated[float, Meta(ge=-100.0, le=100.0)] | None  # to the full vocabulary; None: no references
+    mean_length: Annotated[float, Meta(ge=1.0, le=1 << 24)]  # of the lists, in tokens
+    p95_length: Annotated[float, Meta(ge=1.0, le=1 << 24)]  # 95th percentile
+
+
+@dataclass(frozen=True)
+class VocabularyFacts:
+    """What VOCABULARY_FILE has."""
+
+    shortlists: tuple[ShortlistFacts, ...]  # one for each direction that has them
+    languages: tuple[LanguageCode, ...]  # target languages that have a list
+
+
+@dataclass(frozen=True)
 class Manifest:
     """Everything the server knows about a model apart from its weights."""
 
@@ -162,6 +193,7 @@ class Manifest:
     generation: Generation = field(default_factory=Generation)
     alignment: Alignment | None = None  # None where it was never tuned
     segmentation: DefaultSegmentation = "sentence"
+    vocabulary: VocabularyFacts | None = None  # None where there is no VOCABULARY_FILE
     format_version: int = FORMAT_VERSION
 
     @property
@@ -259,6 +291,8 @@ def _leaves_room(template: FramingTemplate, manifest: Manifest) -> bool:
     return num_source + 1 <= limits.max_source_tokens and num_target + 2 <= limits.max_target_tokens
 
 
+_WITHOUT_FACTS = f"have no {VOCABULARY_FILE} where vocabulary is null"
+
 _RULES: tuple[Rule[Manifest], ...] = (
     Rule("limits.max_target_tokens", lambda limit, _: limit >= 2, "be at least 2: a token and end-of-sentence"),
     Rule(
@@ -348,11 +382,29 @@ _RULES: tuple[Rule[Manifest], ...] = (
         lambda files, m: files.keys() >= set(m.required_files),
         "have {0.required_files} where tokenizer is {0.tokenizer}",
     ),
+    Rule(
+        "files",
+        lambda files, _: files.keys() >= set(LIST_FILES) or files.keys().isdisjoint(LIST_FILES),
+        f"have all of {', '.join(LIST_FILES)} or none of them",
+    ),
+    Rule("vocabulary", lambda _, m: VOCABULARY_FILE in m.files, f"be null where files have no {VOCABULARY_FILE}"),
+    Rule("files", lambda files, m: m.vocabulary is not None or VOCABULARY_FILE not in files, _WITHOUT_FACTS),
+    Rule("vocabulary.shortlists[*].direction", lambda d, m: d in m.languages, "be one of languages.directions"),
+    Rule(
+        "vocabulary.shortlists",
+        lambda shortlists, _: are_distinct([facts.direction for facts in shortlists], _),
+        "name each direction once",
+    ),
+    Rule(
+        "vocabulary.languages[*]", lambda code, m: code in m.languages.targets, "be a target of languages.directions"
+    ),
+    Rule("vocabulary.languages", are_distinct, "name each language once"),
 )
 
 
 # Fields that came after the others of this version. A manifest from before them has their defaults.
 _LATER_FIELDS: dict[str, set[str]] = {
+    "": {"vocabulary"},
     "architecture": {"state_size"},
     "generation": {"min_target_tokens", "repetition_penalty", "no_repeat_ngram_size"},
 }

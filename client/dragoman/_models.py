@@ -176,19 +176,20 @@ def _defaults(message: models_pb2.ModelDefaults) -> models.ModelDefaults:
 
 def _vocabulary_lists(message: models_pb2.VocabularyLists) -> models.VocabularyLists:
     return models.VocabularyLists(
-        tuple(message.target_language_codes),
-        tuple(
-            models.ShortlistFacts(
-                source=facts.source_language_code,
-                target=facts.target_language_code,
-                share_identical=facts.share_identical,
-                bleu_difference=facts.bleu_difference,
-                mean_length=facts.mean_length,
-                p95_length=facts.p95_length,
-                num_sentences=facts.num_sentences,
-            )
-            for facts in message.shortlists
-        ),
+        tuple(message.target_language_codes), tuple(map(_shortlist_facts, message.shortlists))
+    )
+
+
+def _shortlist_facts(message: models_pb2.ShortlistFacts) -> models.ShortlistFacts:
+    return models.ShortlistFacts(
+        source=message.source_language_code,
+        target=message.target_language_code,
+        share_identical=message.share_identical,
+        bleu_difference=message.bleu_difference if message.HasField("bleu_difference") else None,
+        mean_length=message.mean_length,
+        p95_length=message.p95_length,
+        num_sentences=message.num_sentences,
+        per_token=message.per_token,
     )
 
 

@@ -205,8 +205,8 @@ class ShortlistFacts:
     share_identical: float
     """Share of sentences whose translation is the same. 0 to 1."""
 
-    bleu_difference: float
-    """BLEU of the translations, less that of those over the full vocabulary."""
+    bleu_difference: float | None
+    """BLEU of the translations, less that of those over the full vocabulary; None where there were no references."""
 
     mean_length: float
     """Mean number of tokens in the list of a sentence."""
@@ -216,6 +216,9 @@ class ShortlistFacts:
 
     num_sentences: int
     """Sentences that were compared."""
+
+    per_token: int
+    """The most tokens that a token of the source brings into a list."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -63,7 +63,17 @@ def ready(name: str, *groups: pb.LanguageGroup, version: str = "0123456789ab") -
                     mean_length=312.5,
                     p95_length=640.0,
                     num_sentences=1000,
-                )
+                    per_token=100,
+                ),
+                pb.ShortlistFacts(
+                    source_language_code="fr",
+                    target_language_code="en",
+                    share_identical=1.0,
+                    mean_length=250.0,
+                    p95_length=400.0,
+                    num_sentences=500,
+                    per_token=50,
+                ),
             ],
         ),
     )

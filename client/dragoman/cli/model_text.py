@@ -7,7 +7,7 @@ from textwrap import wrap
 from typing import Final
 
 from dragoman.cli.answers import one_line
-from dragoman.models import LanguageGroup, ModelInfo, ModelMemory
+from dragoman.models import LanguageGroup, ModelInfo, ModelMemory, ShortlistFacts
 
 _COLUMNS: Final = 80
 _GAP: Final = "  "
@@ -144,13 +144,16 @@ def _vocabulary(model: ModelInfo) -> str:
     if lists is None:
         return ""
     parts = [f"lists of languages: {', '.join(lists.languages)}"] if lists.languages else []
-    parts += [
-        f"shortlists {facts.source}-{facts.target}: {facts.share_identical:.1%} of {facts.num_sentences} sentences as "
-        f"with all tokens, BLEU {facts.bleu_difference:+.2f}, {facts.mean_length:.0f} tokens (95 % of lists: at most "
-        f"{facts.p95_length:.0f})"
-        for facts in lists.shortlists
-    ]
-    return "; ".join(parts)
+    return "; ".join([*parts, *map(_shortlist, lists.shortlists)])
+
+
+def _shortlist(facts: ShortlistFacts) -> str:
+    bleu = "" if facts.bleu_difference is None else f" (BLEU {facts.bleu_difference:+.2f})"
+    return (
+        f"shortlists {facts.source}-{facts.target} of {facts.mean_length:.0f} tokens (95 in 100 of at most "
+        f"{facts.p95_length:.0f}): {facts.share_identical:.1%} of {facts.num_sentences} sentences as with all "
+        f"tokens{bleu}"
+    )
 
 
 def _parity(model: ModelInfo) -> str:

@@ -598,6 +598,7 @@ class ShortlistFacts(google.protobuf.message.Message):
     MEAN_LENGTH_FIELD_NUMBER: builtins.int
     P95_LENGTH_FIELD_NUMBER: builtins.int
     NUM_SENTENCES_FIELD_NUMBER: builtins.int
+    PER_TOKEN_FIELD_NUMBER: builtins.int
     source_language_code: builtins.str
     """BCP-47 tag of the source."""
     target_language_code: builtins.str
@@ -605,25 +606,32 @@ class ShortlistFacts(google.protobuf.message.Message):
     share_identical: builtins.float
     """Share of sentences whose translation is the same. 0 to 1."""
     bleu_difference: builtins.float
-    """BLEU of the translations, less that of those over the full vocabulary."""
+    """BLEU of the translations, less that of those over the full vocabulary.
+    Absent where the sentences had no reference translations.
+    """
     mean_length: builtins.float
     """Mean number of tokens in the list of a sentence."""
     p95_length: builtins.float
     """Of 95 in 100 sentences, the list has at most this number of tokens."""
     num_sentences: builtins.int
     """Sentences that were compared."""
+    per_token: builtins.int
+    """The most tokens that a token of the source brings into a list."""
     def __init__(
         self,
         *,
         source_language_code: builtins.str = ...,
         target_language_code: builtins.str = ...,
         share_identical: builtins.float = ...,
-        bleu_difference: builtins.float = ...,
+        bleu_difference: builtins.float | None = ...,
         mean_length: builtins.float = ...,
         p95_length: builtins.float = ...,
         num_sentences: builtins.int = ...,
+        per_token: builtins.int = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["bleu_difference", b"bleu_difference", "mean_length", b"mean_length", "num_sentences", b"num_sentences", "p95_length", b"p95_length", "share_identical", b"share_identical", "source_language_code", b"source_language_code", "target_language_code", b"target_language_code"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_bleu_difference", b"_bleu_difference", "bleu_difference", b"bleu_difference"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_bleu_difference", b"_bleu_difference", "bleu_difference", b"bleu_difference", "mean_length", b"mean_length", "num_sentences", b"num_sentences", "p95_length", b"p95_length", "per_token", b"per_token", "share_identical", b"share_identical", "source_language_code", b"source_language_code", "target_language_code", b"target_language_code"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_bleu_difference", b"_bleu_difference"]) -> typing.Literal["bleu_difference"] | None: ...
 
 global___ShortlistFacts = ShortlistFacts
 

@@ -21,12 +21,14 @@ from dragoman_server.bundle.manifest import (
     DECODER_STEP_FILE,
     ENCODER_FILE,
     MANIFEST_FILE,
+    VOCABULARY_FILE,
     WEIGHTS_FILE,
     FileName,
     Manifest,
 )
 from dragoman_server.bundle.rules import about
 from dragoman_server.bundle.tokenizer_rules import check_tokenizer
+from dragoman_server.bundle.vocabulary import VocabularyTables
 from dragoman_server.errors import BundleError
 from dragoman_server.text.tokenizer import TextCodec, load_tokenizer
 from dragoman_server.text.tokenizer_files import TOKENIZER_FILES
@@ -99,6 +101,7 @@ class Bundle:
             tokenizer = bundle._read_tokenizer()
             with about(MANIFEST_FILE):
                 check_tokenizer(tokenizer, bundle.manifest, sizes)
+        vars(bundle)["vocabulary"] = bundle._read_vocabulary()
         vars(bundle)["tokenizer"] = tokenizer
         return bundle, Contents(folder, files, weights)
 
@@ -138,6 +141,11 @@ class Bundle:
     def tokenizer(self) -> TextCodec:
         """The tokenizer; raises BundleError where a file is damaged."""
         return load_tokenizer(self.manifest.tokenizer, self.folder)
+
+    @cached_property
+    def vocabulary(self) -> VocabularyTables | None:
+        """The lists of likely tokens, if it has any; raises BundleError where the file is damaged."""
+        return self._read_vocabulary()
 
     @classmethod
     def _of(cls, folder: Path) -> "Bundle":
@@ -185,6 +193,10 @@ class Bundle:
             with about(name):
                 files[name] = self._read(name, MAX_TOKENIZER_BYTES)
         return load_tokenizer(self.manifest.tokenizer, self.folder, lambda path: files[path.name])
+
+    def _read_vocabulary(self) -> VocabularyTables | None:
+        has_lists = VOCABULARY_FILE in self.manifest.files
+        return VocabularyTables.open(self.folder / VOCABULARY_FILE, self.manifest) if has_lists else None
 
     def _read(self, name: FileName, max_bytes: int) -> bytes:
         contents = _read(self.folder / name, max_bytes)

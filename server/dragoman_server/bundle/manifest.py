@@ -31,9 +31,6 @@ FileName = Literal[
     "decoder_step.onnx",
     "attention.onnx",
     "weights.bin",
-    "decoder_layers.onnx",
-    "projection.onnx",
-    "list_projection.onnx",
     "vocabulary.bin",
     TokenizerFile,
 ]
@@ -41,12 +38,7 @@ ENCODER_FILE: Final = "encoder.onnx"
 DECODER_STEP_FILE: Final = "decoder_step.onnx"
 ATTENTION_FILE: Final = "attention.onnx"
 WEIGHTS_FILE: Final = "weights.bin"
-# For decoding with a part of the vocabulary; a bundle has all of them or none.
-LAYERS_FILE: Final = "decoder_layers.onnx"
-PROJECTION_FILE: Final = "projection.onnx"
-LIST_PROJECTION_FILE: Final = "list_projection.onnx"
 VOCABULARY_FILE: Final = "vocabulary.bin"
-LIST_FILES: Final = (LAYERS_FILE, PROJECTION_FILE, LIST_PROJECTION_FILE, VOCABULARY_FILE)
 
 # fp32 and int8 are for CPUs, fp16 and bf16 for CUDA, with other graphs; fp16 also runs, slowly, on a CPU.
 Precision = Literal["fp32", "int8", "fp16", "bf16"]
@@ -382,11 +374,6 @@ _RULES: tuple[Rule[Manifest], ...] = (
         lambda files, m: files.keys() >= set(m.required_files),
         "have {0.required_files} where tokenizer is {0.tokenizer}",
     ),
-    Rule(
-        "files",
-        lambda files, _: files.keys() >= set(LIST_FILES) or files.keys().isdisjoint(LIST_FILES),
-        f"have all of {', '.join(LIST_FILES)} or none of them",
-    ),
     Rule("vocabulary", lambda _, m: VOCABULARY_FILE in m.files, f"be null where files have no {VOCABULARY_FILE}"),
     Rule("files", lambda files, m: m.vocabulary is not None or VOCABULARY_FILE not in files, _WITHOUT_FACTS),
     Rule("vocabulary.shortlists[*].direction", lambda d, m: d in m.languages, "be one of languages.directions"),
@@ -395,9 +382,7 @@ _RULES: tuple[Rule[Manifest], ...] = (
         lambda shortlists, _: are_distinct([facts.direction for facts in shortlists], _),
         "name each direction once",
     ),
-    Rule(
-        "vocabulary.languages[*]", lambda code, m: code in m.languages.targets, "be a target of languages.directions"
-    ),
+    Rule("vocabulary.languages[*]", lambda code, m: code in m.languages.targets, "be a target of languages.directions"),
     Rule("vocabulary.languages", are_distinct, "name each language once"),
 )
 

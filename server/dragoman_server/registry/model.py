@@ -9,7 +9,6 @@ from typing import Self
 from dragoman_server.attention.worker import AttentionWorker
 from dragoman_server.bundle.bundle import Bundle
 from dragoman_server.bundle.languages import Languages
-from dragoman_server.bundle.vocabulary import VocabularyTables
 from dragoman_server.config import EngineOptions
 from dragoman_server.engine.dispatcher import Dispatcher
 from dragoman_server.engine.engine import Engine, StepReport
@@ -38,7 +37,6 @@ class Model:
         name: name@version; empty: those of the bundle.
         replayed_difference: of a log-probability from the certificate's, the largest seen.
         on_close: called at the end.
-        vocabulary: the lists of tokens in the bundle; None where it has none.
 
     Attributes:
         manifest: of the bundle.
@@ -46,6 +44,7 @@ class Model:
         replayed_difference: as given.
         tokenizer: of the bundle.
         languages: the directions it translates.
+        vocabulary: its lists of tokens; None where it has none.
     """
 
     def __init__(
@@ -58,14 +57,12 @@ class Model:
         name: str = "",
         replayed_difference: float = 0.0,
         on_close: Callable[[], None] = lambda: None,
-        vocabulary: VocabularyTables | None = None,
     ) -> None:
         self._max_kv_bytes, self._on_close = max_kv_bytes, on_close
         self.replayed_difference = replayed_difference
         self.bundle, self.engine, self.attention, self.runners = bundle, engine, attention, runners
         self.manifest, self.name, self.tokenizer = bundle.manifest, name or bundle.resource_name, bundle.tokenizer
-        self.languages = Languages(bundle.manifest.languages)
-        self.vocabulary = vocabulary
+        self.languages, self.vocabulary = Languages(bundle.manifest.languages), bundle.vocabulary
 
     @classmethod
     def open(
@@ -108,7 +105,8 @@ class Model:
                 f"as many."
             )
         seats = hardware.seats(bundle)
-        runners = [open_runners(bundle, contents, options, seat) for seat in seats]
+        takes_lists = bundle.vocabulary is not None
+        runners = [open_runners(bundle, contents, options, seat, takes_lists=takes_lists) for seat in seats]
         for seat, of_seat in zip(seats, runners, strict=True):
             size = _max_kv_bytes(seat, of_seat)
             if size > seat.budget.max_bytes:

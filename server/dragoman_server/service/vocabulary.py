@@ -74,7 +74,7 @@ class Vocabularies:
             if key not in made:
                 made[key] = Candidates(with_ids(ids, required_ids), is_shared=True)
             return TargetVocabulary(name, direction, tables, made[key], required_ids)
-        if name == "shortlist" and tables is not None and tables.shortlist((), direction) is not None:
+        if name == "shortlist" and tables is not None and direction in tables.directions:
             return TargetVocabulary(name, direction, tables, None, required_ids)
         if asked in ("language", "shortlist"):
             raise NoVocabularyListError(_absence(asked, model, direction))

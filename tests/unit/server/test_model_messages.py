@@ -12,7 +12,7 @@ from dragoman_server.registry.entry import Entry
 from dragoman_server.registry.registry import Registry
 from dragoman_server.registry.repository import Place
 from dragoman_server.runtime.hardware import ON_CPU, Placement
-from dragoman_server.wire.models import model_messages
+from dragoman_server.wire.models import ModelDescriber
 from support.server_parts import VERSION, tiny_manifest
 
 
@@ -32,5 +32,5 @@ from support.server_parts import VERSION, tiny_manifest
 def test_a_model_says_where_it_is_decoded(placement: Placement, precision: Precision, told: tuple[object, ...]) -> None:
     bundle = Bundle(Path("tiny"), replace(tiny_manifest(), precision=precision), VERSION)
     entry = Entry(Place(bundle.folder), "a", "1", bundle, placement=placement)
-    (message,) = model_messages([entry], Registry.of(), max_rows=8)
+    message = ModelDescriber(Registry.of(), max_rows=8).message(entry)
     assert (message.device, message.execution_provider, message.determinism) == told

@@ -48,9 +48,11 @@ class ModelOpener:
         """
         bundle, graphs = Bundle.peek(folder)
         if not _has_lists(bundle, self._vocabulary):
+            pair = "-".join(next(iter(bundle.manifest.languages)))
+            option = f" --sources {pair}=FILE" if self._vocabulary == "shortlist" else ""
             raise BundleError(
-                f"{folder} has no lists of tokens for --vocabulary {self._vocabulary}: `dragoman-export shortlist "
-                f"{folder} NEW_BUNDLE` makes a bundle that has"
+                f"{folder} has no lists of tokens for --vocabulary {self._vocabulary}; make them by `dragoman-export "
+                f"shortlist {folder} NEW_BUNDLE{option}`"
             )
         placement = Placement.of(self._hardware.seats(bundle))
         try:

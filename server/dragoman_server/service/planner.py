@@ -194,18 +194,19 @@ class Planner:
         if violations:
             return InvalidInputError(*violations)
         forced_ids = (*plan.framing.target_prefix, *prefix_text_ids)
+        all_source_ids = (plan.framing.frame(source.token_ids) for source in segmented.segments)
         requests = [
             Request(
-                plan.framing.frame(source.token_ids),
+                source_ids,
                 plan.max_target_tokens(source),
                 plan.deadline,
                 plan.decoding.search,
                 forced_ids,
                 len(plan.framing.target_prefix),
                 plan.priority,
-                plan.vocabulary.candidates(source.token_ids, forced_ids),
+                plan.vocabulary.candidates(source_ids, forced_ids),
             )
-            for source in segmented.segments
+            for source, source_ids in zip(segmented.segments, all_source_ids, strict=True)
         ]
         return PlannedText(segmented, plan.framing, requests, vocabulary=plan.vocabulary.name)
 

@@ -31,7 +31,7 @@ class TargetVocabulary:
         """The tokens that may come in the target of a segment; None: all.
 
         Args:
-            source_ids: of the segment's text, without its framing.
+            source_ids: as the encoder reads them.
             forced_ids: what the target begins with; they are among the candidates in any case.
         """
         if self.of_language is not None:
@@ -101,10 +101,7 @@ def with_ids(ids: NDArray[np.int32], others: Collection[int]) -> NDArray[np.int3
 def _absence(asked: Vocabulary, model: Model, direction: Direction) -> str:
     pair = "-".join(direction)
     if asked == "language":
-        lists, option = f"list of tokens for {direction.target}", f"--target-text {direction.target}=FILE"
+        lists, option = f"list of tokens of {direction.target} for {pair}", ""
     else:
-        lists, option = f"shortlists for {pair}", f"--sources {pair}=FILE"
-    return (
-        f"model {model.name} has no {lists}: `dragoman-export shortlist BUNDLE NEW_BUNDLE {option}` makes a bundle "
-        "that has"
-    )
+        lists, option = f"shortlists for {pair}", f" --sources {pair}=FILE"
+    return f"model {model.name} has no {lists}; make them by `dragoman-export shortlist BUNDLE NEW_BUNDLE{option}`"

@@ -41,6 +41,7 @@ from dragoman_export.families.table import read_model
 from dragoman_export.greedy import Source
 from dragoman_export.languages import Languages
 from dragoman_export.new_folder import require_absent
+from dragoman_export.shortlist.command import add_commands as add_shortlist_command
 from dragoman_export.text_files import CorpusFile
 from dragoman_export.train.command import add_commands as add_training_commands
 from dragoman_server.bundle.bundle import Bundle
@@ -72,6 +73,7 @@ def _root(
 
 add_training_commands(app, console)
 add_check_commands(app)
+add_shortlist_command(app)
 
 
 @app.command()

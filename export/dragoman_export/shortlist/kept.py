@@ -3,7 +3,6 @@
 import hashlib
 import io
 import json
-import os
 import shutil
 import zipfile
 from collections.abc import Mapping
@@ -49,7 +48,7 @@ class KeptWork:
         np.savez(contents, allow_pickle=False, **arrays)
         partial = self._folder / f"{name}.partial"
         partial.write_bytes(contents.getbuffer())
-        os.replace(partial, self._folder / f"{name}.npz")
+        partial.replace(self._folder / f"{name}.npz")
 
     def delete(self) -> None:
         shutil.rmtree(self._folder)

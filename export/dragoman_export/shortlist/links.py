@@ -35,7 +35,8 @@ class Links(NamedTuple):
         sources, targets, weights = (np.concatenate(columns) for columns in zip(*parts, strict=True))
         # Ids have 24 bits.
         keys, places = np.unique(sources << 24 | targets, return_inverse=True)
-        return cls(keys >> 24, keys & 0xFFFFFF, np.bincount(places, weights, minlength=len(keys)))
+        sums = np.bincount(places, weights, minlength=len(keys)).astype(np.float64)
+        return cls(keys >> 24, keys & 0xFFFFFF, sums)
 
 
 class LinkSum:
@@ -60,8 +61,8 @@ class Aligner:
     """Links the tokens of a translation with those of its source.
 
     The weight of a link is the model's own cross-attention, of the heads that align words best: the expected number of
-    links. Compared with the one best link of each token, that finds more of the rare translations. In a bundle without an
-    attention graph, each target token is linked with all tokens of the source alike.
+    links. Compared with the one best link of each token, that finds more of the rare translations. In a bundle without
+    an attention graph, each target token is linked with all tokens of the source alike.
 
     Raises:
         BundleError: ONNX Runtime refuses the attention graph.

@@ -53,10 +53,30 @@ def read_sentences(bundle: Bundle, files: Sequence[CorpusFile], held_out: int) -
                 else:
                     num_too_long[direction] = num_too_long.get(direction, 0) + 1
     return [
-        Sentences(direction, manifest.framing_of(direction), *_parted(direction, [*sources], held_out),
-                  num_too_long.get(direction, 0))
+        Sentences(
+            direction,
+            manifest.framing_of(direction),
+            *_parted(direction, [*sources], held_out),
+            num_too_long.get(direction, 0),
+        )
         for direction, sources in found.items()
     ]
+
+
+def framed(bundle: Bundle, direction: Direction, lines: Sequence[str]) -> tuple[Ids, ...]:
+    """Sentences as the encoder reads them.
+
+    Raises:
+        ValueError: one has more tokens than the model reads.
+    """
+    framing, limit = bundle.manifest.framing_of(direction), bundle.manifest.limits.max_source_tokens
+    sources = tuple(framing.frame(bundle.tokenizer.encode(line)) for line in lines)
+    for number, source in enumerate(sources, start=1):
+        if len(source) > limit:
+            raise ValueError(
+                f"sentence {number} of {'-'.join(direction)} has {len(source)} tokens; the model reads at most {limit}"
+            )
+    return sources
 
 
 def _parted(direction: Direction, sources: Sequence[Ids], held_out: int) -> tuple[tuple[Ids, ...], tuple[Ids, ...]]:

@@ -71,7 +71,7 @@ def make_table(
         per_token: the most links of a source token.
     """
     is_kept = ~np.isin(links.targets, frequent) & (links.sources < num_source_ids)
-    sources, targets, weights = (column[is_kept] for column in links)
+    sources, targets, weights = links.sources[is_kept], links.targets[is_kept], links.weights[is_kept]
     order = np.lexsort((targets, -weights, sources))
     sources, targets, weights = sources[order], targets[order], weights[order]
     begins = np.searchsorted(sources, np.arange(num_source_ids))

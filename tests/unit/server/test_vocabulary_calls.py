@@ -206,7 +206,7 @@ async def test_a_list_that_there_is_not_is_refused(
     with pytest.raises(NoVocabularyListError):
         await anext(lister.stream(StreamCall(TextInput("A"), config(vocabulary=vocabulary, **languages)), NOW))
     with pytest.raises(NoVocabularyListError):
-        await exchanged(lister, "A", vocabulary=vocabulary, **languages)
+        await exchanged(lister, "A", vocabulary=vocabulary, source_language_code=source, target_language_code=target)
     assert engine.requests == []
 
 

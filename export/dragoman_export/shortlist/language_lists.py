@@ -7,6 +7,7 @@ from functools import cache
 
 import numpy as np
 from langcodes import Language, tag_is_valid
+from langcodes.data_dicts import LIKELY_SUBTAGS
 from numpy.typing import NDArray
 
 from dragoman_server.bundle.manifest import Manifest
@@ -78,6 +79,7 @@ class LanguageLists:
 
     def __init__(self, manifest: Manifest, tokenizer: TextCodec) -> None:
         self._tokenizer = tokenizer
+        self._aliases = manifest.languages.aliases  # a model's own code may say the script: `xyz_Latn`
         size = manifest.architecture.vocabulary_size
         ids = range(min(size, tokenizer.vocabulary.size))
         pieces = tokenizer.pieces(ids)
@@ -100,8 +102,9 @@ class LanguageLists:
 
     def by_scripts(self, language: str) -> NDArray[np.int64] | None:
         """The ids of the tokens that a language can use; None where its script is not known."""
-        names = script_names(language)
-        if not names:
+        codes = [language, *(name for name, code in self._aliases.items() if code == language)]
+        names = next(filter(None, map(script_names, codes)), None)
+        if names is None:
             return None
         is_in = self._always.copy()
         for scripts, tokens in self._scripts.items():
@@ -136,5 +139,8 @@ def script_names(language: str) -> frozenset[str]:
     """What the Unicode names of the characters begin with in which a language is written; empty: not known."""
     if not tag_is_valid(language):
         return frozenset()
-    script = Language.get(language).maximize().script or ""
+    tag = Language.get(language)
+    # Not Language.maximize, which has Latin for languages that it does not know.
+    likely = LIKELY_SUBTAGS.get(f"{tag.language}-{tag.territory}") or LIKELY_SUBTAGS.get(f"{tag.language}", "")
+    script = tag.script or next((part for part in likely.split("-") if len(part) == 4), "")
     return frozenset(_NAMES.get(_OTHER_CODES.get(script, script), ()))

@@ -107,9 +107,8 @@ def test_a_model_whose_default_beam_has_no_room_is_refused(folder: Path, hardwar
 def test_a_pool_that_a_gpu_may_come_to_have_no_room_for_is_refused(
     tiny_bundles: dict[Precision, Bundle], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(
-        "dragoman_server.registry.model.open_runners", lambda *_, **__: [SimpleNamespace(max_kv_bytes=5000)]
-    )
+    runners = [SimpleNamespace(max_kv_bytes=5000)]
+    monkeypatch.setattr("dragoman_server.registry.model.open_runners", lambda *_, takes_lists: runners)
     with Device(1) as device:
         seat = Seat("cuda", 1, "H100", device, KvBudget(4000))
         on_gpu = cast("Hardware", SimpleNamespace(seats=lambda _: (seat,)))

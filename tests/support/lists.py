@@ -10,7 +10,14 @@ from dragoman_export.shortlist.tables import Table
 from dragoman_export.shortlist.writing import vocabulary_bytes
 from dragoman_server.bundle.bundle import Bundle
 from dragoman_server.bundle.languages import Direction
-from dragoman_server.bundle.manifest import MANIFEST_FILE, VOCABULARY_FILE, Manifest, ShortlistFacts, VocabularyFacts
+from dragoman_server.bundle.manifest import (
+    MANIFEST_FILE,
+    VOCABULARY_FILE,
+    FileName,
+    Manifest,
+    ShortlistFacts,
+    VocabularyFacts,
+)
 from dragoman_server.bundle.vocabulary import VocabularyTables
 from dragoman_server.text.tokenizer_files import TOKENIZER_FILES
 
@@ -60,7 +67,7 @@ def with_lists(
 ) -> Bundle:
     """The bundle with lists, which are in no file."""
     languages, shortlists = languages or {}, shortlists or {}
-    digests = dict.fromkeys(TOKENIZER_FILES[bundle.manifest.tokenizer], "0" * 64)
+    digests: dict[FileName, str] = dict.fromkeys(TOKENIZER_FILES[bundle.manifest.tokenizer], "0" * 64)
     manifest = replace(bundle.manifest, files=digests, vocabulary=facts(languages, shortlists))
     tables = VocabularyTables.of(contents(manifest, languages, shortlists, frequent), manifest)
     made = replace(bundle, manifest=manifest)

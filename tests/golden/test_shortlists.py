@@ -34,7 +34,7 @@ def test_most_translations_of_a_trained_model_are_the_same_with_shortlists(tmp_p
         path.write_text("\n".join(pair[side] for pair in unseen), encoding="utf-8")
         files.append(CorpusFile(direction, path))
     made = make_lists(
-        bundle, tmp_path / "new", Wanted(files, per_token=20, num_frequent=20, num_held_out=400), 1, QUIET
+        bundle, tmp_path / "new", Wanted(files, per_token=20, num_frequent=30, num_held_out=400), 1, QUIET
     )
     for measured in made.measured:
         facts = measured.facts

@@ -131,7 +131,9 @@ def _print(made: Made, bundle: Bundle) -> None:
     size = bundle.manifest.architecture.vocabulary_size
     shown = sorted(made.list_lengths.items())[:_MAX_NAMED_LANGUAGES]
     for language, length in shown:
-        console.print(f"List of {language}: {length} of {size} tokens.")
+        lacking = made.missing_shares.get(language)
+        more = "" if lacking is None else f"; of more such text it lacks about {lacking:.2%}"
+        console.print(f"List of {language}: {length} of {size} tokens{more}.")
     if num_more := len(made.list_lengths) - len(shown):
         console.print(f"Lists of {num_more} more languages.")
     folder = made.bundle.folder

@@ -32,7 +32,6 @@ class KeptWork:
         for other in folder.parent.glob(f"{prefix}*"):
             if other != self._folder:
                 shutil.rmtree(other)
-        self._folder.mkdir(exist_ok=True)
 
     def load(self, name: str) -> dict[str, NDArray[Any]] | None:
         """The arrays of this name; None where they were not saved, or are damaged."""
@@ -46,9 +45,12 @@ class KeptWork:
         """Keeps arrays; they are there completely or not at all."""
         contents = io.BytesIO()
         np.savez(contents, allow_pickle=False, **arrays)
+        self._folder.mkdir(exist_ok=True)
         partial = self._folder / f"{name}.partial"
         partial.write_bytes(contents.getbuffer())
         partial.replace(self._folder / f"{name}.npz")
 
     def delete(self) -> None:
-        shutil.rmtree(self._folder)
+        """Deletes what was kept, if anything was."""
+        if self._folder.exists():
+            shutil.rmtree(self._folder)

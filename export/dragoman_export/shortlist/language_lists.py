@@ -4,6 +4,7 @@ import re
 import unicodedata
 from collections.abc import Iterable
 from functools import cache
+from typing import NamedTuple
 
 import numpy as np
 from langcodes import Language, tag_is_valid
@@ -65,6 +66,14 @@ _REPLACEMENT = "\ufffd"  # in the place of bytes that are a part of a character
 _SPACES = "\u2581\u0120 "
 
 
+class TextList(NamedTuple):
+    """The list of a language, by text."""
+
+    ids: NDArray[np.int64]
+    missing_share: float
+    """Of the tokens of more such text, how many the list lacks: as many as are there once (Good 1953)."""
+
+
 class LanguageLists:
     """Makes the lists of a model's target languages.
 
@@ -112,17 +121,19 @@ class LanguageLists:
                 is_in |= tokens
         return np.flatnonzero(is_in)
 
-    def by_text(self, language: str, lines: Iterable[str]) -> NDArray[np.int64]:
-        """The ids of the tokens that a language has in a text, and of all single characters that it can use."""
-        seen = np.zeros(self._size, bool)
+    def by_text(self, language: str, lines: Iterable[str]) -> TextList:
+        """The tokens that a language has in a text, and all single characters that it can use."""
+        counts = np.zeros(self._size, np.int64)
         for line in lines:
-            seen[self._tokenizer.encode_target(line)] = True
+            np.add.at(counts, self._tokenizer.encode_target(line), 1)
         able = self.by_scripts(language)
         is_able = np.ones(self._size, bool)
         if able is not None:
             is_able[:] = False
             is_able[able] = True
-        return np.flatnonzero(seen | self._always | (self._is_single & is_able))
+        is_spelling = self._always | (self._is_single & is_able)
+        num_rare = int(((counts == 1) & ~is_spelling).sum())
+        return TextList(np.flatnonzero((counts > 0) | is_spelling), num_rare / max(int(counts.sum()), 1))
 
 
 @cache

@@ -7,12 +7,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dragoman.attention.alignment import rows
-from dragoman_server.bundle.bundle import Bundle
+from dragoman_server.bundle.bundle import Bundle, Contents
 from dragoman_server.bundle.framing import Framing
 from dragoman_server.runtime.attention_pass import AttentionPass
 
 # Lighter links of a pair of sentences are noise, of which there is much.
-_MIN_WEIGHT = 0.02
+_MIN_WEIGHT = 0.004
 _MAX_PENDING = 1 << 22
 
 
@@ -58,30 +58,55 @@ class LinkSum:
 
 
 class Aligner:
-    """Links the tokens of a translation with those of its source.
+    """Links the tokens that a translation is likely to have with those of its source.
 
-    The weight of a link is the model's own cross-attention, of the heads that align words best: the expected number of
-    links. Compared with the one best link of each token, that finds more of the rare translations. In a bundle without
-    an attention graph, each target token is linked with all tokens of the source alike.
+    The weight of a link is the model's own cross-attention, of the heads that align words best, times the probability
+    of the target token: the expected number of links. Compared with the one best link of each token, that finds more of
+    the rare translations. In a bundle without an attention graph, each target token is linked with all tokens of the
+    source alike.
+
+    Args:
+        bundle: of the model.
+        contents: of the bundle.
 
     Raises:
         BundleError: ONNX Runtime refuses the attention graph.
     """
 
-    def __init__(self, bundle: Bundle) -> None:
+    def __init__(self, bundle: Bundle, contents: Contents | None = None) -> None:
         self._alignment = bundle.manifest.best_alignment
-        self._pass = AttentionPass(bundle, 1) if bundle.has_attention else None
+        self._pass = AttentionPass(bundle, 1, contents=contents) if bundle.has_attention else None
 
-    def links(self, source_ids: Sequence[int], target_ids: Sequence[int], framing: Framing) -> Links:
-        """Of one pair, both as the model reads and emits them; specials of the source have no links."""
+    def close(self) -> None:
+        """Gives the memory of the graph back."""
+        if self._pass is not None:
+            self._pass.close()
+
+    def links(
+        self,
+        source_ids: Sequence[int],
+        target_ids: Sequence[int],
+        likely_ids: NDArray[np.int64],
+        probabilities: NDArray[np.float32],
+        framing: Framing,
+    ) -> Links:
+        """Of one translation; specials of the source have no links.
+
+        Args:
+            source_ids: as the encoder reads them.
+            target_ids: as the decoder emits them, [T].
+            likely_ids: the likely tokens at each of these places, [T, K].
+            probabilities: of these, [T, K].
+            framing: of the direction.
+        """
         text = framing.text_range(source_ids)
-        if not text or not target_ids:
+        if not text:
             return Links.none()
-        weights = self._weights(source_ids, target_ids)[:, text.start : text.stop]
-        places = np.nonzero(weights >= _MIN_WEIGHT)
-        targets = np.asarray(target_ids, np.int64)[places[0]]
-        sources = np.asarray(source_ids, np.int64)[text.start + places[1]]
-        return Links(sources, targets, weights[places].astype(np.float64))
+        attention = self._weights(source_ids, target_ids)[:, text.start : text.stop]
+        weights = probabilities[:, :, None] * attention[:, None, :]
+        steps, places, sources = np.nonzero(weights >= _MIN_WEIGHT)
+        ids = np.asarray(source_ids, np.int64)[text.start + sources]
+        return Links(ids, likely_ids[steps, places], weights[steps, places, sources].astype(np.float64))
 
     def _weights(self, source_ids: Sequence[int], target_ids: Sequence[int]) -> NDArray[np.float32]:
         """[target, source]"""

@@ -19,11 +19,11 @@ from dragoman_export.shortlist.decoding import open_decoder
 from dragoman_export.shortlist.imports import read_shortlist
 from dragoman_export.shortlist.kept import KeptWork
 from dragoman_export.shortlist.language_lists import LanguageLists
-from dragoman_export.shortlist.links import Aligner, Links
+from dragoman_export.shortlist.links import Links
 from dragoman_export.shortlist.measuring import Measured, Samples, measure
 from dragoman_export.shortlist.sentences import framed, read_sentences
 from dragoman_export.shortlist.tables import Table, make_table, most_frequent, same_pieces
-from dragoman_export.shortlist.translated import translate_and_count
+from dragoman_export.shortlist.translated import open_translator, translate_and_count
 from dragoman_export.shortlist.writing import vocabulary_bytes
 from dragoman_export.text_files import CorpusFile, read_lines
 from dragoman_server.bundle.bundle import Bundle, file_sha256
@@ -58,6 +58,7 @@ class Made:
     bundle: Bundle
     measured: tuple[Measured, ...]
     list_lengths: Mapping[str, int]  # by target language
+    missing_shares: Mapping[str, float]  # of tokens of more such text as a list was made by, those that it lacks
     num_too_long: Mapping[Direction, int]  # sentences that were left out
 
 
@@ -113,6 +114,7 @@ class _Maker:
         }
         directions = [*(sentences.direction for sentences in self._sentences), *self._imported]
         self._check(directions)
+        self._missing_shares: dict[str, float] = {}
         self._samples = [self._samples_of(direction) for direction in directions]
 
     @property
@@ -148,7 +150,7 @@ class _Maker:
             self._write_manifest(folder, [each.facts for each in measured], [*lists])
         num_too_long = {s.direction: s.num_too_long for s in self._sentences if s.num_too_long}
         lengths = {language: len(ids) for language, ids in lists.items()}
-        return Made(Bundle.open(folder), tuple(measured), lengths, num_too_long)
+        return Made(Bundle.open(folder), tuple(measured), lengths, self._missing_shares, num_too_long)
 
     def _check(self, directions: Sequence[Direction]) -> None:
         """Raises ValueError where the model does not translate what is asked for, or it is asked for twice."""
@@ -187,10 +189,9 @@ class _Maker:
             tables.append(make_table(direction, Links.summed([links, same]), frequent, size, wanted.per_token))
 
         if self._sentences:
-            aligner = Aligner(self._bundle)
-            with open_decoder(self._bundle.folder, num_threads) as decoder:
+            with open_translator(self._bundle, num_threads) as translator:
                 for sentences in self._sentences:
-                    found = translate_and_count(sentences, decoder, aligner, kept, self._console)
+                    found = translate_and_count(sentences, translator, kept, self._console)
                     frequent = most_frequent(found.counts, wanted.num_frequent, manifest.eos_token_id)
                     add(sentences.direction, found.links, frequent)
                     target = sentences.direction.target
@@ -201,11 +202,12 @@ class _Maker:
 
     def _lists(self, counts: Mapping[str, NDArray[np.int64]]) -> dict[str, NDArray[np.int64]]:
         """The list of every target language; it has all that translations into the language have."""
-        makers = LanguageLists(self._manifest, self._tokenizer)
+        maker = LanguageLists(self._manifest, self._tokenizer)
         lists = {}
         for language in sorted(self._manifest.languages.targets):
-            text = self._texts.get(language)
-            ids = makers.by_scripts(language) if text is None else makers.by_text(language, text)
+            ids = maker.by_scripts(language)
+            if language in self._texts:
+                ids, self._missing_shares[language] = maker.by_text(language, self._texts[language])
             if ids is not None:
                 lists[language] = np.union1d(ids, np.flatnonzero(counts[language])) if language in counts else ids
         return lists

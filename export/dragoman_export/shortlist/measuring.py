@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 from rich.console import Console
 
 from dragoman_export.greedy import corpus_scores
@@ -78,9 +79,7 @@ def measure(samples: Samples, decoder: Decoder, tables: VocabularyTables, per_to
     return Measured(facts, full_seconds / seconds, curve)
 
 
-def _list(
-    source: Ids, samples: Samples, tables: VocabularyTables, per_token: int | None = None
-) -> "np.typing.NDArray[np.int32]":
+def _list(source: Ids, samples: Samples, tables: VocabularyTables, per_token: int | None = None) -> NDArray[np.int32]:
     ids = tables.shortlist(source, samples.direction, per_token)
     if ids is None:
         raise ValueError(f"there is no table of {'-'.join(samples.direction)}")

@@ -63,7 +63,7 @@ def test_other_controls_are_left_out(lists: LanguageLists, tokenizer: TextCodec)
 
 def test_text_leaves_out_what_it_has_not_but_for_single_characters(lists: LanguageLists, tokenizer: TextCodec) -> None:
     text = "Le vieux chat dort sur ma chaise Кошка"
-    found = {*lists.by_text("fr", [text]).tolist()}
+    found = {*lists.by_text("fr", [text]).ids.tolist()}
     assert {*tokenizer.encode_target(text)} <= found
     able = of_scripts(lists, "fr")
     rest = able - found
@@ -71,6 +71,14 @@ def test_text_leaves_out_what_it_has_not_but_for_single_characters(lists: Langua
     assert all(len(tokenizer.decode([token]).strip()) > 1 for token in rest)
     singles = {t for t in able if len(tokenizer.decode([t]).strip()) == 1}
     assert singles <= found
+
+
+def test_of_more_text_a_list_lacks_as_much_as_its_own_has_once(lists: LanguageLists, tokenizer: TextCodec) -> None:
+    twice = ["vieux chat dort"] * 2
+    assert len(tokenizer.encode_target(twice[0])) == 3
+    assert lists.by_text("fr", twice).missing_share == 0
+    assert lists.by_text("fr", [*twice, "vieux chaise"]).missing_share == 1 / 8
+    assert lists.by_text("fr", [*twice, "vieux ."]).missing_share == 0  # single characters are in all lists
 
 
 @pytest.mark.parametrize("language", ["art-x-mine", "und-Zsye", "not a language"])
@@ -125,5 +133,6 @@ def test_the_scripts_of_a_language(language: str, names: set[str]) -> None:
 def test_bytes_and_pieces_of_bytes_are_in_every_list(tiny_bundles: dict[Precision, Bundle]) -> None:
     bundle = tiny_bundles["fp32"]
     found = LanguageLists(bundle.manifest, bundle.tokenizer).by_text("fr", [])
-    names = bundle.tokenizer.pieces(found.tolist())
+    assert found.missing_share == 0
+    names = bundle.tokenizer.pieces(found.ids.tolist())
     assert {f"<0x{byte:02X}>" for byte in range(256)} <= {*names}

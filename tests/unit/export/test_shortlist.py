@@ -9,15 +9,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from dragoman_export.progress import QUIET
 from dragoman_export.shortlist import translated
+from dragoman_export.shortlist.decoding import open_decoder
 from dragoman_export.shortlist.kept import KeptWork
 from dragoman_export.shortlist.links import Aligner, Links, LinkSum
+from dragoman_export.shortlist.making import Wanted, make_lists
 from dragoman_export.shortlist.sentences import read_sentences
 from dragoman_export.shortlist.tables import make_table, same_pieces
 from dragoman_export.text_files import CorpusFile
 from dragoman_server.bundle.bundle import Bundle
 from dragoman_server.bundle.languages import Direction
 from dragoman_server.bundle.manifest import ATTENTION_FILE, VOCABULARY_FILE, Precision
+from dragoman_server.engine.candidates import Candidates
 from support.bundles import edit_manifest
 from support.export_command import ExportCommand
 from support.tiny_model import WORDS
@@ -108,7 +112,27 @@ def test_a_bundle_may_have_lists_of_languages_alone_and_later_others(
     assert french is not None
     assert german is not None
     assert {*made.tokenizer.encode_target("the cat")} <= {*french.tolist()} < {*german.tolist()}
-    assert f"List of fr: {len(french)} of {made.manifest.architecture.vocabulary_size} tokens." in run.out
+    size = made.manifest.architecture.vocabulary_size
+    assert f"List of fr: {len(french)} of {size} tokens; of more such text it lacks about " in run.out
+
+
+def test_a_translation_is_the_same_exactly_where_its_list_has_all_of_it(
+    tiny_bundles: dict[Precision, Bundle], sources: Path, tmp_path: Path
+) -> None:
+    wanted = Wanted([CorpusFile(EN_FR, sources)], per_token=2, num_frequent=15)
+    bundle = make_lists(tiny_bundles["int8"], tmp_path / "new", wanted, 1, QUIET).bundle
+    framing, tables = bundle.manifest.framing_of(EN_FR), bundle.vocabulary
+    assert tables is not None
+    ids = [
+        framing.frame(bundle.tokenizer.encode(line)) for line in sources.read_text(encoding="utf-8").split("\n")[:60]
+    ]
+    lists = [found for source in ids if (found := tables.shortlist(source, EN_FR)) is not None]
+    with open_decoder(bundle.folder, 1) as decoder:
+        full = [*decoder.submit(ids, framing)]
+        listed = [*decoder.submit(ids, framing, [Candidates(each) for each in lists])]
+    are_same = [one == other for one, other in zip(full, listed, strict=True)]
+    assert are_same == [np.isin(target, each).all() for target, each in zip(full, lists, strict=True)]
+    assert 5 < sum(are_same) < 55
 
 
 # -- a run that was stopped --------------------------------------------------------------------------------------------
@@ -140,7 +164,7 @@ def test_a_run_that_was_stopped_goes_on(
     assert not (tmp_path / "new").exists()
     (kept,) = tmp_path.glob(".new.*")
     assert len([*kept.glob("en-fr-*.npz")]) == 2  # of ten sentences each
-    (kept / "en-fr-1.npz").write_bytes(b"cut off")
+    (kept / "en-fr-10.npz").write_bytes(b"cut off")
     aligned.clear()
     monkeypatch.setattr(Aligner, "links", stopping(1000))
     assert run("shortlist", folder, tmp_path / "new", *command) == 0, run.err
@@ -161,7 +185,11 @@ def test_work_for_another_purpose_is_deleted(tmp_path: Path) -> None:
     assert one.load("b") is None
     other = KeptWork(tmp_path / "new", ["two"])
     assert other.load("a") is None
-    assert len([*tmp_path.iterdir()]) == 1
+    assert [*tmp_path.iterdir()] == []
+    other.save("a", {})
+    other.delete()
+    other.delete()
+    assert [*tmp_path.iterdir()] == []
 
 
 # -- faults ------------------------------------------------------------------------------------------------------------
@@ -245,11 +273,13 @@ def test_the_links_of_a_token_are_its_attention(tiny_bundles: dict[Precision, Bu
     bundle = tiny_bundles["fp32"]
     framing = bundle.manifest.framing_of(EN_FR)
     source, target = framing.frame(bundle.tokenizer.encode("the old cat")), (40, 41, bundle.manifest.eos_token_id)
-    found = Aligner(bundle).links(source, target, framing)
-    text = source[1:-1]
-    assert {*found.sources.tolist()} <= {*text}
-    assert {*found.targets.tolist()} == {*target}
-    assert 0 < found.weights.sum() <= len(target)
+    likely = np.array([(40, 50), (41, 51), (2, 52)])
+    found = Aligner(bundle).links(source, target, likely, np.array([[0.8, 0.1]] * 3, np.float32), framing)
+    assert {*found.sources.tolist()} <= {*source[1:-1]}
+    assert {*found.targets.tolist()} == {*likely.ravel().tolist()}
+    assert 0 < found.weights.sum() <= 0.9 * len(target)
+    of_first, of_second = (found.weights[found.targets == token].sum() for token in (40, 50))
+    assert of_first == pytest.approx(8 * of_second, rel=0.1)
 
 
 def test_without_an_attention_graph_all_tokens_of_a_source_are_linked(
@@ -260,7 +290,8 @@ def test_without_an_attention_graph_all_tokens_of_a_source_are_linked(
     bundle = Bundle.open(folder)
     framing = bundle.manifest.framing_of(EN_FR)
     source = framing.frame(bundle.tokenizer.encode("the old cat"))
-    found = Aligner(bundle).links(source, (40, 41), framing)
+    ones = np.ones((2, 1), np.float32)
+    found = Aligner(bundle).links(source, (40, 41), np.array([[40], [41]]), ones, framing)
     assert len(found.weights) == 2 * (len(source) - 2)
     assert found.weights.tolist() == pytest.approx([1 / len(source)] * len(found.weights))
 

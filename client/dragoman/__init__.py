@@ -41,6 +41,9 @@ from dragoman.models import (
     ModelState,
     ParityCertificate,
     Pivot,
+    ShortlistFacts,
+    Vocabulary,
+    VocabularyLists,
 )
 from dragoman.streams import AsyncTranslationStream, TranslationStream
 from dragoman.types import (
@@ -115,6 +118,7 @@ __all__ = [
     "ScoreOptions",
     "Segment",
     "Segmentation",
+    "ShortlistFacts",
     "Signals",
     "Suspicion",
     "TextSpan",
@@ -125,6 +129,8 @@ __all__ = [
     "UnauthenticatedError",
     "UnavailableError",
     "UnimplementedError",
+    "Vocabulary",
+    "VocabularyLists",
     "WeightType",
     "__version__",
     "attention_bytes",

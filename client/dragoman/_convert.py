@@ -21,6 +21,11 @@ _FINISH_REASONS: Mapping[int, types.FinishReason] = {
 _SUSPICIONS: Mapping[int, types.Suspicion] = {
     translation_pb2.Suspicion.Value(f"SUSPICION_{suspicion.name}"): suspicion for suspicion in types.Suspicion
 }
+_VOCABULARIES: Mapping[int, types.Vocabulary] = {
+    translation_pb2.VOCABULARY_FULL: "full",
+    translation_pb2.VOCABULARY_LANGUAGE: "language",
+    translation_pb2.VOCABULARY_SHORTLIST: "shortlist",
+}
 _METHODS: Mapping[int, types.AlignmentMethod] = {
     attention_pb2.ALIGNMENT_METHOD_OUTPUT_ROW: "output_row",
     attention_pb2.ALIGNMENT_METHOD_SHIFTED: "shifted",
@@ -175,6 +180,11 @@ def finish_reason(value: int) -> types.FinishReason:
     return _FINISH_REASONS.get(value, types.FinishReason.UNSPECIFIED)
 
 
+def vocabulary(value: int) -> types.Vocabulary | None:
+    """What tokens were chosen from; None where the server is older or newer than this and does not tell it."""
+    return _VOCABULARIES.get(value)
+
+
 def _outcomes(
     batch: Batch[_Request], results: Sequence[Any], convert: Callable[[Any, Any], _Converted]
 ) -> list[_Converted | DragomanError]:
@@ -222,8 +232,13 @@ def _translation(
             source_tokens=message.stats.source_tokens,
             target_tokens=message.stats.target_tokens,
         ),
-        pivot=Pivot(response.pivot.language_code, response.pivot.model) if response.HasField("pivot") else None,
+        pivot=_pivot(response.pivot) if response.HasField("pivot") else None,
+        vocabulary=vocabulary(message.vocabulary),
     )
+
+
+def _pivot(message: translation_pb2.Pivot) -> Pivot:
+    return Pivot(message.language_code, message.model, vocabulary(message.vocabulary))
 
 
 def _segment(message: translation_pb2.Segment) -> types.Segment:

@@ -6,6 +6,7 @@ from typing import Final, TypeAlias
 
 from dragoman import models
 from dragoman._calls import UnaryCall
+from dragoman._convert import vocabulary
 from dragoman._requests import set_field, valid_text
 from dragoman.errors import InternalError, InvalidArgumentError
 from dragoman.v1 import models_pb2
@@ -131,6 +132,7 @@ def _model(message: models_pb2.Model) -> models.ModelInfo:
         memory=_memory(message.memory) if message.HasField("memory") else None,
         load_time=_load_time(message) if message.HasField("load_time") else None,
         active_calls=message.active_calls,
+        vocabulary_lists=_vocabulary_lists(message.vocabulary_lists) if message.HasField("vocabulary_lists") else None,
     )
 
 
@@ -168,6 +170,26 @@ def _defaults(message: models_pb2.ModelDefaults) -> models.ModelDefaults:
         min_target_tokens=message.min_target_tokens,
         repetition_penalty=message.repetition_penalty or 1.0,  # a server that does not know it has none
         no_repeat_ngram_size=message.no_repeat_ngram_size,
+        vocabulary=vocabulary(message.vocabulary),
+    )
+
+
+def _vocabulary_lists(message: models_pb2.VocabularyLists) -> models.VocabularyLists:
+    return models.VocabularyLists(
+        tuple(message.target_language_codes), tuple(map(_shortlist_facts, message.shortlists))
+    )
+
+
+def _shortlist_facts(message: models_pb2.ShortlistFacts) -> models.ShortlistFacts:
+    return models.ShortlistFacts(
+        source=message.source_language_code,
+        target=message.target_language_code,
+        share_identical=message.share_identical,
+        bleu_difference=message.bleu_difference if message.HasField("bleu_difference") else None,
+        mean_length=message.mean_length,
+        p95_length=message.p95_length,
+        num_sentences=message.num_sentences,
+        per_token=message.per_token,
     )
 
 

@@ -64,6 +64,9 @@ _EARLY_STOPPING: Mapping[str, int] = {
     name: translation_pb2.EarlyStopping.Value(f"EARLY_STOPPING_{name.upper()}")
     for name in get_args(types.EarlyStopping)
 }
+_VOCABULARIES: Mapping[str, int] = {
+    name: translation_pb2.Vocabulary.Value(f"VOCABULARY_{name.upper()}") for name in get_args(types.Vocabulary)
+}
 _KINDS: Mapping[str, int] = {
     name: attention_pb2.AttentionKind.Value(f"ATTENTION_KIND_{name.upper()}") for name in get_args(types.AttentionKind)
 }
@@ -320,7 +323,8 @@ def _routed(message: _Message, source: str, target: str, options: Mapping[str, A
 
 def _set_decoding(message: translation_pb2.DecodingOptions, options: Mapping[str, Any]) -> None:
     decoding = dict(options) | {
-        "early_stopping": _enum("early_stopping", options.get("early_stopping"), _EARLY_STOPPING)
+        "early_stopping": _enum("early_stopping", options.get("early_stopping"), _EARLY_STOPPING),
+        "vocabulary": _enum("vocabulary", options.get("vocabulary"), _VOCABULARIES),
     }
     for name in types.DecodingOptions.__annotations__:
         set_field(message, name, decoding.get(name))

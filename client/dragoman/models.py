@@ -1,16 +1,22 @@
 """The models of a server, as the SDK returns them: immutable values, free of protobuf.
 
-Definitions are those of models.proto and, for `Pivot`, of translation.proto.
+Definitions are those of models.proto and, for `Pivot` and `Vocabulary`, of translation.proto.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
+from typing import Literal, TypeAlias
 
 from dragoman._repr import short_repr
 
 _MAX_SHOWN_PAIRS = 100
+
+Vocabulary: TypeAlias = Literal["full", "language", "shortlist"]
+"""What the tokens of a translation are chosen from: all tokens of the model; those that the target language is written
+with; or, for each segment, the likely translations of its own tokens and the most frequent tokens of all. Lists are
+faster, and a token that is not in the list never comes."""
 
 
 class ModelState(StrEnum):
@@ -179,6 +185,52 @@ class ModelDefaults:
     no_repeat_ngram_size: int
     """No sequence of this many tokens comes twice; 0 is off."""
 
+    vocabulary: Vocabulary | None
+    """What tokens are chosen from; "full" for pairs of languages that have no such list. None from older servers."""
+
+
+@dataclass(frozen=True, slots=True)
+class ShortlistFacts:
+    """How translations over the shortlists of a pair of languages compare with those over the full vocabulary.
+
+    It was measured when the shortlists were made, on sentences that they were not made from.
+    """
+
+    source: str
+    """Language code of the source."""
+
+    target: str
+    """Language code of the target."""
+
+    share_identical: float
+    """Share of sentences whose translation is the same. 0 to 1."""
+
+    bleu_difference: float | None
+    """BLEU of the translations, less that of those over the full vocabulary; None where there were no references."""
+
+    mean_length: float
+    """Mean number of tokens in the list of a sentence."""
+
+    p95_length: float
+    """Of 95 in 100 sentences, the list has at most this number of tokens."""
+
+    num_sentences: int
+    """Sentences that were compared."""
+
+    per_token: int
+    """The most tokens that a token of the source brings into a list."""
+
+
+@dataclass(frozen=True, slots=True)
+class VocabularyLists:
+    """The lists of tokens that a model has, for calls that do not take the full vocabulary."""
+
+    languages: tuple[str, ...]
+    """Codes of the target languages that have a list, for `vocabulary="language"`."""
+
+    shortlists: tuple[ShortlistFacts, ...]
+    """The pairs of languages that have shortlists, for `vocabulary="shortlist"`."""
+
 
 @dataclass(frozen=True, slots=True)
 class ModelMemory:
@@ -256,6 +308,9 @@ class ModelInfo:
     active_calls: int
     """Calls that use it now."""
 
+    vocabulary_lists: VocabularyLists | None
+    """Its lists of tokens; None where its bundle has none."""
+
     @property
     def full_name(self) -> str:
         """The name with the version, "name@version": what calls take as their `model` for this version and no other."""
@@ -283,3 +338,6 @@ class Pivot:
 
     model: str
     """The model of the first translation, as "name@version"."""
+
+    vocabulary: Vocabulary | None = None
+    """What the tokens of the first translation were chosen from: see `Translation.vocabulary`."""

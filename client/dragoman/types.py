@@ -8,6 +8,7 @@ from typing import Literal, TypeAlias, TypedDict
 
 from dragoman._repr import short_repr
 from dragoman.models import Pivot
+from dragoman.models import Vocabulary as Vocabulary
 
 Segmentation: TypeAlias = Literal["line", "sentence", "packed"]
 """How a line is cut into the segments that the model translates in one piece: never; into
@@ -86,6 +87,9 @@ class DecodingOptions(TypedDict, total=False):
 
     suppressed_words: Sequence[str]
     """Words that must not come."""
+
+    vocabulary: Vocabulary | None
+    """What tokens are chosen from; attention and alignments take "full" alone."""
 
 
 class TranslateOptions(DecodingOptions, total=False):
@@ -192,7 +196,8 @@ class Token:
     """The vocabulary entry, with the tokenizer's own marks such as "▁" for a space."""
 
     logprob: float
-    """Natural logarithm of the probability that the model gave to this token."""
+    """Natural logarithm of the probability that the model gave to this token; where it was chosen from a list, among
+    the tokens of that."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -371,6 +376,11 @@ class Translation:
 
     pivot: Pivot | None = None
     """The language that the text went through, where no model translates the pair by itself."""
+
+    vocabulary: Vocabulary | None = None
+    """What its tokens were chosen from. None: the server does not say, or says what this version of the SDK does not
+    know. Log-probabilities and scores over a list are those among its tokens: compare them with those of the same
+    list."""
 
     @property
     def hypotheses(self) -> tuple[Hypothesis, ...]:

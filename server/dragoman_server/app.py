@@ -24,7 +24,7 @@ from dragoman_server.runtime.machine import cpu_allowance
 from dragoman_server.service.attention import Attender
 from dragoman_server.service.translate import Translator
 from dragoman_server.wire.metrics_page import MetricsPage
-from dragoman_server.wire.models import ModelAdminServicer, ModelServicer
+from dragoman_server.wire.models import ModelAdminServicer, ModelDescriber, ModelServicer
 from dragoman_server.wire.server import Server
 
 logger = logging.getLogger(__name__)
@@ -86,13 +86,13 @@ async def serve(config: Config) -> int:
         # back.
         background = stack.enter_context(contextlib.closing(Background()))
         hardware = stack.enter_context(Hardware(config.engine))
-        opener = ModelOpener(config.engine, hardware, background, metrics, on_death)
+        options = config.models
+        opener = ModelOpener(config.engine, hardware, background, metrics, on_death, options.vocabulary)
 
         def on_change(registry: Registry) -> None:
             metrics.set_models(registry.num_by_state())
             server.health.set_models(registry.health())
 
-        options = config.models
         registry = stack.enter_context(
             Registry(opener, options.max_model_bytes, options.pivot, stop, on_change, metrics.observe_load)
         )
@@ -112,12 +112,21 @@ async def serve(config: Config) -> int:
 
         # -- serve
         max_segments, max_rows = config.engine.max_waiting, config.engine.max_running
-        translator = Translator(registry, config.limits, max_segments, max_rows, metrics.observe_suspicion)
+        translator = Translator(
+            registry,
+            config.limits,
+            max_segments,
+            max_rows,
+            metrics.observe_suspicion,
+            options.vocabulary,
+            metrics.observe_segments,
+        )
         stack.callback(translator.close)
         attender = Attender(registry, config.limits, max_segments, max_rows)
         stack.callback(attender.close)
-        admin = ModelAdminServicer(registry, repository, max_rows)
-        await server.start(translator, attender, ModelServicer(registry, max_rows), admin)
+        describer = ModelDescriber(registry, max_rows, options.vocabulary)
+        admin = ModelAdminServicer(registry, repository, describer)
+        await server.start(translator, attender, ModelServicer(registry, describer), admin)
         administration = f", administration on {server.admin_address}" if server.admin_address else ""
         print(
             f"serving {_described(registry)} on {server.address}, metrics on {metrics_page.url}{administration}",

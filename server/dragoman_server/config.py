@@ -14,6 +14,7 @@ import msgspec
 from msgspec import Meta
 from msgspec.inspect import CustomType, FloatType, IntType, LiteralType, NoneType, UnionType, VarTupleType, type_info
 
+from dragoman.types import Vocabulary
 from dragoman_server.errors import StartError
 from dragoman_server.option_texts import model_below, parse_address, parse_device, parse_model, parse_pivot
 
@@ -84,6 +85,16 @@ class ModelOptions:
             check=parse_pivot,
         ),
     ] = "auto"
+
+    vocabulary: Annotated[
+        Vocabulary,
+        About(
+            "What the tokens of translations are chosen from where a call does not say. full: all tokens of the model. "
+            "language: the list of the target language. shortlist: for each segment, the likely translations of its "
+            "tokens. Lists are faster and may change translations; a model without any such list is not served.",
+            "vocabulary",
+        ),
+    ] = "full"
 
 
 @dataclass(frozen=True, slots=True)

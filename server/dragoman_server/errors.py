@@ -12,6 +12,7 @@
     ├── NoRoomError               all models in memory are in use, and this one has no room beside them
     ├── NoRepositoryError         the server was started without a repository of models
     ├── NoAttentionError          the model's bundle has no attention graph
+    ├── NoVocabularyListError     the model's bundle has no such list of tokens for this pair
     ├── QueueFullError            too much is waiting; says when to try again
     ├── DeadlineError             the caller's deadline passed before the work was done
     ├── DrainingError             the server is stopping and takes no new work
@@ -80,6 +81,10 @@ class Reason(StrEnum):
 
     NO_ATTENTION_GRAPH = auto()
     """Attention, alignments and signals need a bundle with `attention.onnx`, which `dragoman-export` writes."""
+
+    NO_VOCABULARY_LIST = auto()
+    """The call wants its translations chosen from a list of tokens (`vocabulary`), and the model's bundle has none for
+    this pair of languages. The message has the command that makes one: see [vocabulary.md](vocabulary.md)."""
 
     QUEUE_FULL = auto()
     """Too much is waiting. The `RetryInfo` says when to call again; the Python client does, within its timeout. If it
@@ -184,6 +189,10 @@ class Reason(StrEnum):
     NOT_WITH_PIVOT = auto()
     """The text goes through a third language, by two models that the message names: there the field has no meaning."""
 
+    NOT_WITH_ATTENTION = auto()
+    """Attention and alignments are those of translations over the full vocabulary. For one that was chosen from a list,
+    give its token ids as the target."""
+
     ATTENTION_TOO_LARGE = auto()
     """The selected weights have more bytes than `--max-attention-bytes`."""
 
@@ -277,6 +286,10 @@ class NoRepositoryError(DragomanError):
 
 class NoAttentionError(DragomanError):
     """What is asked for needs the attention graph, which the bundle of this model does not have."""
+
+
+class NoVocabularyListError(DragomanError):
+    """What is asked for needs lists of tokens, which the bundle of this model does not have for this direction."""
 
 
 class QueueFullError(DragomanError):

@@ -61,6 +61,12 @@ class Metrics:
             ("model", "suspicion"),
             registry=self.registry,
         )
+        self._segments = Counter(
+            "dragoman_segments_total",
+            "Segments translated, by what their tokens were chosen from: all, or the list of a language or segment.",
+            ("model", "vocabulary"),
+            registry=self.registry,
+        )
         models = Gauge(
             "dragoman_models",
             "Versions of models, by state.",
@@ -101,6 +107,16 @@ class Metrics:
             suspicion: one of a bounded set.
         """
         self._suspect_translations.labels(model, suspicion).inc()
+
+    def observe_segments(self, model: str, vocabulary: str, num_segments: int) -> None:
+        """Counts segments that have been translated.
+
+        Args:
+            model: name of the model that translated them, without version.
+            vocabulary: what their tokens were chosen from, one of a bounded set.
+            num_segments: how many.
+        """
+        self._segments.labels(model, vocabulary).inc(num_segments)
 
     def observe_load(self, model: str, ok: bool, seconds: float) -> None:
         """Counts a load of a model that has ended.

@@ -67,7 +67,8 @@ async def test_a_translation_has_all_its_parts(caller: Caller) -> None:
     assert first.stats.decode_time.ToTimedelta().total_seconds() == 0.5
     assert first.stats.source_tokens == sum(s.source_tokens for s in first.segments)
     assert first.stats.target_tokens == first.stats.source_tokens - 2
-    assert second == pb.Translation(text="", stats=second.stats)
+    assert first.vocabulary == pb.VOCABULARY_FULL
+    assert second == pb.Translation(text="", stats=second.stats, vocabulary=pb.VOCABULARY_FULL)
 
 
 async def test_options_reach_the_engine(server: RunningServer, caller: Caller) -> None:

@@ -8,7 +8,7 @@ import grpc
 from google.protobuf.message import Message
 
 from dragoman.v1 import models_pb2 as pb
-from dragoman.v1 import models_pb2_grpc
+from dragoman.v1 import models_pb2_grpc, translation_pb2
 
 _Response = TypeVar("_Response", bound=Message)
 
@@ -43,10 +43,39 @@ def ready(name: str, *groups: pb.LanguageGroup, version: str = "0123456789ab") -
         determinism=pb.DETERMINISM_BITWISE,
         has_attention=True,
         defaults=pb.ModelDefaults(
-            beam_size=4, length_penalty=1.5, min_target_tokens=2, repetition_penalty=1.2, no_repeat_ngram_size=3
+            beam_size=4,
+            length_penalty=1.5,
+            min_target_tokens=2,
+            repetition_penalty=1.2,
+            no_repeat_ngram_size=3,
+            vocabulary=translation_pb2.VOCABULARY_LANGUAGE,
         ),
         memory=pb.ModelMemory(weights_bytes=80 << 20, kv_cache_bytes=5 << 20, max_kv_cache_bytes=3 << 30),
         active_calls=3,
+        vocabulary_lists=pb.VocabularyLists(
+            target_language_codes=["fr", "en"],
+            shortlists=[
+                pb.ShortlistFacts(
+                    source_language_code="en",
+                    target_language_code="fr",
+                    share_identical=0.9875,
+                    bleu_difference=-0.0625,
+                    mean_length=312.5,
+                    p95_length=640.0,
+                    num_sentences=1000,
+                    per_token=100,
+                ),
+                pb.ShortlistFacts(
+                    source_language_code="fr",
+                    target_language_code="en",
+                    share_identical=1.0,
+                    mean_length=250.0,
+                    p95_length=400.0,
+                    num_sentences=500,
+                    per_token=50,
+                ),
+            ],
+        ),
     )
     model.load_time.FromDatetime(LOAD_TIME)
     return model

@@ -23,6 +23,7 @@ from dragoman.cli.options import (
     PriorityName,
     SegmentationName,
     Timeout,
+    VocabularyName,
     connected,
 )
 from dragoman.cli.parsing import TextCommand
@@ -93,6 +94,10 @@ def translate(
     ] = False,
     segmentation: Annotated[
         SegmentationName, typer.Option(help="How a line is cut into what is translated in one piece.")
+    ] = "default",
+    vocabulary: Annotated[
+        VocabularyName,
+        typer.Option(help="What tokens are chosen from. The lists of a language or a segment are faster."),
     ] = "default",
     priority: PriorityName = "default",
     timeout: Timeout = DEFAULT_TIMEOUT_SECONDS,
@@ -173,6 +178,7 @@ def translate(
         "repetition_penalty": repetition_penalty,
         "no_repeat_ngram_size": no_repeat_ngram_size,
         "suppressed_words": suppressed_words or (),
+        "vocabulary": None if vocabulary == "default" else vocabulary,
     }
     with ExitStack() as stack:
         client = stack.enter_context(connected(address, timeout))

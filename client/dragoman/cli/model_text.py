@@ -7,7 +7,7 @@ from textwrap import wrap
 from typing import Final
 
 from dragoman.cli.answers import one_line
-from dragoman.models import LanguageGroup, ModelInfo, ModelMemory
+from dragoman.models import LanguageGroup, ModelInfo, ModelMemory, ShortlistFacts
 
 _COLUMNS: Final = 80
 _GAP: Final = "  "
@@ -94,6 +94,7 @@ def details(model: ModelInfo) -> str:
         "device": f"{model.device} ({model.execution_provider})" if model.execution_provider else model.device,
         "limits": _limits(model),
         "decoding": _decoding(model),
+        "vocabulary": _vocabulary(model),
         "parity": _parity(model),
         "determinism": model.determinism.value.replace("_", " ") if is_read else "",
         "attention": ("yes" if model.has_attention else "no") if is_read else "",
@@ -153,7 +154,28 @@ def _limits(model: ModelInfo) -> str:
 
 def _decoding(model: ModelInfo) -> str:
     defaults = model.defaults
-    return "" if defaults is None else f"beam size {defaults.beam_size}, length penalty {defaults.length_penalty:g}"
+    if defaults is None:
+        return ""
+    vocabulary = "" if defaults.vocabulary in (None, "full") else f", vocabulary: {defaults.vocabulary}"
+    return f"beam size {defaults.beam_size}, length penalty {defaults.length_penalty:g}{vocabulary}"
+
+
+def _vocabulary(model: ModelInfo) -> str:
+    """The lists of tokens, and how translations over them compare."""
+    lists = model.vocabulary_lists
+    if lists is None:
+        return ""
+    parts = [f"lists of languages: {', '.join(lists.languages)}"] if lists.languages else []
+    return "; ".join([*parts, *map(_shortlist, lists.shortlists)])
+
+
+def _shortlist(facts: ShortlistFacts) -> str:
+    bleu = "" if facts.bleu_difference is None else f" (BLEU {facts.bleu_difference:+.2f})"
+    return (
+        f"shortlists {facts.source}-{facts.target} of {facts.mean_length:.0f} tokens (95 in 100 of at most "
+        f"{facts.p95_length:.0f}): {facts.share_identical:.1%} of {facts.num_sentences} sentences as with all "
+        f"tokens{bleu}"
+    )
 
 
 def _parity(model: ModelInfo) -> str:

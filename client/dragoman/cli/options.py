@@ -44,6 +44,7 @@ CallTimeout = Annotated[
     typer.Option("--timeout", min=0.001, metavar="SECONDS", help="How long it may take; inf is any time."),
 ]
 SegmentationName: TypeAlias = Literal["default", "line", "sentence", "packed"]
+VocabularyName: TypeAlias = Literal["default", "full", "language", "shortlist"]
 
 
 def connected(address: str, timeout: float, default_port: int = DEFAULT_PORT) -> Client:

@@ -184,7 +184,10 @@ class GetAttentionRequest(google.protobuf.message.Message):
 
     @property
     def options(self) -> dragoman.v1.translation_pb2.DecodingOptions:
-        """A translation made now: every hypothesis that the options request."""
+        """A translation made now: every hypothesis that the options request. It is
+        chosen from the full vocabulary; for one that was chosen from a list, give
+        its token ids.
+        """
 
     @property
     def source_only(self) -> global___SourceOnly:
@@ -600,8 +603,8 @@ class AlignRequest(google.protobuf.message.Message):
 
     @property
     def options(self) -> dragoman.v1.translation_pb2.DecodingOptions:
-        """Options of translating inputs without a target. The best hypothesis is
-        aligned.
+        """Options of translating inputs without a target, over the full vocabulary.
+        The best hypothesis is aligned.
         """
 
     @property

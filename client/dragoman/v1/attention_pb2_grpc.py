@@ -41,7 +41,8 @@ class AttentionServiceStub(object):
 
     * INVALID_ARGUMENT: a kind, layer or head that the model does not have, a
     text that is blank or more than one segment, a target that cannot be one,
-    or more bytes than the server sends; nothing has been computed then.
+    a `vocabulary` other than VOCABULARY_FULL among the options of decoding, or
+    more bytes than the server sends; nothing has been computed then.
     * FAILED_PRECONDITION: the model's bundle has no attention graph.
     """
 
@@ -79,7 +80,8 @@ class AttentionServiceServicer(object):
 
     * INVALID_ARGUMENT: a kind, layer or head that the model does not have, a
     text that is blank or more than one segment, a target that cannot be one,
-    or more bytes than the server sends; nothing has been computed then.
+    a `vocabulary` other than VOCABULARY_FULL among the options of decoding, or
+    more bytes than the server sends; nothing has been computed then.
     * FAILED_PRECONDITION: the model's bundle has no attention graph.
     """
 
@@ -140,7 +142,8 @@ class AttentionService(object):
 
     * INVALID_ARGUMENT: a kind, layer or head that the model does not have, a
     text that is blank or more than one segment, a target that cannot be one,
-    or more bytes than the server sends; nothing has been computed then.
+    a `vocabulary` other than VOCABULARY_FULL among the options of decoding, or
+    more bytes than the server sends; nothing has been computed then.
     * FAILED_PRECONDITION: the model's bundle has no attention graph.
     """
 

@@ -36,7 +36,8 @@ class AttentionServiceStub:
 
     * INVALID_ARGUMENT: a kind, layer or head that the model does not have, a
       text that is blank or more than one segment, a target that cannot be one,
-      or more bytes than the server sends; nothing has been computed then.
+      a `vocabulary` other than VOCABULARY_FULL among the options of decoding, or
+      more bytes than the server sends; nothing has been computed then.
     * FAILED_PRECONDITION: the model's bundle has no attention graph.
     """
 
@@ -77,7 +78,8 @@ class AttentionServiceAsyncStub:
 
     * INVALID_ARGUMENT: a kind, layer or head that the model does not have, a
       text that is blank or more than one segment, a target that cannot be one,
-      or more bytes than the server sends; nothing has been computed then.
+      a `vocabulary` other than VOCABULARY_FULL among the options of decoding, or
+      more bytes than the server sends; nothing has been computed then.
     * FAILED_PRECONDITION: the model's bundle has no attention graph.
     """
 
@@ -117,7 +119,8 @@ class AttentionServiceServicer(metaclass=abc.ABCMeta):
 
     * INVALID_ARGUMENT: a kind, layer or head that the model does not have, a
       text that is blank or more than one segment, a target that cannot be one,
-      or more bytes than the server sends; nothing has been computed then.
+      a `vocabulary` other than VOCABULARY_FULL among the options of decoding, or
+      more bytes than the server sends; nothing has been computed then.
     * FAILED_PRECONDITION: the model's bundle has no attention graph.
     """
 

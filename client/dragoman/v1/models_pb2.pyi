@@ -8,6 +8,7 @@ translation.proto.
 
 import builtins
 import collections.abc
+import dragoman.v1.translation_pb2
 import google.protobuf.descriptor
 import google.protobuf.internal.containers
 import google.protobuf.internal.enum_type_wrapper
@@ -314,6 +315,7 @@ class Model(google.protobuf.message.Message):
     LOAD_TIME_FIELD_NUMBER: builtins.int
     ACTIVE_CALLS_FIELD_NUMBER: builtins.int
     EXECUTION_PROVIDER_FIELD_NUMBER: builtins.int
+    VOCABULARY_LISTS_FIELD_NUMBER: builtins.int
     name: builtins.str
     """Its name, such as "opus-mt-en-fr"."""
     version: builtins.str
@@ -375,6 +377,12 @@ class Model(google.protobuf.message.Message):
     def load_time(self) -> google.protobuf.timestamp_pb2.Timestamp:
         """When it was loaded. Absent unless it is in memory."""
 
+    @property
+    def vocabulary_lists(self) -> global___VocabularyLists:
+        """Its lists of tokens, for calls that do not take the full vocabulary. Absent
+        where its bundle has none.
+        """
+
     def __init__(
         self,
         *,
@@ -396,9 +404,10 @@ class Model(google.protobuf.message.Message):
         load_time: google.protobuf.timestamp_pb2.Timestamp | None = ...,
         active_calls: builtins.int = ...,
         execution_provider: builtins.str = ...,
+        vocabulary_lists: global___VocabularyLists | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["defaults", b"defaults", "limits", b"limits", "load_time", b"load_time", "memory", b"memory", "parity", b"parity"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["active_calls", b"active_calls", "default_for", b"default_for", "defaults", b"defaults", "determinism", b"determinism", "device", b"device", "error", b"error", "execution_provider", b"execution_provider", "has_attention", b"has_attention", "is_default_version", b"is_default_version", "languages", b"languages", "limits", b"limits", "load_time", b"load_time", "memory", b"memory", "name", b"name", "parity", b"parity", "precision", b"precision", "state", b"state", "version", b"version"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["defaults", b"defaults", "limits", b"limits", "load_time", b"load_time", "memory", b"memory", "parity", b"parity", "vocabulary_lists", b"vocabulary_lists"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["active_calls", b"active_calls", "default_for", b"default_for", "defaults", b"defaults", "determinism", b"determinism", "device", b"device", "error", b"error", "execution_provider", b"execution_provider", "has_attention", b"has_attention", "is_default_version", b"is_default_version", "languages", b"languages", "limits", b"limits", "load_time", b"load_time", "memory", b"memory", "name", b"name", "parity", b"parity", "precision", b"precision", "state", b"state", "version", b"version", "vocabulary_lists", b"vocabulary_lists"]) -> None: ...
 
 global___Model = Model
 
@@ -516,6 +525,7 @@ class ModelDefaults(google.protobuf.message.Message):
     MIN_TARGET_TOKENS_FIELD_NUMBER: builtins.int
     REPETITION_PENALTY_FIELD_NUMBER: builtins.int
     NO_REPEAT_NGRAM_SIZE_FIELD_NUMBER: builtins.int
+    VOCABULARY_FIELD_NUMBER: builtins.int
     beam_size: builtins.int
     """As DecodingOptions.beam_size."""
     length_penalty: builtins.float
@@ -528,6 +538,10 @@ class ModelDefaults(google.protobuf.message.Message):
     """As DecodingOptions.repetition_penalty."""
     no_repeat_ngram_size: builtins.int
     """As DecodingOptions.no_repeat_ngram_size."""
+    vocabulary: dragoman.v1.translation_pb2.Vocabulary.ValueType
+    """As DecodingOptions.vocabulary: the server's `--vocabulary`. Pairs of
+    languages that have no such list get the full vocabulary.
+    """
     def __init__(
         self,
         *,
@@ -536,10 +550,90 @@ class ModelDefaults(google.protobuf.message.Message):
         min_target_tokens: builtins.int = ...,
         repetition_penalty: builtins.float = ...,
         no_repeat_ngram_size: builtins.int = ...,
+        vocabulary: dragoman.v1.translation_pb2.Vocabulary.ValueType = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["beam_size", b"beam_size", "length_penalty", b"length_penalty", "min_target_tokens", b"min_target_tokens", "no_repeat_ngram_size", b"no_repeat_ngram_size", "repetition_penalty", b"repetition_penalty"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["beam_size", b"beam_size", "length_penalty", b"length_penalty", "min_target_tokens", b"min_target_tokens", "no_repeat_ngram_size", b"no_repeat_ngram_size", "repetition_penalty", b"repetition_penalty", "vocabulary", b"vocabulary"]) -> None: ...
 
 global___ModelDefaults = ModelDefaults
+
+@typing.final
+class VocabularyLists(google.protobuf.message.Message):
+    """The lists of tokens in a model's bundle: see Vocabulary."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    TARGET_LANGUAGE_CODES_FIELD_NUMBER: builtins.int
+    SHORTLISTS_FIELD_NUMBER: builtins.int
+    @property
+    def target_language_codes(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """The target languages that have a list, for VOCABULARY_LANGUAGE: BCP-47 tags."""
+
+    @property
+    def shortlists(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___ShortlistFacts]:
+        """The pairs of languages that have shortlists, for VOCABULARY_SHORTLIST."""
+
+    def __init__(
+        self,
+        *,
+        target_language_codes: collections.abc.Iterable[builtins.str] | None = ...,
+        shortlists: collections.abc.Iterable[global___ShortlistFacts] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["shortlists", b"shortlists", "target_language_codes", b"target_language_codes"]) -> None: ...
+
+global___VocabularyLists = VocabularyLists
+
+@typing.final
+class ShortlistFacts(google.protobuf.message.Message):
+    """How translations that are chosen from shortlists compare with those that are
+    chosen from the full vocabulary, for a pair of languages. It was measured when
+    the shortlists were made, on sentences that they were not made from.
+    """
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    SOURCE_LANGUAGE_CODE_FIELD_NUMBER: builtins.int
+    TARGET_LANGUAGE_CODE_FIELD_NUMBER: builtins.int
+    SHARE_IDENTICAL_FIELD_NUMBER: builtins.int
+    BLEU_DIFFERENCE_FIELD_NUMBER: builtins.int
+    MEAN_LENGTH_FIELD_NUMBER: builtins.int
+    P95_LENGTH_FIELD_NUMBER: builtins.int
+    NUM_SENTENCES_FIELD_NUMBER: builtins.int
+    PER_TOKEN_FIELD_NUMBER: builtins.int
+    source_language_code: builtins.str
+    """BCP-47 tag of the source."""
+    target_language_code: builtins.str
+    """BCP-47 tag of the target."""
+    share_identical: builtins.float
+    """Share of sentences whose translation is the same. 0 to 1."""
+    bleu_difference: builtins.float
+    """BLEU of the translations, less that of those over the full vocabulary.
+    Absent where the sentences had no reference translations.
+    """
+    mean_length: builtins.float
+    """Mean number of tokens in the list of a sentence."""
+    p95_length: builtins.float
+    """Of 95 in 100 sentences, the list has at most this number of tokens."""
+    num_sentences: builtins.int
+    """Sentences that were compared."""
+    per_token: builtins.int
+    """The most tokens that a token of the source brings into a list."""
+    def __init__(
+        self,
+        *,
+        source_language_code: builtins.str = ...,
+        target_language_code: builtins.str = ...,
+        share_identical: builtins.float = ...,
+        bleu_difference: builtins.float | None = ...,
+        mean_length: builtins.float = ...,
+        p95_length: builtins.float = ...,
+        num_sentences: builtins.int = ...,
+        per_token: builtins.int = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_bleu_difference", b"_bleu_difference", "bleu_difference", b"bleu_difference"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_bleu_difference", b"_bleu_difference", "bleu_difference", b"bleu_difference", "mean_length", b"mean_length", "num_sentences", b"num_sentences", "p95_length", b"p95_length", "per_token", b"per_token", "share_identical", b"share_identical", "source_language_code", b"source_language_code", "target_language_code", b"target_language_code"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_bleu_difference", b"_bleu_difference"]) -> typing.Literal["bleu_difference"] | None: ...
+
+global___ShortlistFacts = ShortlistFacts
 
 @typing.final
 class ModelMemory(google.protobuf.message.Message):

@@ -9,7 +9,8 @@ Conventions that hold for every message:
 * Offsets and lengths of text count Unicode code points of the caller's
   string, whatever normalisation the model applies.
 * Log-probabilities are natural logarithms, taken from the model before any
-  decoding option changed them.
+  decoding option changed them. Over a list of tokens they are those among
+  the list: see Vocabulary.
 * An `optional` field that is absent means "the default of the model bundle".
   An explicit value is always honoured or refused, never silently changed.
 * An enum value that the server does not know is INVALID_ARGUMENT.
@@ -37,6 +38,60 @@ else:
     import typing_extensions
 
 DESCRIPTOR: google.protobuf.descriptor.FileDescriptor
+
+class _Vocabulary:
+    ValueType = typing.NewType("ValueType", builtins.int)
+    V: typing_extensions.TypeAlias = ValueType
+
+class _VocabularyEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_Vocabulary.ValueType], builtins.type):
+    DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
+    VOCABULARY_UNSPECIFIED: _Vocabulary.ValueType  # 0
+    """The server's default (`--vocabulary`); the full vocabulary where that is a
+    list which the model does not have for this pair of languages.
+    """
+    VOCABULARY_FULL: _Vocabulary.ValueType  # 1
+    """All tokens of the model."""
+    VOCABULARY_LANGUAGE: _Vocabulary.ValueType  # 2
+    """The tokens that the target language is written with: one list for all texts
+    in it.
+    """
+    VOCABULARY_SHORTLIST: _Vocabulary.ValueType  # 3
+    """The likely translations of the segment's own tokens, and the most frequent
+    tokens: a list for each segment.
+    """
+
+class Vocabulary(_Vocabulary, metaclass=_VocabularyEnumTypeWrapper):
+    """The tokens that targets are chosen from: all that the model has, or a list of
+    likely ones. A list makes decoding faster, as the output layer is computed for
+    its tokens alone.
+
+    A token that is not in the list never comes, so a translation may differ from
+    that over the full vocabulary: `Model.vocabulary_lists` says how often, as
+    measured when the list was made. The tokens of a `target_prefix` are added to
+    the list. All other options have the same meaning as over the full vocabulary.
+
+    Log-probabilities over a list are those among its tokens: their probabilities
+    sum up to 1. So they are not below those over the full vocabulary, and the
+    shorter the list, the higher they are. Compare them with those of the same
+    list; Score gives those over the full vocabulary. Score, attention and
+    alignments take no lists.
+    """
+
+VOCABULARY_UNSPECIFIED: Vocabulary.ValueType  # 0
+"""The server's default (`--vocabulary`); the full vocabulary where that is a
+list which the model does not have for this pair of languages.
+"""
+VOCABULARY_FULL: Vocabulary.ValueType  # 1
+"""All tokens of the model."""
+VOCABULARY_LANGUAGE: Vocabulary.ValueType  # 2
+"""The tokens that the target language is written with: one list for all texts
+in it.
+"""
+VOCABULARY_SHORTLIST: Vocabulary.ValueType  # 3
+"""The likely translations of the segment's own tokens, and the most frequent
+tokens: a list for each segment.
+"""
+global___Vocabulary = Vocabulary
 
 class _EarlyStopping:
     ValueType = typing.NewType("ValueType", builtins.int)
@@ -362,6 +417,7 @@ class DecodingOptions(google.protobuf.message.Message):
     REPETITION_PENALTY_FIELD_NUMBER: builtins.int
     NO_REPEAT_NGRAM_SIZE_FIELD_NUMBER: builtins.int
     SUPPRESSED_WORDS_FIELD_NUMBER: builtins.int
+    VOCABULARY_FIELD_NUMBER: builtins.int
     max_target_tokens: builtins.int
     """The most tokens to decode for one segment, the end-of-sentence token
     included. At least 1 and at most the model's own limit. A segment that
@@ -431,6 +487,11 @@ class DecodingOptions(google.protobuf.message.Message):
     """
     no_repeat_ngram_size: builtins.int
     """No sequence of this many tokens comes twice. 0 is off. Absent means 0."""
+    vocabulary: global___Vocabulary.ValueType
+    """The tokens that targets are chosen from. FAILED_PRECONDITION where the
+    model's bundle has no such list for this pair of languages; through a third
+    language, both models need one. Unspecified means the server's default.
+    """
     @property
     def suppressed_words(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
         """Words that are never decoded, at most 64. Each is tokenized as a separate
@@ -458,9 +519,10 @@ class DecodingOptions(google.protobuf.message.Message):
         repetition_penalty: builtins.float | None = ...,
         no_repeat_ngram_size: builtins.int | None = ...,
         suppressed_words: collections.abc.Iterable[builtins.str] | None = ...,
+        vocabulary: global___Vocabulary.ValueType = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["_beam_size", b"_beam_size", "_length_penalty", b"_length_penalty", "_max_length_ratio", b"_max_length_ratio", "_max_target_tokens", b"_max_target_tokens", "_min_target_tokens", b"_min_target_tokens", "_no_repeat_ngram_size", b"_no_repeat_ngram_size", "_num_hypotheses", b"_num_hypotheses", "_patience", b"_patience", "_repetition_penalty", b"_repetition_penalty", "_seed", b"_seed", "_temperature", b"_temperature", "_top_k", b"_top_k", "_top_p", b"_top_p", "beam_size", b"beam_size", "length_penalty", b"length_penalty", "max_length_ratio", b"max_length_ratio", "max_target_tokens", b"max_target_tokens", "min_target_tokens", b"min_target_tokens", "no_repeat_ngram_size", b"no_repeat_ngram_size", "num_hypotheses", b"num_hypotheses", "patience", b"patience", "repetition_penalty", b"repetition_penalty", "seed", b"seed", "temperature", b"temperature", "top_k", b"top_k", "top_p", b"top_p"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_beam_size", b"_beam_size", "_length_penalty", b"_length_penalty", "_max_length_ratio", b"_max_length_ratio", "_max_target_tokens", b"_max_target_tokens", "_min_target_tokens", b"_min_target_tokens", "_no_repeat_ngram_size", b"_no_repeat_ngram_size", "_num_hypotheses", b"_num_hypotheses", "_patience", b"_patience", "_repetition_penalty", b"_repetition_penalty", "_seed", b"_seed", "_temperature", b"_temperature", "_top_k", b"_top_k", "_top_p", b"_top_p", "beam_size", b"beam_size", "early_stopping", b"early_stopping", "length_penalty", b"length_penalty", "max_length_ratio", b"max_length_ratio", "max_target_tokens", b"max_target_tokens", "min_target_tokens", b"min_target_tokens", "no_repeat_ngram_size", b"no_repeat_ngram_size", "num_hypotheses", b"num_hypotheses", "patience", b"patience", "repetition_penalty", b"repetition_penalty", "seed", b"seed", "suppressed_words", b"suppressed_words", "temperature", b"temperature", "top_k", b"top_k", "top_p", b"top_p"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["_beam_size", b"_beam_size", "_length_penalty", b"_length_penalty", "_max_length_ratio", b"_max_length_ratio", "_max_target_tokens", b"_max_target_tokens", "_min_target_tokens", b"_min_target_tokens", "_no_repeat_ngram_size", b"_no_repeat_ngram_size", "_num_hypotheses", b"_num_hypotheses", "_patience", b"_patience", "_repetition_penalty", b"_repetition_penalty", "_seed", b"_seed", "_temperature", b"_temperature", "_top_k", b"_top_k", "_top_p", b"_top_p", "beam_size", b"beam_size", "early_stopping", b"early_stopping", "length_penalty", b"length_penalty", "max_length_ratio", b"max_length_ratio", "max_target_tokens", b"max_target_tokens", "min_target_tokens", b"min_target_tokens", "no_repeat_ngram_size", b"no_repeat_ngram_size", "num_hypotheses", b"num_hypotheses", "patience", b"patience", "repetition_penalty", b"repetition_penalty", "seed", b"seed", "suppressed_words", b"suppressed_words", "temperature", b"temperature", "top_k", b"top_k", "top_p", b"top_p", "vocabulary", b"vocabulary"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_beam_size", b"_beam_size"]) -> typing.Literal["beam_size"] | None: ...
     @typing.overload
@@ -511,17 +573,21 @@ class Pivot(google.protobuf.message.Message):
 
     LANGUAGE_CODE_FIELD_NUMBER: builtins.int
     MODEL_FIELD_NUMBER: builtins.int
+    VOCABULARY_FIELD_NUMBER: builtins.int
     language_code: builtins.str
     """The model's tag of the language in between."""
     model: builtins.str
     """The first model, as "name@version"."""
+    vocabulary: global___Vocabulary.ValueType
+    """The tokens that the first translation was chosen from."""
     def __init__(
         self,
         *,
         language_code: builtins.str = ...,
         model: builtins.str = ...,
+        vocabulary: global___Vocabulary.ValueType = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["language_code", b"language_code", "model", b"model"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["language_code", b"language_code", "model", b"model", "vocabulary", b"vocabulary"]) -> None: ...
 
 global___Pivot = Pivot
 
@@ -611,9 +677,14 @@ class Translation(google.protobuf.message.Message):
     TEXT_FIELD_NUMBER: builtins.int
     SEGMENTS_FIELD_NUMBER: builtins.int
     STATS_FIELD_NUMBER: builtins.int
+    VOCABULARY_FIELD_NUMBER: builtins.int
     text: builtins.str
     """The translation of the whole text: the best hypothesis of every segment,
     with the white space and line breaks of the source between them.
+    """
+    vocabulary: global___Vocabulary.ValueType
+    """The tokens that it was chosen from. Never unspecified, unless the server is
+    older than this field: all that it has is the full vocabulary.
     """
     @property
     def segments(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___Segment]:
@@ -631,9 +702,10 @@ class Translation(google.protobuf.message.Message):
         text: builtins.str = ...,
         segments: collections.abc.Iterable[global___Segment] | None = ...,
         stats: global___RequestStats | None = ...,
+        vocabulary: global___Vocabulary.ValueType = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["stats", b"stats"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["segments", b"segments", "stats", b"stats", "text", b"text"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["segments", b"segments", "stats", b"stats", "text", b"text", "vocabulary", b"vocabulary"]) -> None: ...
 
 global___Translation = Translation
 
@@ -829,7 +901,9 @@ class Token(google.protobuf.message.Message):
     the text: read `Hypothesis.text` for that.
     """
     logprob: builtins.float
-    """Natural logarithm of the probability that the model gave to this token."""
+    """Natural logarithm of the probability that the model gave to this token;
+    where it was chosen from a list, among the tokens of that: see Vocabulary.
+    """
     def __init__(
         self,
         *,

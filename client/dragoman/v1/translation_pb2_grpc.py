@@ -86,6 +86,9 @@ class TranslationServiceServicer(object):
         violation is listed in BadRequest.
         * NOT_FOUND: the server has no such model, or the model does not translate
         this pair of languages. The message names the alternatives.
+        * FAILED_PRECONDITION: the model's bundle does not have what an option
+        needs: lists of tokens for `vocabulary`, or an attention graph for
+        `include_signals`.
         * RESOURCE_EXHAUSTED: the queue is full (RetryInfo says when to retry), or
         the message is larger than the server accepts.
         * DEADLINE_EXCEEDED: the caller's deadline passed before everything was
@@ -146,7 +149,9 @@ class TranslationServiceServicer(object):
 
         One result per input, in order; errors are as those of Translate. Scoring
         is decoding with the tokens forced, so that the token ids of a hypothesis
-        get the same log-probabilities, bit for bit, that came with it.
+        get the same log-probabilities, bit for bit, that came with it. It is always
+        over the full vocabulary: those of a hypothesis that was chosen from a list
+        of tokens differ.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

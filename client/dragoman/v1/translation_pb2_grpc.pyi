@@ -9,7 +9,8 @@ Conventions that hold for every message:
 * Offsets and lengths of text count Unicode code points of the caller's
   string, whatever normalisation the model applies.
 * Log-probabilities are natural logarithms, taken from the model before any
-  decoding option changed them.
+  decoding option changed them. Over a list of tokens they are those among
+  the list: see Vocabulary.
 * An `optional` field that is absent means "the default of the model bundle".
   An explicit value is always honoured or refused, never silently changed.
 * An enum value that the server does not know is INVALID_ARGUMENT.
@@ -61,6 +62,9 @@ class TranslationServiceStub:
       violation is listed in BadRequest.
     * NOT_FOUND: the server has no such model, or the model does not translate
       this pair of languages. The message names the alternatives.
+    * FAILED_PRECONDITION: the model's bundle does not have what an option
+      needs: lists of tokens for `vocabulary`, or an attention graph for
+      `include_signals`.
     * RESOURCE_EXHAUSTED: the queue is full (RetryInfo says when to retry), or
       the message is larger than the server accepts.
     * DEADLINE_EXCEEDED: the caller's deadline passed before everything was
@@ -121,7 +125,9 @@ class TranslationServiceStub:
 
     One result per input, in order; errors are as those of Translate. Scoring
     is decoding with the tokens forced, so that the token ids of a hypothesis
-    get the same log-probabilities, bit for bit, that came with it.
+    get the same log-probabilities, bit for bit, that came with it. It is always
+    over the full vocabulary: those of a hypothesis that was chosen from a list
+    of tokens differ.
     """
 
 class TranslationServiceAsyncStub:
@@ -150,6 +156,9 @@ class TranslationServiceAsyncStub:
       violation is listed in BadRequest.
     * NOT_FOUND: the server has no such model, or the model does not translate
       this pair of languages. The message names the alternatives.
+    * FAILED_PRECONDITION: the model's bundle does not have what an option
+      needs: lists of tokens for `vocabulary`, or an attention graph for
+      `include_signals`.
     * RESOURCE_EXHAUSTED: the queue is full (RetryInfo says when to retry), or
       the message is larger than the server accepts.
     * DEADLINE_EXCEEDED: the caller's deadline passed before everything was
@@ -210,7 +219,9 @@ class TranslationServiceAsyncStub:
 
     One result per input, in order; errors are as those of Translate. Scoring
     is decoding with the tokens forced, so that the token ids of a hypothesis
-    get the same log-probabilities, bit for bit, that came with it.
+    get the same log-probabilities, bit for bit, that came with it. It is always
+    over the full vocabulary: those of a hypothesis that was chosen from a list
+    of tokens differ.
     """
 
 class TranslationServiceServicer(metaclass=abc.ABCMeta):
@@ -241,6 +252,9 @@ class TranslationServiceServicer(metaclass=abc.ABCMeta):
           violation is listed in BadRequest.
         * NOT_FOUND: the server has no such model, or the model does not translate
           this pair of languages. The message names the alternatives.
+        * FAILED_PRECONDITION: the model's bundle does not have what an option
+          needs: lists of tokens for `vocabulary`, or an attention graph for
+          `include_signals`.
         * RESOURCE_EXHAUSTED: the queue is full (RetryInfo says when to retry), or
           the message is larger than the server accepts.
         * DEADLINE_EXCEEDED: the caller's deadline passed before everything was
@@ -307,7 +321,9 @@ class TranslationServiceServicer(metaclass=abc.ABCMeta):
 
         One result per input, in order; errors are as those of Translate. Scoring
         is decoding with the tokens forced, so that the token ids of a hypothesis
-        get the same log-probabilities, bit for bit, that came with it.
+        get the same log-probabilities, bit for bit, that came with it. It is always
+        over the full vocabulary: those of a hypothesis that was chosen from a list
+        of tokens differ.
         """
 
 def add_TranslationServiceServicer_to_server(servicer: TranslationServiceServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...

@@ -44,6 +44,7 @@ class Model:
         replayed_difference: as given.
         tokenizer: of the bundle.
         languages: the directions it translates.
+        vocabulary: its lists of tokens; None where it has none.
     """
 
     def __init__(
@@ -61,7 +62,7 @@ class Model:
         self.replayed_difference = replayed_difference
         self.bundle, self.engine, self.attention, self.runners = bundle, engine, attention, runners
         self.manifest, self.name, self.tokenizer = bundle.manifest, name or bundle.resource_name, bundle.tokenizer
-        self.languages = Languages(bundle.manifest.languages)
+        self.languages, self.vocabulary = Languages(bundle.manifest.languages), bundle.vocabulary
 
     @classmethod
     def open(

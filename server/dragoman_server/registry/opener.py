@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
+from dragoman.types import Vocabulary
 from dragoman_server.bundle.bundle import Bundle
 from dragoman_server.config import EngineOptions
 from dragoman_server.errors import BundleError
@@ -23,6 +24,7 @@ class ModelOpener:
         background: runs the attention graphs of all.
         metrics: count what they do.
         on_death: called when an error has ended an engine.
+        vocabulary: what targets are chosen from where a call does not say: a list that each bundle must have.
     """
 
     def __init__(
@@ -32,17 +34,26 @@ class ModelOpener:
         background: Background,
         metrics: Metrics,
         on_death: Callable[[], None],
+        vocabulary: Vocabulary = "full",
     ) -> None:
         self._options, self._hardware, self._background = options, hardware, background
-        self._metrics, self._on_death = metrics, on_death
+        self._metrics, self._on_death, self._vocabulary = metrics, on_death, vocabulary
 
     def peek(self, folder: Path) -> Listing:
         """What is known of a bundle before it is loaded.
 
         Raises:
-            BundleError: its manifest or its graphs are damaged, a file is missing, or it is not for this hardware.
+            BundleError: its manifest or its graphs are damaged, a file is missing, it is not for this hardware, or it
+                has no list of tokens as all bundles must have.
         """
         bundle, graphs = Bundle.peek(folder)
+        if not _has_lists(bundle, self._vocabulary):
+            pair = "-".join(next(iter(bundle.manifest.languages)))
+            option = f" --sources {pair}=FILE" if self._vocabulary == "shortlist" else ""
+            raise BundleError(
+                f"{folder} has no lists of tokens for --vocabulary {self._vocabulary}; make them by `dragoman-export "
+                f"shortlist {folder} NEW_BUNDLE{option}`"
+            )
         placement = Placement.of(self._hardware.seats(bundle))
         try:
             return Listing(bundle, model_bytes(bundle, graphs, self._options, placement.num_gpus), placement)
@@ -76,3 +87,15 @@ class ModelOpener:
         model_metrics.set_weights(entry.num_bytes)
         model_metrics.set_kv_cache(model.kv_bytes_per_token, model.max_kv_bytes)
         return model
+
+
+def _has_lists(bundle: Bundle, vocabulary: Vocabulary) -> bool:
+    """Whether targets of a bundle can be chosen so, in one direction at least."""
+    facts = bundle.manifest.vocabulary
+    match vocabulary:
+        case "full":
+            return True
+        case "language":
+            return facts is not None and bool(facts.languages)
+        case "shortlist":
+            return facts is not None and bool(facts.shortlists)

@@ -3,6 +3,7 @@
     layers            all but the output projection: hidden states, and the state
     projection        hidden states -> the best tokens of a vocabulary whose weights are in the session
     list_projection   the same of lists: the weights of some tokens are an input, and each row has a list of its own
+    wide_projection   the same, with the weights of all tokens in the session, for lists that have many in all
 
 They are made from the graph that the exporter wrote and the server has checked, operator by operator.
 """
@@ -33,6 +34,7 @@ class StepParts:
     layers: bytes
     projection: bytes
     list_projection: bytes
+    wide_projection: bytes
     weight: str
     scale: str
     bias: str
@@ -85,8 +87,9 @@ class _Splitter:
     def parts(self) -> StepParts:
         return StepParts(
             self._layers_graph(),
-            self._projection(is_list=False),
-            self._projection(is_list=True),
+            self._projection("projection", has_lists=False, takes_weights=False),
+            self._projection("list_projection", has_lists=True, takes_weights=True),
+            self._projection("wide_projection", has_lists=True, takes_weights=False),
             weight=self._product.input[1],
             scale="" if self._is_float else self._product.input[3],
             bias=self._bias,
@@ -112,17 +115,22 @@ class _Splitter:
 
     # -- the projections -----------------------------------------------------------------------------------------
 
-    def _projection(self, *, is_list: bool) -> bytes:
-        graph = self._new("list_projection" if is_list else "projection", self._head)
+    def _projection(self, name: str, *, has_lists: bool, takes_weights: bool) -> bytes:
+        graph = self._new(name, self._head)
         writer = _Writer(graph)
         values = graph.graph.input
         _declare(values, HIDDEN, "float32", ["batch", self._width])
         for node in graph.graph.node:
             _rename(node, self._hidden, HIDDEN)
         logits = self._with_bias(graph, writer)
-        if is_list:
-            self._take_list(graph)
+        if takes_weights:
+            self._take_weights(graph)
+        if has_lists:
+            _declare(values, PLACES, "int32", ["batch", "candidates"])
             logits = writer.op("GatherElements", logits, PLACES, axis=1)
+            if not takes_weights:  # which would have a place with this logit
+                is_none = writer.op("Less", PLACES, writer.number(0, np.int32))
+                logits = writer.op("Where", is_none, writer.number(-np.inf, np.float32), logits)
         log_probs = writer.op("LogSoftmax", logits, axis=-1)
         _declare(values, "score_ids", "int64", ["batch", 1])
         _declare(values, "top_k", "int64", [1])
@@ -139,7 +147,7 @@ class _Splitter:
         ):
             _declare(graph.graph.output, name, kind, ["batch", width])
         self._add_constants(graph)
-        if not is_list:
+        if not takes_weights:
             self._add_bias(graph)
         return bytes(graph.SerializeToString())
 
@@ -158,7 +166,7 @@ class _Splitter:
             return writer.op("Add", self._logits, BIAS)
         return self._logits
 
-    def _take_list(self, graph: Any) -> None:
+    def _take_weights(self, graph: Any) -> None:
         """Makes inputs of the projection's weights."""
         product, values = _product(graph), graph.graph.input
         product.input[1] = LIST_WEIGHT
@@ -168,7 +176,6 @@ class _Splitter:
             product.input[3] = LIST_SCALE
             _declare(values, LIST_SCALE, "float32", ["tokens"])
         _declare(values, BIAS, "float32", ["tokens"])
-        _declare(values, PLACES, "int32", ["batch", "candidates"])
 
     # -- both ----------------------------------------------------------------------------------------------------
 
@@ -226,6 +233,12 @@ class _Writer:
         outputs = [f"head_{kind}_{number}_{i}" for i in range(num_outputs)]
         self.node(kind, inputs, outputs, **attributes)
         return outputs
+
+    def number(self, value: float, kind: type[np.int32 | np.float32]) -> str:
+        array = np.array(value, kind)
+        name = f"head_{array.dtype}_{value}"
+        self._graph.initializer.add(name=name, data_type=ONNX_NUMBERS[str(array.dtype)], raw_data=array.tobytes())
+        return name
 
     def constant(self, values: Sequence[int] | int) -> str:
         array = np.array(values, np.int64)

@@ -1,6 +1,7 @@
 """A runner whose rows may look at a part of the vocabulary."""
 
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal, NamedTuple
 
@@ -17,7 +18,8 @@ from dragoman_server.runtime.output_weights import CandidateUnion, LanguageSessi
 from dragoman_server.runtime.runner import Graphs, OnnxRunner, Sessions, bind_array
 from dragoman_server.runtime.session import open_session
 
-_LAYERS, _PROJECTION, _LIST_PROJECTION = "decoder_layers.onnx", "projection.onnx", "list_projection.onnx"
+_LAYERS, _PROJECTION = "decoder_layers.onnx", "projection.onnx"
+_LIST_PROJECTION, _WIDE_PROJECTION = "list_projection.onnx", "wide_projection.onnx"
 _OUTPUTS = ["top_ids", "top_logprobs", "score_logprobs", "all_logits", "all_logprobs"]
 _Array = NDArray[Any]
 
@@ -28,7 +30,23 @@ class Heads:
 
     full: ort.InferenceSession
     listed: ort.InferenceSession
+    wide: "Late"
     shared: LanguageSessions
+
+
+class Late:
+    """A session that is opened at its first use. Thread-safe."""
+
+    def __init__(self, open_it: Callable[[], ort.InferenceSession]) -> None:
+        self._open, self._lock = open_it, threading.Lock()
+        self._session: ort.InferenceSession | None = None
+
+    def get(self) -> ort.InferenceSession:
+        """The session."""
+        with self._lock:
+            if self._session is None:
+                self._session = self._open()
+            return self._session
 
 
 @dataclass(frozen=True)
@@ -59,10 +77,14 @@ def _open(parts: StepParts, weights: OutputWeights, contents: Contents, num_thre
         _PROJECTION: parts.projection,
         _LIST_PROJECTION: parts.list_projection,
     }
+    wide_files = {**contents.graphs, _WIDE_PROJECTION: parts.wide_projection}
     contents = contents._replace(graphs={**contents.graphs, **files}, weights={**contents.weights, BIAS: weights.bias})
     encoder = open_session(contents, ENCODER_FILE, num_threads)
     decoder, full, listed = (open_session(contents, name, num_threads, has_few_shapes=True) for name in files)
-    return Sessions(encoder, decoder), Heads(full, listed, LanguageSessions(parts, weights, contents, num_threads))
+    of_wide = contents._replace(graphs=wide_files)
+    wide = Late(lambda: open_session(of_wide, _WIDE_PROJECTION, num_threads, has_few_shapes=True))
+    shared = LanguageSessions(parts, weights, contents, num_threads)
+    return Sessions(encoder, decoder), Heads(full, listed, wide, shared)
 
 
 class ListRunner(OnnxRunner):
@@ -161,7 +183,7 @@ class ListRunner(OnnxRunner):
         ids = candidates.ids
         places = np.searchsorted(ids, question.score_ids)
         output = self._run(self._heads.shared.of(candidates), hidden, question, places, len(ids), {})
-        of_rows = np.broadcast_to(ids.astype(np.int64), (len(hidden), len(ids)))
+        of_rows = np.broadcast_to(ids, (len(hidden), len(ids)))
         return self._named(output, of_rows, question)
 
     def _run_lists(self, lists: Sequence[Candidates], hidden: _Array, question: "_Question") -> StepOutput:
@@ -175,10 +197,14 @@ class ListRunner(OnnxRunner):
         places = np.array(
             [[np.searchsorted(c.ids, i) for i in ids] for c, ids in zip(lists, question.score_ids, strict=True)]
         )
+        width = union.ids.shape[1]
+        if union.is_wide:
+            output = self._run(self._heads.wide.get(), hidden, question, places, width, {PLACES: union.ids})
+            return self._named(output, union.ids, question)
         feeds: dict[str, _Array] = {LIST_WEIGHT: union.weight, BIAS: union.bias, PLACES: union.places}
         if union.scale is not None:
             feeds[LIST_SCALE] = union.scale
-        output = self._run(self._heads.listed, hidden, question, places, union.ids.shape[1], feeds)
+        output = self._run(self._heads.listed, hidden, question, places, width, feeds)
         return self._named(output, union.ids, question)
 
     def _run(
@@ -200,8 +226,8 @@ class ListRunner(OnnxRunner):
         return StepOutput(ids, logprobs, scores[:, 0], all_logits, all_logprobs)
 
     def _named(self, output: StepOutput, ids: _Array, question: "_Question") -> StepOutput:
-        """Tokens in place of places in the lists of the rows, int64 [rows, n], and the whole vocabulary around them."""
-        top_ids = np.take_along_axis(ids, np.minimum(output.top_ids, ids.shape[1] - 1), axis=1)
+        """Tokens in place of places in the lists of the rows, int32 [rows, n], and the whole vocabulary around them."""
+        top_ids = np.take_along_axis(ids, np.minimum(output.top_ids, ids.shape[1] - 1), axis=1).astype(np.int64)
         if not len(question.all_rows):
             return output._replace(top_ids=top_ids)
         shape = (len(question.all_rows), self._manifest.architecture.vocabulary_size)

@@ -156,7 +156,7 @@ class Attender:
         """The plan of a call, and what else was resolved; raises everything that is wrong with both."""
         violations = resolved.violations if isinstance(resolved, InvalidInputError) else ()
         try:
-            plan = self._planner.plan(lease, config, context, num_inputs)
+            plan = self._planner.plan(lease, config, context, num_inputs, takes_lists=False)
         except InvalidInputError as error:
             raise InvalidInputError(*error.violations, *violations) from None
         if isinstance(resolved, InvalidInputError):

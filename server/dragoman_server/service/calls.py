@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from dragoman.types import Vocabulary
 from dragoman_server.attention.selection import SelectionFields
 from dragoman_server.bundle.manifest import AlignmentMethod
 from dragoman_server.engine.search_options import EarlyStopping
@@ -38,6 +39,7 @@ class DecodingFields:
     repetition_penalty: float | None = None
     no_repeat_ngram_size: int | None = None
     suppressed_words: Sequence[str] = ()
+    vocabulary: Vocabulary | UnknownValue | None = None
 
 
 @dataclass(frozen=True, slots=True)

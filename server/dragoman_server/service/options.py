@@ -105,6 +105,8 @@ def resolve(
     violations += [_out_of_range(name, description) for name, description in search.faults(max_rows)]
     if isinstance(stopping, UnknownValue):
         violations.append(stopping.violation("early_stopping"))
+    if isinstance(fields.vocabulary, UnknownValue):
+        violations.append(fields.vocabulary.violation("vocabulary"))
     return Decoding(search, limit), violations
 
 

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
+from dragoman.types import Vocabulary
 from dragoman_server.engine.sequence import Completion, FinishReason, Hypothesis, Request
 from dragoman_server.errors import FieldViolation, Reason
 from dragoman_server.text.segmentation import SegmentedText
@@ -25,6 +26,7 @@ class Pivot(NamedTuple):
 
     language: str  # the first model's tag
     model: str  # name@version
+    vocabulary: Vocabulary  # that its targets were chosen from
 
 
 @dataclass(frozen=True, slots=True)

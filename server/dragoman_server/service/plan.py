@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from dragoman.types import Vocabulary
 from dragoman_server.attention.results import Source
 from dragoman_server.bundle.framing import Framing
 from dragoman_server.bundle.languages import Direction
@@ -10,6 +11,7 @@ from dragoman_server.engine.sequence import Priority, Request
 from dragoman_server.registry.model import Model
 from dragoman_server.service.options import Decoding
 from dragoman_server.service.pivot import FirstLeg, Pivot
+from dragoman_server.service.vocabulary import TargetVocabulary
 from dragoman_server.text.segmentation import Segmentation, SegmentedText, SourceSegment
 
 
@@ -22,6 +24,7 @@ class Plan:
     framing: Framing
     segmentation: Segmentation
     decoding: Decoding
+    vocabulary: TargetVocabulary
     priority: Priority
     deadline: float  # seconds on the time.monotonic clock
     route: str = ""  # where the text goes through a third language: the way it goes, for errors
@@ -47,7 +50,11 @@ class Plan:
         if self.first is None:
             return self.model.name, self.direction, None
         source, language = self.first.direction
-        return self.model.name, Direction(source, self.direction.target), Pivot(language, self.first.model.name)
+        return (
+            self.model.name,
+            Direction(source, self.direction.target),
+            Pivot(language, self.first.model.name, self.first.vocabulary.name),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +67,7 @@ class PlannedText:
     target_ids: tuple[int, ...] | None = None  # where the target was given: all of it, as the decoder emits it
     target_text: str | None = None  # where it was given as a text
     first: FirstLeg | None = None  # where the text comes from another model
+    vocabulary: Vocabulary = "full"  # that the targets of the requests are chosen from
 
     @property
     def sources(self) -> list[Source]:

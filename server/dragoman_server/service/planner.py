@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
+from dragoman.types import Vocabulary
 from dragoman_server.bundle.languages import Direction
 from dragoman_server.config import InputLimits
 from dragoman_server.engine.search_options import SearchOptions
@@ -27,6 +28,7 @@ from dragoman_server.service.violations import (
     token_id_violations,
     unknown_violations,
 )
+from dragoman_server.service.vocabulary import Vocabularies, only_full
 from dragoman_server.text.segmentation import (
     Segmentation,
     SegmentedText,
@@ -45,10 +47,12 @@ class Planner:
             be refused for ever.
         max_rows: how many rows the engine decodes together; a beam that needs more would never
             be decoded.
+        vocabulary: what targets are chosen from where a call does not say.
     """
 
-    def __init__(self, limits: InputLimits, max_segments: int, max_rows: int) -> None:
+    def __init__(self, limits: InputLimits, max_segments: int, max_rows: int, vocabulary: Vocabulary = "full") -> None:
         self._limits, self._max_segments, self._max_rows = limits, max_segments, max_rows
+        self._vocabularies = Vocabularies(vocabulary)
 
     # -- the call ------------------------------------------------------------------------------
 
@@ -62,6 +66,7 @@ class Planner:
         options_path: str = "options.",
         *,
         include_signals: bool = False,
+        takes_lists: bool = True,
     ) -> Plan:
         """Checks what holds for all inputs.
 
@@ -73,6 +78,7 @@ class Planner:
             path: what stands before the names of the config's fields in the request.
             options_path: what stands there before the names of decoding options, after `path`.
             include_signals: whether the caller asks for signals.
+            takes_lists: whether targets may be chosen from lists of tokens; else it is the full vocabulary.
 
         Returns:
             The plan of the model that writes the answer.
@@ -81,11 +87,14 @@ class Planner:
             InvalidInputError: has all violations.
             ModelNotFoundError: there is no model of the name that is asked for.
             UnsupportedLanguageError: the model does not translate this pair of languages.
+            NoVocabularyListError: a model has no list of tokens as the call wants it.
             DeadlineError: the deadline has passed.
         """
         legs = [lease] if lease.second is None else [lease, lease.second]
         route = "" if lease.second is None else _route(lease, lease.second)
         decodings, faults = self._decodings(config.options, legs, route)
+        if not takes_lists:
+            faults = [*faults, *only_full(config.options.vocabulary)]
         violations = [
             *self._number_violations(num_inputs),
             *(_below(path, violation) for violation in config_violations(config, legs[0].model, legs[-1].model)),
@@ -93,10 +102,11 @@ class Planner:
         ]
         if route and include_signals:
             violations.append(refusal("include_signals", "must be false", route))
-        segmentation, priority = config.segmentation, config.priority
-        # Where one of the two is unknown, there is a violation.
+        segmentation, priority, vocabulary = config.segmentation, config.priority, config.options.vocabulary
+        # Where one of the three is unknown, there is a violation.
         if violations or isinstance(segmentation, UnknownValue) or isinstance(priority, UnknownValue):
             raise InvalidInputError(*violations)
+        assert not isinstance(vocabulary, UnknownValue)
 
         def planned(leg: Lease, decoding: Decoding, first: Plan | None = None) -> Plan:
             manifest, direction = leg.model.manifest, _direction(leg)
@@ -106,6 +116,7 @@ class Planner:
                 manifest.framing_of(direction),
                 segmentation or Segmentation(manifest.segmentation),
                 decoding,
+                self._vocabularies.of(vocabulary if takes_lists else "full", leg.model, direction),
                 priority,
                 context.deadline,
                 route,
@@ -182,19 +193,22 @@ class Planner:
         ]
         if violations:
             return InvalidInputError(*violations)
+        forced_ids = (*plan.framing.target_prefix, *prefix_text_ids)
+        all_source_ids = (plan.framing.frame(source.token_ids) for source in segmented.segments)
         requests = [
             Request(
-                plan.framing.frame(source.token_ids),
+                source_ids,
                 plan.max_target_tokens(source),
                 plan.deadline,
                 plan.decoding.search,
-                (*plan.framing.target_prefix, *prefix_text_ids),
+                forced_ids,
                 len(plan.framing.target_prefix),
                 plan.priority,
+                plan.vocabulary.candidates(source_ids, forced_ids),
             )
-            for source in segmented.segments
+            for source, source_ids in zip(segmented.segments, all_source_ids, strict=True)
         ]
-        return PlannedText(segmented, plan.framing, requests)
+        return PlannedText(segmented, plan.framing, requests, vocabulary=plan.vocabulary.name)
 
     # -- texts that another model has translated -----------------------------------------------
 

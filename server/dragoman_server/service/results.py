@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from dragoman.types import Vocabulary
 from dragoman_server.attention.signals import Signals
 from dragoman_server.bundle.languages import Direction
 from dragoman_server.engine.sequence import Completion, Hypothesis
@@ -45,6 +46,7 @@ class TranslatedText:
     queue_seconds: float
     encode_seconds: float
     decode_seconds: float
+    vocabulary: Vocabulary  # that the tokens were chosen from
 
     @property
     def num_source_tokens(self) -> int:
@@ -117,14 +119,15 @@ def translated_text(
     seconds = slowest(completions)
     if planned.first is not None:
         segments = _segments_of_both(planned.first, planned.text, [best for best, *_ in candidates], text)
-        return TranslatedText(text, segments, *map(sum, zip(planned.first.seconds, seconds, strict=True)))
+        queue, encode, decode = map(sum, zip(planned.first.seconds, seconds, strict=True))
+        return TranslatedText(text, segments, queue, encode, decode, planned.vocabulary)
     segments = [
         TranslatedSegment(source.begin, source.end, len(request.source_ids), own, of_segment)
         for source, request, own, of_segment in zip(
             planned.text.segments, planned.requests, candidates, signals or (None,) * len(completions), strict=True
         )
     ]
-    return TranslatedText(text, segments, *seconds)
+    return TranslatedText(text, segments, *seconds, planned.vocabulary)
 
 
 def _segments_of_both(

@@ -8,6 +8,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, 
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing
 from functools import partial
 
+from dragoman.types import Vocabulary
 from dragoman_server.attention.results import Source
 from dragoman_server.attention.signals import Signals, segment_signals
 from dragoman_server.attention.worker import AttentionWorker
@@ -63,6 +64,7 @@ class Translator:
         InvalidInputError: the call as a whole is at fault; has all violations.
         ModelNotFoundError: there is no model of the name that is asked for.
         UnsupportedLanguageError: the model does not translate this pair of languages.
+        NoVocabularyListError: a model has no list of tokens as the call wants it.
         DeadlineError: the deadline passed first.
         QueueFullError, EngineDeadError, InferenceError: from the engine.
 
@@ -75,6 +77,9 @@ class Translator:
             be refused for ever; and how many of streams may queue.
         max_rows: how many rows the engine decodes together.
         on_suspicion: is told the name of the model and what is unusual about its translation, by its name in metrics.
+        vocabulary: what targets are chosen from where a call does not say.
+        on_translated: is told the name of a model, what it has chosen targets from, and the targets of how many
+            segments.
     """
 
     def __init__(
@@ -84,12 +89,14 @@ class Translator:
         max_segments: int,
         max_rows: int,
         on_suspicion: Callable[[str, str], None] = lambda *_: None,
+        vocabulary: Vocabulary = "full",
+        on_translated: Callable[[str, Vocabulary, int], None] = lambda *_: None,
     ) -> None:
         self._registry = registry
-        self._planner = Planner(limits, max_segments, max_rows)
+        self._planner = Planner(limits, max_segments, max_rows, vocabulary)
         self._stream_backlog = StreamBacklog(max_segments)
         self._max_in_flight = limits.max_exchange_in_flight
-        self._on_suspicion = on_suspicion
+        self._on_suspicion, self._on_translated = on_suspicion, on_translated
         self._threads = TextThreads()
 
     def close(self) -> None:
@@ -121,6 +128,8 @@ class Translator:
                 text if isinstance(text, InvalidInputError) else translated_text(text, own, model.tokenizer, of_text)
                 for text, own, of_text in zip(texts, completions, signals, strict=True)
             )
+            for text in texts:
+                self._count(text, plan)
             num_hypotheses = plan.decoding.search.num_hypotheses
             found = await self._threads.run_all([number * num_hypotheses for number in nums_characters], results)
             return TranslateOutcome(found, *plan.answered_by)
@@ -232,7 +241,7 @@ class Translator:
         A pair at fault gets its error as result and does not disturb the others.
         """
         async with self._lease(call.config, context) as lease:
-            plan = self._planner.plan(lease, call.config, context, len(call.inputs), options_path="")
+            plan = self._planner.plan(lease, call.config, context, len(call.inputs), options_path="", takes_lists=False)
             nums_characters = [*map(_num_characters, call.inputs)]
             pairs = await self._threads.run_all(nums_characters, self._planner.plan_scores(call.inputs, plan))
             completions = await self._decode(pairs, plan)
@@ -306,17 +315,31 @@ class Translator:
         target, model = completion.hypotheses[0], plan.model
         work = partial(segment_signals, source, target, model.manifest, model.tokenizer)
         signals = await attention.run(work, plan.deadline)
-        name, _, _ = model.name.rpartition("@")
         for suspicion in signals.suspicions:
-            self._on_suspicion(name, suspicion.value)
+            self._on_suspicion(_plain_name(model), suspicion.value)
         return signals
 
     async def _translated(
         self, text_input: TextInput, plan: Plan, planned: PlannedText, completions: Sequence[Completion]
     ) -> TranslatedText:
+        self._count(planned, plan)
         num_characters = _num_characters(text_input) * plan.decoding.search.num_hypotheses
         work = partial(translated_text, planned, completions, plan.model.tokenizer)
         return await self._threads.run(num_characters, work)
+
+    def _count(self, text: PlannedText | InvalidInputError, plan: Plan) -> None:
+        """Counts the segments of a text that has been translated, each by the model that did it."""
+        if isinstance(text, InvalidInputError):
+            return
+        self._on_translated(_plain_name(plan.model), plan.vocabulary.name, len(text.requests))
+        if plan.first is not None and text.first is not None:
+            num_segments = len(text.first.spans)
+            self._on_translated(_plain_name(plan.first.model), plan.first.vocabulary.name, num_segments)
+
+
+def _plain_name(model: Model) -> str:
+    """Without its version."""
+    return model.name.rpartition("@")[0]
 
 
 def _num_characters(call_input: TextInput | Pair) -> int:

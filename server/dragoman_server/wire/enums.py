@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Final, TypeVar
 
-from dragoman.types import AttentionKind, Reduction, WeightType
+from dragoman.types import AttentionKind, Reduction, Vocabulary, WeightType
 from dragoman.v1 import attention_pb2, translation_pb2
 from dragoman_server.attention.signals import Suspicion
 from dragoman_server.bundle.manifest import AlignmentMethod
@@ -29,6 +29,11 @@ SUSPICION_NUMBERS: Final[Mapping[Suspicion, translation_pb2.Suspicion.ValueType]
     Suspicion.CUT_OFF: translation_pb2.SUSPICION_CUT_OFF,
     Suspicion.NOT_COPIED: translation_pb2.SUSPICION_NOT_COPIED,
     Suspicion.UNKNOWN_SCRIPT: translation_pb2.SUSPICION_UNKNOWN_SCRIPT,
+}
+VOCABULARY_NUMBERS: Final[Mapping[Vocabulary, translation_pb2.Vocabulary.ValueType]] = {
+    "full": translation_pb2.VOCABULARY_FULL,
+    "language": translation_pb2.VOCABULARY_LANGUAGE,
+    "shortlist": translation_pb2.VOCABULARY_SHORTLIST,
 }
 KIND_NUMBERS: Final[Mapping[AttentionKind, attention_pb2.AttentionKind.ValueType]] = {
     "encoder": attention_pb2.ATTENTION_KIND_ENCODER,
@@ -65,6 +70,10 @@ EARLY_STOPPINGS: Final[Mapping[int, EarlyStopping | None]] = {
     translation_pb2.EARLY_STOPPING_HEURISTIC: EarlyStopping.HEURISTIC,
     translation_pb2.EARLY_STOPPING_FIRST: EarlyStopping.FIRST,
     translation_pb2.EARLY_STOPPING_NEVER: EarlyStopping.NEVER,
+}
+VOCABULARIES: Final[Mapping[int, Vocabulary | None]] = {
+    translation_pb2.VOCABULARY_UNSPECIFIED: None,
+    **{number: vocabulary for vocabulary, number in VOCABULARY_NUMBERS.items()},
 }
 KINDS: Final[Mapping[int, AttentionKind]] = {number: kind for kind, number in KIND_NUMBERS.items()}
 REDUCTIONS: Final[Mapping[int, Reduction | None]] = {

@@ -49,6 +49,8 @@ def read_options(message: pb.DecodingOptions) -> DecodingFields:
     fields = {field.name: value for field, value in message.ListFields()}
     if "early_stopping" in fields:
         fields["early_stopping"] = enums.read(enums.EARLY_STOPPINGS, message.early_stopping)
+    if "vocabulary" in fields:
+        fields["vocabulary"] = enums.read(enums.VOCABULARIES, message.vocabulary)
     return DecodingFields(**fields)
 
 
@@ -149,12 +151,16 @@ def score_response(outcome: ScoreOutcome) -> pb.ScoreResponse:
 
 
 def _pivot(pivot: Pivot | None) -> pb.Pivot | None:
-    return pivot and pb.Pivot(language_code=pivot.language, model=pivot.model)
+    if pivot is None:
+        return None
+    vocabulary = enums.VOCABULARY_NUMBERS[pivot.vocabulary]
+    return pb.Pivot(language_code=pivot.language, model=pivot.model, vocabulary=vocabulary)
 
 
 def _write_translation(message: pb.Translation, translated: TranslatedText) -> None:
     """Fills in a translated text."""
     message.text = translated.text
+    message.vocabulary = enums.VOCABULARY_NUMBERS[translated.vocabulary]
     for segment in translated.segments:
         _write_segment(message.segments.add(), segment)
     stats = message.stats

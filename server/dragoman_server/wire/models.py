@@ -4,15 +4,17 @@ import asyncio
 import logging
 from collections.abc import Iterable, Sequence
 
+from dragoman.types import Vocabulary
 from dragoman.v1 import models_pb2 as pb
 from dragoman.v1 import models_pb2_grpc
 from dragoman_server.bundle.languages import Direction, LanguageTable
-from dragoman_server.bundle.manifest import CUDA_PRECISIONS
+from dragoman_server.bundle.manifest import CUDA_PRECISIONS, Manifest, ShortlistFacts
 from dragoman_server.errors import DeadlineError, DragomanError, NoRepositoryError
 from dragoman_server.registry.entry import Entry, State
 from dragoman_server.registry.model import Model
 from dragoman_server.registry.registry import Registry
 from dragoman_server.registry.repository import Repository
+from dragoman_server.wire.enums import VOCABULARY_NUMBERS
 from dragoman_server.wire.translation import Context
 
 logger = logging.getLogger(__name__)
@@ -34,20 +36,19 @@ class ModelServicer(models_pb2_grpc.ModelServiceServicer):
 
     Args:
         registry: has the models.
-        max_rows: how many rows an engine decodes together.
+        describer: of the same registry.
     """
 
-    def __init__(self, registry: Registry, max_rows: int) -> None:
-        self._registry, self._max_rows = registry, max_rows
+    def __init__(self, registry: Registry, describer: "ModelDescriber") -> None:
+        self._registry, self._describer = registry, describer
 
     async def ListModels(self, request: pb.ListModelsRequest, context: Context) -> pb.ListModelsResponse:
         """Lists all models."""
-        return pb.ListModelsResponse(models=model_messages(self._registry.entries, self._registry, self._max_rows))
+        return pb.ListModelsResponse(models=self._describer.messages(self._registry.entries))
 
     async def GetModel(self, request: pb.GetModelRequest, context: Context) -> pb.GetModelResponse:
         """Gives one model."""
-        entry = self._registry.find(request.model)
-        return pb.GetModelResponse(model=model_messages([entry], self._registry, self._max_rows)[0])
+        return pb.GetModelResponse(model=self._describer.message(self._registry.find(request.model)))
 
 
 class ModelAdminServicer(models_pb2_grpc.ModelAdminServiceServicer):
@@ -56,11 +57,11 @@ class ModelAdminServicer(models_pb2_grpc.ModelAdminServiceServicer):
     Args:
         registry: has the models.
         repository: that models are loaded from; None where there is none.
-        max_rows: how many rows an engine decodes together.
+        describer: of the same registry.
     """
 
-    def __init__(self, registry: Registry, repository: Repository | None, max_rows: int) -> None:
-        self._registry, self._repository, self._max_rows = registry, repository, max_rows
+    def __init__(self, registry: Registry, repository: Repository | None, describer: "ModelDescriber") -> None:
+        self._registry, self._repository, self._describer = registry, repository, describer
 
     async def LoadModel(self, request: pb.LoadModelRequest, context: Context) -> pb.LoadModelResponse:
         """Loads a bundle of the repository. It goes on when the caller leaves."""
@@ -72,7 +73,7 @@ class ModelAdminServicer(models_pb2_grpc.ModelAdminServiceServicer):
         except DragomanError as error:
             logger.error("%r is not served: %s", str(place.folder), error)
             raise
-        return pb.LoadModelResponse(model=model_messages([entry], self._registry, self._max_rows)[0])
+        return pb.LoadModelResponse(model=self._describer.message(entry))
 
     async def UnloadModel(self, request: pb.UnloadModelRequest, context: Context) -> pb.UnloadModelResponse:
         """Ends serving a version."""
@@ -89,50 +90,87 @@ class ModelAdminServicer(models_pb2_grpc.ModelAdminServiceServicer):
         return pb.SetDefaultModelResponse()
 
 
-def model_messages(entries: Sequence[Entry], registry: Registry, max_rows: int) -> list[pb.Model]:
-    """What callers are told of models."""
-    defaults = {*registry.default_versions()}
-    messages = [_model(entry, max_rows, is_default=entry in defaults) for entry in entries]
-    for entry, message in zip(entries, messages, strict=True):
-        if entry in defaults:
-            message.default_for.extend(map(_pair, registry.chosen_directions(entry)))
-    return messages
+class ModelDescriber:
+    """Says what callers are told of models.
+
+    Args:
+        registry: has them.
+        max_rows: how many rows an engine decodes together.
+        vocabulary: what targets are chosen from where a call does not say.
+    """
+
+    def __init__(self, registry: Registry, max_rows: int, vocabulary: Vocabulary = "full") -> None:
+        self._registry, self._max_rows, self._vocabulary = registry, max_rows, vocabulary
+
+    def messages(self, entries: Sequence[Entry]) -> list[pb.Model]:
+        """The models in order."""
+        defaults = {*self._registry.default_versions()}
+        messages = [self._of(entry, is_default=entry in defaults) for entry in entries]
+        for entry, message in zip(entries, messages, strict=True):
+            if entry in defaults:
+                message.default_for.extend(map(_pair, self._registry.chosen_directions(entry)))
+        return messages
+
+    def message(self, entry: Entry) -> pb.Model:
+        """A single model."""
+        (message,) = self.messages([entry])
+        return message
+
+    def _of(self, entry: Entry, *, is_default: bool) -> pb.Model:
+        message = pb.Model(
+            name=entry.name,
+            version=entry.version,
+            state=_STATES[entry.state],
+            error=entry.error,
+            is_default_version=is_default,
+            active_calls=entry.num_leases,
+        )
+        if entry.bundle is not None:
+            manifest = entry.bundle.manifest
+            message.precision, message.device = manifest.precision, entry.placement.device
+            message.execution_provider = entry.placement.execution_provider
+            message.has_attention = entry.bundle.has_attention
+            _write_manifest(message, manifest)
+            message.limits.max_beam_size = self._max_rows
+            message.defaults.vocabulary = VOCABULARY_NUMBERS[self._vocabulary]
+        if entry.model is not None:
+            _write_loaded(message, entry, entry.model)
+        return message
 
 
-def _model(entry: Entry, max_rows: int, *, is_default: bool) -> pb.Model:
-    message = pb.Model(
-        name=entry.name,
-        version=entry.version,
-        state=_STATES[entry.state],
-        error=entry.error,
-        is_default_version=is_default,
-        active_calls=entry.num_leases,
+def _write_manifest(message: pb.Model, manifest: Manifest) -> None:
+    limits, parity, generation = manifest.limits, manifest.parity, manifest.generation
+    message.languages.extend(_groups(manifest.languages))
+    message.limits.max_source_tokens = limits.max_source_tokens
+    message.limits.max_target_tokens = limits.max_target_tokens
+    message.limits.segment_tokens = limits.segment_tokens
+    message.parity.max_logprob_difference = parity.max_logprob_difference
+    message.parity.logprob_tolerance = parity.logprob_tolerance
+    message.parity.token_agreement = parity.token_agreement
+    message.parity.num_sentences = parity.num_sentences
+    is_bitwise = manifest.precision not in CUDA_PRECISIONS
+    message.determinism = pb.DETERMINISM_BITWISE if is_bitwise else pb.DETERMINISM_LAST_BITS
+    message.defaults.beam_size = generation.beam_size
+    message.defaults.length_penalty = generation.length_penalty
+    message.defaults.min_target_tokens = generation.min_target_tokens
+    message.defaults.repetition_penalty = generation.repetition_penalty
+    message.defaults.no_repeat_ngram_size = generation.no_repeat_ngram_size
+    if manifest.vocabulary is not None:
+        message.vocabulary_lists.target_language_codes.extend(manifest.vocabulary.languages)
+        message.vocabulary_lists.shortlists.extend(map(_shortlist_facts, manifest.vocabulary.shortlists))
+
+
+def _shortlist_facts(facts: ShortlistFacts) -> pb.ShortlistFacts:
+    return pb.ShortlistFacts(
+        source_language_code=facts.direction.source,
+        target_language_code=facts.direction.target,
+        share_identical=facts.share_identical,
+        bleu_difference=facts.bleu_difference,
+        mean_length=facts.mean_length,
+        p95_length=facts.p95_length,
+        num_sentences=facts.num_sentences,
+        per_token=facts.per_token,
     )
-    if entry.bundle is not None:
-        manifest = entry.bundle.manifest
-        limits, parity, generation = manifest.limits, manifest.parity, manifest.generation
-        message.languages.extend(_groups(manifest.languages))
-        message.precision, message.device = manifest.precision, entry.placement.device
-        message.execution_provider = entry.placement.execution_provider
-        message.limits.max_source_tokens = limits.max_source_tokens
-        message.limits.max_target_tokens = limits.max_target_tokens
-        message.limits.segment_tokens = limits.segment_tokens
-        message.limits.max_beam_size = max_rows
-        message.parity.max_logprob_difference = parity.max_logprob_difference
-        message.parity.logprob_tolerance = parity.logprob_tolerance
-        message.parity.token_agreement = parity.token_agreement
-        message.parity.num_sentences = parity.num_sentences
-        is_bitwise = manifest.precision not in CUDA_PRECISIONS
-        message.determinism = pb.DETERMINISM_BITWISE if is_bitwise else pb.DETERMINISM_LAST_BITS
-        message.has_attention = entry.bundle.has_attention
-        message.defaults.beam_size = generation.beam_size
-        message.defaults.length_penalty = generation.length_penalty
-        message.defaults.min_target_tokens = generation.min_target_tokens
-        message.defaults.repetition_penalty = generation.repetition_penalty
-        message.defaults.no_repeat_ngram_size = generation.no_repeat_ngram_size
-    if entry.model is not None:
-        _write_loaded(message, entry, entry.model)
-    return message
 
 
 def _write_loaded(message: pb.Model, entry: Entry, model: Model) -> None:

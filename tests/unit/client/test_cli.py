@@ -16,6 +16,8 @@ from dragoman.v1.translation_pb2 import (
     PRIORITY_BULK,
     SEGMENTATION_PACKED,
     SEGMENTATION_UNSPECIFIED,
+    VOCABULARY_SHORTLIST,
+    VOCABULARY_UNSPECIFIED,
     DecodingOptions,
     ScoreRequest,
     ScoreResponse,
@@ -135,6 +137,7 @@ def test_decoding_options_reach_the_server(run: Run, server: FakeServer) -> None
         "--model=big",
         "--priority=bulk",
         "--segmentation=packed",
+        "--vocabulary=shortlist",
     ]
 
     for extra in ((), ("--stream",)):
@@ -144,7 +147,7 @@ def test_decoding_options_reach_the_server(run: Run, server: FakeServer) -> None
     inputs = [*server.requests[0].inputs, *(request.input for request in server.stream_requests)]
     assert [(message.text, message.target_prefix) for message in inputs] == [("a", "un"), ("b", "un")] * 2
     given: dict[str, Any] = {name.replace("-", "_"): value for name, value in values.items()}
-    expected = DecodingOptions(suppressed_words=["house", "cat"], **given)
+    expected = DecodingOptions(suppressed_words=["house", "cat"], vocabulary=VOCABULARY_SHORTLIST, **given)
     requests: list[TranslateRequest | StreamTranslationRequest] = [*server.requests, *server.stream_requests]
     for request in requests:
         assert request.options == expected
@@ -155,6 +158,22 @@ def test_decoding_options_reach_the_server(run: Run, server: FakeServer) -> None
 def test_the_default_segmentation_is_that_of_the_model(run: Run, server: FakeServer) -> None:
     run("translate", "--from", "en", "--to", "fr", "--segmentation", "default", "a")
     assert server.requests[0].segmentation == SEGMENTATION_UNSPECIFIED
+
+
+def test_the_default_vocabulary_is_that_of_the_server(run: Run, server: FakeServer) -> None:
+    run("translate", "--from", "en", "--to", "fr", "--vocabulary", "default", "a")
+    assert server.requests[0].options.vocabulary == VOCABULARY_UNSPECIFIED
+
+
+def test_json_says_what_a_translation_was_chosen_from(run: Run, server: FakeServer) -> None:
+    def translate(request: TranslateRequest, context: grpc.ServicerContext) -> TranslateResponse:
+        response = upper(request, context)
+        response.results[0].translation.vocabulary = VOCABULARY_SHORTLIST
+        return response
+
+    server.handler = translate
+    result = run("translate", "--from", "en", "--to", "fr", "--json", "a")
+    assert json.loads(result.stdout)["vocabulary"] == "shortlist"
 
 
 def test_a_stream_is_written_as_it_comes(run: Run, server: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -132,7 +132,11 @@ def test_a_model_is_shown_in_full(run: Run, server: FakeServer) -> None:
         "device       cpu (CPUExecutionProvider)\n"
         "limits       512 source tokens, 500 target tokens, packed segments of 128\n"
         "             tokens, beam size 64\n"
-        "decoding     beam size 4, length penalty 1.5\n"
+        "decoding     beam size 4, length penalty 1.5, vocabulary: language\n"
+        "vocabulary   lists of languages: fr, en; shortlists en-fr of 312 tokens (95 in\n"
+        "             100 of at most 640): 98.8% of 1000 sentences as with all tokens\n"
+        "             (BLEU -0.06); shortlists fr-en of 250 tokens (95 in 100 of at most\n"
+        "             400): 100.0% of 500 sentences as with all tokens\n"
         "parity       log-probabilities within 0.25 of the source, 0.12 when it was\n"
         "             loaded (tolerance 0.5); the same tokens in 97.5% of 200 sentences\n"
         "determinism  bitwise\n"
@@ -146,9 +150,10 @@ def test_a_model_that_is_not_in_memory_is_shown_with_less(run: Run, server: Fake
     listed = ready("many", group("de en", "en it"), group("fr", "en"))
     listed.state = pb.MODEL_STATE_LISTED
     listed.has_attention = listed.is_default_version = False
-    for field in ("memory", "load_time", "active_calls", "default_for"):
+    for field in ("memory", "load_time", "active_calls", "default_for", "vocabulary_lists"):
         listed.ClearField(field)
     listed.parity.ClearField("replayed_logprob_difference")
+    listed.defaults.ClearField("vocabulary")
     server.models.models = [listed]
 
     lines = run("models", "many").stdout.splitlines()
@@ -159,6 +164,7 @@ def test_a_model_that_is_not_in_memory_is_shown_with_less(run: Run, server: Fake
     assert "state        listed" in lines
     assert "languages    from de, en to en, it; from fr to en" in lines
     assert "attention    no" in lines
+    assert "decoding     beam size 4, length penalty 1.5" in lines
     assert "when it was" not in " ".join(lines)
 
 
@@ -353,5 +359,5 @@ def test_json_of_a_translation_has_its_pivot(run: Run, server: FakeServer) -> No
     through, direct = (
         json.loads(run("translate", "--from", "de", "--to", target, "--json", "a").stdout) for target in ("es", "en")
     )
-    assert through["pivot"] == {"language": "en", "model": "de-en@1"}
+    assert through["pivot"] == {"language": "en", "model": "de-en@1", "vocabulary": None}
     assert direct["pivot"] is None

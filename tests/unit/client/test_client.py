@@ -71,21 +71,25 @@ def configs(
 @pytest.mark.parametrize("method", ["translate", "stream", "exchange"])
 def test_options_reach_the_server(server: FakeServer, call: Call, method: str) -> None:
     text = ["a"] if method == "exchange" else "a"
-    others = {"segmentation": "sentence", "early_stopping": "never", "priority": "bulk"}
+    others = {"segmentation": "sentence", "early_stopping": "never", "priority": "bulk", "vocabulary": "shortlist"}
     call(method, text, source="en", target="de", model="big", **others, **OPTIONS)
 
     [request] = configs(server)
     assert (request.source_language_code, request.target_language_code, request.model) == ("en", "de", "big")
     assert request.segmentation == translation_pb2.SEGMENTATION_SENTENCE
     assert request.priority == translation_pb2.PRIORITY_BULK
-    options = translation_pb2.DecodingOptions(early_stopping=translation_pb2.EARLY_STOPPING_NEVER, **OPTIONS)
+    options = translation_pb2.DecodingOptions(
+        early_stopping=translation_pb2.EARLY_STOPPING_NEVER,
+        vocabulary=translation_pb2.VOCABULARY_SHORTLIST,
+        **OPTIONS,
+    )
     assert request.options == options
 
 
 @pytest.mark.parametrize("method", ["translate", "stream", "exchange"])
 def test_options_that_are_none_are_left_to_the_server(server: FakeServer, call: Call, method: str) -> None:
     text = ["a"] if method == "exchange" else "a"
-    nothing = dict.fromkeys([*OPTIONS, "early_stopping", "priority", "segmentation"], None)
+    nothing = dict.fromkeys([*OPTIONS, "early_stopping", "priority", "segmentation", "vocabulary"], None)
     call(method, text, source="en", target="de", **nothing)
 
     assert [request.options for request in configs(server)] == [translation_pb2.DecodingOptions()]
@@ -250,6 +254,7 @@ def test_an_answer_that_makes_no_sense_is_an_internal_error(
         {"segmentation": "word"},
         {"early_stopping": True},
         {"priority": "high"},
+        {"vocabulary": "small"},
     ],
     ids=str,
 )

@@ -2,7 +2,7 @@ from typing import get_args
 
 import pytest
 
-from dragoman import FinishReason, Segmentation, TextSpan, Token, TranslateOptions, Translation
+from dragoman import FinishReason, Segmentation, TextSpan, Token, TranslateOptions, Translation, Vocabulary
 from dragoman._convert import translations
 from dragoman._lists import Batch
 from dragoman._requests import translate_inputs
@@ -87,6 +87,23 @@ def test_every_segmentation_can_be_asked_for(segmentation: Segmentation | None) 
     [batch] = translate_inputs(["a"], None, source="en", target="fr", options=options).batches
     name = translation_pb2.Segmentation.Name(batch.request.segmentation)
     assert name == f"SEGMENTATION_{str(segmentation or 'unspecified').upper()}"
+
+
+def translated_over(vocabulary: int) -> Vocabulary | None:
+    """What the SDK says where the server sends this number."""
+    message = translation_pb2.Translation.FromString(bytes([0x20, vocabulary]))
+    response = TranslateResponse(results=[translation_pb2.TranslationResult(translation=message)])
+    request = TranslateRequest(inputs=[translation_pb2.TranslationInput(text="Cat")])
+    [result] = translations(Batch(request, [0]), response)
+    assert isinstance(result, Translation)
+    return result.vocabulary
+
+
+def test_a_translation_says_what_it_was_chosen_from() -> None:
+    names = {name: translated_over(value) for name, value in translation_pb2.Vocabulary.items()}
+    known = {f"VOCABULARY_{name.upper()}": name for name in get_args(Vocabulary)}
+    assert names == known | {"VOCABULARY_UNSPECIFIED": None}
+    assert translated_over(99) is None
 
 
 def test_every_suspicion_of_the_proto_is_known() -> None:

@@ -19,6 +19,8 @@ from dragoman import (
     ModelState,
     NotFoundError,
     ParityCertificate,
+    ShortlistFacts,
+    VocabularyLists,
 )
 from dragoman.v1 import models_pb2 as pb
 from support.fake_models import LOAD_TIME, failed, group, ready
@@ -70,11 +72,41 @@ def test_every_field_of_a_model_is_converted(server: FakeServer, call: Call) -> 
         determinism=Determinism.BITWISE,
         has_attention=True,
         defaults=ModelDefaults(
-            beam_size=4, length_penalty=1.5, min_target_tokens=2, repetition_penalty=1.2, no_repeat_ngram_size=3
+            beam_size=4,
+            length_penalty=1.5,
+            min_target_tokens=2,
+            repetition_penalty=1.2,
+            no_repeat_ngram_size=3,
+            vocabulary="language",
         ),
         memory=ModelMemory(weights_bytes=80 << 20, kv_cache_bytes=5 << 20, max_kv_cache_bytes=3 << 30),
         load_time=LOAD_TIME,
         active_calls=3,
+        vocabulary_lists=VocabularyLists(
+            languages=("fr", "en"),
+            shortlists=(
+                ShortlistFacts(
+                    source="en",
+                    target="fr",
+                    share_identical=0.9875,
+                    bleu_difference=-0.0625,
+                    mean_length=312.5,
+                    p95_length=640.0,
+                    num_sentences=1000,
+                    per_token=100,
+                ),
+                ShortlistFacts(
+                    source="fr",
+                    target="en",
+                    share_identical=1.0,
+                    bleu_difference=None,
+                    mean_length=250.0,
+                    p95_length=400.0,
+                    num_sentences=500,
+                    per_token=50,
+                ),
+            ),
+        ),
     )
     assert model.load_time is not None
     assert model.load_time.utcoffset() == timedelta(0)
@@ -89,6 +121,7 @@ def test_what_a_bundle_does_not_tell_is_absent(server: FakeServer, call: Call) -
     assert (model.state, model.error) == (ModelState.FAILED, "no manifest.json")
     assert model.languages == model.default_for == ()
     assert model.limits is model.parity is model.defaults is model.memory is model.load_time is None
+    assert model.vocabulary_lists is None
     assert model.determinism is Determinism.UNSPECIFIED
     assert model.precision == model.device == ""
 

@@ -13,7 +13,7 @@ from support.fake_server import FakeServer
 
 Call = Callable[..., Any]
 LANGUAGES = {"source": "de", "target": "es"}
-PIVOT = pb.Pivot(language_code="en", model="opus-mt-de-en@0123456789ab")
+PIVOT = pb.Pivot(language_code="en", model="opus-mt-de-en@0123456789ab", vocabulary=pb.VOCABULARY_LANGUAGE)
 
 
 def translation_of(call: Call, method: str) -> Translation:
@@ -58,9 +58,11 @@ def test_a_translation_names_its_pivot(server: FakeServer, call: Call, method: s
     server.handler, server.stream_handler, server.exchange_handler = translate, stream, exchange
     translation = translation_of(call, method)
 
-    assert translation.pivot == Pivot("en", "opus-mt-de-en@0123456789ab")
+    assert translation.pivot == Pivot("en", "opus-mt-de-en@0123456789ab", "language")
     assert translation.model == fake_server.MODEL
-    assert repr(translation).endswith("pivot=Pivot(language='en', model='opus-mt-de-en@0123456789ab'))")
+    assert repr(translation).endswith(
+        "pivot=Pivot(language='en', model='opus-mt-de-en@0123456789ab', vocabulary='language'))"
+    )
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -75,7 +75,9 @@ def test_every_option_of_the_api_is_a_keyword() -> None:
     assert list(types.DecodingOptions.__annotations__) == list(options)
 
 
-@pytest.mark.parametrize(("alias", "prefix"), [("EarlyStopping", "EARLY_STOPPING"), ("Priority", "PRIORITY")])
+@pytest.mark.parametrize(
+    ("alias", "prefix"), [("EarlyStopping", "EARLY_STOPPING"), ("Priority", "PRIORITY"), ("Vocabulary", "VOCABULARY")]
+)
 def test_every_value_of_an_enum_has_a_name(alias: str, prefix: str) -> None:
     names = get_args(getattr(types, alias))
     values = getattr(translation_pb2, alias).keys()

@@ -17,6 +17,7 @@ from dragoman_server.option_texts import parse_model
 
 # For every option, a text that is not its default and the value that it spells.
 VALUES: dict[str, tuple[str, Any]] = {option.name: ("4321", 4321) for option in OPTIONS} | {
+    "vocabulary": ("shortlist", "shortlist"),
     "model": ("/bundles/null", ("/bundles/null",)),
     "repository": ("/bundles", Path("/bundles")),
     "watch_seconds": ("1.5", 1.5),

@@ -16,6 +16,7 @@ from dragoman_server.wire import enums
         (translation_pb2.Segmentation, enums.SEGMENTATIONS),
         (translation_pb2.Priority, enums.PRIORITIES),
         (translation_pb2.EarlyStopping, enums.EARLY_STOPPINGS),
+        (translation_pb2.Vocabulary, enums.VOCABULARIES),
         (attention_pb2.Reduction, enums.REDUCTIONS),
         (attention_pb2.WeightType, enums.WEIGHT_TYPES),
         (attention_pb2.AlignmentMethod, enums.METHODS),
@@ -39,6 +40,7 @@ def test_but_a_kind_must_be_one() -> None:
     [
         (translation_pb2.FinishReason, enums.FINISH_REASON_NUMBERS),
         (translation_pb2.Suspicion, enums.SUSPICION_NUMBERS),
+        (translation_pb2.Vocabulary, enums.VOCABULARY_NUMBERS),
         (attention_pb2.AttentionKind, enums.KIND_NUMBERS),
         (attention_pb2.WeightType, enums.WEIGHT_TYPE_NUMBERS),
         (attention_pb2.AlignmentMethod, enums.METHOD_NUMBERS),

@@ -108,6 +108,14 @@ def test_the_version_and_the_weights_of_a_model(metrics: Metrics) -> None:
     assert value(metrics, "model_weights_bytes", model="tiny") == 5_000
 
 
+def test_segments_are_counted_by_their_vocabulary(metrics: Metrics) -> None:
+    metrics.observe_segments("tiny", "shortlist", 3)
+    metrics.observe_segments("tiny", "full", 2)
+    metrics.observe_segments("tiny", "shortlist", 1)
+    assert value(metrics, "segments_total", model="tiny", vocabulary="shortlist") == 4
+    assert value(metrics, "segments_total", model="tiny", vocabulary="full") == 2
+
+
 def test_suspicions_are_counted_by_model(metrics: Metrics) -> None:
     metrics.observe_suspicion("tiny", "length")
     metrics.observe_suspicion("small", "length")

@@ -281,13 +281,13 @@ async def test_a_segment_that_either_model_has_cut_off_says_so(bundle: Bundle) -
 # -- what the answer says ----------------------------------------------------------------------------------------------
 
 Response = pb.TranslateResponse | pb.StreamTranslationResponse | pb.ExchangeTranslationsResponse
-PIVOT = pb.Pivot(language_code="en", model="de-en@0123456789ab")
+PIVOT = pb.Pivot(language_code="en", model="de-en@0123456789ab", vocabulary=pb.VOCABULARY_FULL)
 
 
 async def test_the_answer_names_both_models_and_the_language_between(translator: Translator) -> None:
     outcome = await translator.translate(across("Eins.", source_language_code="de-AT"), NOW)
     assert (outcome.model, outcome.direction) == ("en-es@0123456789ab", ("de", "es"))
-    assert outcome.pivot == ("en", "de-en@0123456789ab")
+    assert outcome.pivot == ("en", "de-en@0123456789ab", "full")
     *_, last = [part async for part in translator.stream(stream_call("Eins."), NOW)]
     exchange = (await exchanged(translator, "Eins.", "x" * 3_001)).values()
     messages: list[Response] = [translate_response(outcome), stream_response(last), *map(exchange_response, exchange)]

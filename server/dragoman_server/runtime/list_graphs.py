@@ -39,11 +39,6 @@ class StepParts:
     scale: str
     bias: str
 
-    @property
-    def is_transposed(self) -> bool:
-        """Whether a token's weights are a row of the matrix [V, D]; else a column of [D, V]."""
-        return not self.scale
-
 
 def split_step(contents: bytes) -> StepParts:
     """Splits a step graph for CPUs.

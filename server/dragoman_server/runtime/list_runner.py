@@ -80,9 +80,10 @@ def _open(parts: StepParts, weights: OutputWeights, contents: Contents, num_thre
     wide_files = {**contents.graphs, _WIDE_PROJECTION: parts.wide_projection}
     contents = contents._replace(graphs={**contents.graphs, **files}, weights={**contents.weights, BIAS: weights.bias})
     encoder = open_session(contents, ENCODER_FILE, num_threads)
-    decoder, full, listed = (open_session(contents, name, num_threads, has_few_shapes=True) for name in files)
+    decoder, full = (open_session(contents, name, num_threads, has_few_shapes=True) for name in (_LAYERS, _PROJECTION))
+    listed = open_session(contents, _LIST_PROJECTION, num_threads)
     of_wide = contents._replace(graphs=wide_files)
-    wide = Late(lambda: open_session(of_wide, _WIDE_PROJECTION, num_threads, has_few_shapes=True))
+    wide = Late(lambda: open_session(of_wide, _WIDE_PROJECTION, num_threads))
     shared = LanguageSessions(parts, weights, contents, num_threads)
     return Sessions(encoder, decoder), Heads(full, listed, wide, shared)
 
@@ -96,16 +97,16 @@ class ListRunner(OnnxRunner):
     def __init__(self, graphs: ListGraphs, max_rows: int) -> None:
         super().__init__(graphs, max_rows)
         self._list_graphs: ListGraphs | None = graphs
-        self._union = CandidateUnion(graphs.weights)
+        self._union: CandidateUnion | None = None  # made at the first list
         self._layers: dict[tuple[bool, int], tuple[ort.IOBinding, _Array]] = {}  # by whether it is alone, and rows
 
     def close(self) -> None:
         super().close()
-        self._list_graphs = None
+        self._list_graphs = self._union = None
 
     def give_back_memory(self) -> None:
         super().give_back_memory()
-        self._union = CandidateUnion(self._opened.weights)
+        self._union = None
 
     def _forget_bindings(self) -> None:
         super()._forget_bindings()
@@ -132,7 +133,7 @@ class ListRunner(OnnxRunner):
     ) -> StepOutput:
         num_rows = len(token_ids)
         hidden = self._run_layers(token_ids, positions)
-        question = _Question(np.zeros((num_rows, 1), np.int64), np.array(all_rows, np.int64), top_k)
+        question = _Question(np.zeros((num_rows, 1), np.int64), np.array(all_rows, np.int64), top_k, bool(score_ids))
         question.score_ids[: len(score_ids), 0] = score_ids
         lists = candidates or [None] * num_rows
         parts = _by_head(lists)
@@ -187,6 +188,8 @@ class ListRunner(OnnxRunner):
         return self._named(output, of_rows, question)
 
     def _run_lists(self, lists: Sequence[Candidates], hidden: _Array, question: "_Question") -> StepOutput:
+        if self._union is None:
+            self._union = CandidateUnion(self._opened.weights)
         union = self._union
         if union.scale is None and len(lists) == 1:
             # One row of floats is added up in another order than several, where the weights are no constant.
@@ -194,9 +197,10 @@ class ListRunner(OnnxRunner):
             ids, logprobs, scores, *of_all = output
             return StepOutput(ids[:1], logprobs[:1], scores[:1], *of_all)
         union.update(lists)
-        places = np.array(
-            [[np.searchsorted(c.ids, i) for i in ids] for c, ids in zip(lists, question.score_ids, strict=True)]
-        )
+        places = question.score_ids
+        if question.has_scores:
+            found = [np.searchsorted(c.ids, i) for c, i in zip(lists, question.score_ids[:, 0], strict=True)]
+            places = np.array(found)[:, None]
         width = union.ids.shape[1]
         if union.is_wide:
             output = self._run(self._heads.wide.get(), hidden, question, places, width, {PLACES: union.ids})
@@ -235,7 +239,7 @@ class ListRunner(OnnxRunner):
         for values in (output.all_logits, output.all_logprobs):
             spread.append(np.full(shape, -np.inf, np.float32))
             own = values[:, : ids.shape[1]]
-            # What stands behind a list is -inf, and must not overwrite its token 0.
+            # What stands behind a list is -inf, and no token.
             is_token = own > -np.inf
             rows = np.broadcast_to(np.arange(len(own))[:, None], own.shape)
             spread[-1][rows[is_token], ids[question.all_rows][is_token]] = own[is_token]
@@ -248,12 +252,13 @@ class _Question(NamedTuple):
     score_ids: _Array  # int64 [rows, 1]
     all_rows: _Array  # int64 [a]
     top_k: int
+    has_scores: bool  # whether score_ids were asked about; else they are zeros
 
     def of(self, rows: Sequence[int]) -> "_Question":
         """The same about some of the rows, in their order."""
         places = {row: place for place, row in enumerate(rows)}
         all_rows = [places[row] for row in self.all_rows.tolist() if row in places]
-        return _Question(self.score_ids[rows], np.array(all_rows, np.int64), self.top_k)
+        return _Question(self.score_ids[rows], np.array(all_rows, np.int64), self.top_k, self.has_scores)
 
 
 # The union of the lane's lists, a list that many requests share, or the whole vocabulary.

@@ -14,7 +14,7 @@ from dragoman_server.bundle.graph import Model
 from dragoman_server.bundle.graph_rules import VOCABULARY_BLOCK
 from dragoman_server.engine.candidates import Candidates
 from dragoman_server.runtime.list_graphs import BIAS, StepParts
-from dragoman_server.runtime.session import open_session
+from dragoman_server.runtime.session import open_session, sums_int8_exactly
 
 _PROJECTION = "projection.onnx"
 # From this share of the vocabulary on, all of it is computed: its weights are packed once, those of lists at each step.
@@ -90,12 +90,13 @@ class CandidateUnion:
         bias: [room]; -inf where no token is, as in the first place.
         places: int32 [rows, n], of each row's tokens in the union; the first place behind them.
         ids: int32 [rows, n], the tokens; -1 behind them.
-        is_wide: whether the tokens are so many that the whole vocabulary is computed in less time. Of floats they never
-            are, as those would be added up in another order.
+        is_wide: whether the whole vocabulary is computed: its weights are in the session, which is faster where the
+            tokens are many, and exact for int8 on all processors. Floats would be added up in another order.
     """
 
     def __init__(self, weights: OutputWeights) -> None:
         self._weights = weights
+        self._sums_lists_exactly = sums_int8_exactly()
         self._place_of = np.zeros(len(weights.bias), np.int32)  # by token; 0 is none
         self._used = np.zeros(0, np.int32)  # tokens of the places from 1 on
         self._rows: list[Candidates] = []
@@ -115,7 +116,9 @@ class CandidateUnion:
         self.ids = np.full((len(rows), width), -1, np.int32)
         for row, candidates in enumerate(rows):
             self.ids[row, : len(candidates.ids)] = candidates.ids
-        self.is_wide = self.scale is not None and self._num_tokens(distinct) > _WIDE_SHARE * len(self._place_of)
+        self.is_wide = self.scale is not None and (
+            not self._sums_lists_exactly or self._num_tokens(distinct) > _WIDE_SHARE * len(self._place_of)
+        )
         if not self.is_wide:
             self._find_places(distinct)
 

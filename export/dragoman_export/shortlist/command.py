@@ -64,10 +64,10 @@ def shortlist(
     ] = None,
     per_token: Annotated[
         int, typer.Option(min=1, max=_MAX_LIST_TOKENS, help="The most tokens that a source token brings into a list.")
-    ] = 100,
+    ] = 200,
     frequent: Annotated[
         int, typer.Option(min=1, max=_MAX_LIST_TOKENS, help="The most frequent tokens, which are in every list.")
-    ] = 100,
+    ] = 200,
     held_out: Annotated[
         int, typer.Option(min=1, help="Sentences of --sources to measure on, at most a tenth of them.")
     ] = 1000,

@@ -70,7 +70,7 @@ def test_lists_of_everything_change_nothing(
     assert made.vocabulary.directions == {EN_FR}
     assert made.vocabulary.languages == {"de", "fr"} == {*made.manifest.vocabulary.languages}
     (facts,) = made.manifest.vocabulary.shortlists
-    assert (facts.direction, facts.per_token, facts.num_sentences) == (EN_FR, 100, 20)
+    assert (facts.direction, facts.per_token, facts.num_sentences) == (EN_FR, 200, 20)
     assert facts.share_identical > 0.5
     assert facts.bleu_difference is not None
     assert 1 <= facts.mean_length <= facts.p95_length <= size

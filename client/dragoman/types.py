@@ -15,8 +15,8 @@ Segmentation: TypeAlias = Literal["line", "sentence", "packed"]
 sentences; or only where it is too long for the model. Without it, as is best for the model:
 most were trained on single sentences."""
 
-EarlyStopping: TypeAlias = Literal["heuristic", "first", "never"]
-"""When a beam search is over: Hugging Face's `early_stopping` of False, True and "never"."""
+EarlyStopping: TypeAlias = Literal["heuristic", "first", "never", "narrowing"]
+"""When a beam search is over: Hugging Face's `early_stopping` of False, True and "never", and Marian's search."""
 
 Priority: TypeAlias = Literal["interactive", "default", "bulk"]
 """Who gets the larger share of the server while there is not enough for all; nobody gets none."""

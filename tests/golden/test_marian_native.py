@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from dragoman_export.bundle.parity import Comparison
 from dragoman_export.bundle.sources import read_sources
@@ -20,12 +21,11 @@ from dragoman_export.checkpoint import Checkpoint
 from dragoman_export.families.table import read_model
 from dragoman_export.languages import Languages
 from dragoman_server.bundle.bundle import Bundle
-from dragoman_server.engine.search_options import SearchOptions
-from support.generating import MAX_TARGET_TOKENS, SCORE_TOLERANCE, TIE_MARGIN, Ids, decode
+from dragoman_server.engine.search_options import EarlyStopping, SearchOptions
+from support.generating import SCORE_TOLERANCE, TIE_MARGIN, Ids, decode
 from support.marian_answers import LENGTH_FACTOR
 from support.marian_native import EOS_ID, PRE_NORM, write_native
 from support.marian_recorded import FOLDER, NORMALIZE, RECORDED, Record, ask, read_record
-from support.marian_search import marian_search, sum_logprob
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -153,41 +153,54 @@ def decoded(model: Model) -> Model:
     return model
 
 
-def _cut(target: Ids, source: Ids) -> Ids:
-    """As far as both may go."""
-    return tuple(i for i in target[: min(MAX_TARGET_TOKENS, LENGTH_FACTOR * len(source))] if i != EOS_ID)
+def _decode(model: Model, options: SearchOptions) -> list[list[tuple[Ids, float]]]:
+    """All targets as Marian emits them, with their scores, of each source."""
+    found = decode(model.bundle, model.sources, options, limit=lambda source: LENGTH_FACTOR * len(source))
+    targets = [([tuple(i for i in target if i != EOS_ID) for target in each.targets], each.scores) for each in found]
+    return [[*zip(*each, strict=True)] for each in targets]
 
 
 def test_greedy_targets_are_those_of_marian(decoded: Model) -> None:
-    found = [each.targets[0] for each in decode(decoded.bundle, decoded.sources, SearchOptions())]
+    found = [target for ((target, _),) in _decode(decoded, SearchOptions())]
     expected = [decoded.emitted(target) for ((target, _),) in decoded.record.greedy]
-    for source, ours, theirs in zip(decoded.sources, found, expected, strict=True):
-        assert _cut(ours, source) == _cut(theirs, source)
+    assert found == expected
     # Otherwise what was compared would mean little.
     assert len(set(expected)) > len(expected) // 3
     assert len({len(target) for target in expected}) > 3
     assert len({token_id for target in expected for token_id in target}) > 10
 
 
-def test_hypotheses_and_scores_of_marians_search_are_those_of_marian(decoded: Model) -> None:
-    """Its beam narrows with each finished hypothesis; ours does not, so the search is written out for the model."""
+def test_hypotheses_and_scores_of_a_beam_are_those_of_marian(decoded: Model) -> None:
+    options = SearchOptions(
+        beam_size=4, num_hypotheses=4, length_penalty=NORMALIZE, early_stopping=EarlyStopping.NARROWING
+    )
     num_tied = 0
-    for source, answer in zip(decoded.sources, decoded.record.beam, strict=True):
-        found = marian_search(decoded.checkpoint, source, 4, NORMALIZE, LENGTH_FACTOR)
-        ours = [tuple(i for i in target if i != EOS_ID) for target, _ in found]
-        theirs = [decoded.emitted(target) for target, _ in answer]
-        assert [total for _, total in found] == pytest.approx([total for _, total in answer], abs=SCORE_TOLERANCE)
-        if ours != theirs:
+    for source, found, answer in zip(decoded.sources, _decode(decoded, options), decoded.record.beam, strict=True):
+        scores = [score for _, score in found]
+        assert scores == pytest.approx([score for _, score in answer], abs=SCORE_TOLERANCE)
+        if [target for target, _ in found] != [decoded.emitted(target) for target, _ in answer]:
             print(f"{source} gives {found}, not {answer}")
-            scores = [total for _, total in found]
             assert min(a - b for a, b in pairwise(scores)) < TIE_MARGIN
             num_tied += 1
     assert num_tied <= len(decoded.sources) // 50
 
 
+def test_a_bundle_searches_as_marian_by_default(model: Model) -> None:
+    generation = model.bundle.manifest.generation
+    assert (generation.beam_size, generation.early_stopping) == (4, "narrowing")
+
+
+@torch.inference_mode()
+def _sum_logprob(checkpoint: Checkpoint, source: Ids, target: Ids) -> float:
+    """Of a target with end-of-sentence."""
+    inputs = torch.tensor([[checkpoint.config.bos_token_id, *target[:-1]]])
+    logits, _ = checkpoint.model(torch.tensor([source]), torch.ones(1, len(source), dtype=torch.bool), inputs)
+    return float(logits[0].log_softmax(-1).gather(1, torch.tensor(target)[:, None]).sum())
+
+
 def test_log_probs_of_given_targets_are_those_of_marians_scorer(model: Model) -> None:
     for source, target, total in zip(model.sources, model.scored, model.record.sums, strict=True):
-        found = sum_logprob(model.checkpoint, source, target)
+        found = _sum_logprob(model.checkpoint, source, target)
         assert found == pytest.approx(total, abs=SCORE_TOLERANCE * len(target))
 
 

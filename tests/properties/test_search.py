@@ -17,6 +17,7 @@ from dragoman_server.engine.sequence import FinishReason, Hypothesis, Request
 from support.fake_runner import EOS_ID, START_ID, Distribution, decode_alone
 
 SOURCE = (7, 8)
+NARROWING = EarlyStopping.NARROWING
 Ids = tuple[int, ...]
 
 
@@ -50,7 +51,7 @@ def beam_searches() -> st.SearchStrategy[SearchOptions]:
             replace,
             st.just(options),
             num_hypotheses=st.integers(1, options.beam_size),
-            patience=st.sampled_from((1.0, 1.0, 0.5, 2.0)),
+            patience=st.just(1.0) if options.early_stopping is NARROWING else st.sampled_from((1.0, 1.0, 0.5, 2.0)),
         )
     )
 
@@ -60,8 +61,9 @@ def beam_search(
 ) -> list[tuple[float, Ids]]:
     """`_beam_search` of Hugging Face's transformers 5 for one sentence, and `patience` of Kasai et al.; scores and ids.
 
-    What a tensor of fixed shape has as -1e9 is absent here.
+    What a tensor of fixed shape has as -1e9 is absent here. A beam that narrows goes on until no hypothesis is live.
     """
+    narrows = options.early_stopping is NARROWING
     num_kept = max(round(options.beam_size * options.patience), options.num_hypotheses)
     is_first = options.early_stopping is EarlyStopping.FIRST
     running: list[tuple[float, Ids]] = [(0.0, ())]
@@ -74,7 +76,8 @@ def beam_search(
             for token_id, logprob in enumerate(next_logprobs(ids))
             if logprob > -math.inf
         ]
-        continuations = sorted(continuations, key=lambda each: -each[0])[: 2 * options.beam_size]
+        num_considered = options.beam_size - len(finished) if narrows else 2 * options.beam_size
+        continuations = sorted(continuations, key=lambda each: -each[0])[:num_considered]
         hits_stopping_criteria = [ids[-1] == EOS_ID or length == limit for _, ids in continuations]
         # Only the best can be finished: the others are there so that enough go on.
         just_finished = [

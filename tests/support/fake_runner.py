@@ -195,7 +195,8 @@ def random_options(rng: random.Random, max_rows: int = 5) -> SearchOptions:
         suppressed=rng.choice(((), (), ((5,), (6, 7)), ((8, 8), (4, 9, 4)))),
     )
     most = max_rows if options.is_sampling else options.beam_size
-    patience = rng.choice((0.5, 1.0, 2.0)) if options.beam_size > 1 else 1.0
+    may_wait = options.beam_size > 1 and options.early_stopping is not EarlyStopping.NARROWING
+    patience = rng.choice((0.5, 1.0, 2.0)) if may_wait else 1.0
     return replace(options, num_hypotheses=rng.randint(1, most), patience=patience)
 
 

@@ -1,6 +1,6 @@
 """What `generate` of Hugging Face's transformers finds, and what we find, in one form."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -77,13 +77,19 @@ def _unpadded(target: Ids, pad_id: int, eos_id: int) -> Ids:
     return tuple(i for i in target[:length] if i != pad_id)
 
 
-def decode(bundle: Bundle, sources: Sequence[Ids], options: SearchOptions, forced: Ids = ()) -> Iterator[Found]:
+def decode(
+    bundle: Bundle,
+    sources: Sequence[Ids],
+    options: SearchOptions,
+    forced: Ids = (),
+    limit: Callable[[Ids], int] = lambda source: MAX_TARGET_TOKENS,
+) -> Iterator[Found]:
     """What we find, all of it at once; `forced` is what the framing has every target begin with."""
     max_running = 29
     runner = OnnxRunner.open(bundle, max_running, num_threads=1)
     with running_engine(runner, Search.of(bundle.manifest), max_running=max_running) as engine:
         requests = [
-            Request(source, MAX_TARGET_TOKENS, options=options, prefix_ids=forced, num_framing_ids=len(forced))
+            Request(source, limit(source), options=options, prefix_ids=forced, num_framing_ids=len(forced))
             for source in sources
         ]
         for future in engine.submit(requests):

@@ -109,10 +109,14 @@ class _EarlyStoppingEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._
     """True: as soon as enough hypotheses are finished."""
     EARLY_STOPPING_NEVER: _EarlyStopping.ValueType  # 3
     """"never": only when no live hypothesis could become better, however long."""
+    EARLY_STOPPING_NARROWING: _EarlyStopping.ValueType  # 4
+    """Marian's: each finished hypothesis narrows the beam by one, until none is
+    live. `patience` must be 1.
+    """
 
 class EarlyStopping(_EarlyStopping, metaclass=_EarlyStoppingEnumTypeWrapper):
     """The end of a beam search, beside reaching the longest target: Hugging Face's
-    `early_stopping`.
+    `early_stopping`, or Marian's search.
     """
 
 EARLY_STOPPING_UNSPECIFIED: EarlyStopping.ValueType  # 0
@@ -125,6 +129,10 @@ EARLY_STOPPING_FIRST: EarlyStopping.ValueType  # 2
 """True: as soon as enough hypotheses are finished."""
 EARLY_STOPPING_NEVER: EarlyStopping.ValueType  # 3
 """"never": only when no live hypothesis could become better, however long."""
+EARLY_STOPPING_NARROWING: EarlyStopping.ValueType  # 4
+"""Marian's: each finished hypothesis narrows the beam by one, until none is
+live. `patience` must be 1.
+"""
 global___EarlyStopping = EarlyStopping
 
 class _Priority:

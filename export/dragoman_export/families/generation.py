@@ -94,8 +94,8 @@ def read_generation(
             kind = "an integer " if isinstance(default, int) else ""
             faults.append(f"{name} is {value!r:.80}, must be {kind}from {low:g} to {high:g}")
     early_stopping = setting("early_stopping", False)
-    if not isinstance(early_stopping, bool):
-        faults.append(f"early_stopping is {early_stopping!r:.80}, must be true or false")
+    if not isinstance(early_stopping, bool) and early_stopping != "never":
+        faults.append(f"early_stopping is {early_stopping!r:.80}, must be true, false or 'never'")
     if numbers["no_repeat_ngram_size"] == 1 and config["decoder_start_token_id"] == config["eos_token_id"]:
         faults.append("no_repeat_ngram_size is 1, but the decoder begins with end-of-sentence: no target would end")
     bad_words, suppressed = setting("bad_words_ids", []), []

@@ -140,7 +140,6 @@ def _settings(values: Mapping[str, Value], origin: str, model: Path, vocabularie
     ]
     if faults or type(beam_size) is not int or not isinstance(normalize, int | float):
         raise ValueError(f"{origin}: {listed(faults)}")
-    # Marian's score is the sum of log-probs over the length to the power of `normalize`, end-of-sentence counted. Its
-    # beam narrows by one with each finished hypothesis, ours does not: where targets differ, ours score higher.
-    generation = Generation(beam_size=beam_size, length_penalty=float(normalize))
+    # Marian's score is the sum of log-probs over the length to the power of `normalize`, end-of-sentence counted.
+    generation = Generation(beam_size=beam_size, length_penalty=float(normalize), early_stopping="narrowing")
     return Settings(model, vocabularies, generation, not flags["allow-unk"], not flags["allow-special"])

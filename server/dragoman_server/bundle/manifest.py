@@ -95,7 +95,8 @@ class Generation:
     beam_size: Annotated[int, Meta(ge=1, le=4096)] = 1  # 1 is greedy
     # The score is sum_logprob / num_tokens ** length_penalty. The range is that of calls.
     length_penalty: Annotated[float, Meta(ge=-10.0, le=10.0)] = 1.0
-    early_stopping: bool = False  # whether to stop as soon as there are beam_size hypotheses
+    # Whether to stop as soon as there are beam_size hypotheses; "narrowing": the beam is Marian's.
+    early_stopping: bool | Literal["never", "narrowing"] = False
     suppressed_token_ids: tuple[TokenId, ...] = ()  # never generated, whatever the options of a call
     # Ranges are those of calls.
     min_target_tokens: Annotated[int, Meta(ge=0, le=2**31 - 1)] = 0

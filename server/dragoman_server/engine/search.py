@@ -215,16 +215,20 @@ class Search:
     # -- beams -----------------------------------------------------------------------------------------------------
 
     def _extend_beam(self, group: SequenceGroup, step: "_Step") -> None:
-        """One step of beam search: what `_beam_search` of Hugging Face's transformers 5 does with one sentence."""
+        """One step of beam search: what `_beam_search` of Hugging Face's transformers 5 does with one sentence.
+
+        Where the beam narrows it is what `BeamSearch::search` of Marian 1.12 does with one.
+        """
         request, options, parents = group.request, group.request.options, group.live
-        ranking = self._ranking(group, 2 * options.beam_size, step)
-        best = ranking[: options.beam_size]
+        if options.early_stopping is EarlyStopping.NARROWING:
+            width = options.beam_size - len(group.finished)
+            ranking = self._ranking(group, width, step)
+        else:
+            width = options.beam_size
+            ranking = self._ranking(group, 2 * width, step)
+        best = ranking[:width]
         is_last = len(parents[0].token_ids) + 1 >= request.max_target_tokens
-        if (
-            not is_last
-            and len(best) == options.beam_size
-            and self.eos_token_id not in [token_id for _, token_id, _, _ in best]
-        ):
+        if not is_last and len(best) == width and self.eos_token_id not in [token_id for _, token_id, _, _ in best]:
             live = _continued(parents, best)  # as nearly always: nothing ends among the best
         else:
             live = self._end_some(group, ranking, is_last)

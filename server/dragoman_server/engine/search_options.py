@@ -13,11 +13,12 @@ MAX_TOP_K = 128
 
 
 class EarlyStopping(enum.Enum):
-    """When a beam search is over, beside reaching the longest target: Hugging Face's `early_stopping`."""
+    """When a beam search is over, beside reaching the longest target: Hugging Face's `early_stopping`, or Marian's."""
 
     HEURISTIC = "heuristic"  # False: the best live beam, at its present length, is no better than the worst finished
     FIRST = "first"  # True: as soon as enough hypotheses are finished
     NEVER = "never"  # "never": only when no live beam could become better, however long
+    NARROWING = "narrowing"  # Marian's: each finished hypothesis narrows the beam by one, until none lives
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,8 +127,11 @@ class SearchOptions:
                 yield name, f"is {value:{form}}, must be from {low:{form}} to {high:{form}}{limit}"
         if self.is_sampling and self.beam_size > 1:
             yield "beam_size", f"is {self.beam_size}, must be 1 with sampling"
-        if self.beam_size == 1 and not math.isclose(self.patience, 1.0):
-            yield "patience", f"is {self.patience:g}, must be 1 without a beam"
+        if not math.isclose(self.patience, 1.0):
+            if self.beam_size == 1:
+                yield "patience", f"is {self.patience:g}, must be 1 without a beam"
+            elif self.early_stopping is EarlyStopping.NARROWING:
+                yield "patience", f"is {self.patience:g}, must be 1 where the beam narrows (early_stopping)"
         if () in self.suppressed:
             yield "suppressed", "has a sequence of no tokens"
 

@@ -20,7 +20,12 @@ _SEARCH_FIELDS = ("num_hypotheses", "patience", "temperature", "top_k", "top_p",
 # Those that have the model's.
 _MODEL_FIELDS = ("length_penalty", "min_target_tokens", "repetition_penalty", "no_repeat_ngram_size")
 _SAMPLING_FIELDS = ("temperature", "top_k", "top_p", "seed")
-
+_STOPPINGS = {
+    False: EarlyStopping.HEURISTIC,
+    True: EarlyStopping.FIRST,
+    "never": EarlyStopping.NEVER,
+    "narrowing": EarlyStopping.NARROWING,
+}  # by what a manifest says
 
 MAX_GROWTH = 3
 _MAX_GROWTH_OF_BYTES = 9  # a letter of English is one byte, of Hindi or Thai three
@@ -85,13 +90,12 @@ def resolve(
     given = of_model | {name: value for name in names if (value := getattr(fields, name)) is not None}
     is_sampling = any(getattr(fields, name) is not None for name in _SAMPLING_FIELDS)
     default_beam_size = 1 if is_sampling else defaults.beam_size
-    default_stopping = EarlyStopping.FIRST if defaults.early_stopping else EarlyStopping.HEURISTIC
     stopping = fields.early_stopping
     search = SearchOptions(
         **given,
         is_sampling=is_sampling,
         beam_size=default_beam_size if fields.beam_size is None else fields.beam_size,
-        early_stopping=stopping if isinstance(stopping, EarlyStopping) else default_stopping,
+        early_stopping=stopping if isinstance(stopping, EarlyStopping) else _STOPPINGS[defaults.early_stopping],
         suppressed=suppressed,
     )
     limit = TargetLimit(

@@ -70,6 +70,7 @@ EARLY_STOPPINGS: Final[Mapping[int, EarlyStopping | None]] = {
     translation_pb2.EARLY_STOPPING_HEURISTIC: EarlyStopping.HEURISTIC,
     translation_pb2.EARLY_STOPPING_FIRST: EarlyStopping.FIRST,
     translation_pb2.EARLY_STOPPING_NEVER: EarlyStopping.NEVER,
+    translation_pb2.EARLY_STOPPING_NARROWING: EarlyStopping.NARROWING,
 }
 VOCABULARIES: Final[Mapping[int, Vocabulary | None]] = {
     translation_pb2.VOCABULARY_UNSPECIFIED: None,

@@ -127,6 +127,7 @@ def test_everything_wrong_with_the_tensors_is_said_at_once() -> None:
             Generation(min_target_tokens=55, repetition_penalty=1.2, no_repeat_ngram_size=3),
         ),
         ({"min_length": 5, "min_new_tokens": 8}, Generation(min_target_tokens=8)),
+        ({"num_beams": 2, "early_stopping": "never"}, Generation(2, early_stopping="never")),
         ({"bad_words_ids": [[0], [99]]}, Generation(suppressed_token_ids=(99,))),  # end-of-sentence is never a bad word
         # What every OPUS-MT model says, or says nothing by.
         ({"max_length": 512, "forced_eos_token_id": 0, "renormalize_logits": True, "use_cache": True}, Generation()),
@@ -146,7 +147,7 @@ def test_generation_defaults_are_read(tmp_path: Path, settings: dict[str, Any], 
         ({"num_beams": 0}, "num_beams is 0, must be an integer from 1 to 4096"),
         ({"num_beams": 2.0}, "num_beams is 2.0, must be an integer from 1 to 4096"),
         ({"num_beams": 10**9}, "num_beams is 1000000000, must be an integer from 1 to 4096"),
-        ({"early_stopping": "never"}, "early_stopping is 'never', must be true or false"),
+        ({"early_stopping": "soon"}, "early_stopping is 'soon', must be true, false or 'never'"),
         ({"length_penalty": "1"}, "length_penalty is '1', must be from -10 to 10"),
         ({"length_penalty": float("nan")}, "length_penalty is nan, must be from -10 to 10"),
         ({"length_penalty": 1e308}, r"length_penalty is 1e\+308, must be from -10 to 10"),

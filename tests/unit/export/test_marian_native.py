@@ -61,7 +61,7 @@ def test_a_folder_with_an_archive_is_marians(folder: Path) -> None:
     assert [*config.languages] == [("en", "fr")]
     assert (config.framing, config.tokenizer) == (FramingTemplate((), (EOS_ID,), ()), "marian")
     assert (config.bos_token_id, config.pad_token_id, config.eos_token_id) == (start_id, start_id, EOS_ID)
-    assert config.generation == Generation(4, 1.0, False, (start_id, UNK_ID))
+    assert config.generation == Generation(4, 1.0, "narrowing", (start_id, UNK_ID))
     assert (dimensions.norm, dimensions.activation, dimensions.position_layout) == ("post", "silu", "fairseq")
     assert (dimensions.max_positions, dimensions.norm_epsilon) == (MAX_POSITIONS, 1e-6)
     assert dimensions.shared_vocabulary

@@ -194,7 +194,7 @@ LONG = "x" * 1_000_000
         (put("generation", "length_penalty", float("inf")), "length_penalty is inf: Expected float <= 10.0"),
         (put("generation", "length_penalty", 11), "length_penalty is 11: Expected float <= 10.0"),
         (put("generation", "length_penalty", -11), "length_penalty is -11: Expected float >= -10.0"),
-        (put("generation", "early_stopping", "never"), "early_stopping is 'never': Expected bool"),
+        (put("generation", "early_stopping", "soon"), "early_stopping is 'soon': Invalid enum value"),
         (put("generation", "suppressed_token_ids", [5, 10**6]), r"ids\[1\] is 1000000, must be below architecture"),
         (put("generation", "suppressed_token_ids", [-1]), r"suppressed_token_ids\[0\] is -1: Expected int >= 0"),
         (put("generation", "repetition_penalty", 0), "repetition_penalty is 0: Expected float >= 0.01"),

@@ -43,6 +43,9 @@ def test_what_is_absent_is_the_default_of_the_bundle(tokenizer: Tokenizer, manif
     manifest = replace(manifest, generation=Generation(beam_size=4, length_penalty=0.6, early_stopping=True))
     search = resolved(tokenizer, manifest).search
     assert search == SearchOptions(beam_size=4, length_penalty=0.6, early_stopping=EarlyStopping.FIRST)
+    for name, stopping in (("never", EarlyStopping.NEVER), ("narrowing", EarlyStopping.NARROWING)):
+        named = replace(manifest, generation=Generation(beam_size=4, early_stopping=name))  # type: ignore[arg-type]
+        assert resolved(tokenizer, named).search == SearchOptions(beam_size=4, early_stopping=stopping)
     explicit = resolved(
         tokenizer, manifest, beam_size=2, length_penalty=1.0, early_stopping=EarlyStopping.HEURISTIC
     ).search
@@ -137,6 +140,11 @@ def test_the_limit_of_a_target(tokenizer: Tokenizer, manifest: Manifest, options
         ({"length_penalty": float("nan")}, "length_penalty", "is nan, must be from -10 to 10"),
         ({"beam_size": 2, "patience": 0.0}, "patience", "is 0, must be from 0.1 to 10"),
         ({"patience": 2.0}, "patience", "is 2, must be 1 without a beam"),
+        (
+            {"beam_size": 2, "patience": 2.0, "early_stopping": EarlyStopping.NARROWING},
+            "patience",
+            "is 2, must be 1 where the beam narrows (early_stopping)",
+        ),
         ({"temperature": 0.0}, "temperature", "is 0, must be from 0.01 to 100"),
         ({"temperature": 1.0, "beam_size": 4}, "beam_size", "is 4, must be 1 with sampling"),
         ({"seed": 1, "num_hypotheses": 9}, "num_hypotheses", "is 9, must be from 1 to 8"),

@@ -163,6 +163,7 @@ class CTranslate2System:
     eos_token_id: int
     setting: Setting
     most_piece: int = _MOST_PIECE
+    uses_vmap: bool = False
 
     @classmethod
     def on_device(cls, translator: ctranslate2.Translator, subject: Subject, eos_token_id: int) -> "CTranslate2System":
@@ -213,6 +214,7 @@ class CTranslate2System:
             min_decoding_length=decoding.min_target_tokens,
             max_decoding_length=decoding.max_target_tokens,
             return_scores=True,
+            use_vmap=self.uses_vmap,
         )
         targets: list[Sequence[int]] = []
         for result in results:

@@ -14,8 +14,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -27,10 +27,9 @@ from benchmarks.comparison import Workload, compare
 from benchmarks.ct2 import CTranslate2System, save_ctranslate2
 from benchmarks.models import DEFAULT_CHECKPOINT, Model
 from benchmarks.report import Row, Subject
-from benchmarks.servers import dragoman_server
-from benchmarks.settings import SOURCE_LANGUAGE, TARGET_LANGUAGE, Settings, run_part
+from benchmarks.servers import ServedSystem, dragoman_server
+from benchmarks.settings import Settings, run_part
 from benchmarks.statistics import Summary
-from benchmarks.systems import Decoding, Source
 from dragoman import Client
 from dragoman_export.families.table import read_model
 from dragoman_export.languages import Languages
@@ -119,26 +118,6 @@ def _import(source: Path, folder: Path, precision: Precision, settings: Settings
     yield Row("import", subject, "time, certificate included", "s", Summary.single(seconds))
     yield Row("import", subject, "peak memory", "GB", Summary.single(peak / 1e9))
     yield Row("import", subject, "peak memory over the float32 weights", "", Summary.single(peak / weights))
-
-
-@dataclass(frozen=True, eq=False)
-class ServedSystem:
-    """A server that is called with the texts whose ids the peers get."""
-
-    subject: Subject
-    client: Client
-    texts: Mapping[Source, str]
-
-    def translate(self, batch: Sequence[Source], decoding: Decoding) -> list[Sequence[int]]:
-        translations = self.client.translate(
-            [self.texts[source] for source in batch],
-            source=SOURCE_LANGUAGE,
-            target=TARGET_LANGUAGE,
-            beam_size=decoding.beam_size,
-            min_target_tokens=decoding.min_target_tokens,
-            max_target_tokens=decoding.max_target_tokens,
-        )
-        return [translation.token_ids for translation in translations]
 
 
 def _served(model: Model, folder: Path, settings: Settings) -> Iterator[Row]:

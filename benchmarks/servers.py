@@ -6,14 +6,16 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from benchmarks.load import Job, Outcome, drive
 from benchmarks.models import Model
 from benchmarks.report import Row, Subject
-from benchmarks.settings import Settings
+from benchmarks.settings import SOURCE_LANGUAGE, TARGET_LANGUAGE, Settings
 from benchmarks.statistics import Summary
+from benchmarks.systems import Decoding, Source
+from dragoman import Client, Vocabulary
 from dragoman_server.runtime.machine import available_cpus
 
 _NUM_TEXTS = 128  # at a time keep both servers' batches full
@@ -40,6 +42,29 @@ class Server:
     def row(self, metric: str, unit: str, value: Summary, ratio: Summary | None = None) -> Row:
         """A figure of this server."""
         return Row("served", self.subject, metric, unit, value, ratio=ratio)
+
+
+@dataclass(frozen=True, eq=False)
+class ServedSystem:
+    """A server that is called with the texts whose ids the peers get."""
+
+    subject: Subject
+    client: Client
+    texts: Mapping[Source, str]
+    vocabulary: Vocabulary = "full"
+
+    def translate(self, batch: Sequence[Source], decoding: Decoding) -> list[Sequence[int]]:
+        """The best targets."""
+        translations = self.client.translate(
+            [self.texts[source] for source in batch],
+            source=SOURCE_LANGUAGE,
+            target=TARGET_LANGUAGE,
+            beam_size=decoding.beam_size,
+            min_target_tokens=decoding.min_target_tokens,
+            max_target_tokens=decoding.max_target_tokens,
+            vocabulary=self.vocabulary,
+        )
+        return [translation.token_ids for translation in translations]
 
 
 def dragoman_server(model: Model, settings: Settings) -> contextlib.AbstractContextManager[Server]:

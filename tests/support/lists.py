@@ -53,6 +53,7 @@ def facts(languages: Iterable[str], directions: Iterable[tuple[str, str]]) -> Vo
             bleu_difference=-0.0625,
             mean_length=312.5,
             p95_length=640.0,
+            speed_ratio=1.75,
         )
         for direction in directions
     ]

@@ -125,7 +125,7 @@ def _print(made: Made, bundle: Bundle) -> None:
                 "" if facts.bleu_difference is None else f"{facts.bleu_difference:+.2f}",
                 f"{facts.mean_length:.0f}",
                 f"{facts.p95_length:.0f}",
-                f"{each.speed_ratio:.2f} x",
+                f"{facts.speed_ratio:.2f} x",
             )
         console.print(table)
     size = bundle.manifest.architecture.vocabulary_size

@@ -35,7 +35,6 @@ class Measured:
     """Of one direction."""
 
     facts: ShortlistFacts
-    speed_ratio: float  # of sentences in a time, with lists to without
     curve: Mapping[int, tuple[float, float]]  # by tokens per source token: share of identical sentences, mean length
 
 
@@ -74,9 +73,10 @@ def measure(samples: Samples, decoder: Decoder, tables: VocabularyTables, per_to
         bleu_difference=difference,
         mean_length=float(lengths.mean()),
         p95_length=float(np.percentile(lengths, 95)),
+        speed_ratio=full_seconds / seconds,
     )
     curve = {size: _shares(full, samples, tables, size) for size in _SIZES if size < per_token}
-    return Measured(facts, full_seconds / seconds, curve)
+    return Measured(facts, curve)
 
 
 def _list(source: Ids, samples: Samples, tables: VocabularyTables, per_token: int | None = None) -> NDArray[np.int32]:

@@ -156,6 +156,7 @@ class ShortlistFacts:
     bleu_difference: Annotated[float, Meta(ge=-100.0, le=100.0)] | None  # to the full vocabulary; None: no references
     mean_length: Annotated[float, Meta(ge=1.0, le=1 << 24)]  # of the lists, in tokens
     p95_length: Annotated[float, Meta(ge=1.0, le=1 << 24)]  # 95th percentile
+    speed_ratio: Annotated[float, Meta(ge=0.0, le=1e6)]  # of the sentences, all at once, where the lists were made
 
 
 @dataclass(frozen=True)

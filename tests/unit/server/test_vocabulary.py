@@ -65,7 +65,7 @@ def opened(manifest: Manifest, **parts: Any) -> VocabularyTables:
 
 
 def with_facts(manifest: Manifest, directions: Sequence[Direction], languages: Sequence[str]) -> Manifest:
-    facts = tuple(ShortlistFacts(direction, 100, 9, 0.5, None, 8.0, 9.0) for direction in directions)
+    facts = tuple(ShortlistFacts(direction, 100, 9, 0.5, None, 8.0, 9.0, 1.5) for direction in directions)
     return dataclasses.replace(manifest, vocabulary=VocabularyFacts(facts, tuple(languages)))
 
 

@@ -5,7 +5,7 @@
 Not a part of `python -m benchmarks`: it takes half an hour, 8 GB of memory and 10 GB in the folder for temporary files.
 The folder is as Hugging Face has it, with the dimensions of the distilled model of 600 M parameters, its languages and
 random weights. `dragoman-export import` runs in a process of its own. What is served is a call of sentences over gRPC;
-CTranslate2 has the same ids in this process, at its best setting.
+CTranslate2 has the same ids in this process, at its best setting. Then the same with a list of the target language.
 """
 
 import json
@@ -14,10 +14,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from sentencepiece import sentencepiece_model_pb2
 from transformers import M2M100Config, M2M100ForConditionalGeneration
@@ -28,8 +29,10 @@ from benchmarks.ct2 import CTranslate2System, save_ctranslate2
 from benchmarks.models import DEFAULT_CHECKPOINT, Model
 from benchmarks.report import Row, Subject
 from benchmarks.servers import ServedSystem, dragoman_server
-from benchmarks.settings import Settings, run_part
+from benchmarks.settings import TARGET_LANGUAGE, Settings, run_part
 from benchmarks.statistics import Summary
+from benchmarks.systems import Source
+from benchmarks.vocabulary import SIZES, against_full, save_vmap, with_lists
 from dragoman import Client
 from dragoman_export.families.table import read_model
 from dragoman_export.languages import Languages
@@ -38,7 +41,7 @@ from dragoman_server.bundle.manifest import Precision
 
 _NAME = "NLLB-600M"
 _NUM_PIECES, _VOCABULARY_SIZE = 256_000, 256_206
-_SIZES = ((1, 1), (1, 8), (1, 32), (4, 8))  # beam size and sentences
+_LIST_TOKENS = 60_000  # of a language; text in a language of Latin script uses fewer
 _FORCED_TOKENS = 20
 _PRECISIONS: tuple[Precision, ...] = ("fp32", "int8")
 _TIMEOUT_SECONDS = 300.0
@@ -62,7 +65,16 @@ def run(settings: Settings) -> Iterator[Row]:
         exact = Model(_NAME, checkpoint, Bundle.open(folder / "fp32"))
         CTranslate2System.load(folder / "ctranslate2", exact, "fp32", settings.threads)
         served = replace(exact, bundle=Bundle.open(folder / "int8"))
-        yield from _served(served, folder / "ctranslate2", settings)
+        texts = dict(zip(served.sentence_sources(settings.sentences), settings.sentences, strict=True))
+        yield from _served(served, texts, folder / "ctranslate2", settings)
+        vocabulary_size = served.bundle.manifest.architecture.vocabulary_size
+        chosen = np.random.default_rng(0).choice(
+            vocabulary_size, min(_LIST_TOKENS, vocabulary_size // 4), replace=False
+        )
+        ids = np.union1d(chosen, [served.bundle.manifest.eos_token_id])
+        listed = with_lists(served, folder / "listed", [], {TARGET_LANGUAGE: ids})
+        save_vmap(folder / "ctranslate2", ids, {})
+        yield from against_full(listed, "language", texts, folder / "ctranslate2", settings)
 
 
 def _write_model(folder: Path, *, is_quick: bool) -> None:
@@ -120,11 +132,10 @@ def _import(source: Path, folder: Path, precision: Precision, settings: Settings
     yield Row("import", subject, "peak memory over the float32 weights", "", Summary.single(peak / weights))
 
 
-def _served(model: Model, folder: Path, settings: Settings) -> Iterator[Row]:
-    texts = dict(zip(model.sentence_sources(settings.sentences), settings.sentences, strict=True))
+def _served(model: Model, texts: Mapping[Source, str], folder: Path, settings: Settings) -> Iterator[Row]:
     workload = Workload(model, list(texts), 1 if settings.is_quick else 4, _FORCED_TOKENS)
     peer = CTranslate2System.load(folder, model, "int8", settings.threads)
-    for beam, batch in _SIZES:
+    for beam, batch in SIZES:
         with dragoman_server(model, settings) as server, Client(server.address, timeout=_TIMEOUT_SECONDS) as client:
             ours = ServedSystem(server.subject, client, texts)
             yield from compare(ours, [peer], workload, batch, beam, settings)

@@ -67,11 +67,8 @@ def run(settings: Settings) -> Iterator[Row]:
         served = replace(exact, bundle=Bundle.open(folder / "int8"))
         texts = dict(zip(served.sentence_sources(settings.sentences), settings.sentences, strict=True))
         yield from _served(served, texts, folder / "ctranslate2", settings)
-        vocabulary_size = served.bundle.manifest.architecture.vocabulary_size
-        chosen = np.random.default_rng(0).choice(
-            vocabulary_size, min(_LIST_TOKENS, vocabulary_size // 4), replace=False
-        )
-        ids = np.union1d(chosen, [served.bundle.manifest.eos_token_id])
+        size, eos_id = served.bundle.manifest.architecture.vocabulary_size, served.bundle.manifest.eos_token_id
+        ids = np.union1d(np.random.default_rng(0).choice(size, _LIST_TOKENS, replace=False), [eos_id])
         listed = with_lists(served, folder / "listed", [], {TARGET_LANGUAGE: ids})
         save_vmap(folder / "ctranslate2", ids, {})
         yield from against_full(listed, "language", texts, folder / "ctranslate2", settings)

@@ -17,6 +17,7 @@ from dragoman_server.runtime.list_graphs import BIAS, StepParts
 from dragoman_server.runtime.session import open_session, sums_int8_exactly
 
 _PROJECTION = "projection.onnx"
+INT8_EMBEDDINGS = ("shared_embedding.weight_int8", "target_embedding.weight_int8")  # which may be the output's, too
 # From this share of the vocabulary on, all of it is computed: its weights are packed once, those of lists at each step.
 _WIDE_SHARE = 0.4
 _LISTS_STEP = 512  # tokens by which the room of a union grows
@@ -54,7 +55,7 @@ class OutputWeights:
 
 def _rows_of(columns: NDArray[np.generic], contents: Contents) -> NDArray[np.generic]:
     """Columns [D, V'] as rows [V, D]."""
-    for name in ("shared_embedding.weight_int8", "target_embedding.weight_int8"):
+    for name in INT8_EMBEDDINGS:
         rows = contents.weights.get(name)
         if rows is not None and rows.shape[1] == len(columns) and rows.shape[0] <= columns.shape[1]:
             blocks = range(0, len(rows), _COMPARED_ROWS)

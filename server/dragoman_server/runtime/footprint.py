@@ -33,8 +33,8 @@ def model_bytes(bundle: Bundle, graphs: Mapping[str, Graph], options: EngineOpti
 
     Without what grows as it is used, which are the keys and values of its lanes and the weights of the lists that
     targets are chosen from, and without what all models share. A model that is decoded on GPUs has the weights of the
-    encoder and those of the decoder on each of them, and in the
-    memory of the host its tokenizer and the weights of the attention graph. Both count.
+    encoder and those of the decoder on each of them, and in the memory of the host its tokenizer and the weights of the
+    attention graph. Both count.
 
     Args:
         bundle: of the model.

@@ -105,6 +105,24 @@ class ListRunner(OnnxRunner):
         super().close()
         self._list_graphs = self._union = None
 
+    def has_list(self, candidates: Candidates) -> bool:
+        """Whether `open_list` would do nothing."""
+        return all(candidates in heads.shared for heads in self._all_heads)
+
+    def open_list(self, candidates: Candidates) -> None:
+        """Takes the weights of a list that many requests share; any thread may call it. A step that has to is late.
+
+        Raises:
+            BundleError: ONNX Runtime does not take them.
+        """
+        for heads in self._all_heads:
+            heads.shared.of(candidates)
+
+    @property
+    def _all_heads(self) -> Sequence[Heads]:
+        graphs = self._list_graphs
+        return () if graphs is None else (graphs.shared_heads, graphs.alone_heads)
+
     def give_back_memory(self) -> None:
         super().give_back_memory()
         self._union = None

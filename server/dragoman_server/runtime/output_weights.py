@@ -1,9 +1,9 @@
 """The weights of the output projection, from which those of a list of tokens are taken."""
 
 import threading
-from collections import OrderedDict
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import onnxruntime as ort
@@ -23,7 +23,6 @@ _WIDE_SHARE = 0.4
 _LISTS_STEP = 512  # tokens by which the room of a union grows
 _COMPARED_ROWS = 4096  # at a time
 _LINE = 64  # bytes of a cache line
-_MAX_LANGUAGES = 8  # lists with a session of their own, which holds a copy of their weights
 
 
 @dataclass(frozen=True)
@@ -176,22 +175,30 @@ class CandidateUnion:
 
 
 class LanguageSessions:
-    """Projections with the weights of lists that many requests share, for all lanes. Thread-safe."""
+    """Projections with the weights of lists that many requests share, for all lanes. Thread-safe.
+
+    A session lives as long as the object of its list: requests that have the list keep it.
+    """
 
     def __init__(self, parts: StepParts, weights: OutputWeights, contents: Contents, num_threads: int) -> None:
         self._parts, self._weights, self._contents = parts, weights, contents
         self._num_threads = num_threads
-        self._lock = threading.Lock()
-        self._sessions: OrderedDict[Candidates, ort.InferenceSession] = OrderedDict()
+        self._opening = threading.Lock()
+        self._sessions: WeakKeyDictionary[Candidates, ort.InferenceSession] = WeakKeyDictionary()
+
+    def __contains__(self, candidates: Candidates) -> bool:
+        """Whether the session of a list is open."""
+        return candidates in self._sessions
 
     def of(self, candidates: Candidates) -> ort.InferenceSession:
-        """The session of a list, opened at its first use."""
-        with self._lock:
-            session = self._sessions.pop(candidates, None) or self._open(candidates)
-            self._sessions[candidates] = session
-            while len(self._sessions) > _MAX_LANGUAGES:
-                self._sessions.popitem(last=False)
-            return session
+        """The session of a list, opened if it is not, one after the other; nobody waits for that of another list."""
+        session = self._sessions.get(candidates)
+        if session is None:
+            with self._opening:
+                session = self._sessions.get(candidates)
+                if session is None:
+                    session = self._sessions[candidates] = self._open(candidates)
+        return session
 
     def _open(self, candidates: Candidates) -> ort.InferenceSession:
         weights, ids = self._weights, candidates.ids

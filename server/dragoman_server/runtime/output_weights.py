@@ -78,6 +78,22 @@ def _transpose(matrix: NDArray[np.generic], result: NDArray[np.generic]) -> None
         result[:, begin : begin + _LINE] = matrix[begin : begin + _LINE].T
 
 
+def _rows_padded(rows: NDArray[np.generic], ids: NDArray[np.int32], size: int) -> NDArray[np.generic]:
+    """Some rows [size, D], zeros behind them; without a second copy, which could have hundreds of megabytes."""
+    result = np.zeros((size, rows.shape[1]), rows.dtype)
+    np.take(rows, ids, axis=0, out=result[: len(ids)], mode="clip")  # by default NumPy would fill another array first
+    return result
+
+
+def _columns_padded(rows: NDArray[np.generic], ids: NDArray[np.int32], size: int) -> NDArray[np.generic]:
+    """As `_rows_padded`, as columns [D, size]."""
+    result = np.zeros((rows.shape[1], size), rows.dtype)
+    for begin in range(0, len(ids), _LINE):
+        some = ids[begin : begin + _LINE]
+        result[:, begin : begin + len(some)] = rows[some].T
+    return result
+
+
 class CandidateUnion:
     """The weights of all tokens that any row of a lane may have, and where each row's own are among them.
 
@@ -203,8 +219,8 @@ class LanguageSessions:
     def _open(self, candidates: Candidates) -> ort.InferenceSession:
         weights, ids = self._weights, candidates.ids
         padding = -len(ids) % VOCABULARY_BLOCK
-        taken = np.pad(weights.rows[ids], ((0, padding), (0, 0)))
-        arrays = {self._parts.weight: taken if weights.scale is None else _transposed(taken)}
+        take = _rows_padded if weights.scale is None else _columns_padded
+        arrays = {self._parts.weight: take(weights.rows, ids, len(ids) + padding)}
         if weights.scale is not None:
             arrays[self._parts.scale] = np.pad(weights.scale[ids], (0, padding))
         arrays[BIAS] = np.pad(weights.bias[ids], (0, padding), constant_values=-np.inf)

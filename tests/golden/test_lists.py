@@ -2,6 +2,7 @@
 
 import dataclasses
 import random
+import weakref
 from collections.abc import Sequence
 
 import numpy as np
@@ -211,3 +212,17 @@ def with_list(bundle: Bundle, request: Request, index: int) -> Request:
     return dataclasses.replace(
         request, candidates=SHARED_LISTS.setdefault(seed, Candidates(everything, is_shared=True))
     )
+
+
+def test_the_weights_of_a_shared_list_live_as_long_as_the_list(bundle: Bundle, runner: ListRunner) -> None:
+    shared = runner._opened.shared_heads.shared
+    candidates = dataclasses.replace(some_lists(bundle, 1)[0], is_shared=True)
+    assert not runner.has_list(candidates)
+    runner.open_list(candidates)
+    assert runner.has_list(candidates)
+    weights = weakref.ref(shared.of(candidates))
+    assert shared.of(candidates) is weights()
+    del candidates
+    assert weights() is None
+    runner.close()
+    assert runner.has_list(some_lists(bundle, 1)[0])  # there is nothing that it could take

@@ -5,22 +5,34 @@ import os
 import re
 import shutil
 import signal
+import threading
 import urllib.request
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
+import onnxruntime as ort
 import pytest
 
-from dragoman import AsyncClient, FailedPreconditionError, InvalidArgumentError, Translation, Vocabulary
+from dragoman import (
+    AsyncClient,
+    FailedPreconditionError,
+    InternalError,
+    InvalidArgumentError,
+    Translation,
+    Vocabulary,
+)
 from dragoman_server import app
 from dragoman_server.bundle.bundle import Bundle
 from dragoman_server.bundle.manifest import Precision
 from dragoman_server.config import EngineOptions, ModelOptions
+from dragoman_server.engine.candidates import Candidates
 from dragoman_server.errors import StartError
+from dragoman_server.runtime.output_weights import LanguageSessions
 from support.lists import add_lists
 from support.server_parts import CONFIG
 
@@ -99,6 +111,26 @@ async def test_targets_have_the_tokens_of_their_list(listed: Bundle, capsys: pyt
         text = await asyncio.to_thread(page_of, metrics_url)
     counts = dict(re.findall(r'^dragoman_segments_total{model="tiny",vocabulary="(\w+)"} (\S+)$', text, re.MULTILINE))
     assert counts == {"full": "1.0", "shortlist": "4.0", "language": "3.0"}
+
+
+async def test_no_lane_takes_the_weights_of_a_list(listed: Bundle, capsys: pytest.CaptureFixture[str]) -> None:
+    threads: list[str] = []
+    taken = LanguageSessions._open
+
+    def take(sessions: LanguageSessions, candidates: Candidates) -> ort.InferenceSession:
+        threads.append(threading.current_thread().name)
+        if len(threads) == 1:
+            raise MemoryError
+        return taken(sessions, candidates)
+
+    with patch.object(LanguageSessions, "_open", take):
+        async with serving(listed, capsys) as (client, _):
+            with pytest.raises(InternalError, match="the weights of the list of tokens cannot be taken") as caught:
+                await translate(client, vocabulary="language")
+            assert caught.value.reason == "INFERENCE_FAILED"
+            await translate(client, vocabulary="language")
+            await translate(client, vocabulary="language")
+    assert threads == ["dragoman-lists_0"] * 2
 
 
 async def test_a_list_that_there_is_not_is_refused(listed: Bundle, capsys: pytest.CaptureFixture[str]) -> None:

@@ -86,3 +86,25 @@ def test_the_most_frequent_tokens_are_no_rarer_than_the_others(counts: list[int]
     assert all(chosen)
     assert min(chosen, default=9) >= max(others, default=0) or len(found) < number
     assert not (len(found) < number and any(others))
+
+
+@given(st.data())
+def test_a_file_that_is_damaged_anywhere_is_refused_or_has_lists_of_the_vocabulary(
+    manifest: Manifest, data: st.DataObject
+) -> None:
+    model = sized(manifest, size := 300)
+    ids = np.arange(1, 9)
+    table = make_table(EN_FR, Links(ids, ids, ids.astype(np.float64)), np.array([EOS_ID, 20]), 12, 5)
+    whole = bytearray(vocabulary_bytes(model, 12, {"fr": np.array([EOS_ID, 7, 299])}, [table]))
+    for _ in range(data.draw(st.integers(1, 3))):
+        whole[data.draw(st.integers(0, len(whole) - 1))] ^= data.draw(st.integers(1, 255))
+    try:
+        tables = VocabularyTables.of(bytes(whole), model)
+    except ValueError:
+        return
+    found = [tables.language(code) for code in tables.languages]
+    found += [tables.shortlist(range(14), direction) for direction in tables.directions]
+    assert found
+    for of in found:
+        assert of is not None
+        assert {EOS_ID} <= {*of.tolist()} <= {*range(size)}

@@ -1,5 +1,6 @@
 """A model: all that lives and dies with one bundle. Nothing else builds an engine."""
 
+import logging
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import chain
@@ -10,17 +11,21 @@ from dragoman_server.attention.worker import AttentionWorker
 from dragoman_server.bundle.bundle import Bundle
 from dragoman_server.bundle.languages import Languages
 from dragoman_server.config import EngineOptions
+from dragoman_server.engine.candidates import Candidates
 from dragoman_server.engine.dispatcher import Dispatcher
 from dragoman_server.engine.engine import Engine, StepReport
 from dragoman_server.engine.search import Search
 from dragoman_server.engine.segment_engine import SegmentEngine
-from dragoman_server.errors import BundleError, StartError
+from dragoman_server.errors import BundleError, InferenceError, StartError
 from dragoman_server.registry.parity import replay, replay_attention
 from dragoman_server.runtime.attention_pass import AttentionPass
 from dragoman_server.runtime.background import Background
 from dragoman_server.runtime.hardware import Hardware, Seat
+from dragoman_server.runtime.list_runner import ListRunner
 from dragoman_server.runtime.memory import give_back_memory, use_huge_pages
 from dragoman_server.runtime.runners import ModelRunner, open_runners
+
+logger = logging.getLogger(__name__)
 
 
 class Model:
@@ -148,6 +153,24 @@ class Model:
     def max_kv_bytes(self) -> int:
         """The most that keys and values can come to take up: all rows as long as the model allows, or the option."""
         return self._max_kv_bytes
+
+    def has_list(self, candidates: Candidates) -> bool:
+        """Whether the weights of a list that many requests share are ready on the device."""
+        return all(runner.has_list(candidates) for runner in self.runners if isinstance(runner, ListRunner))
+
+    def open_list(self, candidates: Candidates) -> None:
+        """Makes them ready, which takes up to seconds: any thread may do it, best another than those that decode.
+
+        Raises:
+            InferenceError: they cannot be.
+        """
+        try:
+            for runner in self.runners:
+                if isinstance(runner, ListRunner):
+                    runner.open_list(candidates)
+        except Exception as error:  # whatever it is, the call that waits for it is told
+            logger.exception("the weights of a list of tokens cannot be taken")
+            raise InferenceError("the weights of the list of tokens cannot be taken; see the server's log") from error
 
     def close(self) -> None:
         """Ends the engine, then the thread of attention; what they have not answered fails. Gives all memory back."""

@@ -58,7 +58,7 @@ class ModelOpener:
         try:
             return Listing(bundle, model_bytes(bundle, graphs, self._options, placement.num_gpus), placement)
         except OSError as error:
-            raise BundleError(f"{folder} has no tokenizer: {error.strerror}") from error
+            raise BundleError(f"{error.filename or folder} cannot be read: {error.strerror}") from error
 
     def check(self, folder: Path) -> None:
         """Raises BundleError where files of a bundle are not as its manifest has them."""

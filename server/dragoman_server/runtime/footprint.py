@@ -5,14 +5,16 @@ from collections.abc import Iterator, Mapping
 from dragoman_server.bundle.bundle import Bundle
 from dragoman_server.bundle.graph import Graph
 from dragoman_server.bundle.graph_rules import weight_tensors
-from dragoman_server.bundle.manifest import ATTENTION_FILE, CUDA_PRECISIONS
+from dragoman_server.bundle.manifest import ATTENTION_FILE, CUDA_PRECISIONS, DECODER_STEP_FILE, VOCABULARY_FILE
 from dragoman_server.config import EngineOptions
+from dragoman_server.runtime.output_weights import INT8_EMBEDDINGS
 from dragoman_server.runtime.runner import session_threads
 from dragoman_server.runtime.session import sums_int8_exactly
 from dragoman_server.text.tokenizer_files import TOKENIZER_FILES, TokenizerKind
 
 # The input of these, by its place, that each session copies: to pack it, or as it is folded into a constant.
 _COPIED_INPUTS = {"Gemm": 1, "MatMul": 1, "com.microsoft.MatMulIntegerToFloat": 1, "Cast": 0}
+_PRODUCTS = ("Gemm", "com.microsoft.MatMulIntegerToFloat")
 # Measured: graphs, kernels and Python's objects; and of the files of a tokenizer, what becomes of a byte. Of the first
 # large vocabulary of a process, Python keeps a part of what parsing it took: of 256,000 pieces 17 of 110 MiB.
 _FIXED_BYTES = 4 << 20
@@ -29,9 +31,10 @@ _TOKENIZER_FACTORS: Mapping[TokenizerKind, int] = {
 def model_bytes(bundle: Bundle, graphs: Mapping[str, Graph], options: EngineOptions, num_gpus: int = 0) -> int:
     """About what a model will take up when it is loaded, in bytes, to 15 % for models of tens of megabytes and more.
 
-    Without what grows as it is used, which are the keys and values of its lanes, and without what all models share. A
-    model that is decoded on GPUs has the weights of the encoder and those of the decoder on each of them, and in the
-    memory of the host its tokenizer and the weights of the attention graph. Both count.
+    Without what grows as it is used, which are the keys and values of its lanes and the weights of the lists that
+    targets are chosen from, and without what all models share. A model that is decoded on GPUs has the weights of the
+    encoder and those of the decoder on each of them, and in the memory of the host its tokenizer and the weights of the
+    attention graph. Both count.
 
     Args:
         bundle: of the model.
@@ -40,7 +43,7 @@ def model_bytes(bundle: Bundle, graphs: Mapping[str, Graph], options: EngineOpti
         num_gpus: that it is decoded on; 0: on the CPU.
 
     Raises:
-        OSError: the bundle has no tokenizer.
+        OSError: the bundle has no tokenizer, or not the lists that its manifest has.
     """
     tensors = weight_tensors(graphs)
     is_for_cuda = bundle.manifest.precision in CUDA_PRECISIONS
@@ -58,9 +61,23 @@ def model_bytes(bundle: Bundle, graphs: Mapping[str, Graph], options: EngineOpti
         shared.update(_shared(graph))
     if not sums_int8_exactly():  # `open_session` says why
         shared.update(name for name, tensor in tensors.items() if tensor.dtype == "int8")
+    lists = 0
+    if bundle.manifest.vocabulary is not None:
+        lists = (bundle.folder / VOCABULARY_FILE).stat().st_size
+        output = _output_weight(graphs[DECODER_STEP_FILE])
+        shared.add(output)  # for the lists that will come, beside what the sessions have packed
+        if tensors[output].dtype == "int8" and tensors.keys().isdisjoint(INT8_EMBEDDINGS):
+            lists += tensors[output].size  # a copy that is read by token
     kind = bundle.manifest.tokenizer
     tokenizer = _TOKENIZER_FACTORS[kind] * sum((bundle.folder / name).stat().st_size for name in TOKENIZER_FILES[kind])
-    return num_gpus * on_gpu + copied + sum(tensors[name].size for name in shared) + tokenizer + _FIXED_BYTES
+    kept = sum(tensors[name].size for name in shared) + lists
+    return num_gpus * on_gpu + copied + kept + tokenizer + _FIXED_BYTES
+
+
+def _output_weight(step: Graph) -> str:
+    """The weight of the output layer, whose product is the last of a step."""
+    products = [node.inputs[1] for node in step.nodes if node.operator in _PRODUCTS]
+    return products[-1]
 
 
 def _copied(graph: Graph) -> Iterator[str]:

@@ -16,7 +16,7 @@ from dragoman_server.engine.search import StepOutput
 from dragoman_server.runtime.list_graphs import BIAS, HIDDEN, LIST_SCALE, LIST_WEIGHT, PLACES, StepParts, split_step
 from dragoman_server.runtime.output_weights import CandidateUnion, LanguageSessions, OutputWeights
 from dragoman_server.runtime.runner import Graphs, OnnxRunner, Sessions, bind_array
-from dragoman_server.runtime.session import open_session
+from dragoman_server.runtime.session import open_session, weights_of
 
 _LAYERS, _PROJECTION = "decoder_layers.onnx", "projection.onnx"
 _LIST_PROJECTION, _WIDE_PROJECTION = "list_projection.onnx", "wide_projection.onnx"
@@ -77,14 +77,15 @@ def _open(parts: StepParts, weights: OutputWeights, contents: Contents, num_thre
         _PROJECTION: parts.projection,
         _LIST_PROJECTION: parts.list_projection,
     }
-    wide_files = {**contents.graphs, _WIDE_PROJECTION: parts.wide_projection}
     contents = contents._replace(graphs={**contents.graphs, **files}, weights={**contents.weights, BIAS: weights.bias})
     encoder = open_session(contents, ENCODER_FILE, num_threads)
     decoder, full = (open_session(contents, name, num_threads, has_few_shapes=True) for name in (_LAYERS, _PROJECTION))
     listed = open_session(contents, _LIST_PROJECTION, num_threads)
-    of_wide = contents._replace(graphs=wide_files)
+    # What is opened later keeps what it is opened from: no weight but those of the projection.
+    of_head = {name: contents.weights[name] for name in weights_of(contents, _PROJECTION)}
+    of_wide = contents._replace(graphs={_WIDE_PROJECTION: parts.wide_projection}, weights=of_head)
     wide = Late(lambda: open_session(of_wide, _WIDE_PROJECTION, num_threads))
-    shared = LanguageSessions(parts, weights, contents, num_threads)
+    shared = LanguageSessions(parts, weights, contents._replace(graphs={}, weights={}), num_threads)
     return Sessions(encoder, decoder), Heads(full, listed, wide, shared)
 
 
@@ -103,6 +104,24 @@ class ListRunner(OnnxRunner):
     def close(self) -> None:
         super().close()
         self._list_graphs = self._union = None
+
+    def has_list(self, candidates: Candidates) -> bool:
+        """Whether `open_list` would do nothing."""
+        return all(candidates in heads.shared for heads in self._all_heads)
+
+    def open_list(self, candidates: Candidates) -> None:
+        """Takes the weights of a list that many requests share; any thread may call it. A step that has to is late.
+
+        Raises:
+            BundleError: ONNX Runtime does not take them.
+        """
+        for heads in self._all_heads:
+            heads.shared.of(candidates)
+
+    @property
+    def _all_heads(self) -> Sequence[Heads]:
+        graphs = self._list_graphs
+        return () if graphs is None else (graphs.shared_heads, graphs.alone_heads)
 
     def give_back_memory(self) -> None:
         super().give_back_memory()

@@ -1,9 +1,9 @@
 """The weights of the output projection, from which those of a list of tokens are taken."""
 
 import threading
-from collections import OrderedDict
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import onnxruntime as ort
@@ -17,12 +17,12 @@ from dragoman_server.runtime.list_graphs import BIAS, StepParts
 from dragoman_server.runtime.session import open_session, sums_int8_exactly
 
 _PROJECTION = "projection.onnx"
+INT8_EMBEDDINGS = ("shared_embedding.weight_int8", "target_embedding.weight_int8")  # which may be the output's, too
 # From this share of the vocabulary on, all of it is computed: its weights are packed once, those of lists at each step.
 _WIDE_SHARE = 0.4
 _LISTS_STEP = 512  # tokens by which the room of a union grows
 _COMPARED_ROWS = 4096  # at a time
 _LINE = 64  # bytes of a cache line
-_MAX_LANGUAGES = 8  # lists with a session of their own, which holds a copy of their weights
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class OutputWeights:
 
 def _rows_of(columns: NDArray[np.generic], contents: Contents) -> NDArray[np.generic]:
     """Columns [D, V'] as rows [V, D]."""
-    for name in ("shared_embedding.weight_int8", "target_embedding.weight_int8"):
+    for name in INT8_EMBEDDINGS:
         rows = contents.weights.get(name)
         if rows is not None and rows.shape[1] == len(columns) and rows.shape[0] <= columns.shape[1]:
             blocks = range(0, len(rows), _COMPARED_ROWS)
@@ -76,6 +76,22 @@ def _transpose(matrix: NDArray[np.generic], result: NDArray[np.generic]) -> None
     """As `result[:] = matrix.T`, in a tenth of the time: cache line by cache line."""
     for begin in range(0, len(matrix), _LINE):
         result[:, begin : begin + _LINE] = matrix[begin : begin + _LINE].T
+
+
+def _rows_padded(rows: NDArray[np.generic], ids: NDArray[np.int32], size: int) -> NDArray[np.generic]:
+    """Some rows [size, D], zeros behind them; without a second copy, which could have hundreds of megabytes."""
+    result = np.zeros((size, rows.shape[1]), rows.dtype)
+    np.take(rows, ids, axis=0, out=result[: len(ids)], mode="clip")  # by default NumPy would fill another array first
+    return result
+
+
+def _columns_padded(rows: NDArray[np.generic], ids: NDArray[np.int32], size: int) -> NDArray[np.generic]:
+    """As `_rows_padded`, as columns [D, size]."""
+    result = np.zeros((rows.shape[1], size), rows.dtype)
+    for begin in range(0, len(ids), _LINE):
+        some = ids[begin : begin + _LINE]
+        result[:, begin : begin + len(some)] = rows[some].T
+    return result
 
 
 class CandidateUnion:
@@ -175,28 +191,36 @@ class CandidateUnion:
 
 
 class LanguageSessions:
-    """Projections with the weights of lists that many requests share, for all lanes. Thread-safe."""
+    """Projections with the weights of lists that many requests share, for all lanes. Thread-safe.
+
+    A session lives as long as the object of its list: requests that have the list keep it.
+    """
 
     def __init__(self, parts: StepParts, weights: OutputWeights, contents: Contents, num_threads: int) -> None:
         self._parts, self._weights, self._contents = parts, weights, contents
         self._num_threads = num_threads
-        self._lock = threading.Lock()
-        self._sessions: OrderedDict[Candidates, ort.InferenceSession] = OrderedDict()
+        self._opening = threading.Lock()
+        self._sessions: WeakKeyDictionary[Candidates, ort.InferenceSession] = WeakKeyDictionary()
+
+    def __contains__(self, candidates: Candidates) -> bool:
+        """Whether the session of a list is open."""
+        return candidates in self._sessions
 
     def of(self, candidates: Candidates) -> ort.InferenceSession:
-        """The session of a list, opened at its first use."""
-        with self._lock:
-            session = self._sessions.pop(candidates, None) or self._open(candidates)
-            self._sessions[candidates] = session
-            while len(self._sessions) > _MAX_LANGUAGES:
-                self._sessions.popitem(last=False)
-            return session
+        """The session of a list, opened if it is not, one after the other; nobody waits for that of another list."""
+        session = self._sessions.get(candidates)
+        if session is None:
+            with self._opening:
+                session = self._sessions.get(candidates)
+                if session is None:
+                    session = self._sessions[candidates] = self._open(candidates)
+        return session
 
     def _open(self, candidates: Candidates) -> ort.InferenceSession:
         weights, ids = self._weights, candidates.ids
         padding = -len(ids) % VOCABULARY_BLOCK
-        taken = np.pad(weights.rows[ids], ((0, padding), (0, 0)))
-        arrays = {self._parts.weight: taken if weights.scale is None else _transposed(taken)}
+        take = _rows_padded if weights.scale is None else _columns_padded
+        arrays = {self._parts.weight: take(weights.rows, ids, len(ids) + padding)}
         if weights.scale is not None:
             arrays[self._parts.scale] = np.pad(weights.scale[ids], (0, padding))
         arrays[BIAS] = np.pad(weights.bias[ids], (0, padding), constant_values=-np.inf)

@@ -5,6 +5,7 @@ Knows neither gRPC nor protobuf, so that any front end can host it.
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing
 from functools import partial
 
@@ -98,10 +99,12 @@ class Translator:
         self._max_in_flight = limits.max_exchange_in_flight
         self._on_suspicion, self._on_translated = on_suspicion, on_translated
         self._threads = TextThreads()
+        self._lists = ThreadPoolExecutor(1, thread_name_prefix="dragoman-lists")
 
     def close(self) -> None:
         """Ends the threads. Calls still in flight fail."""
         self._threads.close()
+        self._lists.shutdown(cancel_futures=True)
 
     # -- methods of the API --------------------------------------------------------------------
 
@@ -265,6 +268,7 @@ class Translator:
 
         Where another model comes first, they wait for what it makes of the text, which `decode` gives.
         """
+        await self._have_list(plan)
         work = partial(self._planner.plan_text, text_input, plan, "input")
         if plan.first is not None:
             before = await self._planned(text_input, plan.first, decode)
@@ -279,12 +283,19 @@ class Translator:
         self, inputs: Sequence[TextInput], nums_characters: Sequence[int], plan: Plan
     ) -> list[PlannedText | InvalidInputError]:
         """The requests of all texts of a call, or what is wrong with each; likewise."""
+        await self._have_list(plan)
         planned = self._planner.plan_texts(inputs, plan)
         if plan.first is not None:
             before = await self._all_planned(inputs, nums_characters, plan.first)
             completions = await self._decode(before, plan.first)
             planned = self._planner.plan_seconds(before, completions, plan.first, plan)
         return await self._threads.run_all(nums_characters, planned)
+
+    async def _have_list(self, plan: Plan) -> None:
+        """Waits until the list of the language has its weights: if a lane has to take them, all of its rows wait."""
+        candidates = plan.vocabulary.of_language
+        if candidates is not None and not plan.model.has_list(candidates):
+            await asyncio.get_running_loop().run_in_executor(self._lists, plan.model.open_list, candidates)
 
     async def _decode(self, texts: Sequence[PlannedText | InvalidInputError], plan: Plan) -> list[list[Completion]]:
         """The answers for the requests of every text; none for one that is at fault."""

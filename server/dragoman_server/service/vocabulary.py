@@ -1,8 +1,9 @@
 """The tokens that the targets of a call are chosen from: all that the model has, or a list of likely ones."""
 
+from collections import OrderedDict
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakValueDictionary
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +15,7 @@ from dragoman_server.engine.candidates import Candidates
 from dragoman_server.errors import FieldViolation, NoVocabularyListError, Reason, UnknownValue
 from dragoman_server.registry.model import Model
 
+_MAX_IDLE_LISTS = 8  # of languages, by model
 _Key = tuple[int, tuple[int, ...]]  # of the array of a list, and what is required beside it
 
 
@@ -52,7 +54,7 @@ class Vocabularies:
 
     def __init__(self, default: Vocabulary) -> None:
         self._default = default
-        self._of_languages: WeakKeyDictionary[Model, dict[_Key, Candidates]] = WeakKeyDictionary()
+        self._of_languages: WeakKeyDictionary[Model, _SharedLists] = WeakKeyDictionary()
 
     def of(self, asked: Vocabulary | None, model: Model, direction: Direction) -> TargetVocabulary:
         """The vocabulary of a call in one direction of a model.
@@ -69,16 +71,36 @@ class Vocabularies:
         target_prefix = model.manifest.framing_of(direction).target_prefix
         required_ids = (model.manifest.eos_token_id, *target_prefix)
         if name == "language" and tables is not None and (ids := tables.language(direction.target)) is not None:
-            # The engine has weights for each object: languages that have a list in common have one.
-            made, key = self._of_languages.setdefault(model, {}), (id(ids), required_ids)
-            if key not in made:
-                made[key] = Candidates(with_ids(ids, required_ids), is_shared=True)
-            return TargetVocabulary(name, direction, tables, made[key], required_ids)
+            shared = self._of_languages.setdefault(model, _SharedLists()).of(ids, required_ids)
+            return TargetVocabulary(name, direction, tables, shared, required_ids)
         if name == "shortlist" and tables is not None and direction in tables.directions:
             return TargetVocabulary(name, direction, tables, None, required_ids)
         if asked in ("language", "shortlist"):
             raise NoVocabularyListError(_absence(asked, model, direction))
         return TargetVocabulary("full", direction)
+
+
+class _SharedLists:
+    """The lists of languages of a model, as the engine takes them: it has weights for each object while that lives.
+
+    Those of the latest languages are kept, and those that requests have. Languages that have a list in common have one.
+    """
+
+    def __init__(self) -> None:
+        self._latest: OrderedDict[_Key, Candidates] = OrderedDict()
+        self._living: WeakValueDictionary[_Key, Candidates] = WeakValueDictionary()
+
+    def of(self, ids: NDArray[np.int32], required_ids: tuple[int, ...]) -> Candidates:
+        """Of an array that is the same each time."""
+        key = id(ids), required_ids
+        candidates = self._living.get(key)
+        if candidates is None:
+            candidates = self._living[key] = Candidates(with_ids(ids, required_ids), is_shared=True)
+        self._latest[key] = candidates
+        self._latest.move_to_end(key)
+        if len(self._latest) > _MAX_IDLE_LISTS:
+            self._latest.popitem(last=False)
+        return candidates
 
 
 def only_full(asked: Vocabulary | UnknownValue | None) -> list[FieldViolation]:

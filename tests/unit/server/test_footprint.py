@@ -1,6 +1,7 @@
 """What a model takes up is known before it is loaded."""
 
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -10,12 +11,14 @@ import pytest
 from sentencepiece.sentencepiece_model_pb2 import ModelProto  # type: ignore[attr-defined]
 
 from dragoman_server.bundle.bundle import Bundle, embedded_bundle
-from dragoman_server.bundle.manifest import ATTENTION_FILE, WEIGHTS_FILE, Precision
+from dragoman_server.bundle.graph_rules import VOCABULARY_BLOCK
+from dragoman_server.bundle.manifest import ATTENTION_FILE, VOCABULARY_FILE, WEIGHTS_FILE, Precision
 from dragoman_server.config import EngineOptions
 from dragoman_server.errors import BundleError
 from dragoman_server.runtime import footprint, runner
 from dragoman_server.runtime.footprint import model_bytes
 from support.bundles import edit_manifest, put
+from support.lists import add_lists
 from support.piece_tokenizers import train_pieces, write_pieces
 
 ONE_LANE, TWO_LANES = (EngineOptions(lanes=lanes, num_threads=1) for lanes in (1, 2))
@@ -47,6 +50,37 @@ def test_a_model_takes_up_what_was_expected() -> None:
     measured = int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
     expected = model_bytes(*Bundle.peek(embedded_bundle()), ONE_LANE)
     assert measured / 1.3 < expected < measured * 1.3
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="the memory is that which Linux tells")
+def test_lists_take_up_what_was_expected(tmp_path: Path) -> None:
+    folder = tmp_path / "listed"
+    shutil.copytree(embedded_bundle(), folder)
+    add_lists(Bundle.open(folder), {"fr": range(100, 4000)}, {("en", "fr"): {1000: range(200, 400)}})
+    command = [sys.executable, "-c", MEASURE, str(folder)]
+    measured = int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    expected = model_bytes(*Bundle.peek(folder), ONE_LANE)
+    assert measured / 1.1 < expected < measured * 1.1
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_with_lists_the_weights_of_the_output_stay(
+    precision: Precision, tiny_bundles: dict[Precision, Bundle], tmp_path: Path
+) -> None:
+    folder = tmp_path / "listed"
+    shutil.copytree(tiny_bundles[precision].folder, folder)
+    without, graphs = Bundle.peek(folder)
+    add_lists(without, {"fr": range(100, 200)})
+    bundle, _ = Bundle.peek(folder)
+    more = model_bytes(bundle, graphs, ONE_LANE) - model_bytes(without, graphs, ONE_LANE)
+    more -= (folder / VOCABULARY_FILE).stat().st_size
+    shapes = bundle.manifest.architecture
+    # At fp32 they are the embeddings, which stay in any case.
+    num_blocks = -(-shapes.vocabulary_size // VOCABULARY_BLOCK)
+    assert more == (num_blocks * VOCABULARY_BLOCK * shapes.d_model if precision == "int8" else 0)
+    (folder / VOCABULARY_FILE).unlink()
+    with pytest.raises(FileNotFoundError):
+        model_bytes(bundle, graphs, ONE_LANE)
 
 
 # Of the first one in a process, as it is in most.

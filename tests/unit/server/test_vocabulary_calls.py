@@ -1,8 +1,12 @@
 """What the targets of calls are chosen from: by what is asked for, the server's default, and what there is."""
 
+import asyncio
+import threading
+import weakref
 from collections.abc import AsyncIterator, Iterator
 from contextlib import aclosing, closing
 from dataclasses import replace
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -11,8 +15,17 @@ from dragoman.types import Vocabulary
 from dragoman_server.attention.worker import AttentionWorker
 from dragoman_server.bundle.bundle import Bundle
 from dragoman_server.bundle.framing import FramingTemplate
+from dragoman_server.bundle.languages import Direction
 from dragoman_server.bundle.manifest import Precision
-from dragoman_server.errors import InvalidInputError, NoVocabularyListError, UnknownValue, UnsupportedLanguageError
+from dragoman_server.bundle.vocabulary import VocabularyTables
+from dragoman_server.engine.candidates import Candidates
+from dragoman_server.errors import (
+    InferenceError,
+    InvalidInputError,
+    NoVocabularyListError,
+    UnknownValue,
+    UnsupportedLanguageError,
+)
 from dragoman_server.registry.model import Model
 from dragoman_server.registry.registry import Registry
 from dragoman_server.runtime.attention_pass import AttentionPass
@@ -28,7 +41,7 @@ from dragoman_server.service.calls import (
 )
 from dragoman_server.service.results import StreamOutcome, TranslatedText
 from dragoman_server.service.translate import Translator
-from dragoman_server.service.vocabulary import with_ids
+from dragoman_server.service.vocabulary import _MAX_IDLE_LISTS, Vocabularies, with_ids
 from dragoman_server.text.tokenizer import TextCodec
 from support.calls import INPUT_LIMITS, MAX_ROWS, MAX_SEGMENTS, NOW, call, config, score_call, translated
 from support.lists import with_lists
@@ -155,6 +168,64 @@ async def test_languages_with_the_same_list_have_one_object(bundle: Bundle, engi
         for code in ("fr", "de"):
             await translator.translate(call("The cat.", vocabulary="language", target_language_code=code), NOW)
     assert engine.requests[0].candidates is engine.requests[1].candidates is not None
+
+
+class SlowModel(Model):
+    """Takes the weights of a list when it is told to, or fails."""
+
+    def __init__(self, bundle: Bundle, engine: FakeEngine) -> None:
+        super().__init__(bundle, engine)
+        self.opened: list[Candidates] = []
+        self.may_open, self.fails = threading.Event(), False
+
+    def has_list(self, candidates: Candidates) -> bool:
+        return candidates in self.opened
+
+    def open_list(self, candidates: Candidates) -> None:
+        assert threading.current_thread() is not threading.main_thread()
+        assert self.may_open.wait(10)
+        if self.fails:
+            raise InferenceError("no memory")
+        self.opened.append(candidates)
+
+
+async def test_a_call_waits_for_the_weights_of_its_list_and_others_do_not(listed: Bundle, engine: FakeEngine) -> None:
+    model = SlowModel(listed, engine)
+    of_language = call("The cat.", vocabulary="language")
+    with closing(Translator(Registry.of(model), INPUT_LIMITS, MAX_SEGMENTS, MAX_ROWS)) as translator:
+        waiting = [asyncio.ensure_future(translator.translate(of_language, NOW)) for _ in range(2)]
+        await translator.translate(call("The cat."), NOW)
+        await translator.translate(call("The cat.", vocabulary="shortlist"), NOW)
+        assert not any(each.done() for each in waiting)
+        assert len(engine.requests) == 2
+        model.may_open.set()
+        await asyncio.gather(*waiting)
+        assert {request.candidates for request in engine.requests[2:]} == {*model.opened}
+        model.fails = True
+        with pytest.raises(InferenceError, match="no memory"):
+            await translator.translate(call("The cat.", vocabulary="language", target_language_code="de"), NOW)
+        await translator.translate(of_language, NOW)
+
+
+async def test_the_lists_of_the_latest_languages_are_kept_and_those_in_use(bundle: Bundle, engine: FakeEngine) -> None:
+    model, latest = Model(with_lists(bundle, {"fr": FRENCH}), engine), _MAX_IDLE_LISTS
+    vocabularies, direction = Vocabularies("full"), Direction(*EN_FR)
+
+    def list_of(number: int) -> Candidates:
+        """That of one more language: each array of ids is another."""
+        with patch.object(VocabularyTables, "language", lambda *_: arrays[number]):
+            found = vocabularies.of("language", model, direction).of_language
+        assert found is not None
+        return found
+
+    arrays = [np.array([EOS_ID, 20 + number], np.int32) for number in range(latest + 2)]
+    held, dropped = list_of(0), weakref.ref(list_of(1))
+    assert list_of(1) is dropped()
+    for number in range(2, latest + 2):
+        assert dropped() is not None or number > latest
+        list_of(number)
+    assert dropped() is None
+    assert list_of(0) is held
 
 
 async def test_streams_and_exchanges_take_lists(lister: Translator, engine: FakeEngine) -> None:

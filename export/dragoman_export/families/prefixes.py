@@ -7,7 +7,8 @@ from typing import Any
 from dragoman_export.families.huggingface import CONFIG_FILE
 from dragoman_export.families.multilingual import any_to_any, narrowed
 from dragoman_export.families.spiece import Bytes, Spiece
-from dragoman_export.languages import Languages, Pair, parse_pair, standard_tag
+from dragoman_export.languages import Pair, parse_pair, standard_tag
+from dragoman_export.stated import Stated
 from dragoman_server.bundle.framing import FramingTemplate, Part
 from dragoman_server.bundle.languages import DirectionGroup, LanguageTable
 
@@ -20,7 +21,7 @@ Ids = tuple[int, ...]
 
 
 def languages_and_framing(
-    config: Mapping[str, Any], tokenizer: Spiece | Bytes, stated: Languages, eos_token_id: int
+    config: Mapping[str, Any], tokenizer: Spiece | Bytes, stated: Stated, eos_token_id: int
 ) -> tuple[LanguageTable, FramingTemplate]:
     """The languages of a model, and what its sources begin with.
 
@@ -63,7 +64,7 @@ def _tasks(config: Mapping[str, Any]) -> dict[Pair, str]:
     return prefixes
 
 
-def _prefixes(tasks: Mapping[Pair, str], stated: Languages) -> dict[Pair, str]:
+def _prefixes(tasks: Mapping[Pair, str], stated: Stated) -> dict[Pair, str]:
     """The directions that the bundle shall have, with their prefixes."""
     if stated.source_prefix is not None:
         if stated.pair is None:

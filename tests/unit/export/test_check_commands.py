@@ -12,7 +12,7 @@ from dragoman_export.bundle.parity import ParityError
 from dragoman_export.bundle.same_source import require_same_source
 from dragoman_export.checkpoint import Checkpoint, Config
 from dragoman_export.families.table import read_model
-from dragoman_export.languages import Languages
+from dragoman_export.stated import Stated
 from dragoman_server.bundle.bundle import Bundle, embedded_bundle
 from dragoman_server.bundle.framing import FramingTemplate
 from dragoman_server.bundle.manifest import MANIFEST_FILE
@@ -171,14 +171,14 @@ def test_a_bundle_of_other_languages_or_another_prefix_is_named(run: ExportComma
 def test_what_the_weights_do_not_show_is_compared(
     bundle: Path, source: Path, change: Callable[[Config], Config], fault: str
 ) -> None:
-    checkpoint, opened = read_model(source, "mbart", Languages()), Bundle.open(bundle)
+    checkpoint, opened = read_model(source, "mbart", Stated()), Bundle.open(bundle)
     require_same_source(checkpoint, opened)
     with pytest.raises(ParityError, match=fault):
         require_same_source(replace(checkpoint, config=change(checkpoint.config)), opened)
 
 
 def test_another_tokenizer_is_seen(bundle: Path, source: Path) -> None:
-    checkpoint = read_model(source, "mbart", Languages())
+    checkpoint = read_model(source, "mbart", Stated())
     files = {name: contents.replace(b"fr_XX", b"xx_XX") for name, contents in checkpoint.companion_files.items()}
     with pytest.raises(ParityError, match="the tokenizer has other pieces"):
         require_same_source(replace(checkpoint, companion_files=files), Bundle.open(bundle))

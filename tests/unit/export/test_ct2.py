@@ -15,7 +15,7 @@ import torch
 from dragoman_export.checkpoint import Checkpoint
 from dragoman_export.families.table import read_model
 from dragoman_export.graph.quantization import quantize_columns
-from dragoman_export.languages import Languages
+from dragoman_export.stated import Stated
 from dragoman_server.bundle.bundle import Bundle
 from dragoman_server.bundle.framing import FramingTemplate
 from support.ct2_files import D_MODEL, EOS_ID, Folder, pieces, quantized, write_text
@@ -39,7 +39,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def read(folder: Path, pair: str | None = "en-fr", **stated: Any) -> Checkpoint:
-    return read_model(folder, "model", Languages(pair, **stated))
+    return read_model(folder, "model", Stated(pair, **stated))
 
 
 def write(tmp_path: Path, *changes: Change) -> Path:
@@ -494,14 +494,14 @@ def test_the_tokenizer_may_stand_elsewhere(run: ExportCommand, whole: Path, tmp_
     (tmp_path / "tokenizer").mkdir()
     elsewhere = shutil.move(folder / "sentencepiece.model", tmp_path / "tokenizer" / "spm.en.model")
     for place in (tmp_path / "tokenizer", Path(elsewhere)):
-        assert read_model(folder, "model", Languages("en-fr"), place).tokenizer == expected
+        assert read_model(folder, "model", Stated("en-fr", tokenizer=place)).tokenizer == expected
     os.mkfifo(tmp_path / "pipe")
     for name, fault in (("no", "no: No such file or directory"), ("pipe", "pipe is not a file")):
         assert run("import", folder, tmp_path / "bundle", "--tokenizer", tmp_path / name) == 2
         assert fault in run.err
     (folder / "model.bin").unlink()
     with pytest.raises(ValueError, match=r"--tokenizer .*: .* has its own, as all folders in the layout of Hugging"):
-        read_model(folder, "model", Languages("en-fr"), tmp_path / "tokenizer")
+        read_model(folder, "model", Stated("en-fr", tokenizer=tmp_path / "tokenizer"))
 
 
 def renamed(*tokens_: str) -> Change:

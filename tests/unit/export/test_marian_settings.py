@@ -9,10 +9,10 @@ import pytest
 
 from dragoman_export.families.marian_native import read_marian_native
 from dragoman_export.families.table import read_model
-from dragoman_export.languages import Languages
+from dragoman_export.stated import Stated
 from support.marian_native import UNK_ID, VOCABULARY, set_decoder, write_native
 
-PAIR = Languages(pair="en-fr")
+PAIR = Stated(pair="en-fr")
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from dragoman_export.families.marian_native import read_marian_native
-from dragoman_export.languages import Languages
+from dragoman_export.stated import Stated
 from dragoman_server.errors import BundleError
 from support.marian_native import (
     EOS_ID,
@@ -25,7 +25,7 @@ from support.marian_native import (
 )
 from support.piece_tokenizers import SENTENCES
 
-PAIR = Languages(pair="en-fr")
+PAIR = Stated(pair="en-fr")
 
 
 @pytest.fixture(scope="module")

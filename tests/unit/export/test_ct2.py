@@ -82,14 +82,14 @@ def with_value(name: str, value: float) -> Change:
     return lambda folder: folder.variables[name].reshape(-1).__setitem__(3, value)
 
 
-def relative(*, differ: bool) -> Change:
+def relative(distance: float = 20, *, differ: bool = False) -> Change:
     def change(folder: Folder) -> None:
         for side in ("encoder", "decoder"):
             del folder.variables[f"{side}/position_encodings/encodings"]
             scope = f"{side}/layer_0/self_attention"
             folder.variables[f"{scope}/relative_attention_bias"] = np.ones((8, 2), np.float32)
-            distance = 20 + differ * (side == "decoder")
-            folder.variables[f"{scope}/relative_attention_max_distance"] = np.array(distance, np.int32)
+            own_distance = np.float32(distance + differ * (side == "decoder"))
+            folder.variables[f"{scope}/relative_attention_max_distance"] = np.array(own_distance)
 
     return change
 
@@ -123,6 +123,10 @@ CHANGES: dict[str, tuple[Change, str]] = {
         variables(**{f"{side}.num_heads": np.int16(0) for side in ("encoder", "decoder")}),
         "num_heads is 0, must be at least 1",
     ),
+    "half a head": (
+        variables(**{"encoder.num_heads": np.float32(2.5), "decoder.activation": np.float32(0.25)}),
+        "model.bin: encoder/num_heads is 2.5, must be a whole number; decoder/activation is 0.25",
+    ),
     "embeddings with a factor": (
         variables(**{"encoder.scale_embeddings": np.float32(3)}),
         "encoder/scale_embeddings is 3, must be 1 or the root of the width, 4",
@@ -153,6 +157,10 @@ CHANGES: dict[str, tuple[Change, str]] = {
         "unexpected encoder/embeddings_1/weight",
     ),
     "relative positions that differ": (relative(differ=True), "relative_attention_max_distance is not the same"),
+    "half a position": (
+        relative(20.5),
+        "self_attention/relative_attention_max_distance is 20.5, must be a whole number",
+    ),
     "a missing weight": (variables(**{LINEAR.replace("/", "."): None}), f"has no matrix {LINEAR}"),
     "a missing norm": (variables(**{"decoder.layer_norm.gamma": None}), "missing decoder/layer_norm/gamma"),
     "half a norm": (variables(**{"encoder.layer_norm.beta": None}), "missing encoder/layer_norm/beta"),

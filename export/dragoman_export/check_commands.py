@@ -1,6 +1,8 @@
 """The commands that look at bundles and at their sources: `verify`, `evaluate` and `inspect`."""
 
+import dataclasses
 import resource
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -30,9 +32,9 @@ from dragoman_export.command_options import (
 )
 from dragoman_export.families.table import described_layout, read_model
 from dragoman_export.greedy import one_thread, translate
-from dragoman_export.inspection import describe_bundle, describe_checkpoint
+from dragoman_export.inspection import Fact, describe_bundle, describe_checkpoint
 from dragoman_export.printable import printable
-from dragoman_export.stated import Stated
+from dragoman_export.stated import NotStatedError, Stated
 from dragoman_server.bundle.bundle import Bundle
 from dragoman_server.bundle.manifest import MANIFEST_FILE
 from dragoman_server.config import EngineOptions
@@ -219,7 +221,17 @@ def inspect(
     else:
         kind = "checkpoint" if Checkpoint.is_at(folder) else described_layout(folder)
         stated = Stated(pair, source_language, source_prefix, tokenizer)
-        facts = list(describe_checkpoint(_read_source(folder, stated), kind))
+        facts = list(_describe_source(folder, stated, kind))
     width = max(len(label) for label, _ in facts)
     for label, text in facts:
         console.print(f"{label:{width}}  {printable(text)}", highlight=False)
+
+
+def _describe_source(folder: Path, stated: Stated, kind: str) -> Iterator[Fact]:
+    try:
+        return describe_checkpoint(_read_source(folder, stated), kind)
+    except NotStatedError as error:
+        if stated.pair is not None or stated.source is not None:
+            raise
+        stand_in = dataclasses.replace(error.stand_in, tokenizer=stated.tokenizer)
+        return describe_checkpoint(_read_source(folder, stand_in), kind, needs=error.option)

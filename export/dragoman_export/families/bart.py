@@ -39,7 +39,7 @@ from dragoman_export.families.multilingual import any_to_any, language_of, narro
 from dragoman_export.languages import parse_pair
 from dragoman_export.model import Dimensions
 from dragoman_export.reading import listed, read_bytes, read_json
-from dragoman_export.stated import Stated
+from dragoman_export.stated import ANY_PAIR, NotStatedError, Stated
 from dragoman_server.bundle.framing import FramingTemplate
 from dragoman_server.bundle.languages import LanguageTable
 
@@ -88,7 +88,9 @@ def read_bart(folder: Path, name: str, stated: Stated) -> Checkpoint:
         del vocabulary["<mask>"]
     _check_specials(folder, vocabulary, config)
     if stated.pair is None:
-        raise ValueError("BART has no languages of its own: give its source and its target with --pair, such as en-fr")
+        raise NotStatedError(
+            "BART has no languages of its own: give its source and its target with --pair, such as en-fr", ANY_PAIR
+        )
     vocabulary_size, eos_token_id = integers["vocab_size"], integers["eos_token_id"]
     forced = read_forced_bos(folder, config, vocabulary_size)
     return make_checkpoint(
@@ -236,9 +238,10 @@ def _start_of_25(folder: Path, config: Mapping[str, Any], table: LanguageTable, 
         _, target = parse_pair(stated.pair, table)
         ((start,),) = (table.token_ids[own_language(table, target, "--pair")],)
     if start is None:
-        raise ValueError(
+        raise NotStatedError(
             f"{folder / CONFIG_FILE}: decoder_start_token_id is None, so the model has no target language: give the "
-            "pair that it was trained for with --pair, such as en-ro"
+            "pair that it was trained for with --pair, such as en-ro",
+            Stated(":".join([*table.token_ids][:2])),
         )
     if language_of(table, start) is None:
         raise ValueError(

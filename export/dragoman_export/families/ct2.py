@@ -27,7 +27,7 @@ from dragoman_export.families.marian_languages import marian_languages
 from dragoman_export.families.multilingual import any_to_any, narrowed, own_language
 from dragoman_export.languages import parse_pair, standard_tag
 from dragoman_export.reading import read_json
-from dragoman_export.stated import Stated
+from dragoman_export.stated import ANY_PAIR, NotStatedError, Stated
 from dragoman_server.bundle.framing import FramingTemplate, Part
 from dragoman_server.bundle.languages import LanguageTable
 from dragoman_server.bundle.manifest import Generation
@@ -106,8 +106,9 @@ def _argos_tag(path: Path, values: Mapping[str, Any], field: str) -> str:
     try:
         return standard_tag(_ARGOS_READINGS.get(code, code) if isinstance(code, str) else "")
     except ValueError as error:
-        raise ValueError(
-            f"{path}: {field} is {code!r:.80}, not the code of a language: give both with --pair, such as en-fr"
+        raise NotStatedError(
+            f"{path}: {field} is {code!r:.80}, not the code of a language: give both with --pair, such as en-fr",
+            ANY_PAIR,
         ) from error
 
 
@@ -149,9 +150,10 @@ def _languages(
         return narrowed(table, stated), FramingTemplate(("source",), (eos_id,), ("target",)), vocabularies.start_id
     # The decoder of mBART-25 begins with the target's language, which then is the only one.
     if stated.pair is None:
-        raise ValueError(
+        raise NotStatedError(
             f"{folder / CONFIG_FILE}: decoder_start_token is null, so the model has no target language: give the "
-            "pair that it was trained for with --pair, such as en-ro"
+            "pair that it was trained for with --pair, such as en-ro",
+            Stated(":".join([*table.token_ids][:2])),
         )
     _, target = parse_pair(stated.pair, table)
     target = own_language(table, target, "--pair")

@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping
 
 from dragoman_export.languages import aliases, parse_pair, standard_tag, standard_tags
-from dragoman_export.stated import Stated
+from dragoman_export.stated import ANY_PAIR, ANY_SOURCE, NotStatedError, Stated
 from dragoman_server.bundle.framing import FramingTemplate
 from dragoman_server.bundle.languages import DirectionGroup, LanguageTable
 from dragoman_server.text.tokenizer import target_language
@@ -31,6 +31,7 @@ def marian_languages(
         eos_token_id: of the model.
 
     Raises:
+        NotStatedError: no languages are known.
         ValueError: a language is not known, or stated in a way that is not for such a model.
     """
     tokens = sorted((token_id, code) for piece, token_id in vocabulary.items() if (code := target_language(piece)))
@@ -43,7 +44,7 @@ def marian_languages(
         sources = _stated(stated.source) if stated.source else _tags_of(named[0])
         if not sources:
             missing = f"there is no source_lang that is a language in {origin}" if origin else _NONE_NAMED
-            raise ValueError(f"{missing}: give the source language with --from")
+            raise NotStatedError(f"{missing}: give the source language with --from", ANY_SOURCE)
         tags = standard_tags(code for _, code in tokens)
         token_ids: dict[str, tuple[int, ...]] = {tags[code]: (token_id,) for token_id, code in tokens}
         group = DirectionGroup(sources, tuple(token_ids))
@@ -58,7 +59,7 @@ def marian_languages(
         sources, targets = tuple(dict.fromkeys((*map(standard_tag, others), source))), (target,)
     if not sources or len(targets) != 1:
         missing = f"there are no source_lang and target_lang that are languages in {origin}" if origin else _NONE_NAMED
-        raise ValueError(f"{missing}: give them with --pair, such as en-fr")
+        raise NotStatedError(f"{missing}: give them with --pair, such as en-fr", ANY_PAIR)
     return LanguageTable((DirectionGroup(sources, targets),), {}, {}), FramingTemplate((), (eos_token_id,), ())
 
 

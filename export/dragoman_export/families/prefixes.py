@@ -8,7 +8,7 @@ from dragoman_export.families.huggingface import CONFIG_FILE
 from dragoman_export.families.multilingual import any_to_any, narrowed
 from dragoman_export.families.spiece import Bytes, Spiece
 from dragoman_export.languages import Pair, parse_pair, standard_tag
-from dragoman_export.stated import Stated
+from dragoman_export.stated import ANY_PAIR, NotStatedError, Stated
 from dragoman_server.bundle.framing import FramingTemplate, Part
 from dragoman_server.bundle.languages import DirectionGroup, LanguageTable
 
@@ -29,7 +29,8 @@ def languages_and_framing(
     stands before a text. Of other models the user states the pair and, if there is one, the prefix.
 
     Raises:
-        ValueError: the model has none and the user states none, or these do not go together.
+        NotStatedError: the model has none and the user states none.
+        ValueError: these do not go together.
     """
     if isinstance(tokenizer, Spiece) and tokenizer.language_ids:
         if stated.source_prefix is not None:
@@ -72,9 +73,10 @@ def _prefixes(tasks: Mapping[Pair, str], stated: Stated) -> dict[Pair, str]:
         return {parse_pair(stated.pair): stated.source_prefix}
     if not tasks:
         if stated.pair is None:
-            raise ValueError(
+            raise NotStatedError(
                 "the model has no languages of its own: give its source and its target with --pair, such as en-fr, and "
-                "with --source-prefix what stood before the texts that it was trained on, if anything did"
+                "with --source-prefix what stood before the texts that it was trained on, if anything did",
+                ANY_PAIR,
             )
         return {parse_pair(stated.pair): ""}
     kept = dict(tasks)

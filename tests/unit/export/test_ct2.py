@@ -18,9 +18,9 @@ from dragoman_export.graph.quantization import quantize_columns
 from dragoman_export.stated import Stated
 from dragoman_server.bundle.bundle import Bundle
 from dragoman_server.bundle.framing import FramingTemplate
-from support.ct2_files import D_MODEL, EOS_ID, Folder, pieces, quantized, write_text
+from support.ct2_files import D_MODEL, EOS_ID, Folder, quantized, write_text
 from support.export_command import ExportCommand
-from support.marian_tokenizer import SOURCE_WORDS, TARGET_WORDS, train_sentencepiece
+from support.marian_tokenizer import SOURCE_WORDS, TARGET_WORDS, pieces_of, train_sentencepiece
 
 LINEAR = "encoder/layer_0/ffn/linear_0/weight"
 SHARED = "shared_vocabulary.json"
@@ -460,9 +460,9 @@ def separate(end_of_source: int) -> Change:
     """A vocabulary and a SentencePiece model each, end-of-sentence at different places."""
 
     def change(folder: Folder) -> None:
-        source = ["<unk>", "<blank>", "<s>", *pieces(train_sentencepiece(SOURCE_WORDS))]
+        source = ["<unk>", "<blank>", "<s>", *pieces_of(train_sentencepiece(SOURCE_WORDS))]
         source.insert(end_of_source, "</s>")
-        target = ["<unk>", "<blank>", "<s>", "</s>", *pieces(train_sentencepiece(TARGET_WORDS))]
+        target = ["<unk>", "<blank>", "<s>", "</s>", *pieces_of(train_sentencepiece(TARGET_WORDS))]
         folder.vocabularies = {"source_vocabulary.json": source, "target_vocabulary.json": target}
         rng = np.random.default_rng(0)
         for name, vocabulary in (("encoder/embeddings_0", source), ("decoder/embeddings", target)):

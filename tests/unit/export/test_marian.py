@@ -9,13 +9,14 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from dragoman_export.checkpoint import Checkpoint
 from dragoman_export.families.marian import read_marian
 from dragoman_export.stated import Stated
 from dragoman_server.bundle.framing import FramingTemplate
 from dragoman_server.bundle.languages import LanguageTable
+from support.family_models import edit_tensors
 from support.marian_model import EOS_ID, write_marian
 
 Edit = Callable[[dict[str, Any]], None]
@@ -51,12 +52,6 @@ def edit_json(path: Path, *edits: Edit) -> None:
 
 def rename(old: str, new: str) -> Edit:
     return lambda values: values.update({new: values.pop(old)})
-
-
-def edit_tensors(folder: Path, edit: Edit) -> None:
-    tensors = load_file(folder / "model.safetensors")
-    edit(tensors)
-    save_file(tensors, folder / "model.safetensors")
 
 
 # -- config.json -------------------------------------------------------------------------------------------------------

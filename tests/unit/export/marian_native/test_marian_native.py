@@ -22,34 +22,17 @@ from support.export_command import ExportCommand
 from support.marian_native import (
     EOS_ID,
     OPTIONS,
+    PAIR,
     PRE_NORM,
     STORED_OPTIONS,
     UNK_ID,
     Edit,
     as_bytes,
     edit_arrays,
+    refused,
     set_options,
     write_native,
 )
-
-PAIR = Stated(pair="en-fr")
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_native(tmp_path_factory.mktemp("native")).folder
-
-
-@pytest.fixture
-def folder(whole: Path, tmp_path: Path) -> Path:
-    """A model for one pair, to be changed."""
-    return shutil.copytree(whole, tmp_path / "model")
-
-
-def refused(folder: Path, fault: str, error: type[Exception] = ValueError) -> None:
-    with pytest.raises(error, match=fault):
-        read_marian_native(folder, "model", PAIR)
-
 
 # -- what is read ------------------------------------------------------------------------------------------------------
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from dragoman_export.checkpoint import Checkpoint
-from dragoman_export.model import Dimensions
+from dragoman_export.dimensions import Dimensions
 from dragoman_server.bundle.bundle import Bundle
 from dragoman_server.bundle.framing import FramingTemplate, Part
 from dragoman_server.bundle.languages import LanguageTable

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from dragoman_export.checkpoint import Checkpoint
+from dragoman_export.dimensions import Dimensions
 from dragoman_export.families.fairseq import (
     TOKENIZER_FILE,
     VOCABULARY_FILE,
@@ -37,7 +38,6 @@ from dragoman_export.families.huggingface import (
 )
 from dragoman_export.families.multilingual import any_to_any, language_of, narrowed, own_language
 from dragoman_export.languages import parse_pair
-from dragoman_export.model import Dimensions
 from dragoman_export.reading import listed, read_bytes, read_json
 from dragoman_export.stated import ANY_PAIR, NotStatedError, Stated
 from dragoman_server.bundle.framing import FramingTemplate

@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from dragoman_export.checkpoint import blank_model, unique_tensors
+from dragoman_export.dimensions import Dimensions
 from dragoman_export.families.ct2_file import ModelFile, Variable
-from dragoman_export.model import Dimensions, Transformer
+from dragoman_export.model import Transformer
 from dragoman_export.reading import MAX_LAYERS, MAX_POSITIONS, listed
 
 # By CTranslate2's number; see `Activation` in `ctranslate2/specs/common_spec.py`.

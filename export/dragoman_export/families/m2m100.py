@@ -14,6 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from dragoman_export.checkpoint import Checkpoint
+from dragoman_export.dimensions import Dimensions
 from dragoman_export.families.fairseq import (
     VOCABULARY_FILE,
     Pieces,
@@ -33,7 +34,7 @@ from dragoman_export.families.huggingface import (
     read_tensors,
 )
 from dragoman_export.families.multilingual import any_to_any, language_of, narrowed
-from dragoman_export.model import Dimensions, Transformer
+from dragoman_export.model import Transformer
 from dragoman_export.reading import read_json
 from dragoman_export.stated import Stated
 from dragoman_server.bundle.framing import FramingTemplate

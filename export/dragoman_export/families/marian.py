@@ -14,6 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from dragoman_export.checkpoint import Checkpoint
+from dragoman_export.dimensions import Dimensions
 from dragoman_export.families.generation import read_generation
 from dragoman_export.families.huggingface import (
     CONFIG_FILE,
@@ -30,7 +31,7 @@ from dragoman_export.families.huggingface import (
     target_size_name,
 )
 from dragoman_export.families.marian_languages import marian_languages
-from dragoman_export.model import Dimensions, Transformer
+from dragoman_export.model import Transformer
 from dragoman_export.positions import sinusoids
 from dragoman_export.reading import SizeFields, read_bytes, read_json, require_sizes
 from dragoman_export.stated import Stated

@@ -18,13 +18,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dragoman_export.checkpoint import Checkpoint, blank_model, load_tensors, unique_tensors
+from dragoman_export.dimensions import Dimensions
 from dragoman_export.families.huggingface import make_checkpoint
 from dragoman_export.families.marian_languages import marian_languages
 from dragoman_export.families.marian_options import read_dimensions
 from dragoman_export.families.marian_settings import read_settings
 from dragoman_export.families.marian_vocabularies import read_vocabularies
 from dragoman_export.families.marian_yaml import Value, parse_yaml
-from dragoman_export.model import Dimensions, Transformer
+from dragoman_export.model import Transformer
 from dragoman_export.npz import read_npz
 from dragoman_export.reading import SizeFields, check_weights, listed, require_sizes
 from dragoman_export.stated import Stated

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from dragoman_export.checkpoint import SEGMENT_TOKENS, Checkpoint
+from dragoman_export.dimensions import Dimensions
 from dragoman_export.families.fairseq import read_tokenizer_config
 from dragoman_export.families.generation import GENERATION_FILE, read_generation
 from dragoman_export.families.huggingface import (
@@ -29,7 +30,7 @@ from dragoman_export.families.huggingface import (
 )
 from dragoman_export.families.prefixes import languages_and_framing
 from dragoman_export.families.spiece import read_bytes_tokenizer, read_spiece, segment_tokens
-from dragoman_export.model import Dimensions, MultiHeadAttention, Transformer
+from dragoman_export.model import MultiHeadAttention, Transformer
 from dragoman_export.reading import SizeFields, listed, read_json, require_sizes
 from dragoman_export.stated import Stated
 

@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from dragoman_export.checkpoint import Checkpoint
-from dragoman_export.model import Dimensions, Transformer
+from dragoman_export.dimensions import Dimensions
+from dragoman_export.model import Transformer
 from dragoman_server.bundle.manifest import Golden
 
 LOGPROB_TOLERANCE = 1e-3

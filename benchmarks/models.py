@@ -12,7 +12,8 @@ from benchmarks.settings import SOURCE_LANGUAGE, TARGET_LANGUAGE, Settings
 from dragoman_export.bundle.sources import read_sources
 from dragoman_export.bundle.writer import export
 from dragoman_export.checkpoint import Checkpoint, Config
-from dragoman_export.model import Dimensions, Transformer
+from dragoman_export.dimensions import Dimensions
+from dragoman_export.model import Transformer
 from dragoman_server.bundle.bundle import Bundle, embedded_bundle
 from dragoman_server.bundle.framing import FramingTemplate
 from dragoman_server.bundle.languages import LanguageTable

@@ -35,7 +35,7 @@ from benchmarks.systems import Source
 from benchmarks.vocabulary import SIZES, against_full, save_vmap, with_lists
 from dragoman import Client
 from dragoman_export.families.table import read_model
-from dragoman_export.languages import Languages
+from dragoman_export.stated import Stated
 from dragoman_server.bundle.bundle import Bundle
 from dragoman_server.bundle.manifest import Precision
 
@@ -60,7 +60,7 @@ def run(settings: Settings) -> Iterator[Row]:
         for precision in _PRECISIONS:
             yield from _import(source, folder / precision, precision, settings)
         # The golden sentences of the fp32 bundle hold for CTranslate2 at float32.
-        checkpoint = read_model(source, "nllb", Languages())
+        checkpoint = read_model(source, "nllb", Stated())
         save_ctranslate2(checkpoint, folder / "ctranslate2")
         exact = Model(_NAME, checkpoint, Bundle.open(folder / "fp32"))
         CTranslate2System.load(folder / "ctranslate2", exact, "fp32", settings.threads)

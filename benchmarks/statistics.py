@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from statistics import median
 
-from dragoman_export.model import Dimensions
+from dragoman_export.dimensions import Dimensions
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,8 @@
 """The commands that look at bundles and at their sources: `verify`, `evaluate` and `inspect`."""
 
+import dataclasses
 import resource
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -30,9 +32,9 @@ from dragoman_export.command_options import (
 )
 from dragoman_export.families.table import described_layout, read_model
 from dragoman_export.greedy import one_thread, translate
-from dragoman_export.inspection import describe_bundle, describe_checkpoint
-from dragoman_export.languages import Languages
+from dragoman_export.inspection import Fact, describe_bundle, describe_checkpoint
 from dragoman_export.printable import printable
+from dragoman_export.stated import NotStatedError, Stated
 from dragoman_server.bundle.bundle import Bundle
 from dragoman_server.bundle.manifest import MANIFEST_FILE
 from dragoman_server.config import EngineOptions
@@ -88,15 +90,16 @@ def verify(
     Without the source, the golden sentences of the bundle's parity certificate are replayed on a device, as a
     server does when it loads the bundle. Prints how far each is off, which kernels compute attention, and step times.
     """
+    stated = Stated(pair, source_language, source_prefix, tokenizer)
     match folders:
         case [bundle]:
-            if sources or details or num_sources or test or pair or source_language or source_prefix or tokenizer:
+            if sources or details or num_sources or test or stated != Stated():
                 raise ValueError("all options but --device are for a comparison, which takes SOURCE and BUNDLE")
             _replay(bundle, device)
         case [source, bundle]:
             if device != "cpu":
                 raise ValueError("a source is compared on the CPU: without it, BUNDLE is replayed on --device")
-            loaded = _read_source(source, Languages(pair, source_language, source_prefix), tokenizer)
+            loaded = _read_source(source, stated)
             opened = Bundle.open(bundle)
             require_same_source(loaded, opened)
             tests = [TestSet.parse(text, opened.manifest.languages) for text in test or ()]
@@ -108,13 +111,13 @@ def verify(
             raise ValueError(f"verify takes [SOURCE] BUNDLE, not {len(folders)} folders")
 
 
-def _read_source(folder: Path, languages: Languages, tokenizer: Path | None) -> Checkpoint:
+def _read_source(folder: Path, stated: Stated) -> Checkpoint:
     """A checkpoint of our own, or a model of any layout that can be imported."""
     if Checkpoint.is_at(folder):
-        if tokenizer is not None or languages != Languages():
+        if stated != Stated():
             raise ValueError(f"{folder} is a checkpoint, which has its languages and its tokenizer: give neither")
         return Checkpoint.load(folder)
-    return read_model(folder, folder.resolve().name, languages, tokenizer)
+    return read_model(folder, folder.resolve().name, stated)
 
 
 def _compare(
@@ -217,8 +220,18 @@ def inspect(
         facts = list(describe_bundle(Bundle.open(folder)))
     else:
         kind = "checkpoint" if Checkpoint.is_at(folder) else described_layout(folder)
-        languages = Languages(pair, source_language, source_prefix)
-        facts = list(describe_checkpoint(_read_source(folder, languages, tokenizer), kind))
+        stated = Stated(pair, source_language, source_prefix, tokenizer)
+        facts = list(_describe_source(folder, stated, kind))
     width = max(len(label) for label, _ in facts)
     for label, text in facts:
         console.print(f"{label:{width}}  {printable(text)}", highlight=False)
+
+
+def _describe_source(folder: Path, stated: Stated, kind: str) -> Iterator[Fact]:
+    try:
+        return describe_checkpoint(_read_source(folder, stated), kind)
+    except NotStatedError as error:
+        if stated.pair is not None or stated.source is not None:
+            raise
+        stand_in = dataclasses.replace(error.stand_in, tokenizer=stated.tokenizer)
+        return describe_checkpoint(_read_source(folder, stand_in), kind, needs=error.option)

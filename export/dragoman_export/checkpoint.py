@@ -14,8 +14,9 @@ import sentencepiece as spm
 import torch
 from safetensors.torch import save_file
 
+from dragoman_export.dimensions import Dimensions
 from dragoman_export.languages import Pair
-from dragoman_export.model import Dimensions, Transformer
+from dragoman_export.model import Transformer
 from dragoman_export.reading import SizeFields, listed, read_bytes, read_json, read_safetensors, require_sizes
 from dragoman_server.bundle.framing import FRAMING_RULES, Framing, FramingTemplate
 from dragoman_server.bundle.languages import LanguageTable

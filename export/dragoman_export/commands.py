@@ -39,9 +39,9 @@ from dragoman_export.command_options import (
 )
 from dragoman_export.families.table import read_model
 from dragoman_export.greedy import Source
-from dragoman_export.languages import Languages
 from dragoman_export.new_folder import require_absent
 from dragoman_export.shortlist.command import add_commands as add_shortlist_command
+from dragoman_export.stated import Stated
 from dragoman_export.text_files import CorpusFile
 from dragoman_export.train.command import add_commands as add_training_commands
 from dragoman_server.bundle.bundle import Bundle
@@ -133,8 +133,8 @@ def import_model(
     fr_XX, pt-BR for >>pt_BR<<. At fp32 the import fails unless ONNX Runtime reproduces PyTorch.
     """
     require_absent(bundle, unless_has=MANIFEST_FILE if force else None)
-    stated = Languages(pair, source_language, source_prefix)
-    checkpoint = read_model(source, name or source.resolve().name, stated, tokenizer)
+    stated = Stated(pair, source_language, source_prefix, tokenizer)
+    checkpoint = read_model(source, name or source.resolve().name, stated)
     _write(checkpoint, bundle, precision, sources, num_sources, details, force)
 
 

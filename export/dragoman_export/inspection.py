@@ -5,7 +5,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from dragoman_export.checkpoint import Checkpoint
-from dragoman_export.model import Dimensions
+from dragoman_export.dimensions import Dimensions
 from dragoman_server.bundle.bundle import Bundle
 from dragoman_server.bundle.framing import FramingTemplate, Part
 from dragoman_server.bundle.languages import LanguageTable
@@ -39,12 +39,13 @@ def describe_bundle(bundle: Bundle) -> Iterator[Fact]:
     yield from _certificate(manifest.parity)
 
 
-def describe_checkpoint(checkpoint: Checkpoint, kind: str) -> Iterator[Fact]:
+def describe_checkpoint(checkpoint: Checkpoint, kind: str, *, needs: str | None = None) -> Iterator[Fact]:
     """All facts of a checkpoint, or of a source that was read as one.
 
     Args:
         checkpoint: the model.
         kind: of the folder, such as "Hugging Face, marian".
+        needs: the option that states languages, if nothing does and others stand in for them.
     """
     config = checkpoint.config
     yield "source", f"{config.name}: {kind}"
@@ -54,10 +55,17 @@ def describe_checkpoint(checkpoint: Checkpoint, kind: str) -> Iterator[Fact]:
     yield "architecture", _architecture(config.architecture)
     yield "arithmetic", _arithmetic(config.dimensions)
     yield "tokenizer", config.tokenizer
-    yield from _languages(config.languages)
+    if needs is None:
+        yield from _languages(config.languages)
+    else:
+        yield "languages", f"not stated: an import needs {needs}"
+    if needs == "--from":  # then the targets are the model's own
+        yield "targets", f"{len(config.languages.targets)}: {_named(config.languages.targets)}"
     codec = checkpoint.open_tokenizer()
     yield "framing", _framing(config.framing, codec)
-    yield from _specials(codec, config.bos_token_id, config.eos_token_id, config.pad_token_id)
+    ids = config.bos_token_id, config.eos_token_id, config.pad_token_id
+    begins_with_stand_in = needs is not None and (config.bos_token_id,) in config.languages.token_ids.values()
+    yield from _specials(codec, *ids, start="TARGET" if begins_with_stand_in else None)
     yield "segmentation", config.segmentation
     yield "limits", f"{config.dimensions.max_positions} tokens of a source or a target"
     yield "generation defaults", _generation(config.generation)
@@ -118,11 +126,14 @@ def _framing(framing: FramingTemplate, codec: TextCodec) -> str:
     return f"{source}; a target begins with {forced}" if forced else source
 
 
-def _specials(codec: TextCodec, start_id: int, end_id: int, padding_id: int) -> Iterator[Fact]:
-    """Ids with their pieces; padding is of sources."""
-    start, end = codec.pieces([start_id, end_id])
+def _specials(
+    codec: TextCodec, start_id: int, end_id: int, padding_id: int, start: str | None = None
+) -> Iterator[Fact]:
+    """Ids with their pieces; padding is of sources. `start` is what to say in place of the first."""
+    first, end = codec.pieces([start_id, end_id])
     (padding,) = codec.source_pieces([padding_id])
-    yield "decoder start, end, padding", f"{start_id} {start}, {end_id} {end}, {padding_id} {padding}"
+    start = start or f"{start_id} {first}"
+    yield "decoder start, end, padding", f"{start}, {end_id} {end}, {padding_id} {padding}"
 
 
 def _ids(*token_ids: int) -> str:

@@ -2,7 +2,6 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from itertools import chain, count
 
 from langcodes import Language, standardize_tag, tag_is_valid
@@ -12,19 +11,6 @@ from langcodes.tag_parser import LanguageTagError
 from dragoman_server.bundle.languages import LanguageTable, folded
 
 Pair = tuple[str, str]
-
-
-@dataclass(frozen=True)
-class Languages:
-    """The languages of a model, as far as its importer must state them."""
-
-    pair: str | None = None  # "en-fr", of a model for one pair; see `parse_pair`
-    source: str | None = None  # "en", of a model whose target language is chosen by a token such as `>>fra<<`
-    source_prefix: str | None = None  # "translate English to French: ", before every source of a model for one pair
-
-    def __post_init__(self) -> None:
-        if self.pair is not None and self.source is not None:
-            raise ValueError("give --pair or --from, not both: --pair says the source language, too")
 
 
 def standard_tag(code: str) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-_REPLACED = "-replaced"  # behind the name of a hidden folder: what it was written in place of
+_REPLACED = "-replaced"  # behind the name of a hidden folder: the old folder, while the new one takes its name
 
 
 def require_absent(folder: Path, *, unless_has: str | None = None) -> None:
@@ -32,11 +32,11 @@ def new_folder(folder: Path, *, unless_has: str | None = None) -> Iterator[Path]
 
     A folder that is there with the file `unless_has` is then deleted.
 
-    If an exception ends the block, the hidden folder is deleted. That of a killed process of this machine is deleted by
-    the next process that writes a folder of the same name.
+    If an exception ends the block, the hidden folder is deleted. What a killed process of this machine left is cleared
+    by the next process that writes a folder of the same name. An old folder that had lost its name gets it back then.
 
     Raises:
-        FileExistsError: the folder exists.
+        FileExistsError: the folder exists, or exists again.
         OSError: it cannot be written, as where the disk is full.
     """
     require_absent(folder, unless_has=unless_has)
@@ -46,7 +46,8 @@ def new_folder(folder: Path, *, unless_has: str | None = None) -> Iterator[Path]
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder.parent))
         folder.parent.mkdir(parents=True, exist_ok=True)
         prefix = f".{folder.name}.partial-{socket.gethostname()}-"
-        _delete_abandoned(folder.parent, prefix)
+        _clear_abandoned(folder, prefix)
+        require_absent(folder, unless_has=unless_has)
         partial = folder.with_name(f"{prefix}{os.getpid()}")
         try:
             partial.mkdir()
@@ -66,21 +67,31 @@ def new_folder(folder: Path, *, unless_has: str | None = None) -> Iterator[Path]
 
 
 def _replace(folder: Path, new: Path) -> None:
-    """Between two calls of the system there is no folder of this name: a server that follows it looks again."""
+    """Between two calls of the system there is no folder of this name: a server that follows it looks again.
+
+    If the process is killed there, `_clear_abandoned` gives the old folder its name back.
+    """
     old = new.with_name(f"{new.name}{_REPLACED}")
-    folder.rename(old)
     try:
+        folder.rename(old)
         new.rename(folder)
     except BaseException:
-        old.rename(folder)
+        if not os.path.lexists(folder):
+            old.rename(folder)
         raise
-    shutil.rmtree(old)
+    old.rename(new)  # so that what is half deleted is never taken for the old folder
+    shutil.rmtree(new)
 
 
-def _delete_abandoned(parent: Path, prefix: str) -> None:
-    for path in parent.iterdir():
+def _clear_abandoned(folder: Path, prefix: str) -> None:
+    """Deletes what ended processes left; an old folder, only if there is a folder of its name."""
+    for path in list(folder.parent.iterdir()):
         process_id = path.name.removeprefix(prefix).removesuffix(_REPLACED)
-        if path.name.startswith(prefix) and process_id.isdecimal() and not _runs(int(process_id)):
+        if not path.name.startswith(prefix) or not process_id.isdecimal() or _runs(int(process_id)):
+            continue
+        if path.name.endswith(_REPLACED) and not os.path.lexists(folder):
+            path.rename(folder)
+        else:
             shutil.rmtree(path)
 
 

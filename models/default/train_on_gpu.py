@@ -20,7 +20,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from dragoman_export.checkpoint import CONFIG_FILE, Checkpoint, Config, load_tensors, unique_tensors
-from dragoman_export.model import Dimensions, Transformer
+from dragoman_export.dimensions import Dimensions
+from dragoman_export.model import Transformer
 from dragoman_export.train.batches import BatchOptions
 from dragoman_export.train.command import describe
 from dragoman_export.train.prepared import Prepared

@@ -22,7 +22,7 @@ from dragoman_export.bundle.sources import read_sources
 from dragoman_export.bundle.writer import export
 from dragoman_export.checkpoint import Checkpoint
 from dragoman_export.families.table import read_model
-from dragoman_export.languages import Languages
+from dragoman_export.stated import Stated
 from dragoman_server.bundle.bundle import Bundle
 from dragoman_server.bundle.languages import Direction
 from dragoman_server.engine.search_options import EarlyStopping, SearchOptions
@@ -37,7 +37,7 @@ from support.ct2_models import Layout, write_converted, write_specified
 pytestmark = pytest.mark.timeout(600)
 
 Write = Callable[[Path], None]
-EN_FR, NONE = Languages("en-fr"), Languages()
+EN_FR, NONE = Stated("en-fr"), Stated()
 
 
 def converted(family: str, quantization: str | None = None, **config: Any) -> Write:
@@ -49,7 +49,7 @@ def specified(quantization: str | None = None, **layout: Any) -> Write:
 
 
 # The first two are run always.
-CONFIGURATIONS: dict[str, tuple[Write, Languages]] = {
+CONFIGURATIONS: dict[str, tuple[Write, Stated]] = {
     "Marian, zero start, post-norm, swish": (converted("marian"), EN_FR),
     "OpenNMT, separate, pre-norm, no end of source": (specified(), EN_FR),
     "Marian, int8": (converted("marian", "int8", decoder_layers=2), EN_FR),
@@ -57,7 +57,7 @@ CONFIGURATIONS: dict[str, tuple[Write, Languages]] = {
     "NLLB, pre-norm, relu, int8": (converted("nllb", "int8", eos_bias=2.5), NONE),
     "NLLB, float16": (converted("nllb", "float16", eos_bias=2.5), NONE),
     "mBART-50, embedding norm": (converted("mbart50", eos_bias=3.0), NONE),
-    "mBART-25, bfloat16": (converted("mbart25", "bfloat16", eos_bias=3.0), Languages("en-de")),
+    "mBART-25, bfloat16": (converted("mbart25", "bfloat16", eos_bias=3.0), Stated("en-de")),
     "T5, relative, RMS norm, gated, tied": (converted("t5"), EN_FR),
     "T5, untied, relu, int16": (
         converted("t5", "int16", feed_forward_proj="relu", tie_word_embeddings=False),
@@ -160,10 +160,10 @@ class Model:
     ],
 )
 def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Model:
-    write, languages = request.param
+    write, stated = request.param
     folder = tmp_path_factory.mktemp("ct2")
     write(folder / "source")
-    checkpoint = read_model(folder / "source", "model", languages)
+    checkpoint = read_model(folder / "source", "model", stated)
     bundle, comparison = export(checkpoint, folder / "bundle", "fp32", read_sources(checkpoint, (), 10))
     settings = json.loads((folder / "source" / "config.json").read_text(encoding="utf-8"))
     source, target = (_vocabulary(folder / "source", side) for side in ("source", "target"))

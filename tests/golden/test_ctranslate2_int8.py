@@ -16,7 +16,7 @@ from dragoman_export.bundle.writer import export
 from dragoman_export.checkpoint import Checkpoint
 from dragoman_export.families.table import read_model
 from dragoman_export.greedy import Source
-from dragoman_export.languages import Languages
+from dragoman_export.stated import Stated
 from dragoman_server.bundle.bundle import Bundle
 from dragoman_server.bundle.languages import Direction
 from dragoman_server.engine.search_options import SearchOptions
@@ -41,13 +41,13 @@ def test_texts_are_those_of_ctranslate2(tmp_path: Path) -> None:
     seen = [sentence(rng) for _ in range(NUM_TRAINING)]
     unseen = [pair for pair in (sentence(rng) for _ in range(4 * NUM_TEST)) if pair not in seen]
     train(tmp_path / "huggingface", seen)
-    original = read_model(tmp_path / "huggingface", "trained", Languages())
+    original = read_model(tmp_path / "huggingface", "trained", Stated())
     vocabulary = json.loads(original.companion_files["vocab.json"])
     tokens = sorted(vocabulary, key=vocabulary.__getitem__)
     folders = {"int8": tmp_path / "int8", "float32": tmp_path / "float32"}
     for kind, folder in folders.items():
         convert_with_vocabulary(tmp_path / "huggingface", folder, tokens, (SENTENCEPIECE_FILE,), kind)
-    checkpoint = read_model(folders["int8"], "trained", Languages())
+    checkpoint = read_model(folders["int8"], "trained", Stated())
     assert checkpoint.config.languages == original.config.languages
     calibration = [
         source

@@ -16,7 +16,7 @@ from dragoman_export.bundle.sources import read_sources
 from dragoman_export.bundle.writer import export
 from dragoman_export.checkpoint import Checkpoint
 from dragoman_export.families.table import read_model
-from dragoman_export.languages import Languages
+from dragoman_export.stated import Stated
 from dragoman_server.bundle.bundle import Bundle
 from dragoman_server.bundle.languages import Direction
 from dragoman_server.engine.search_options import SearchOptions
@@ -97,11 +97,11 @@ DIRECTIONS: dict[Family, list[tuple[str, str]]] = {
     "byt5": [("en", "fr")],
 }
 # Of families without languages of their own.
-STATED: dict[Family, Languages] = {
-    "bart": Languages("en-fr"),
-    "t5v1.1": Languages("en-fr"),
-    "mt5": Languages("en-fr", source_prefix="translate English to French: "),
-    "byt5": Languages("en-fr", source_prefix="fr: "),
+STATED: dict[Family, Stated] = {
+    "bart": Stated("en-fr"),
+    "t5v1.1": Stated("en-fr"),
+    "mt5": Stated("en-fr", source_prefix="translate English to French: "),
+    "byt5": Stated("en-fr", source_prefix="fr: "),
 }
 BEAM = {"num_beams": 4, "num_return_sequences": 4}, SearchOptions(beam_size=4, num_hypotheses=4)
 SEARCHES: dict[str, tuple[dict[str, Any], SearchOptions]] = {
@@ -156,7 +156,7 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     family, eos_bias, config = request.param
     folder = tmp_path_factory.mktemp("family")
     huggingface = write_model(folder / "source", family, eos_bias, **config)
-    checkpoint = read_model(folder / "source", "model", STATED.get(family, Languages()))
+    checkpoint = read_model(folder / "source", "model", STATED.get(family, Stated()))
     huggingface.generation_config.forced_eos_token_id = None  # what is cut off shall not look finished
     bundle, comparison = export(checkpoint, folder / "bundle", "fp32", read_sources(checkpoint, (), 10))
     return Model(family, huggingface, checkpoint, bundle, comparison)
@@ -236,7 +236,7 @@ def test_the_generation_defaults_of_a_folder_are_those_of_its_bundle(tmp_path: P
     settings |= {"early_stopping": True, "repetition_penalty": 1.1, "forced_bos_token_id": 0, "max_length": 31}
     edit_json(tmp_path / "source" / "generation_config.json", **settings, forced_eos_token_id=None)
     huggingface = BartForConditionalGeneration.from_pretrained(tmp_path / "source")
-    checkpoint = read_model(tmp_path / "source", "model", Languages(pair="en-fr"))
+    checkpoint = read_model(tmp_path / "source", "model", Stated(pair="en-fr"))
     bundle, _ = export(checkpoint, tmp_path / "bundle", "fp32", read_sources(checkpoint, (), 4))
     decoding, violations = resolve(DecodingFields(), bundle.manifest, bundle.tokenizer, max_rows=8)
     assert violations == []

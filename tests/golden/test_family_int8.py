@@ -12,7 +12,7 @@ from dragoman_export.bundle.writer import export
 from dragoman_export.checkpoint import Checkpoint
 from dragoman_export.families.table import read_model
 from dragoman_export.greedy import Source, corpus_scores
-from dragoman_export.languages import Languages
+from dragoman_export.stated import Stated
 from dragoman_server.bundle.bundle import Bundle
 from dragoman_server.bundle.languages import Direction
 from dragoman_server.bundle.manifest import Precision
@@ -58,7 +58,7 @@ def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     seen = [sentence(rng) for _ in range(NUM_TRAINING)]
     unseen = [pair for pair in (sentence(rng) for _ in range(2 * (NUM_TEST + NUM_CALIBRATION))) if pair not in seen]
     train(folder, seen, request.param)
-    return Trained(request.param, read_model(folder, "trained", Languages()), unseen)
+    return Trained(request.param, read_model(folder, "trained", Stated()), unseen)
 
 
 def test_int8_translates_as_well_as_fp32_however_it_is_calibrated(trained: Trained, tmp_path: Path) -> None:

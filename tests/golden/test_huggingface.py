@@ -11,7 +11,7 @@ from transformers import GenerationConfig, MarianMTModel
 from dragoman_export.bundle.writer import export
 from dragoman_export.families.marian import read_marian
 from dragoman_export.greedy import Source
-from dragoman_export.languages import Languages
+from dragoman_export.stated import Stated
 from dragoman_server.bundle.bundle import Bundle
 from dragoman_server.engine.search_options import EarlyStopping, SearchOptions
 from support.generating import SCORE_TOLERANCE, Ids, decode, generate, is_tied
@@ -109,7 +109,7 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         huggingface.final_logits_bias[0, EOS_ID] = eos_bias
     huggingface.save_pretrained(folder / "source")
     huggingface.generation_config = GenerationConfig()  # nothing but what the test asks for; no forced end
-    checkpoint = read_marian(folder / "source", "opus", Languages())
+    checkpoint = read_marian(folder / "source", "opus", Stated())
     direction = next(iter(checkpoint.config.languages))
     golden = Source(direction, checkpoint.config.framing_of(direction).frame((5, 6)))
     bundle, _ = export(checkpoint, folder / "bundle", "fp32", [golden])

@@ -17,7 +17,7 @@ from dragoman_export.bundle.sources import read_sources
 from dragoman_export.bundle.writer import export
 from dragoman_export.checkpoint import Checkpoint
 from dragoman_export.families.marian import read_marian
-from dragoman_export.languages import Languages
+from dragoman_export.stated import Stated
 from dragoman_server.bundle.bundle import Bundle
 from dragoman_server.bundle.framing import Framing
 from dragoman_server.bundle.manifest import Generation
@@ -74,7 +74,7 @@ class Imported:
 def imported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Imported:
     folder = tmp_path_factory.mktemp("marian")
     model = write_marian(folder / "source", **request.param)
-    checkpoint = read_marian(folder / "source", "opus", Languages())
+    checkpoint = read_marian(folder / "source", "opus", Stated())
     # What is cut off shall not look finished.
     model.generation_config.update(max_length=1 + MAX_NEW_TOKENS, forced_eos_token_id=None)
     bundle, comparison = export(checkpoint, folder / "bundle", "fp32", read_sources(checkpoint, (), 10))
@@ -188,10 +188,10 @@ def test_texts_are_those_of_transformers(imported: Imported) -> None:
 def test_the_pickled_weights_of_older_folders_give_the_same_model(tmp_path: Path) -> None:
     """These have every tied tensor under all of its names, and the position tables."""
     model = write_marian(tmp_path)
-    expected = read_marian(tmp_path, "opus", Languages()).model.state_dict()
+    expected = read_marian(tmp_path, "opus", Stated()).model.state_dict()
     (tmp_path / "model.safetensors").unlink()
     torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
-    found = read_marian(tmp_path, "opus", Languages()).model.state_dict()
+    found = read_marian(tmp_path, "opus", Stated()).model.state_dict()
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[name], expected[name]) for name in expected)
 

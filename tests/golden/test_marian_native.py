@@ -19,7 +19,7 @@ from dragoman_export.bundle.sources import read_sources
 from dragoman_export.bundle.writer import export
 from dragoman_export.checkpoint import Checkpoint
 from dragoman_export.families.table import read_model
-from dragoman_export.languages import Languages
+from dragoman_export.stated import Stated
 from dragoman_server.bundle.bundle import Bundle
 from dragoman_server.engine.search_options import EarlyStopping, SearchOptions
 from support.generating import SCORE_TOLERANCE, TIE_MARGIN, Ids, decode
@@ -81,8 +81,8 @@ class Model:
     @classmethod
     def of(cls, folder: Path, record: Record, out: Path) -> "Model":
         has_tags = record.sources[0].startswith(">>")
-        languages = Languages(source="en") if has_tags else Languages(pair="en-fr")
-        checkpoint = read_model(folder, "model", languages)
+        stated = Stated(source="en") if has_tags else Stated(pair="en-fr")
+        checkpoint = read_model(folder, "model", stated)
         bundle, comparison = export(checkpoint, out / "bundle", "fp32", read_sources(checkpoint, (), 4))
         return cls(checkpoint, bundle, comparison, record)
 

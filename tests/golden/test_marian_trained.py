@@ -12,7 +12,7 @@ from dragoman_export.bundle.sources import read_sources
 from dragoman_export.bundle.writer import export
 from dragoman_export.checkpoint import Checkpoint
 from dragoman_export.families.table import read_model
-from dragoman_export.languages import Languages
+from dragoman_export.stated import Stated
 from dragoman_server.bundle.bundle import Bundle
 from dragoman_server.engine.search_options import EarlyStopping, SearchOptions
 from support.generating import SCORE_TOLERANCE, Ids, decode
@@ -55,7 +55,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
     (folder / "source" / "vocab.yml").write_text(json.dumps(ids), encoding="utf-8")
     for side in ("source", "target"):
         shutil.copy(ROOT / "models" / "default" / "tokenizer.model", folder / "source" / f"{side}.spm")
-    checkpoint = read_model(folder / "source", "model", Languages(pair="en-fr"))
+    checkpoint = read_model(folder / "source", "model", Stated(pair="en-fr"))
     bundle, _ = export(checkpoint, folder / "bundle", "fp32", read_sources(checkpoint, (), 4))
     framing = config.framing_of(("en", "fr"))
     lines = (ROOT / "benchmarks" / "sentences.txt").read_text(encoding="utf-8").splitlines()

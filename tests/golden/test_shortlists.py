@@ -8,9 +8,9 @@ import pytest
 from dragoman_export.bundle.sources import read_sources
 from dragoman_export.bundle.writer import export
 from dragoman_export.families.table import read_model
-from dragoman_export.languages import Languages
 from dragoman_export.progress import QUIET
 from dragoman_export.shortlist.making import Wanted, make_lists
+from dragoman_export.stated import Stated
 from dragoman_export.text_files import CorpusFile
 from dragoman_server.bundle.languages import Direction
 from support.trained_models import sentence, train
@@ -26,7 +26,7 @@ def test_most_translations_of_a_trained_model_are_the_same_with_shortlists(tmp_p
     seen = [sentence(rng) for _ in range(NUM_TRAINING)]
     unseen = [sentence(rng) for _ in range(NUM_SENTENCES)]
     train(tmp_path / "source", seen)
-    checkpoint = read_model(tmp_path / "source", "trained", Languages())
+    checkpoint = read_model(tmp_path / "source", "trained", Stated())
     bundle, _ = export(checkpoint, tmp_path / "bundle", "fp32", read_sources(checkpoint, (), 4))
     files = []
     for side, direction in enumerate(DIRECTIONS):

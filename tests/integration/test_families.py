@@ -12,7 +12,7 @@ from dragoman import Client, InvalidArgumentError, NotFoundError
 from dragoman_export.bundle.sources import read_sources
 from dragoman_export.bundle.writer import export
 from dragoman_export.families.table import read_model
-from dragoman_export.languages import Languages
+from dragoman_export.stated import Stated
 from dragoman_server.bundle.bundle import Bundle
 from support.family_models import Family, write_model, write_tokenizer
 from support.process import server_process
@@ -38,10 +38,10 @@ PAIRS: dict[Family, tuple[tuple[str, str], tuple[str, str], tuple[str, str]]] = 
     "byt5": (("en", "fr"), ("en", "fr"), ("", "")),
 }
 # What the user states of families without languages of their own, and what stands before the texts.
-STATED: dict[Family, Languages] = {
-    "bart": Languages("en-fr"),
-    "mt5": Languages("en-fr", source_prefix="translate English to French: "),
-    "byt5": Languages("en-fr", source_prefix="fr: "),
+STATED: dict[Family, Stated] = {
+    "bart": Stated("en-fr"),
+    "mt5": Stated("en-fr", source_prefix="translate English to French: "),
+    "byt5": Stated("en-fr", source_prefix="fr: "),
 }
 PREFIXES: dict[Family, str] = {
     "t5": "translate English to French: ",
@@ -105,7 +105,7 @@ def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     family: Family = request.param
     folder = tmp_path_factory.mktemp("family")
     model = write_model(folder / "source", family, EOS_BIASES[family])
-    checkpoint = read_model(folder / "source", "model", STATED.get(family, Languages()))
+    checkpoint = read_model(folder / "source", "model", STATED.get(family, Stated()))
     bundle, _ = export(checkpoint, folder / "bundle", "fp32", read_sources(checkpoint, (), 10))
     model.generation_config.forced_eos_token_id = None  # what is cut off shall not look finished
     tokenizer = write_tokenizer(folder / "tokenizer", family)

@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import sentencepiece
 from numpy.typing import NDArray
 
-from support.marian_tokenizer import SOURCE_WORDS, TARGET_WORDS, train_sentencepiece
+from support.marian_tokenizer import SOURCE_WORDS, TARGET_WORDS, pieces_of, train_sentencepiece
 
 D_MODEL, D_FEED_FORWARD, NUM_POSITIONS = 16, 24, 32
 EOS_ID = 3
@@ -52,7 +51,7 @@ class Folder:
 
     def __init__(self, **settings: Any) -> None:
         self.model = _model()
-        self.vocabularies = {"shared_vocabulary.json": ["<unk>", "<blank>", "<s>", "</s>", *pieces(self.model)]}
+        self.vocabularies = {"shared_vocabulary.json": ["<unk>", "<blank>", "<s>", "</s>", *pieces_of(self.model)]}
         self.config: dict[str, Any] = {
             "unk_token": "<unk>",
             "bos_token": "<s>",
@@ -85,12 +84,6 @@ class Folder:
 @cache
 def _model() -> bytes:
     return train_sentencepiece([*SOURCE_WORDS, *TARGET_WORDS])
-
-
-def pieces(model: bytes) -> list[str]:
-    """The pieces of a SentencePiece model but for its first three."""
-    processor = sentencepiece.SentencePieceProcessor(model_proto=model)
-    return [processor.id_to_piece(i) for i in range(3, processor.get_piece_size())]
 
 
 def random_variables(vocabulary_size: int) -> Variables:

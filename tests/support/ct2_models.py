@@ -20,7 +20,7 @@ from transformers import T5Config, T5ForConditionalGeneration, T5Tokenizer
 
 from support.family_models import SENTENCEPIECE_FILE, Family, write_model
 from support.marian_model import write_marian
-from support.marian_tokenizer import SOURCE_WORDS, TARGET_WORDS, train_sentencepiece
+from support.marian_tokenizer import SOURCE_WORDS, TARGET_WORDS, pieces_of, train_sentencepiece
 from support.piece_tokenizers import SENTENCES, train_pieces
 
 ctranslate2 = pytest.importorskip("ctranslate2")
@@ -111,7 +111,7 @@ def write_specified(folder: Path, layout: Layout, quantization: str | None = Non
         path = folder / ("sentencepiece.model" if layout.is_shared else f"{side}.spm")
         if not path.exists():
             path.write_bytes(train_sentencepiece(words))
-        tokens[side] = ["<unk>", "<blank>", "<s>", "</s>", *_pieces(path)]
+        tokens[side] = ["<unk>", "<blank>", "<s>", "</s>", *pieces_of(path.read_bytes())]
     spec = TransformerSpec.from_config(
         layout.num_layers,
         layout.num_heads,
@@ -127,13 +127,6 @@ def write_specified(folder: Path, layout: Layout, quantization: str | None = Non
     spec.validate()
     spec.optimize(quantization=quantization)
     spec.save(str(folder))
-
-
-def _pieces(path: Path) -> list[str]:
-    import sentencepiece
-
-    processor = sentencepiece.SentencePieceProcessor(model_file=str(path))
-    return [processor.id_to_piece(i) for i in range(3, processor.get_piece_size())]
 
 
 def _randomise(spec: Any, layout: Layout, num_source: int, num_target: int, rng: np.random.Generator) -> None:

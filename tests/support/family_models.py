@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeGuard
 
-import sentencepiece
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -31,6 +30,7 @@ from transformers import (
 from transformers.models.nllb.tokenization_nllb import FAIRSEQ_LANGUAGE_CODES as NLLB_CODES
 from transformers.utils.logging import disable_progress_bar
 
+from support.marian_tokenizer import pieces_of
 from support.piece_tokenizers import (
     BOS_ID,
     EOS_ID,
@@ -85,9 +85,7 @@ def write_tokenizer(folder: Path, family: Family, texts: tuple[str, ...] = SENTE
         model = train_pieces("unigram" if family.startswith("mbart") else "bpe", texts)
         (folder / SENTENCEPIECE_FILE).write_bytes(model)
         if family == "m2m100":
-            processor = sentencepiece.SentencePieceProcessor(model_proto=model)
-            pieces = [processor.id_to_piece(i) for i in range(3, processor.get_piece_size())]
-            write_vocabulary(folder, {piece: i for i, piece in enumerate([*SPECIALS, *pieces])})
+            write_vocabulary(folder, {piece: i for i, piece in enumerate([*SPECIALS, *pieces_of(model)])})
         if family == "nllb":
             options["additional_special_tokens"] = NLLB_CODES
     tokenizer: PreTrainedTokenizerBase = _TOKENIZERS[family].from_pretrained(folder, **options)

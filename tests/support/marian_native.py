@@ -5,10 +5,15 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, cast
 
 import numpy as np
+import pytest
 import sentencepiece
 from numpy.typing import NDArray
 
-from support.marian_tokenizer import SOURCE_WORDS, TARGET_WORDS, sentences
+from dragoman_export.families.marian_native import read_marian_native
+from dragoman_export.stated import Stated
+from support.marian_tokenizer import EOS_ID as EOS_ID
+from support.marian_tokenizer import SOURCE_WORDS, TARGET_WORDS, pieces_of, sentences, target_token
+from support.marian_tokenizer import UNK_ID as UNK_ID
 from support.piece_tokenizers import SENTENCES, train_pieces
 
 Array = NDArray[np.float32]
@@ -71,9 +76,9 @@ OPTIONS: dict[str, Any] = {
 }
 # Arguments of `write_native`.
 PRE_NORM = {"transformer_preprocess": "n", "transformer_postprocess": "da", "transformer_postprocess_top": "n"}
-EOS_ID, UNK_ID = 0, 1
 STORED_OPTIONS = "special:model.yml"
 VOCABULARY = "opus.spm32k-spm32k.vocab.yml"  # where source and target have one list
+PAIR = Stated(pair="en-fr")
 Edit = Callable[[dict[str, Any]], object]
 
 
@@ -88,13 +93,14 @@ class Native(NamedTuple):
     def model(self) -> Path:
         return self.folder / "model.npz"
 
-    def entries(self, vocabulary: Path) -> list[str]:
-        """All entries in the order of their ids."""
-        if vocabulary.suffix == ".spm":
-            processor = sentencepiece.SentencePieceProcessor(model_file=str(vocabulary))
-            return [processor.id_to_piece(i) for i in range(processor.get_piece_size())]
-        lines = vocabulary.read_text(encoding="utf-8").splitlines()
-        return [line.rpartition(": ")[0].strip('"') for line in lines]
+
+def entries_of(vocabulary: Path) -> list[str]:
+    """All entries of a file in the order of their ids."""
+    if vocabulary.suffix == ".spm":
+        processor = sentencepiece.SentencePieceProcessor(model_file=str(vocabulary))
+        return [processor.id_to_piece(i) for i in range(processor.get_piece_size())]
+    lines = vocabulary.read_text(encoding="utf-8").splitlines()
+    return [line.rpartition(": ")[0].strip('"') for line in lines]
 
 
 def write_native(
@@ -138,6 +144,12 @@ def _emitted(value: Any) -> str:
             return f" {value}"
 
 
+def refused(folder: Path, fault: str, error: type[Exception] = ValueError) -> None:
+    """Requires that a folder of a model for one pair is refused, with the fault as a pattern of the message."""
+    with pytest.raises(error, match=fault):
+        read_marian_native(folder, "model", PAIR)
+
+
 # -- changes ----------------------------------------------------------------------------------------------------------
 
 
@@ -176,7 +188,7 @@ def write_vocabularies(
     folder: Path, tokenizers: Tokenizers, targets: Sequence[str]
 ) -> tuple[tuple[str, str], list[int]]:
     """Writes the files of texts and pieces; returns the names of the vocabularies and their sizes."""
-    tags = [f">>{code}<<" for code in targets]
+    tags = [*map(target_token, targets)]
     if tokenizers in ("one model", "two models"):
         models = {"vocab.spm": marian_sentencepiece(SENTENCES, 260, tags)}
         if tokenizers == "two models":
@@ -191,8 +203,7 @@ def write_vocabularies(
     for side, words in (("source", SOURCE_WORDS), ("target", TARGET_WORDS)):
         model = train_pieces("unigram", tuple(sentences(words, 20)), 90, normalization_rule_name="identity")
         (folder / f"{side}.spm").write_bytes(model)
-        processor = sentencepiece.SentencePieceProcessor(model_proto=model)
-        pieces.append([processor.id_to_piece(i) for i in range(3, processor.get_piece_size())])
+        pieces.append(pieces_of(model))
     if tokenizers == "one list":
         entries = [*tags, *sorted({*pieces[0], *pieces[1]})]
         _write_list(folder / VOCABULARY, entries)

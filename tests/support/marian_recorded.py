@@ -15,7 +15,7 @@ import msgspec
 import sentencepiece
 
 from support.marian_answers import Answer, score, translate
-from support.marian_native import PRE_NORM, Native, write_native
+from support.marian_native import PRE_NORM, Native, entries_of, write_native
 from support.marian_tokenizer import SOURCE_WORDS
 from support.piece_tokenizers import SENTENCES
 
@@ -69,9 +69,9 @@ def _lines(native: Native, count: int) -> tuple[list[str], list[str]]:
         processor = sentencepiece.SentencePieceProcessor(model_file=str(native.folder / "source.spm"))
         texts = (" ".join(rng.choices(SOURCE_WORDS, k=rng.randint(1, 6))) for _ in range(count))
         sources = [" ".join(processor.encode(text, out_type=str)) for text in texts]
-        entries = native.entries(native.vocabularies[1])[2:]
+        entries = entries_of(native.vocabularies[1])[2:]
         targets = [" ".join(rng.choices(entries, k=rng.randint(1, 12))) for _ in range(count)]
-    tags = [entry for entry in native.entries(native.vocabularies[0]) if entry.startswith(">>")]
+    tags = [entry for entry in entries_of(native.vocabularies[0]) if entry.startswith(">>")]
     return [f"{rng.choice(tags)} {source}" if tags else source for source in sources], targets
 
 

@@ -73,7 +73,12 @@ def target_token(code: str) -> str:
 def write_sentencepiece(path: Path, words: Sequence[str]) -> list[str]:
     """Writes a model; returns its pieces without specials."""
     path.write_bytes(train_sentencepiece(words))
-    processor = sentencepiece.SentencePieceProcessor(model_file=str(path))
+    return pieces_of(path.read_bytes())
+
+
+def pieces_of(model: bytes) -> list[str]:
+    """The pieces of a SentencePiece model but for its first three, which are specials."""
+    processor = sentencepiece.SentencePieceProcessor(model_proto=model)
     return [processor.id_to_piece(i) for i in range(3, processor.get_piece_size())]
 
 

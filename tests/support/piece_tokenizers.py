@@ -13,7 +13,7 @@ from tokenizers.pre_tokenizers import ByteLevel
 from tokenizers.trainers import BpeTrainer
 
 from dragoman_server.text.tokenizer_files import TokenizerKind
-from support.marian_tokenizer import write_tokenizer
+from support.marian_tokenizer import pieces_of, write_tokenizer
 from support.server_parts import train_tokenizer
 
 SENTENCES = (
@@ -60,9 +60,7 @@ def train_pieces(
 
 def write_pieces(folder: Path, model: bytes, behind: Iterable[str] = BEHIND["nllb"]) -> dict[str, int]:
     """Writes a model and its vocabulary as a bundle has them; returns the vocabulary."""
-    processor = sentencepiece.SentencePieceProcessor(model_proto=model)
-    pieces = (processor.id_to_piece(i) for i in range(3, processor.get_piece_size()))
-    vocabulary = {piece: token_id for token_id, piece in enumerate((*SPECIALS, *pieces, *behind))}
+    vocabulary = {piece: token_id for token_id, piece in enumerate((*SPECIALS, *pieces_of(model), *behind))}
     (folder / "tokenizer.model").write_bytes(model)
     write_vocabulary(folder, vocabulary)
     return vocabulary
@@ -89,10 +87,8 @@ def write_pair(folder: Path, behind: Iterable[str] = (">>fra<<", "<pad>")) -> tu
     vocabularies = []
     for side, texts, size in (("source", SENTENCES, 200), ("target", SENTENCES[::-1], 260)):
         model = train_pieces("bpe", texts, size)
-        processor = sentencepiece.SentencePieceProcessor(model_proto=model)
-        pieces = (processor.id_to_piece(i) for i in range(3, processor.get_piece_size()))
         # Sorted, so that few pieces have one id on both sides.
-        entries = ("</s>", "<unk>", *sorted(pieces, reverse=side == "target"), *behind)
+        entries = ("</s>", "<unk>", *sorted(pieces_of(model), reverse=side == "target"), *behind)
         vocabularies.append({piece: token_id for token_id, piece in enumerate(entries)})
         (folder / f"{side}.model").write_bytes(model)
         write_vocabulary(folder, vocabularies[-1], f"{side}_vocab.json")

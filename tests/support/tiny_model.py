@@ -13,8 +13,9 @@ import torch
 from torch import nn
 
 from dragoman_export.checkpoint import Checkpoint, Config
+from dragoman_export.dimensions import Dimensions
 from dragoman_export.greedy import Source
-from dragoman_export.model import Dimensions, Transformer
+from dragoman_export.model import Transformer
 from dragoman_export.train.tokenizer import BOS_ID, EOS_ID, PAD_ID, language_tag, train_tokenizer
 from dragoman_server.bundle.framing import FramingTemplate
 from dragoman_server.bundle.languages import LanguageTable

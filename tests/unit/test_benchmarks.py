@@ -34,7 +34,8 @@ from benchmarks.statistics import (
 from benchmarks.systems import Decoding, Source
 from benchmarks.worker import running
 from dragoman_export.checkpoint import Checkpoint, Config
-from dragoman_export.model import Dimensions, Transformer
+from dragoman_export.dimensions import Dimensions
+from dragoman_export.model import Transformer
 from dragoman_export.positions import sinusoids
 from dragoman_server.bundle.bundle import Bundle
 from dragoman_server.bundle.framing import FramingTemplate

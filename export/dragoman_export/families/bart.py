@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from dragoman_export.checkpoint import Checkpoint
+from dragoman_export.dimensions import Dimensions
 from dragoman_export.families.fairseq import (
     TOKENIZER_FILE,
     VOCABULARY_FILE,
@@ -36,9 +37,9 @@ from dragoman_export.families.huggingface import (
     read_tensors,
 )
 from dragoman_export.families.multilingual import any_to_any, language_of, narrowed, own_language
-from dragoman_export.languages import Languages, parse_pair
-from dragoman_export.model import Dimensions
+from dragoman_export.languages import parse_pair
 from dragoman_export.reading import listed, read_bytes, read_json
+from dragoman_export.stated import ANY_PAIR, NotStatedError, Stated
 from dragoman_server.bundle.framing import FramingTemplate
 from dragoman_server.bundle.languages import LanguageTable
 
@@ -66,7 +67,7 @@ _NUM_CODES_OF_25 = 25
 _MBART_CODE = re.compile(r"[a-z]{2}_[A-Z]{2}")
 
 
-def read_bart(folder: Path, name: str, languages: Languages) -> Checkpoint:
+def read_bart(folder: Path, name: str, stated: Stated) -> Checkpoint:
     """Reads a model for one pair of languages with its tokenizer and generation defaults.
 
     The folder has config.json, model.safetensors or pytorch_model.bin, and vocab.json with merges.txt or
@@ -86,8 +87,10 @@ def read_bart(folder: Path, name: str, languages: Languages) -> Checkpoint:
     if vocabulary.get("<mask>", 0) >= integers["vocab_size"]:  # which some models have no row for
         del vocabulary["<mask>"]
     _check_specials(folder, vocabulary, config)
-    if languages.pair is None:
-        raise ValueError("BART has no languages of its own: give its source and its target with --pair, such as en-fr")
+    if stated.pair is None:
+        raise NotStatedError(
+            "BART has no languages of its own: give its source and its target with --pair, such as en-fr", ANY_PAIR
+        )
     vocabulary_size, eos_token_id = integers["vocab_size"], integers["eos_token_id"]
     forced = read_forced_bos(folder, config, vocabulary_size)
     return make_checkpoint(
@@ -95,13 +98,13 @@ def read_bart(folder: Path, name: str, languages: Languages) -> Checkpoint:
         build_model(dimensions, tensors),
         integers,
         TokenizerFiles("byte_bpe", (json.dumps(vocabulary, ensure_ascii=False).encode(), merges)),
-        LanguageTable.of([parse_pair(languages.pair)]),
+        LanguageTable.of([parse_pair(stated.pair)]),
         FramingTemplate((vocabulary["<s>"],), (eos_token_id,), () if forced is None else (forced,)),
         read_generation(folder, config, vocabulary_size, framed=("forced_bos_token_id",)),
     )
 
 
-def read_mbart(folder: Path, name: str, languages: Languages) -> Checkpoint:
+def read_mbart(folder: Path, name: str, stated: Stated) -> Checkpoint:
     """Reads a model with its tokenizer, languages and generation defaults.
 
     The folder has config.json, sentencepiece.bpe.model, and model.safetensors or pytorch_model.bin; tokenizer.json,
@@ -121,7 +124,7 @@ def read_mbart(folder: Path, name: str, languages: Languages) -> Checkpoint:
     table = any_to_any(pieces.language_ids, {code: code.partition("_")[0] for code in pieces.language_ids})
     is_of_25 = _is_of_25(tokenizer_config, len(pieces.language_ids))
     if is_of_25:
-        config = {**config, "decoder_start_token_id": _start_of_25(folder, config, table, languages)}
+        config = {**config, "decoder_start_token_id": _start_of_25(folder, config, table, stated)}
     integers = read_sizes_and_ids(config, tensors)
     dimensions = _dimensions(config, integers, "pre", has_output_bias=OUTPUT_BIAS in tensors)
     check_ids(folder, pieces, integers)
@@ -132,7 +135,7 @@ def read_mbart(folder: Path, name: str, languages: Languages) -> Checkpoint:
         build_model(dimensions, tensors),
         integers,
         pieces.files,
-        narrowed(table, languages, target),
+        narrowed(table, stated, target),
         framing,
         read_generation(folder, config, vocabulary_size, framed=("forced_bos_token_id",)),
     )
@@ -225,19 +228,20 @@ def _is_of_25(tokenizer_config: Mapping[str, Any], num_languages: int) -> bool:
     return bool(name == "MBartTokenizer" or (not name and num_languages <= _NUM_CODES_OF_25))
 
 
-def _start_of_25(folder: Path, config: Mapping[str, Any], table: LanguageTable, languages: Languages) -> int:
+def _start_of_25(folder: Path, config: Mapping[str, Any], table: LanguageTable, stated: Stated) -> int:
     """The token of the target language, with which the decoder of mBART-25 begins."""
     path = folder / GENERATION_FILE
     start = config.get("decoder_start_token_id")
     if start is None and path.exists():
         start = read_json(path).get("decoder_start_token_id")
-    if start is None and languages.pair is not None:
-        _, target = parse_pair(languages.pair, table)
+    if start is None and stated.pair is not None:
+        _, target = parse_pair(stated.pair, table)
         ((start,),) = (table.token_ids[own_language(table, target, "--pair")],)
     if start is None:
-        raise ValueError(
+        raise NotStatedError(
             f"{folder / CONFIG_FILE}: decoder_start_token_id is None, so the model has no target language: give the "
-            "pair that it was trained for with --pair, such as en-ro"
+            "pair that it was trained for with --pair, such as en-ro",
+            Stated(":".join([*table.token_ids][:2])),
         )
     if language_of(table, start) is None:
         raise ValueError(

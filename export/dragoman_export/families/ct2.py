@@ -4,6 +4,7 @@ The folder has model.bin, config.json (from version 3 on) and the vocabularies. 
 again; at int8 our own scales find the same numbers, because CTranslate2, too, has a scale for each output.
 """
 
+import dataclasses
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,8 +25,9 @@ from dragoman_export.families.ct2_weights import read_transformer
 from dragoman_export.families.huggingface import CONFIG_FILE, make_checkpoint
 from dragoman_export.families.marian_languages import marian_languages
 from dragoman_export.families.multilingual import any_to_any, narrowed, own_language
-from dragoman_export.languages import Languages, parse_pair, standard_tag
+from dragoman_export.languages import parse_pair, standard_tag
 from dragoman_export.reading import read_json
+from dragoman_export.stated import ANY_PAIR, NotStatedError, Stated
 from dragoman_server.bundle.framing import FramingTemplate, Part
 from dragoman_server.bundle.languages import LanguageTable
 from dragoman_server.bundle.manifest import Generation
@@ -52,14 +54,14 @@ _READINGS = {"ns": "nso"}  # what M2M-100 calls Northern Sotho
 _GENERATION = Generation(beam_size=2, length_penalty=1.0, early_stopping=True, min_target_tokens=1)
 
 
-def read_ctranslate2(folder: Path, name: str, languages: Languages, tokenizer: Path | None = None) -> Checkpoint:
+def read_ctranslate2(folder: Path, name: str, stated: Stated) -> Checkpoint:
     """Reads a model with its tokenizer and languages.
 
     Args:
         folder: of the model.
         name: of the new model.
-        languages: as far as the user stated them.
-        tokenizer: the SentencePiece model, or the folder of one or two, if they do not stand beside the weights.
+        stated: languages, as far as the user stated them; as tokenizer the SentencePiece model, or the folder of one or
+            two, if they do not stand beside the weights.
 
     Raises:
         FileNotFoundError: a file is missing.
@@ -70,8 +72,8 @@ def read_ctranslate2(folder: Path, name: str, languages: Languages, tokenizer: P
     _require_transformer(file)
     settings = read_settings(folder, file)
     vocabularies = read_vocabularies(folder, file, settings)
-    models = read_piece_models(tokenizer or folder, vocabularies)
-    table, framing, start_id = _languages(folder, settings, vocabularies, models, languages)
+    models = read_piece_models(stated.tokenizer or folder, vocabularies)
+    table, framing, start_id = _languages(folder, settings, vocabularies, models, stated)
     integers = {
         "pad_token_id": vocabularies.pad_id,
         "eos_token_id": vocabularies.eos_id,
@@ -82,7 +84,7 @@ def read_ctranslate2(folder: Path, name: str, languages: Languages, tokenizer: P
     return make_checkpoint(name, model, integers, files, table, framing, _GENERATION)
 
 
-def read_argos(folder: Path, name: str, languages: Languages) -> Checkpoint:
+def read_argos(folder: Path, name: str, stated: Stated) -> Checkpoint:
     """Reads an Argos Translate package: a CTranslate2 folder in `model`, sentencepiece.model, and the languages.
 
     Raises:
@@ -93,10 +95,10 @@ def read_argos(folder: Path, name: str, languages: Languages) -> Checkpoint:
     values = read_json(folder / ARGOS_FILE)
     if values.get("target_prefix"):
         raise ValueError(f"{folder / ARGOS_FILE}: target_prefix is {values['target_prefix']!r:.80}, not supported")
-    if languages == Languages():
+    if stated == Stated():
         tags = [_argos_tag(folder / ARGOS_FILE, values, field) for field in ("from_code", "to_code")]
-        languages = Languages(":".join(tags))
-    return read_ctranslate2(folder / _ARGOS_MODEL, name, languages, folder)
+        stated = Stated(":".join(tags))
+    return read_ctranslate2(folder / _ARGOS_MODEL, name, dataclasses.replace(stated, tokenizer=folder))
 
 
 def _argos_tag(path: Path, values: Mapping[str, Any], field: str) -> str:
@@ -104,8 +106,9 @@ def _argos_tag(path: Path, values: Mapping[str, Any], field: str) -> str:
     try:
         return standard_tag(_ARGOS_READINGS.get(code, code) if isinstance(code, str) else "")
     except ValueError as error:
-        raise ValueError(
-            f"{path}: {field} is {code!r:.80}, not the code of a language: give both with --pair, such as en-fr"
+        raise NotStatedError(
+            f"{path}: {field} is {code!r:.80}, not the code of a language: give both with --pair, such as en-fr",
+            ANY_PAIR,
         ) from error
 
 
@@ -125,7 +128,7 @@ def _require_transformer(file: ModelFile) -> None:
 
 
 def _languages(
-    folder: Path, settings: Settings, vocabularies: Vocabularies, models: PieceModels, stated: Languages
+    folder: Path, settings: Settings, vocabularies: Vocabularies, models: PieceModels, stated: Stated
 ) -> tuple[LanguageTable, FramingTemplate, int]:
     """The languages as BCP 47 tags, the framing of their texts, and the id with which the decoder begins."""
     language_ids, eos_id = _language_ids(vocabularies, models), vocabularies.eos_id
@@ -147,9 +150,10 @@ def _languages(
         return narrowed(table, stated), FramingTemplate(("source",), (eos_id,), ("target",)), vocabularies.start_id
     # The decoder of mBART-25 begins with the target's language, which then is the only one.
     if stated.pair is None:
-        raise ValueError(
+        raise NotStatedError(
             f"{folder / CONFIG_FILE}: decoder_start_token is null, so the model has no target language: give the "
-            "pair that it was trained for with --pair, such as en-ro"
+            "pair that it was trained for with --pair, such as en-ro",
+            Stated(":".join([*table.token_ids][:2])),
         )
     _, target = parse_pair(stated.pair, table)
     target = own_language(table, target, "--pair")

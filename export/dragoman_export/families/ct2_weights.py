@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from dragoman_export.checkpoint import blank_model, unique_tensors
+from dragoman_export.dimensions import Dimensions
 from dragoman_export.families.ct2_file import ModelFile, Variable
-from dragoman_export.model import Dimensions, Transformer
+from dragoman_export.model import Transformer
 from dragoman_export.reading import MAX_LAYERS, MAX_POSITIONS, listed
 
 # By CTranslate2's number; see `Activation` in `ctranslate2/specs/common_spec.py`.
@@ -96,8 +97,8 @@ class _Reader:
 
     def dimensions(self) -> Dimensions:
         """The dimensions, by the settings and the shapes of the weights."""
-        num_heads, pre_norm = int(self._same("num_heads", 8)), bool(self._same("pre_norm", 1))
-        kind = int(self._same("activation", 0))
+        num_heads, pre_norm = self._same("num_heads", 8), bool(self._same("pre_norm", 1))
+        kind = self._same("activation", 0)
         activation = _KNOWN_ACTIVATIONS[kind] if kind in range(len(_KNOWN_ACTIVATIONS)) else None
         if activation is None:
             name = _ACTIVATIONS[kind] if kind in range(len(_ACTIVATIONS)) else kind
@@ -112,6 +113,7 @@ class _Reader:
             if number > MAX_LAYERS
         ]
         feed_forward_width = self._length("encoder/layer_0/ffn/linear_0/weight", 0)
+        positions = self._positions()
         if self._faults or activation is None:
             raise ValueError(f"{self._file.path}: {listed(self._faults)}")
         norm_kind: Literal["layer", "rms"] = "layer" if self._any("layer_norm/beta") else "rms"
@@ -135,7 +137,7 @@ class _Reader:
                 scale_embedding=is_scaled,
                 embedding_norm=self._any("layernorm_embedding/gamma"),
                 output_bias=_OUTPUT_BIAS in self._variables or self._rows.num_spare_target > 0,
-                **self._positions(),
+                **positions,
             )
         except ValueError as error:
             raise ValueError(f"{self._file.path}: {error}") from error
@@ -151,7 +153,7 @@ class _Reader:
             return {
                 "positions": "relative",
                 "num_position_buckets": self._length(f"{scope}/relative_attention_bias", 0),
-                "max_position_distance": int(self._number(f"{scope}/relative_attention_max_distance")),
+                "max_position_distance": self._integer(f"{scope}/relative_attention_max_distance"),
                 "max_positions": _FREE_POSITIONS,
             }
         if self._any("position_encodings/encodings"):
@@ -161,15 +163,15 @@ class _Reader:
         layout = {"position_layout": "fairseq", "position_offset": 1, "max_positions": _FREE_POSITIONS}
         return {"positions": "sinusoidal", **layout}
 
-    def _same(self, name: str, default: int) -> float:
-        """A setting of both stacks, which is the same."""
+    def _same(self, name: str, default: int) -> int:
+        """A setting of both stacks, which is the same whole number."""
         values = []
         for side in ("encoder", "decoder"):
             own = f"{side}/{name}"
             shared = self._file.revision < _FIRST_BY_STACK and own not in self._variables
-            values.append(self._number(name if shared else own, default))
+            values.append(self._integer(name if shared else own, default))
         if values[0] != values[1]:
-            self._faults.append(f"{name} is {values[0]:g} in the encoder and {values[1]:g} in the decoder")
+            self._faults.append(f"{name} is {values[0]} in the encoder and {values[1]} in the decoder")
         return values[0]
 
     def _are_scaled(self, d_model: int) -> bool:
@@ -298,7 +300,7 @@ class _Reader:
 
     def _scale(self, parameters: Mapping[str, Tensor]) -> None:
         """Puts factors of queries and of the decoder's output, which ours have none of, into the weights."""
-        d_head = self._length(TARGET_EMBEDDING, 1) // int(self._same("num_heads", 8))
+        d_head = self._length(TARGET_EMBEDDING, 1) // self._same("num_heads", 8)
         for side, num_layers in self._num_layers.items():
             for i in range(num_layers):
                 for theirs, own in (("self_attention", "self_attention"), ("attention", "cross_attention")):
@@ -322,6 +324,12 @@ class _Reader:
     def _number(self, name: str, default: float | None = None) -> float:
         self._used.add(name)
         return self._file.number(name, default)
+
+    def _integer(self, name: str, default: int | None = None) -> int:
+        value = self._number(name, default)
+        if not value.is_integer():
+            self._faults.append(f"{name} is {value}, must be a whole number")
+        return int(value)
 
     def _length(self, name: str, axis: int) -> int:
         variable = self._variables.get(name)

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from dragoman_export.checkpoint import SEGMENT_TOKENS, Checkpoint, Config, blank_model, load_tensors, unique_tensors
-from dragoman_export.model import Dimensions, Transformer
+from dragoman_export.dimensions import Dimensions
+from dragoman_export.model import Transformer
 from dragoman_export.reading import SizeFields, listed, read_pickle, read_safetensors, read_shards, require_sizes
 from dragoman_server.bundle.framing import FramingTemplate
 from dragoman_server.bundle.languages import LanguageTable

@@ -14,6 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from dragoman_export.checkpoint import Checkpoint
+from dragoman_export.dimensions import Dimensions
 from dragoman_export.families.fairseq import (
     VOCABULARY_FILE,
     Pieces,
@@ -33,9 +34,9 @@ from dragoman_export.families.huggingface import (
     read_tensors,
 )
 from dragoman_export.families.multilingual import any_to_any, language_of, narrowed
-from dragoman_export.languages import Languages
-from dragoman_export.model import Dimensions, Transformer
+from dragoman_export.model import Transformer
 from dragoman_export.reading import read_json
+from dragoman_export.stated import Stated
 from dragoman_server.bundle.framing import FramingTemplate
 
 _CLASSES = ("M2M100Tokenizer", "NllbTokenizer")
@@ -51,7 +52,7 @@ _NLLB_CODE = re.compile(r"[a-z]{3}_[A-Z][a-z]{3}")
 _POSITION_TABLES = ("model.encoder.embed_positions.weights", "model.decoder.embed_positions.weights")
 
 
-def read_m2m100(folder: Path, name: str, languages: Languages) -> Checkpoint:
+def read_m2m100(folder: Path, name: str, stated: Stated) -> Checkpoint:
     """Reads a model with its tokenizer, languages and generation defaults.
 
     The folder has config.json, sentencepiece.bpe.model, model.safetensors or pytorch_model.bin, and, with M2M-100,
@@ -78,7 +79,7 @@ def read_m2m100(folder: Path, name: str, languages: Languages) -> Checkpoint:
         _model(dimensions, tensors),
         integers,
         pieces.files,
-        narrowed(table, languages, target),
+        narrowed(table, stated, target),
         _framing(tokenizer_config, integers["eos_token_id"]),
         read_generation(folder, config, vocabulary_size, framed=("forced_bos_token_id",)),
     )

@@ -14,6 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from dragoman_export.checkpoint import Checkpoint
+from dragoman_export.dimensions import Dimensions
 from dragoman_export.families.generation import read_generation
 from dragoman_export.families.huggingface import (
     CONFIG_FILE,
@@ -30,10 +31,10 @@ from dragoman_export.families.huggingface import (
     target_size_name,
 )
 from dragoman_export.families.marian_languages import marian_languages
-from dragoman_export.languages import Languages
-from dragoman_export.model import Dimensions, Transformer
+from dragoman_export.model import Transformer
 from dragoman_export.positions import sinusoids
 from dragoman_export.reading import SizeFields, read_bytes, read_json, require_sizes
+from dragoman_export.stated import Stated
 from dragoman_server.text.tokenizer import (
     END_OF_SENTENCE,
     PADDING,
@@ -56,7 +57,7 @@ _REQUIRED = {
 }
 
 
-def read_marian(folder: Path, name: str, languages: Languages) -> Checkpoint:
+def read_marian(folder: Path, name: str, stated: Stated) -> Checkpoint:
     """Reads a model with its tokenizer, languages and generation defaults.
 
     The folder has config.json, source.spm, target.spm, vocab.json, and model.safetensors or pytorch_model.bin;
@@ -79,7 +80,7 @@ def read_marian(folder: Path, name: str, languages: Languages) -> Checkpoint:
     has_two_vocabularies = bool(tokenizer_config.get("separate_vocabs"))
     tokenizer, vocabulary = _read_tokenizer(folder, integers, has_two_vocabularies=has_two_vocabularies)
     named = tokenizer_config.get("source_lang"), tokenizer_config.get("target_lang")
-    table, framing = marian_languages(vocabulary, named, TOKENIZER_CONFIG_FILE, languages, integers["eos_token_id"])
+    table, framing = marian_languages(vocabulary, named, TOKENIZER_CONFIG_FILE, stated, integers["eos_token_id"])
     return make_checkpoint(
         name,
         _model(dimensions, tensors),

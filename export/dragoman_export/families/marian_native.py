@@ -18,16 +18,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dragoman_export.checkpoint import Checkpoint, blank_model, load_tensors, unique_tensors
+from dragoman_export.dimensions import Dimensions
 from dragoman_export.families.huggingface import make_checkpoint
 from dragoman_export.families.marian_languages import marian_languages
 from dragoman_export.families.marian_options import read_dimensions
 from dragoman_export.families.marian_settings import read_settings
 from dragoman_export.families.marian_vocabularies import read_vocabularies
 from dragoman_export.families.marian_yaml import Value, parse_yaml
-from dragoman_export.languages import Languages
-from dragoman_export.model import Dimensions, Transformer
+from dragoman_export.model import Transformer
 from dragoman_export.npz import read_npz
 from dragoman_export.reading import SizeFields, check_weights, listed, require_sizes
+from dragoman_export.stated import Stated
 
 OPTIONS = "special:model.yml"
 _NEVER = -100.0  # as a bias: a probability that is 0 in float32
@@ -36,7 +37,7 @@ _SIZE_FIELDS = SizeFields(axes=("dim-emb", "transformer-dim-ffn"), layers=("enc-
 _OUTPUT, _LEGACY_OUTPUT, _OUTPUT_BIAS = (f"decoder_ff_logit_out_{name}" for name in ("Wt", "W", "b"))
 
 
-def read_marian_native(folder: Path, name: str, languages: Languages) -> Checkpoint:
+def read_marian_native(folder: Path, name: str, stated: Stated) -> Checkpoint:
     """Reads a model with its vocabularies, languages and generation defaults.
 
     Languages are those of tags such as `>>fra<<` in the source's vocabulary, or those that the user states.
@@ -64,7 +65,7 @@ def read_marian_native(folder: Path, name: str, languages: Languages) -> Checkpo
         extends_source=dimensions.shared_vocabulary or vocabularies.files.kind == "marian",
     )
     end_id = vocabularies.end_of_sentence_id
-    table, framing = marian_languages(vocabularies.source, (None, None), None, languages, end_id)
+    table, framing = marian_languages(vocabularies.source, (None, None), None, stated, end_id)
     integers = {
         "pad_token_id": vocabularies.padding_id,
         "decoder_start_token_id": vocabularies.start_id,

@@ -7,8 +7,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
+from dragoman_export.dimensions import Dimensions
 from dragoman_export.families.marian_yaml import Value
-from dragoman_export.model import Dimensions
 from dragoman_export.reading import listed
 
 NORM_EPSILON = 1e-6  # of `layerNorm` and `rmsNorm` in `src/layers/generic.h`

@@ -3,9 +3,9 @@
 from collections import Counter
 from collections.abc import Mapping
 
-from dragoman_export.languages import Languages, aliases, parse_pair, standard_tags
-from dragoman_server.bundle.languages import DirectionGroup, LanguageTable, folded
-from dragoman_server.bundle.languages import Languages as Names
+from dragoman_export.languages import aliases, parse_pair, standard_tags
+from dragoman_export.stated import Stated
+from dragoman_server.bundle.languages import DirectionGroup, Languages, LanguageTable, folded
 
 
 def any_to_any(language_ids: Mapping[str, int], readings: Mapping[str, str]) -> LanguageTable:
@@ -25,7 +25,7 @@ def any_to_any(language_ids: Mapping[str, int], readings: Mapping[str, str]) -> 
     return LanguageTable((DirectionGroup(tuple(token_ids), tuple(token_ids)),), token_ids, names)
 
 
-def narrowed(table: LanguageTable, stated: Languages, target: str | None = None) -> LanguageTable:
+def narrowed(table: LanguageTable, stated: Stated, target: str | None = None) -> LanguageTable:
     """The part of a table that the user stated, and of one target language, if the model has but one.
 
     Raises:
@@ -57,7 +57,7 @@ def own_language(table: LanguageTable, code: str, option: str) -> str:
         ValueError: it is none of the model's.
     """
     alone = LanguageTable(tuple(DirectionGroup((tag,), (tag,)) for tag in table.token_ids), aliases=table.aliases)
-    direction = Names(alone).find(code, code)
+    direction = Languages(alone).find(code, code)
     if direction is None:
         raise ValueError(f"{option} {code}: the model has no such language")
     return direction.source

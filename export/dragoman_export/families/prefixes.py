@@ -7,7 +7,8 @@ from typing import Any
 from dragoman_export.families.huggingface import CONFIG_FILE
 from dragoman_export.families.multilingual import any_to_any, narrowed
 from dragoman_export.families.spiece import Bytes, Spiece
-from dragoman_export.languages import Languages, Pair, parse_pair, standard_tag
+from dragoman_export.languages import Pair, parse_pair, standard_tag
+from dragoman_export.stated import ANY_PAIR, NotStatedError, Stated
 from dragoman_server.bundle.framing import FramingTemplate, Part
 from dragoman_server.bundle.languages import DirectionGroup, LanguageTable
 
@@ -20,7 +21,7 @@ Ids = tuple[int, ...]
 
 
 def languages_and_framing(
-    config: Mapping[str, Any], tokenizer: Spiece | Bytes, stated: Languages, eos_token_id: int
+    config: Mapping[str, Any], tokenizer: Spiece | Bytes, stated: Stated, eos_token_id: int
 ) -> tuple[LanguageTable, FramingTemplate]:
     """The languages of a model, and what its sources begin with.
 
@@ -28,7 +29,8 @@ def languages_and_framing(
     stands before a text. Of other models the user states the pair and, if there is one, the prefix.
 
     Raises:
-        ValueError: the model has none and the user states none, or these do not go together.
+        NotStatedError: the model has none and the user states none.
+        ValueError: these do not go together.
     """
     if isinstance(tokenizer, Spiece) and tokenizer.language_ids:
         if stated.source_prefix is not None:
@@ -63,7 +65,7 @@ def _tasks(config: Mapping[str, Any]) -> dict[Pair, str]:
     return prefixes
 
 
-def _prefixes(tasks: Mapping[Pair, str], stated: Languages) -> dict[Pair, str]:
+def _prefixes(tasks: Mapping[Pair, str], stated: Stated) -> dict[Pair, str]:
     """The directions that the bundle shall have, with their prefixes."""
     if stated.source_prefix is not None:
         if stated.pair is None:
@@ -71,9 +73,10 @@ def _prefixes(tasks: Mapping[Pair, str], stated: Languages) -> dict[Pair, str]:
         return {parse_pair(stated.pair): stated.source_prefix}
     if not tasks:
         if stated.pair is None:
-            raise ValueError(
+            raise NotStatedError(
                 "the model has no languages of its own: give its source and its target with --pair, such as en-fr, and "
-                "with --source-prefix what stood before the texts that it was trained on, if anything did"
+                "with --source-prefix what stood before the texts that it was trained on, if anything did",
+                ANY_PAIR,
             )
         return {parse_pair(stated.pair): ""}
     kept = dict(tasks)

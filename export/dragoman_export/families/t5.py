@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from dragoman_export.checkpoint import SEGMENT_TOKENS, Checkpoint
+from dragoman_export.dimensions import Dimensions
 from dragoman_export.families.fairseq import read_tokenizer_config
 from dragoman_export.families.generation import GENERATION_FILE, read_generation
 from dragoman_export.families.huggingface import (
@@ -29,9 +30,9 @@ from dragoman_export.families.huggingface import (
 )
 from dragoman_export.families.prefixes import languages_and_framing
 from dragoman_export.families.spiece import read_bytes_tokenizer, read_spiece, segment_tokens
-from dragoman_export.languages import Languages
-from dragoman_export.model import Dimensions, MultiHeadAttention, Transformer
+from dragoman_export.model import MultiHeadAttention, Transformer
 from dragoman_export.reading import SizeFields, listed, read_json, require_sizes
+from dragoman_export.stated import Stated
 
 _TOKENIZER_CLASSES = ("T5Tokenizer", "MT5Tokenizer", "ByT5Tokenizer")
 # Relative positions have no limit of their own. T5 v1.0 was trained with 512 tokens and says so in `n_positions`; the
@@ -70,7 +71,7 @@ _ATTENTION = {"q": "query", "k": "key", "v": "value", "o": "output"}
 _UNUSED = "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"
 
 
-def read_t5(folder: Path, name: str, languages: Languages) -> Checkpoint:
+def read_t5(folder: Path, name: str, stated: Stated) -> Checkpoint:
     """Reads a model with its tokenizer, languages and generation defaults.
 
     The folder has config.json, model.safetensors or pytorch_model.bin, and, unless it is ByT5, spiece.model;
@@ -88,7 +89,7 @@ def read_t5(folder: Path, name: str, languages: Languages) -> Checkpoint:
     dimensions = _dimensions(config, integers, is_tied=_is_tied(tensors))
     is_bytes = read_tokenizer_config(folder, config, _TOKENIZER_CLASSES)["tokenizer_class"] == "ByT5Tokenizer"
     tokenizer = (read_bytes_tokenizer if is_bytes else read_spiece)(folder, integers)
-    table, framing = languages_and_framing(config, tokenizer, languages, integers["eos_token_id"])
+    table, framing = languages_and_framing(config, tokenizer, stated, integers["eos_token_id"])
     return make_checkpoint(
         name,
         _model(dimensions, tensors, has_scaled_outputs=config["scale_decoder_outputs"]),

@@ -13,14 +13,14 @@ from dragoman_export.families.m2m100 import read_m2m100
 from dragoman_export.families.marian import read_marian
 from dragoman_export.families.marian_native import read_marian_native
 from dragoman_export.families.t5 import read_t5
-from dragoman_export.languages import Languages
 from dragoman_export.reading import listed, read_json
+from dragoman_export.stated import Stated
 from dragoman_server.bundle.manifest import MANIFEST_FILE
 
 _ADAPTER_FILE = "adapter_config.json"  # of peft; `transformers` applies what is there, also beside a whole model
 
-# From a folder, the name of the new model, and the languages that the user stated.
-Reader = Callable[[Path, str, Languages], Checkpoint]
+# From a folder, the name of the new model, and what the user stated.
+Reader = Callable[[Path, str, Stated], Checkpoint]
 
 # In Hugging Face's layout, by `model_type` in config.json.
 READERS: Mapping[str, Reader] = {
@@ -41,15 +41,15 @@ _REFUSED = {
 _WITH_PREFIX = frozenset(("mt5", "t5"))
 
 
-def _read_huggingface(folder: Path, name: str, languages: Languages) -> Checkpoint:
+def _read_huggingface(folder: Path, name: str, stated: Stated) -> Checkpoint:
     model_type = read_json(folder / CONFIG_FILE).get("model_type")
     reader = READERS.get(model_type) if isinstance(model_type, str) else None
     if reader is None:
         reason = f", which {_REFUSED[model_type]}" if isinstance(model_type, str) and model_type in _REFUSED else ""
         raise ValueError(f"{folder} has model_type {model_type!r:.80}{reason}; can be imported: {', '.join(READERS)}")
-    if languages.source_prefix is not None and model_type not in _WITH_PREFIX:
+    if stated.source_prefix is not None and model_type not in _WITH_PREFIX:
         raise ValueError(f"--source-prefix is for {', '.join(sorted(_WITH_PREFIX))}, not for {model_type}")
-    return reader(folder, name, languages)
+    return reader(folder, name, stated)
 
 
 class Layout(NamedTuple):
@@ -58,13 +58,12 @@ class Layout(NamedTuple):
     name: str
     mark: str  # pattern of a file that each such folder has, and no folder of those above in the table
     read: Reader
-    # The same with a tokenizer from elsewhere, where the layout has none of its own.
-    read_with: Callable[[Path, str, Languages, Path], Checkpoint] | None = None
+    has_tokenizer: bool = True  # if not, one from elsewhere may be stated
 
 
 LAYOUTS = (
     Layout("Argos Translate", f"model/{MODEL_FILE}", read_argos),
-    Layout("CTranslate2", MODEL_FILE, read_ctranslate2, read_ctranslate2),
+    Layout("CTranslate2", MODEL_FILE, read_ctranslate2, has_tokenizer=False),
     Layout("Hugging Face", CONFIG_FILE, _read_huggingface),
     Layout("Marian", "*.npz", read_marian_native),
     Layout("Marian", "*decoder.yml", read_marian_native),
@@ -72,14 +71,13 @@ LAYOUTS = (
 )
 
 
-def read_model(folder: Path, name: str, languages: Languages, tokenizer: Path | None = None) -> Checkpoint:
+def read_model(folder: Path, name: str, stated: Stated) -> Checkpoint:
     """Reads a model of any layout and family with its tokenizer, languages and generation defaults.
 
     Args:
         folder: of the model.
         name: of the new model.
-        languages: as far as the user stated them.
-        tokenizer: file or folder of the tokenizer, of a layout that has none.
+        stated: languages and tokenizer, as far as the user stated them.
 
     Raises:
         NotADirectoryError: it is no folder.
@@ -88,15 +86,13 @@ def read_model(folder: Path, name: str, languages: Languages, tokenizer: Path | 
         BundleError: a tokenizer file is damaged.
     """
     layout = _layout_of(folder)
-    if languages.source_prefix is not None and layout.mark != CONFIG_FILE:
+    if stated.source_prefix is not None and layout.mark != CONFIG_FILE:
         raise ValueError(f"--source-prefix is for the layout of Hugging Face, but {folder} has that of {layout.name}")
-    if tokenizer is None:
-        return layout.read(folder, name, languages)
-    if layout.read_with is None:
+    if stated.tokenizer is not None and layout.has_tokenizer:
         raise ValueError(
-            f"--tokenizer {tokenizer}: {folder} has its own, as all folders in the layout of {layout.name}"
+            f"--tokenizer {stated.tokenizer}: {folder} has its own, as all folders in the layout of {layout.name}"
         )
-    return layout.read_with(folder, name, languages, tokenizer)
+    return layout.read(folder, name, stated)
 
 
 def described_layout(folder: Path) -> str:

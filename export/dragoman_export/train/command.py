@@ -14,8 +14,8 @@ from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainin
 from rich.progress import Progress as ProgressBar
 
 from dragoman_export.checkpoint import TOKENIZER_FILE, Checkpoint, load_tensors, unique_tensors
+from dragoman_export.dimensions import Dimensions
 from dragoman_export.languages import parse_pair_and_value
-from dragoman_export.model import Dimensions
 from dragoman_export.text_files import CorpusFile
 from dragoman_export.train.batches import BatchOptions
 from dragoman_export.train.optimizers import OptimizerName

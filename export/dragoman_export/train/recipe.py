@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 import sentencepiece as spm
 
 from dragoman_export.checkpoint import Config
+from dragoman_export.dimensions import Dimensions
 from dragoman_export.languages import Pair
-from dragoman_export.model import Dimensions
 from dragoman_export.train.batches import directions_of
 from dragoman_export.train.corpus import TextPair
 from dragoman_export.train.prepared import Prepared, TokenRows

@@ -10,9 +10,9 @@ import torch
 
 from dragoman_export.checkpoint import Checkpoint
 from dragoman_export.families.table import read_model
-from dragoman_export.languages import Languages
+from dragoman_export.stated import Stated
 from dragoman_server.bundle.framing import FramingTemplate
-from dragoman_server.bundle.languages import Languages as Names
+from dragoman_server.bundle.languages import Languages
 from dragoman_server.errors import BundleError
 from support.family_models import Family, edit_json, edit_tensors, write_model
 from support.piece_tokenizers import BOS_ID, EOS_ID, PAD_ID
@@ -48,7 +48,7 @@ def read(folder: Path, pair: str | None = None, source: str | None = None) -> Ch
     """Of BART the pair is stated unless the test states another."""
     if folder.name == "bart" and pair is None:
         pair = "en-fr"
-    return read_model(folder, "model", Languages(pair, source))
+    return read_model(folder, "model", Stated(pair, source))
 
 
 # -- what is refused ---------------------------------------------------------------------------------------------------
@@ -193,7 +193,7 @@ def test_bart_has_no_languages_of_its_own(bart: Path) -> None:
     with pytest.raises(
         ValueError, match="BART has no languages of its own: give its source and its target with --pair"
     ):
-        read_model(bart, "model", Languages(source="en"))
+        read_model(bart, "model", Stated(source="en"))
     assert [*read(bart, pair="eng-eng").config.languages] == [("en", "en")]
 
 
@@ -277,7 +277,7 @@ def test_all_languages_of_mbart50_have_tags_and_stay_reachable_by_their_codes(mb
     values = json.loads((mbart50 / "tokenizer.json").read_text(encoding="utf-8"))
     ids = {token["content"]: token["id"] for token in values["added_tokens"] if "_" in token["content"]}
     config = read(mbart50).config
-    table, names = config.languages, Names(config.languages)
+    table, names = config.languages, Languages(config.languages)
     assert len(ids) == len(table.token_ids) == 52
     assert all("-" not in tag for tag in table.token_ids)
     for code, token_id in ids.items():

@@ -11,10 +11,11 @@ from onnx import TensorProto
 
 from dragoman_export.bundle.calibration import with_int8_key_values
 from dragoman_export.checkpoint import Checkpoint
+from dragoman_export.dimensions import Dimensions
 from dragoman_export.graph.builder import GraphBuilder, WeightFile
 from dragoman_export.graph.layers import LayerWriter
 from dragoman_export.greedy import Source, translate
-from dragoman_export.model import Dimensions, Transformer
+from dragoman_export.model import Transformer
 from support.tiny_model import random_source
 
 

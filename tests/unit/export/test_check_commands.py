@@ -12,12 +12,14 @@ from dragoman_export.bundle.parity import ParityError
 from dragoman_export.bundle.same_source import require_same_source
 from dragoman_export.checkpoint import Checkpoint, Config
 from dragoman_export.families.table import read_model
-from dragoman_export.languages import Languages
+from dragoman_export.stated import Stated
 from dragoman_server.bundle.bundle import Bundle, embedded_bundle
 from dragoman_server.bundle.framing import FramingTemplate
 from dragoman_server.bundle.manifest import MANIFEST_FILE
+from support.ct2_files import Folder
 from support.export_command import ExportCommand
 from support.family_models import SENTENCEPIECE_FILE, edit_json, edit_tensors, write_model
+from support.marian_native import write_native
 from support.piece_tokenizers import SENTENCES
 
 
@@ -88,6 +90,47 @@ def test_a_source_says_what_it_would_be_imported_as(run: ExportCommand, source: 
 def test_of_a_narrowed_source_only_the_pair_is_shown(run: ExportCommand, source: Path) -> None:
     assert run("inspect", source, "--pair", "en-fr") == 0
     assert facts(run.out)["languages"] == "en-fr"
+
+
+def write_mbart25(folder: Path) -> None:
+    write_model(folder, "mbart25")
+    for file in ("config.json", "generation_config.json"):
+        edit_json(folder / file, decoder_start_token_id=None)
+
+
+def write_argos(folder: Path) -> None:
+    Folder().write(folder / "model")
+    (folder / "model/sentencepiece.model").rename(folder / "sentencepiece.model")
+    (folder / "metadata.json").write_text("{}")
+
+
+@pytest.mark.parametrize(
+    ("write", "needed", "framing"),
+    [
+        (lambda folder: write_model(folder, "bart"), "--pair", "<s> TEXT </s>"),
+        (lambda folder: write_model(folder, "mt5"), "--pair", "TEXT </s>"),
+        (lambda folder: Folder().write(folder), "--pair", "TEXT </s>"),
+        (write_native, "--pair", "TEXT </s>"),
+        (lambda folder: write_native(folder, "one list", ("fra", "deu")), "--from", "TARGET TEXT </s>"),
+        (write_mbart25, "--pair", "TEXT </s> SOURCE"),
+        (write_argos, "--pair", "TEXT </s>"),
+    ],
+    ids=["bart", "mt5", "ctranslate2", "marian", "marian with tags", "mbart25", "argos"],
+)
+def test_a_source_whose_languages_nothing_states_says_so(
+    run: ExportCommand, tmp_path: Path, write: Callable[[Path], object], needed: str, framing: str
+) -> None:
+    write(tmp_path / "model")
+    assert run("inspect", tmp_path / "model") == 0, run.err
+    found = facts(run.out)
+    assert found["languages"] == f"not stated: an import needs {needed}"
+    assert found.get("targets") == ("2: de, fr" if needed == "--from" else None)
+    assert found["framing"] == framing
+    assert found["decoder start, end, padding"].startswith("TARGET, 2 </s>") == (write is write_mbart25)
+    other = ("--from", "en") if needed == "--pair" else ("--pair", "en-fr")
+    for command in (("inspect", tmp_path / "model", *other), ("import", tmp_path / "model", tmp_path / "bundle")):
+        assert run(*command) == 2
+        assert f"with {needed}" in run.err
 
 
 def test_a_checkpoint_says_what_it_is(run: ExportCommand, tiny_checkpoint: Checkpoint, tmp_path: Path) -> None:
@@ -171,14 +214,14 @@ def test_a_bundle_of_other_languages_or_another_prefix_is_named(run: ExportComma
 def test_what_the_weights_do_not_show_is_compared(
     bundle: Path, source: Path, change: Callable[[Config], Config], fault: str
 ) -> None:
-    checkpoint, opened = read_model(source, "mbart", Languages()), Bundle.open(bundle)
+    checkpoint, opened = read_model(source, "mbart", Stated()), Bundle.open(bundle)
     require_same_source(checkpoint, opened)
     with pytest.raises(ParityError, match=fault):
         require_same_source(replace(checkpoint, config=change(checkpoint.config)), opened)
 
 
 def test_another_tokenizer_is_seen(bundle: Path, source: Path) -> None:
-    checkpoint = read_model(source, "mbart", Languages())
+    checkpoint = read_model(source, "mbart", Stated())
     files = {name: contents.replace(b"fr_XX", b"xx_XX") for name, contents in checkpoint.companion_files.items()}
     with pytest.raises(ParityError, match="the tokenizer has other pieces"):
         require_same_source(replace(checkpoint, companion_files=files), Bundle.open(bundle))

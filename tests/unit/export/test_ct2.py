@@ -15,12 +15,12 @@ import torch
 from dragoman_export.checkpoint import Checkpoint
 from dragoman_export.families.table import read_model
 from dragoman_export.graph.quantization import quantize_columns
-from dragoman_export.languages import Languages
+from dragoman_export.stated import Stated
 from dragoman_server.bundle.bundle import Bundle
 from dragoman_server.bundle.framing import FramingTemplate
-from support.ct2_files import D_MODEL, EOS_ID, Folder, pieces, quantized, write_text
+from support.ct2_files import D_MODEL, EOS_ID, Folder, quantized, write_text
 from support.export_command import ExportCommand
-from support.marian_tokenizer import SOURCE_WORDS, TARGET_WORDS, train_sentencepiece
+from support.marian_tokenizer import SOURCE_WORDS, TARGET_WORDS, pieces_of, train_sentencepiece
 
 LINEAR = "encoder/layer_0/ffn/linear_0/weight"
 SHARED = "shared_vocabulary.json"
@@ -39,7 +39,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def read(folder: Path, pair: str | None = "en-fr", **stated: Any) -> Checkpoint:
-    return read_model(folder, "model", Languages(pair, **stated))
+    return read_model(folder, "model", Stated(pair, **stated))
 
 
 def write(tmp_path: Path, *changes: Change) -> Path:
@@ -82,14 +82,14 @@ def with_value(name: str, value: float) -> Change:
     return lambda folder: folder.variables[name].reshape(-1).__setitem__(3, value)
 
 
-def relative(*, differ: bool) -> Change:
+def relative(distance: float = 20, *, differ: bool = False) -> Change:
     def change(folder: Folder) -> None:
         for side in ("encoder", "decoder"):
             del folder.variables[f"{side}/position_encodings/encodings"]
             scope = f"{side}/layer_0/self_attention"
             folder.variables[f"{scope}/relative_attention_bias"] = np.ones((8, 2), np.float32)
-            distance = 20 + differ * (side == "decoder")
-            folder.variables[f"{scope}/relative_attention_max_distance"] = np.array(distance, np.int32)
+            own_distance = np.float32(distance + differ * (side == "decoder"))
+            folder.variables[f"{scope}/relative_attention_max_distance"] = np.array(own_distance)
 
     return change
 
@@ -123,6 +123,10 @@ CHANGES: dict[str, tuple[Change, str]] = {
         variables(**{f"{side}.num_heads": np.int16(0) for side in ("encoder", "decoder")}),
         "num_heads is 0, must be at least 1",
     ),
+    "half a head": (
+        variables(**{"encoder.num_heads": np.float32(2.5), "decoder.activation": np.float32(0.25)}),
+        "model.bin: encoder/num_heads is 2.5, must be a whole number; decoder/activation is 0.25",
+    ),
     "embeddings with a factor": (
         variables(**{"encoder.scale_embeddings": np.float32(3)}),
         "encoder/scale_embeddings is 3, must be 1 or the root of the width, 4",
@@ -153,6 +157,10 @@ CHANGES: dict[str, tuple[Change, str]] = {
         "unexpected encoder/embeddings_1/weight",
     ),
     "relative positions that differ": (relative(differ=True), "relative_attention_max_distance is not the same"),
+    "half a position": (
+        relative(20.5),
+        "self_attention/relative_attention_max_distance is 20.5, must be a whole number",
+    ),
     "a missing weight": (variables(**{LINEAR.replace("/", "."): None}), f"has no matrix {LINEAR}"),
     "a missing norm": (variables(**{"decoder.layer_norm.gamma": None}), "missing decoder/layer_norm/gamma"),
     "half a norm": (variables(**{"encoder.layer_norm.beta": None}), "missing encoder/layer_norm/beta"),
@@ -452,9 +460,9 @@ def separate(end_of_source: int) -> Change:
     """A vocabulary and a SentencePiece model each, end-of-sentence at different places."""
 
     def change(folder: Folder) -> None:
-        source = ["<unk>", "<blank>", "<s>", *pieces(train_sentencepiece(SOURCE_WORDS))]
+        source = ["<unk>", "<blank>", "<s>", *pieces_of(train_sentencepiece(SOURCE_WORDS))]
         source.insert(end_of_source, "</s>")
-        target = ["<unk>", "<blank>", "<s>", "</s>", *pieces(train_sentencepiece(TARGET_WORDS))]
+        target = ["<unk>", "<blank>", "<s>", "</s>", *pieces_of(train_sentencepiece(TARGET_WORDS))]
         folder.vocabularies = {"source_vocabulary.json": source, "target_vocabulary.json": target}
         rng = np.random.default_rng(0)
         for name, vocabulary in (("encoder/embeddings_0", source), ("decoder/embeddings", target)):
@@ -494,14 +502,14 @@ def test_the_tokenizer_may_stand_elsewhere(run: ExportCommand, whole: Path, tmp_
     (tmp_path / "tokenizer").mkdir()
     elsewhere = shutil.move(folder / "sentencepiece.model", tmp_path / "tokenizer" / "spm.en.model")
     for place in (tmp_path / "tokenizer", Path(elsewhere)):
-        assert read_model(folder, "model", Languages("en-fr"), place).tokenizer == expected
+        assert read_model(folder, "model", Stated("en-fr", tokenizer=place)).tokenizer == expected
     os.mkfifo(tmp_path / "pipe")
     for name, fault in (("no", "no: No such file or directory"), ("pipe", "pipe is not a file")):
         assert run("import", folder, tmp_path / "bundle", "--tokenizer", tmp_path / name) == 2
         assert fault in run.err
     (folder / "model.bin").unlink()
     with pytest.raises(ValueError, match=r"--tokenizer .*: .* has its own, as all folders in the layout of Hugging"):
-        read_model(folder, "model", Languages("en-fr"), tmp_path / "tokenizer")
+        read_model(folder, "model", Stated("en-fr", tokenizer=tmp_path / "tokenizer"))
 
 
 def renamed(*tokens_: str) -> Change:

@@ -8,7 +8,7 @@ import pytest
 
 from dragoman_export.checkpoint import Checkpoint
 from dragoman_export.families import table
-from dragoman_export.languages import Languages
+from dragoman_export.stated import Stated
 from dragoman_server.bundle.bundle import embedded_bundle
 
 
@@ -16,23 +16,23 @@ def test_the_reader_is_the_one_of_the_model_type(tmp_path: Path, monkeypatch: py
     read: list[tuple[Any, ...]] = []
     monkeypatch.setattr(table, "READERS", {"other": None, "mine": lambda *arguments: read.append(arguments)})
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "mine"}))
-    table.read_model(tmp_path, "name", Languages("en-fr"))
-    assert read == [(tmp_path, "name", Languages("en-fr"))]
+    table.read_model(tmp_path, "name", Stated("en-fr"))
+    assert read == [(tmp_path, "name", Stated("en-fr"))]
 
 
 def test_a_bundle_or_a_checkpoint_is_named_as_such(tiny_checkpoint: Checkpoint, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"is a bundle already, .* it has manifest\.json"):
-        table.read_model(embedded_bundle(), "name", Languages())
+        table.read_model(embedded_bundle(), "name", Stated())
     tiny_checkpoint.save(tmp_path)
     with pytest.raises(ValueError, match=r"is a checkpoint of dragoman-export, .* `export` and"):
-        table.read_model(tmp_path, "name", Languages())
+        table.read_model(tmp_path, "name", Stated())
 
 
 @pytest.mark.parametrize("config", [{"model_type": "gpt2"}, {"model_type": ["marian"]}, {}])
 def test_a_model_of_no_known_family_is_refused(tmp_path: Path, config: dict[str, Any]) -> None:
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(ValueError, match=r"has model_type .*; can be imported: bart, m2m_100, marian, mbart, mt5, t5"):
-        table.read_model(tmp_path, "name", Languages())
+        table.read_model(tmp_path, "name", Stated())
 
 
 @pytest.mark.parametrize(
@@ -59,4 +59,4 @@ def test_a_prefix_is_refused_for_layouts_that_have_none(tmp_path: Path, mark: st
     (tmp_path / mark).parent.mkdir(exist_ok=True)
     (tmp_path / mark).touch()
     with pytest.raises(ValueError, match=r"--source-prefix is for the layout of Hugging Face, but .* has that of"):
-        table.read_model(tmp_path, "name", Languages("en-fr", source_prefix="fr: "))
+        table.read_model(tmp_path, "name", Stated("en-fr", source_prefix="fr: "))

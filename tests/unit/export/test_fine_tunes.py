@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from dragoman_export.families.table import read_model
-from dragoman_export.languages import Languages
+from dragoman_export.stated import Stated
 from support.family_models import Family, edit_json, edit_tensors, write_model
 
 CONFIG, TOKENIZER_CONFIG = "config.json", "tokenizer_config.json"
@@ -37,7 +37,7 @@ def add_tokens(folder: Path, file: str, *tokens: dict[str, Any]) -> None:
 
 
 def test_special_tokens_and_languages_of_a_fine_tune_are_read(nllb: Path) -> None:
-    num_languages = len(read_model(nllb, "model", Languages()).config.languages.sources)
+    num_languages = len(read_model(nllb, "model", Stated()).config.languages.sources)
     add_tokens(
         nllb,
         "tokenizer.json",
@@ -45,7 +45,7 @@ def test_special_tokens_and_languages_of_a_fine_tune_are_read(nllb: Path) -> Non
         {"content": "tyv_Cyrl", "special": True},
         {"content": "moo_Latn", "special": False},
     )
-    checkpoint = read_model(nllb, "model", Languages())
+    checkpoint = read_model(nllb, "model", Stated())
     assert len(checkpoint.config.languages.sources) == num_languages + 2
     assert checkpoint.config.languages.token_ids["tyv"] == (465,)
     tokenizer = checkpoint.open_tokenizer()
@@ -69,7 +69,7 @@ def test_words_that_a_fine_tune_added_are_refused(tmp_path: Path, family: Family
     add_tokens(tmp_path, file, {"content": "COVID-19", "special": False})
     match = f"{file}: words that were added to the tokenizer are not supported: 'COVID-19'"
     with pytest.raises(ValueError, match=match):
-        read_model(tmp_path, "model", Languages())
+        read_model(tmp_path, "model", Stated())
 
 
 def test_embeddings_may_be_more_than_pieces_but_not_by_many(nllb: Path) -> None:
@@ -81,8 +81,8 @@ def test_embeddings_may_be_more_than_pieces_but_not_by_many(nllb: Path) -> None:
         )
 
     grow(255)
-    assert read_model(nllb, "model", Languages()).config.dimensions.source_vocabulary_size == 719
+    assert read_model(nllb, "model", Stated()).config.dimensions.source_vocabulary_size == 719
     grow(256)
     match = "the model has 720 embeddings, but its tokenizer 464 pieces, and up to 255 more may be unused"
     with pytest.raises(ValueError, match=match):
-        read_model(nllb, "model", Languages())
+        read_model(nllb, "model", Stated())

@@ -13,9 +13,9 @@ from transformers.models.nllb.tokenization_nllb import FAIRSEQ_LANGUAGE_CODES as
 
 from dragoman_export.checkpoint import Checkpoint
 from dragoman_export.families.table import read_model
-from dragoman_export.languages import Languages
+from dragoman_export.stated import Stated
 from dragoman_server.bundle.framing import FramingTemplate
-from dragoman_server.bundle.languages import Languages as Names
+from dragoman_server.bundle.languages import Languages
 from dragoman_server.errors import BundleError
 from support.family_models import SENTENCEPIECE_FILE, Family, edit_json, edit_tensors, write_model
 
@@ -43,7 +43,7 @@ def nllb(whole: dict[Family, Path], tmp_path: Path) -> Path:
 
 
 def read(folder: Path, **stated: Any) -> Checkpoint:
-    return read_model(folder, "model", Languages(**stated))
+    return read_model(folder, "model", Stated(**stated))
 
 
 # -- what is refused ---------------------------------------------------------------------------------------------------
@@ -257,7 +257,7 @@ def test_all_languages_of_m2m100_have_tags_and_stay_reachable_by_their_codes(m2m
     codes = M2M100_CODES["m2m100"]
     assert len(table.directions) == 1
     assert [*table.token_ids.values()] == [(vocabulary_size + i,) for i in range(len(codes))]
-    names = Names(table)
+    names = Languages(table)
     for index, code in enumerate(codes):
         other = "en" if code != "en" else "fr"
         found = names.find(code, other)
@@ -271,7 +271,7 @@ def test_all_languages_of_nllb_have_tags_and_stay_reachable_by_their_codes(nllb:
     values = json.loads((nllb / "tokenizer.json").read_text(encoding="utf-8"))
     ids = {token["content"]: token["id"] for token in values["added_tokens"]}
     assert len(table.token_ids) == len(NLLB_CODES) == 202
-    names = Names(table)
+    names = Languages(table)
     for code in NLLB_CODES:
         found = names.find(code, "en" if code != "eng_Latn" else "fr")
         assert found is not None
@@ -306,7 +306,7 @@ def test_all_languages_of_nllb_have_tags_and_stay_reachable_by_their_codes(nllb:
     ],
 )
 def test_the_tags_of_callers_find_the_models_own(nllb: Path, asked: str, code: str) -> None:
-    names = Names(read(nllb).config.languages)
+    names = Languages(read(nllb).config.languages)
     assert names.find(asked, "fr") == names.find(code, "fr")
     assert names.find(asked, "fr") is not None
 

@@ -9,13 +9,14 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from dragoman_export.checkpoint import Checkpoint
 from dragoman_export.families.marian import read_marian
-from dragoman_export.languages import Languages
+from dragoman_export.stated import Stated
 from dragoman_server.bundle.framing import FramingTemplate
 from dragoman_server.bundle.languages import LanguageTable
+from support.family_models import edit_tensors
 from support.marian_model import EOS_ID, write_marian
 
 Edit = Callable[[dict[str, Any]], None]
@@ -51,12 +52,6 @@ def edit_json(path: Path, *edits: Edit) -> None:
 
 def rename(old: str, new: str) -> Edit:
     return lambda values: values.update({new: values.pop(old)})
-
-
-def edit_tensors(folder: Path, edit: Edit) -> None:
-    tensors = load_file(folder / "model.safetensors")
-    edit(tensors)
-    save_file(tensors, folder / "model.safetensors")
 
 
 # -- config.json -------------------------------------------------------------------------------------------------------
@@ -102,27 +97,27 @@ def test_a_configuration_that_cannot_be_represented_is_refused(
 ) -> None:
     edit_json(folder / "config.json", lambda values: values.update(change))
     with pytest.raises(ValueError, match=fault):
-        read_marian(folder, "model", Languages())
+        read_marian(folder, "model", Stated())
 
 
 def test_all_refusals_of_a_configuration_are_said_at_once(folder: Path) -> None:
     change = {"normalize_before": True, "decoder_ffn_dim": 8}
     edit_json(folder / "config.json", lambda values: values.update(change))
     with pytest.raises(ValueError, match=r"normalize_before.*; encoder_ffn_dim"):
-        read_marian(folder, "model", Languages())
+        read_marian(folder, "model", Stated())
 
 
 def test_fields_that_older_folders_lack_are_taken_for_what_transformers_takes_them_for(folder: Path) -> None:
     optional = ("scale_embedding", "share_encoder_decoder_embeddings", "decoder_vocab_size", "tie_word_embeddings")
     edit_json(folder / "config.json", *(lambda values, name=name: values.pop(name) for name in optional))
-    dimensions = read_marian(folder, "model", Languages()).config.dimensions
+    dimensions = read_marian(folder, "model", Stated()).config.dimensions
     assert (dimensions.scale_embedding, dimensions.shared_vocabulary) == (False, True)
 
 
 def test_generation_defaults_of_older_folders_are_in_their_configuration(folder: Path) -> None:
     (folder / "generation_config.json").unlink()
     edit_json(folder / "config.json", lambda values: values.update(num_beams=6, bad_words_ids=[[1]]))
-    generation = read_marian(folder, "model", Languages()).config.generation
+    generation = read_marian(folder, "model", Stated()).config.generation
     assert (generation.beam_size, generation.suppressed_token_ids) == (6, (1,))
 
 
@@ -138,7 +133,7 @@ def test_every_tensor_that_is_missing_unexpected_or_misshapen_is_named(folder: P
 
     edit_tensors(folder, edit)
     with pytest.raises(ValueError, match="the weights do not fit the configuration") as raised:
-        read_marian(folder, "model", Languages())
+        read_marian(folder, "model", Stated())
     for fault in (
         "missing model.encoder.layers.1.fc1.weight",
         "missing model.shared.weight or model.encoder.embed_tokens.weight or model.decoder.embed_tokens.weight or "
@@ -153,20 +148,20 @@ def test_every_tensor_that_is_missing_unexpected_or_misshapen_is_named(folder: P
 def test_an_output_projection_of_its_own_is_refused(folder: Path) -> None:
     edit_tensors(folder, lambda tensors: tensors.update({"lm_head.weight": tensors["model.shared.weight"] + 1}))
     with pytest.raises(ValueError, match=r"model\.shared\.weight differs from the tensors that it is tied to"):
-        read_marian(folder, "model", Languages())
+        read_marian(folder, "model", Stated())
 
 
 def test_weights_without_output_bias_make_a_model_without(folder: Path) -> None:
-    assert read_marian(folder, "model", Languages()).config.dimensions.output_bias
+    assert read_marian(folder, "model", Stated()).config.dimensions.output_bias
     edit_tensors(folder, lambda tensors: tensors.pop("final_logits_bias"))
-    checkpoint = read_marian(folder, "model", Languages())
+    checkpoint = read_marian(folder, "model", Stated())
     assert not checkpoint.config.dimensions.output_bias
     assert checkpoint.model.output_bias is None
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_the_sinusoidal_position_table_is_recognised(folder: Path, dtype: torch.dtype) -> None:
-    checkpoint = read_marian(folder, "model", Languages())
+    checkpoint = read_marian(folder, "model", Stated())
     table = checkpoint.model.source_embedding.positions.to(dtype)
     name = "model.encoder.embed_positions.weight"
 
@@ -174,11 +169,11 @@ def test_the_sinusoidal_position_table_is_recognised(folder: Path, dtype: torch.
         edit_tensors(folder, lambda tensors: tensors.update({name: other}))
 
     replace_table(table.clone())
-    read_marian(folder, "model", Languages())
+    read_marian(folder, "model", Stated())
     for other in (table.roll(1, dims=0), table[:-1].clone()):
         replace_table(other)
         with pytest.raises(ValueError, match=f"{name} is not the table of sinusoidal positions"):
-            read_marian(folder, "model", Languages())
+            read_marian(folder, "model", Stated())
 
 
 # -- tokenizer and languages -------------------------------------------------------------------------------------------
@@ -204,75 +199,75 @@ def test_the_sinusoidal_position_table_is_recognised(folder: Path, dtype: torch.
 def test_a_tokenizer_that_does_not_fit_is_refused(folder: Path, file: str, edit: Edit, fault: str) -> None:
     edit_json(folder / file, edit)
     with pytest.raises(ValueError, match=fault):
-        read_marian(folder, "model", Languages())
+        read_marian(folder, "model", Stated())
 
 
 @pytest.mark.parametrize("name", ["source.spm", "target.spm", "vocab.json"])
 def test_a_missing_tokenizer_file_is_named(folder: Path, name: str) -> None:
     (folder / name).unlink()
     with pytest.raises(FileNotFoundError, match=name):
-        read_marian(folder, "model", Languages())
+        read_marian(folder, "model", Stated())
 
 
 def test_the_pair_comes_from_the_folder_or_from_whoever_imports(folder: Path) -> None:
-    assert [*read_marian(folder, "model", Languages()).config.languages] == [("en", "fr")]
-    config = read_marian(folder, "model", Languages(pair="por_br-zho")).config
+    assert [*read_marian(folder, "model", Stated()).config.languages] == [("en", "fr")]
+    config = read_marian(folder, "model", Stated(pair="por_br-zho")).config
     assert config.languages == LanguageTable.of([("pt-BR", "zh")])
     assert config.framing == FramingTemplate((), (EOS_ID,), ())
     (folder / "tokenizer_config.json").unlink()
     with pytest.raises(ValueError, match="give them with --pair, such as en-fr"):
-        read_marian(folder, "model", Languages())
-    assert [*read_marian(folder, "model", Languages(pair="eng-fra")).config.languages] == [("en", "fr")]
+        read_marian(folder, "model", Stated())
+    assert [*read_marian(folder, "model", Stated(pair="eng-fra")).config.languages] == [("en", "fr")]
 
 
 @pytest.mark.parametrize("pair", ["en", "en-", "-fr", ""])
 def test_what_is_no_pair_is_refused(folder: Path, pair: str) -> None:
     with pytest.raises(ValueError, match=f"'{pair}' is not of the form SOURCE-TARGET"):
-        read_marian(folder, "model", Languages(pair=pair))
+        read_marian(folder, "model", Stated(pair=pair))
 
 
 def test_a_source_language_alone_is_refused_by_a_model_of_one_target(folder: Path) -> None:
     with pytest.raises(ValueError, match="give both languages with --pair instead of --from"):
-        read_marian(folder, "model", Languages(source="en"))
+        read_marian(folder, "model", Stated(source="en"))
 
 
 def test_target_languages_are_those_of_the_vocabularys_tokens(several: Path) -> None:
     vocabulary = json.loads((several / "vocab.json").read_text(encoding="utf-8"))
-    config = read_marian(several, "model", Languages()).config
+    config = read_marian(several, "model", Stated()).config
     assert sorted(config.languages) == [("en", "de"), ("en", "fr")]
     assert config.languages.token_ids == {"de": (vocabulary[">>deu<<"],), "fr": (vocabulary[">>fra<<"],)}
     assert config.languages.aliases == {"deu": "de", "fra": "fr"}
     assert config.framing == FramingTemplate(("target",), (EOS_ID,), ())
-    assert read_marian(several, "model", Languages(source="nld")).config.languages.sources == {"nl"}
+    assert read_marian(several, "model", Stated(source="nld")).config.languages.sources == {"nl"}
 
 
 def test_several_targets_need_a_source_language_and_no_pair(several: Path) -> None:
     with pytest.raises(ValueError, match=r"2 target languages, .* give the source language with --from"):
-        read_marian(several, "model", Languages(pair="en-fr"))
+        read_marian(several, "model", Stated(pair="en-fr"))
     (several / "tokenizer_config.json").unlink()
     with pytest.raises(
         ValueError, match=r"no source_lang that is a language in tokenizer_config\.json: give the source language with"
     ):
-        read_marian(several, "model", Languages())
+        read_marian(several, "model", Stated())
 
 
 def test_source_languages_may_be_several(several: Path, folder: Path) -> None:
-    config = read_marian(several, "model", Languages(source="nld,deu,nl")).config
+    config = read_marian(several, "model", Stated(source="nld,deu,nl")).config
     assert config.languages.sources == {"nl", "de"}
     edit_json(several / "tokenizer_config.json", lambda values: values.update(source_lang="cat_oci_spa"))
-    assert read_marian(several, "model", Languages()).config.languages.sources == {"ca", "oc", "es"}
+    assert read_marian(several, "model", Stated()).config.languages.sources == {"ca", "oc", "es"}
 
 
 def test_a_model_of_one_target_may_have_several_sources(folder: Path) -> None:
     languages = {"source_lang": "deu+nld", "target_lang": "eng"}
     edit_json(folder / "tokenizer_config.json", lambda values: values.update(languages))
-    table = read_marian(folder, "model", Languages()).config.languages
+    table = read_marian(folder, "model", Stated()).config.languages
     assert [*table] == [("de", "en"), ("nl", "en")]
-    table = read_marian(folder, "model", Languages(pair="por_br,es-en")).config.languages
+    table = read_marian(folder, "model", Stated(pair="por_br,es-en")).config.languages
     assert [*table] == [("pt-BR", "en"), ("es", "en")]
     edit_json(folder / "tokenizer_config.json", lambda values: values.update(target_lang="deu+nld"))
     with pytest.raises(ValueError, match="give them with --pair, such as en-fr"):
-        read_marian(folder, "model", Languages())
+        read_marian(folder, "model", Stated())
 
 
 def test_scripts_and_variants_among_the_tokens_of_languages(folder: Path) -> None:
@@ -285,7 +280,7 @@ def test_scripts_and_variants_among_the_tokens_of_languages(folder: Path) -> Non
         rename("▁small", ">>pt_br<<"),
         rename("▁river", ">>srp_Latn<<"),
     )
-    config = read_marian(folder, "model", Languages()).config
+    config = read_marian(folder, "model", Stated()).config
     assert config.languages.targets == {"zh-Hans", "zh-Hant", "pt-BR", "pt-BR-x-pt-br", "sr-Latn"}
     assert config.languages.aliases["cmn_Hant"] == "zh-Hant"
 
@@ -332,7 +327,7 @@ KEPT += ("pad_token_id", "eos_token_id", "decoder_start_token_id")
 
 def test_a_folder_of_the_first_models_is_read(folder: Path) -> None:
     """Its weights are a pickle with every tied tensor under all of its names; there is no generation_config.json."""
-    expected = read_marian(folder, "model", Languages())
+    expected = read_marian(folder, "model", Stated())
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     pad_id = config["pad_token_id"]
     config = EARLY | {name: config[name] for name in KEPT} | {"bad_words_ids": [[pad_id]]}
@@ -344,7 +339,7 @@ def test_a_folder_of_the_first_models_is_read(folder: Path) -> None:
     tensors |= {f"model.{name}.embed_positions.weight": positions(expected) for name in ("encoder", "decoder")}
     (folder / "model.safetensors").unlink()
     torch.save(tensors, folder / "pytorch_model.bin")
-    found = read_marian(folder, "model", Languages())
+    found = read_marian(folder, "model", Stated())
     assert found.config.dimensions == expected.config.dimensions
     assert found.config.generation == dataclasses.replace(expected.config.generation, beam_size=6)
     for name, tensor in expected.model.state_dict().items():
@@ -371,7 +366,7 @@ def pair(whole_pair: Path, tmp_path: Path) -> Path:
 
 
 def test_vocabularies_of_their_own_for_source_and_target(pair: Path) -> None:
-    checkpoint = read_marian(pair, "model", Languages())
+    checkpoint = read_marian(pair, "model", Stated())
     assert checkpoint.config.tokenizer == "pieces_pair"
     assert not checkpoint.config.dimensions.shared_vocabulary
     assert not torch.equal(
@@ -394,7 +389,7 @@ def test_vocabularies_may_have_different_sizes(pair: Path) -> None:
         tensors["final_logits_bias"] = torch.cat([tensors["final_logits_bias"], torch.zeros(1, 7)], dim=1)
 
     edit_tensors(pair, grow)
-    dimensions = read_marian(pair, "model", Languages()).config.dimensions
+    dimensions = read_marian(pair, "model", Stated()).config.dimensions
     assert dimensions.target_vocabulary_size == dimensions.source_vocabulary_size + 7 == size
 
 
@@ -415,11 +410,11 @@ def test_vocabularies_may_have_different_sizes(pair: Path) -> None:
 def test_separate_vocabularies_that_do_not_fit_are_refused(pair: Path, file: str, edit: Edit, fault: str) -> None:
     edit_json(pair / file, edit)
     with pytest.raises(ValueError, match=fault):
-        read_marian(pair, "model", Languages())
+        read_marian(pair, "model", Stated())
 
 
 @pytest.mark.parametrize("name", ["source.spm", "target.spm", "vocab.json", "target_vocab.json"])
 def test_a_missing_file_of_separate_vocabularies_is_named(pair: Path, name: str) -> None:
     (pair / name).unlink()
     with pytest.raises(FileNotFoundError, match=name):
-        read_marian(pair, "model", Languages())
+        read_marian(pair, "model", Stated())

@@ -16,7 +16,7 @@ _READ = """
 import sys, threading, time
 from pathlib import Path
 from dragoman_export.families.table import read_model
-from dragoman_export.languages import Languages
+from dragoman_export.stated import Stated
 
 def resident():
     lines = Path("/proc/self/status").read_text().splitlines()
@@ -30,7 +30,7 @@ def watch():
 
 thread = threading.Thread(target=watch)
 thread.start()
-model = read_model(Path(sys.argv[1]), "model", Languages("en-fr")).model
+model = read_model(Path(sys.argv[1]), "model", Stated("en-fr")).model
 done.set()
 thread.join()
 print((max(found) - before) / sum(parameter.nbytes for parameter in model.parameters()))

@@ -8,14 +8,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from transformers.models.t5.modeling_t5 import T5Attention
 
-from dragoman_export.model import (
-    DecoderLayer,
-    Dimensions,
-    EncoderLayer,
-    MultiHeadAttention,
-    Residual,
-    Transformer,
-)
+from dragoman_export.dimensions import Dimensions
+from dragoman_export.model import DecoderLayer, EncoderLayer, MultiHeadAttention, Residual, Transformer
 from dragoman_export.positions import RelativePositions, sinusoids
 
 VOCABULARY_SIZE = 30

@@ -7,6 +7,24 @@ import pytest
 
 from dragoman_export.new_folder import new_folder
 
+REPLACING = """
+import os, sys
+from pathlib import Path
+from dragoman_export.new_folder import new_folder
+
+rename, left = Path.rename, [int(sys.argv[2])]
+
+def rename_or_die(path, target):
+    if not left[0]:
+        os._exit(9)
+    left[0] -= 1
+    return rename(path, target)
+
+Path.rename = rename_or_die
+with new_folder(Path(sys.argv[1]), unless_has="mark") as partial:
+    (partial / "mark").write_text("killed")
+"""
+
 
 def partial_folder(folder: Path, process_id: int) -> Path:
     with new_folder(folder) as own:
@@ -100,6 +118,29 @@ def test_where_it_cannot_be_replaced_it_stays(tmp_path: Path, monkeypatch: pytes
     with pytest.raises(PermissionError), new_folder(folder, unless_has="mark") as partial:
         (partial / "mark").write_text("new")
     assert (folder / "mark").read_text() == "old"
+    assert list(tmp_path.iterdir()) == [folder]
+
+
+@pytest.mark.parametrize(("num_renames", "left"), [(0, "old"), (1, None), (2, "killed")])
+def test_a_process_that_is_killed_while_it_replaces_a_folder_loses_neither(
+    tmp_path: Path, num_renames: int, left: str | None
+) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "mark").write_text("old")
+    process = subprocess.run([sys.executable, "-c", REPLACING, str(folder), str(num_renames)], check=False)
+    assert process.returncode == 9
+    assert folder.exists() == (left is not None)
+
+    with pytest.raises(FileExistsError, match="--force"), new_folder(folder):
+        pass
+    assert (folder / "mark").read_text() == (left or "old")
+    with pytest.raises(KeyboardInterrupt), new_folder(folder, unless_has="mark"):
+        raise KeyboardInterrupt
+    assert (folder / "mark").read_text() == (left or "old")
+    with new_folder(folder, unless_has="mark") as partial:
+        (partial / "mark").write_text("new")
+    assert (folder / "mark").read_text() == "new"
     assert list(tmp_path.iterdir()) == [folder]
 
 

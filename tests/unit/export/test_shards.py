@@ -13,7 +13,7 @@ from transformers import M2M100ForConditionalGeneration
 
 from dragoman_export.families.huggingface import read_tensors
 from dragoman_export.families.table import read_model
-from dragoman_export.languages import Languages
+from dragoman_export.stated import Stated
 from support.export_command import ExportCommand
 from support.family_models import write_model
 
@@ -53,12 +53,12 @@ def folder(tmp_path: Path) -> Path:
 
 def test_a_model_in_several_files_is_the_same_as_in_one(tmp_path: Path) -> None:
     write_model(tmp_path, "nllb", encoder_layers=1, decoder_layers=1)
-    expected = read_model(tmp_path, "model", Languages()).model.state_dict()
+    expected = read_model(tmp_path, "model", Stated()).model.state_dict()
     model = M2M100ForConditionalGeneration.from_pretrained(tmp_path)
     (tmp_path / KINDS[0]).unlink()
     model.save_pretrained(tmp_path, max_shard_size="100KB")
     assert len([*tmp_path.glob("model-*-of-*.safetensors")]) > 2
-    found = read_model(tmp_path, "model", Languages()).model.state_dict()
+    found = read_model(tmp_path, "model", Stated()).model.state_dict()
     assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 

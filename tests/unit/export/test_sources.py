@@ -14,9 +14,9 @@ from dragoman_export.bundle.sources import (
     sample_sources,
 )
 from dragoman_export.checkpoint import Checkpoint, blank_model
+from dragoman_export.dimensions import Dimensions
 from dragoman_export.greedy import Source
 from dragoman_export.languages import standard_tag
-from dragoman_export.model import Dimensions
 from dragoman_export.text_files import CorpusFile
 from dragoman_server.bundle.bundle import Bundle
 from dragoman_server.bundle.languages import Direction, DirectionGroup, LanguageTable

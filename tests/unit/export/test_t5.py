@@ -11,7 +11,7 @@ from transformers import AutoTokenizer
 
 from dragoman_export.checkpoint import Checkpoint, unique_tensors
 from dragoman_export.families.table import read_model
-from dragoman_export.languages import Languages
+from dragoman_export.stated import Stated
 from dragoman_server.bundle.framing import FramingTemplate
 from dragoman_server.errors import BundleError
 from support.family_models import edit_json, edit_tensors, write_model
@@ -34,9 +34,9 @@ def folders(whole: dict[T5Family, Path], tmp_path: Path) -> dict[T5Family, Path]
     return {family: shutil.copytree(folder, tmp_path / family) for family, folder in whole.items()}
 
 
-def read(folder: Path, stated: Languages | None = None) -> Checkpoint:
+def read(folder: Path, stated: Stated | None = None) -> Checkpoint:
     has_languages = folder.name in ("t5", "madlad")
-    return read_model(folder, "model", stated or Languages(None if has_languages else "en-fr"))
+    return read_model(folder, "model", stated or Stated(None if has_languages else "en-fr"))
 
 
 # -- what is refused ---------------------------------------------------------------------------------------------------
@@ -175,24 +175,24 @@ def test_a_damaged_tokenizer_is_refused(folders: dict[T5Family, Path], contents:
 @pytest.mark.parametrize(
     ("family", "stated", "fault"),
     [
-        ("mt5", Languages(), "no languages of its own: give its source and its target with --pair, .*--source-prefix"),
-        ("mt5", Languages(source="en"), "no languages of its own"),
-        ("mt5", Languages(source_prefix=PREFIX), "--source-prefix is of one pair of languages: give it with --pair"),
-        ("mt5", Languages("en-fr", source_prefix="fr:"), "'fr:' does not end with a space"),
-        ("mt5", Languages("en-fr", source_prefix="fr:\x1c"), r"'fr:\\x1c' does not end with a space"),
-        ("mt5", Languages("en-fr", source_prefix="fr\ud800: "), r"'fr\\ud800: ' is no text: surrogates not allowed"),
-        ("byt5", Languages("en-fr", source_prefix="\ud800"), "is no text: surrogates not allowed"),
-        ("mt5", Languages("en-fr", source_prefix="訳: "), "'訳: ' has characters that the vocabulary cannot spell"),
-        ("mt5", Languages("en-fr", source_prefix="a </s> "), "has </s>, which is no text"),
-        ("byt5", Languages("en-fr", source_prefix="<extra_id_7>"), "has <extra_id_7>, which is no text"),
-        ("madlad", Languages("en-fr", source_prefix=PREFIX), "has tokens for its 19 target languages"),
-        ("madlad", Languages("en-ja"), "--pair ja: the model has no such language"),
-        ("t5", Languages("en-es"), "--pair en-es: the model has prefixes for en-de, en-fr, en-ro in config.json; give"),
-        ("t5", Languages(source="de"), "--from de: the model has prefixes for en-de, en-fr, en-ro"),
+        ("mt5", Stated(), "no languages of its own: give its source and its target with --pair, .*--source-prefix"),
+        ("mt5", Stated(source="en"), "no languages of its own"),
+        ("mt5", Stated(source_prefix=PREFIX), "--source-prefix is of one pair of languages: give it with --pair"),
+        ("mt5", Stated("en-fr", source_prefix="fr:"), "'fr:' does not end with a space"),
+        ("mt5", Stated("en-fr", source_prefix="fr:\x1c"), r"'fr:\\x1c' does not end with a space"),
+        ("mt5", Stated("en-fr", source_prefix="fr\ud800: "), r"'fr\\ud800: ' is no text: surrogates not allowed"),
+        ("byt5", Stated("en-fr", source_prefix="\ud800"), "is no text: surrogates not allowed"),
+        ("mt5", Stated("en-fr", source_prefix="訳: "), "'訳: ' has characters that the vocabulary cannot spell"),
+        ("mt5", Stated("en-fr", source_prefix="a </s> "), "has </s>, which is no text"),
+        ("byt5", Stated("en-fr", source_prefix="<extra_id_7>"), "has <extra_id_7>, which is no text"),
+        ("madlad", Stated("en-fr", source_prefix=PREFIX), "has tokens for its 19 target languages"),
+        ("madlad", Stated("en-ja"), "--pair ja: the model has no such language"),
+        ("t5", Stated("en-es"), "--pair en-es: the model has prefixes for en-de, en-fr, en-ro in config.json; give"),
+        ("t5", Stated(source="de"), "--from de: the model has prefixes for en-de, en-fr, en-ro"),
     ],
 )
 def test_languages_that_the_model_has_not_are_refused(
-    folders: dict[T5Family, Path], family: T5Family, stated: Languages, fault: str
+    folders: dict[T5Family, Path], family: T5Family, stated: Stated, fault: str
 ) -> None:
     with pytest.raises(ValueError, match=fault):
         read(folders[family], stated)
@@ -201,7 +201,7 @@ def test_languages_that_the_model_has_not_are_refused(
 def test_a_prefix_is_refused_for_families_that_have_no_use_for_it(tmp_path: Path) -> None:
     edit_json(tmp_path / CONFIG, model_type="bart")
     with pytest.raises(ValueError, match="--source-prefix is for mt5, t5, not for bart"):
-        read(tmp_path, Languages("en-fr", source_prefix=""))
+        read(tmp_path, Stated("en-fr", source_prefix=""))
 
 
 # -- what is read ------------------------------------------------------------------------------------------------------
@@ -211,10 +211,10 @@ def test_a_prefix_is_refused_for_families_that_have_no_use_for_it(tmp_path: Path
 def test_the_sources_are_those_of_transformers(folders: dict[T5Family, Path], family: T5Family) -> None:
     """The prefix and the text have the ids of both together, and every text those of the model's own tokenizer."""
     (whole_prefix, stated) = {
-        "t5": ("translate English to German: ", Languages()),
-        "madlad": ("<2zh_Hant> ", Languages()),
-        "byt5": ("fr:", Languages("en-fr", source_prefix="fr:")),
-    }.get(family, (PREFIX, Languages("en-fr", source_prefix=PREFIX)))
+        "t5": ("translate English to German: ", Stated()),
+        "madlad": ("<2zh_Hant> ", Stated()),
+        "byt5": ("fr:", Stated("en-fr", source_prefix="fr:")),
+    }.get(family, (PREFIX, Stated("en-fr", source_prefix=PREFIX)))
     checkpoint = read(folders[family], stated)
     theirs, ours = AutoTokenizer.from_pretrained(folders[family]), checkpoint.open_tokenizer()
     direction = {"t5": ("en", "de"), "madlad": ("en", "zh-Hant")}.get(family, ("en", "fr"))
@@ -253,9 +253,9 @@ def test_the_tasks_of_t5_are_its_directions(folders: dict[T5Family, Path]) -> No
     assert [*config.languages] == [("en", "de"), ("en", "fr"), ("en", "ro")]
     assert "target" in config.framing.source_prefix
     assert {len(ids) > 0 for ids in config.languages.token_ids.values()} == {True}
-    assert [*read(folders["t5"], Languages("en-fr")).config.languages] == [("en", "fr")]
-    assert [*read(folders["t5"], Languages(source="eng")).config.languages] == [*config.languages]
-    fine_tuned = read(folders["t5"], Languages("en-es", source_prefix="")).config
+    assert [*read(folders["t5"], Stated("en-fr")).config.languages] == [("en", "fr")]
+    assert [*read(folders["t5"], Stated(source="eng")).config.languages] == [*config.languages]
+    fine_tuned = read(folders["t5"], Stated("en-es", source_prefix="")).config
     assert [*fine_tuned.languages] == [("en", "es")]
     assert fine_tuned.framing == FramingTemplate((), (1,), ())
 
@@ -300,7 +300,7 @@ def test_prefixes_that_no_framing_tells_apart_are_refused(
     edit_json(folders["t5"] / CONFIG, task_specific_params=params)
     with pytest.raises(ValueError, match=fault):
         read(folders["t5"])
-    assert len(read(folders["t5"], Languages("en-de")).config.languages) == 1
+    assert len(read(folders["t5"], Stated("en-de")).config.languages) == 1
 
 
 def test_the_tags_of_madlad_are_its_languages(folders: dict[T5Family, Path]) -> None:
@@ -312,7 +312,7 @@ def test_the_tags_of_madlad_are_its_languages(folders: dict[T5Family, Path]) -> 
     assert config.framing.source_prefix[-1] == "target"
     assert len(config.framing.source_prefix) == 2  # the space before all texts
     assert (config.bos_token_id, config.pad_token_id, config.eos_token_id) == (0, 1, 2)
-    narrowed = read(folders["madlad"], Languages("en-fr_CA")).config.languages
+    narrowed = read(folders["madlad"], Stated("en-fr_CA")).config.languages
     assert [*narrowed] == [("en", "fr-CA")]
 
 

@@ -13,7 +13,7 @@ import pytest
 from dragoman_export.bundle.sources import read_sources
 from dragoman_export.bundle.writer import export
 from dragoman_export.families.marian import read_marian
-from dragoman_export.languages import Languages
+from dragoman_export.stated import Stated
 from dragoman_export.train.tokenizer import train_tokenizer
 from dragoman_server.attention.results import Source as AttentionSource
 from dragoman_server.bundle.bundle import Bundle, embedded_bundle
@@ -168,7 +168,7 @@ def test_what_is_no_tokenizer_is_refused(folder: Path, contents: bytes) -> None:
 def marian_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("marian")
     write_marian(folder / "source")
-    checkpoint = read_marian(folder / "source", "opus", Languages())
+    checkpoint = read_marian(folder / "source", "opus", Stated())
     export(checkpoint, folder / "bundle", "fp32", read_sources(checkpoint, (), 2))
     return folder / "bundle"
 

@@ -5,7 +5,8 @@ import pytest
 import torch
 from torch import nn
 
-from dragoman_export.model import Dimensions, Transformer
+from dragoman_export.dimensions import Dimensions
+from dragoman_export.model import Transformer
 from dragoman_export.train.batches import BatchMaker, BatchOptions, Direction, plan_epoch
 from dragoman_export.train.loader import Batch, BatchLoader, PlacedBatch
 from dragoman_export.train.meter import Meter

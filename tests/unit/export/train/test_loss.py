@@ -2,7 +2,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from dragoman_export.model import Dimensions, MultiHeadAttention
+from dragoman_export.dimensions import Dimensions
+from dragoman_export.model import MultiHeadAttention
 from dragoman_export.train.loss import GuidedHead, smoothed_cross_entropy
 
 

@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from dragoman_export.checkpoint import Checkpoint, Config
+from dragoman_export.dimensions import Dimensions
 from dragoman_export.greedy import translate_texts
-from dragoman_export.model import Dimensions
 from dragoman_export.train.batches import BatchOptions, Direction
 from dragoman_export.train.corpus import TextPair
 from dragoman_export.train.prepared import Links, TokenRows

@@ -1,6 +1,5 @@
 """Which vocabularies of models in Marian's own format are read, and what is refused."""
 
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -8,44 +7,34 @@ import numpy as np
 import pytest
 
 from dragoman_export.families.marian_native import read_marian_native
-from dragoman_export.languages import Languages
 from dragoman_server.errors import BundleError
 from support.marian_native import (
     EOS_ID,
-    OPTIONS,
-    STORED_OPTIONS,
+    PAIR,
     UNK_ID,
     VOCABULARY,
-    as_bytes,
-    as_yaml,
     edit_arrays,
+    entries_of,
     marian_sentencepiece,
+    refused,
     set_decoder,
+    set_options,
     write_native,
 )
 from support.piece_tokenizers import SENTENCES
 
-PAIR = Languages(pair="en-fr")
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_native(tmp_path_factory.mktemp("native")).folder
-
-
-@pytest.fixture
-def folder(whole: Path, tmp_path: Path) -> Path:
-    """A model for one pair, to be changed."""
-    return shutil.copytree(whole, tmp_path / "model")
-
-
-def refused(folder: Path, fault: str, error: type[Exception] = ValueError) -> None:
-    with pytest.raises(error, match=fault):
-        read_marian_native(folder, "model", PAIR)
-
 
 def set_vocabulary(folder: Path, text: str) -> None:
     (folder / VOCABULARY).write_text(text, encoding="utf-8")
+
+
+def set_num_embeddings(folder: Path, number: int) -> None:
+    def edit(arrays: dict[str, Any]) -> None:
+        arrays["Wemb"] = np.zeros((number, 64), np.float32)
+        arrays["decoder_ff_logit_out_b"] = np.zeros((1, number), np.float32)
+
+    edit_arrays(folder, edit)
+    set_options(folder)
 
 
 @pytest.mark.parametrize(
@@ -87,9 +76,7 @@ def test_an_entry_for_padding_does_not_stand_in_the_way(folder: Path) -> None:
 
 
 def test_a_list_of_lines_is_a_vocabulary(folder: Path) -> None:
-    entries = [
-        line.rpartition(":")[0].strip('"') for line in (folder / VOCABULARY).read_text(encoding="utf-8").splitlines()
-    ]
+    entries = entries_of(folder / VOCABULARY)
     expected = read_marian_native(folder, "model", PAIR).companion_files["vocab.json"]
     (folder / "opus.vocab").write_text("\n".join(entries) + "\n", encoding="utf-8")
     set_decoder(folder, vocabs=["opus.vocab"] * 2)
@@ -132,13 +119,8 @@ def test_a_sentencepiece_model_without_end_of_sentence_is_refused(tmp_path: Path
 
 
 def test_more_embeddings_than_entries_are_refused(tmp_path: Path) -> None:
-    def edit(arrays: dict[str, Any]) -> None:
-        arrays["Wemb"] = np.zeros((600, 64), np.float32)
-        arrays["decoder_ff_logit_out_b"] = np.zeros((1, 600), np.float32)
-        arrays[STORED_OPTIONS] = as_bytes(as_yaml(OPTIONS | {"dim-vocabs": [600, 600]}))
-
     write_native(tmp_path)
-    edit_arrays(tmp_path, edit)
+    set_num_embeddings(tmp_path, 600)
     refused(tmp_path, "vocab.yml has 65 entries, but there are 600 embeddings")
 
 
@@ -154,14 +136,7 @@ def test_bytes_of_control_characters_are_suppressed_as_marian_does(tmp_path: Pat
     write_native(tmp_path, "one model")
     model = marian_sentencepiece(SENTENCES[:2], 320, [], byte_fallback=True)
     (tmp_path / "vocab.spm").write_bytes(model)
-    size = 320
-
-    def edit(arrays: dict[str, Any]) -> None:
-        arrays["Wemb"] = np.zeros((size, 64), np.float32)
-        arrays["decoder_ff_logit_out_b"] = np.zeros((1, size), np.float32)
-        arrays[STORED_OPTIONS] = as_bytes(as_yaml(OPTIONS | {"dim-vocabs": [size, size]}))
-
-    edit_arrays(tmp_path, edit)
+    set_num_embeddings(tmp_path, 320)
     generation = read_marian_native(tmp_path, "model", PAIR).config.generation
     codec = read_marian_native(tmp_path, "model", PAIR).open_tokenizer()
     names = codec.pieces(generation.suppressed_token_ids)

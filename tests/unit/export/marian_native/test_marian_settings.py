@@ -9,26 +9,7 @@ import pytest
 
 from dragoman_export.families.marian_native import read_marian_native
 from dragoman_export.families.table import read_model
-from dragoman_export.languages import Languages
-from support.marian_native import UNK_ID, VOCABULARY, set_decoder, write_native
-
-PAIR = Languages(pair="en-fr")
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_native(tmp_path_factory.mktemp("native")).folder
-
-
-@pytest.fixture
-def folder(whole: Path, tmp_path: Path) -> Path:
-    """A model for one pair, to be changed."""
-    return shutil.copytree(whole, tmp_path / "model")
-
-
-def refused(folder: Path, fault: str, error: type[Exception] = ValueError) -> None:
-    with pytest.raises(error, match=fault):
-        read_marian_native(folder, "model", PAIR)
+from support.marian_native import PAIR, UNK_ID, VOCABULARY, refused, set_decoder, write_native
 
 
 @pytest.mark.parametrize(

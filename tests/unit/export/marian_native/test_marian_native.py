@@ -15,41 +15,24 @@ import torch
 from dragoman_export.families.marian_native import read_marian_native
 from dragoman_export.families.marian_options import MAX_POSITIONS
 from dragoman_export.families.table import read_model
-from dragoman_export.languages import Languages
+from dragoman_export.stated import Stated
 from dragoman_server.bundle.framing import FramingTemplate
 from dragoman_server.bundle.manifest import Generation
 from support.export_command import ExportCommand
 from support.marian_native import (
     EOS_ID,
     OPTIONS,
+    PAIR,
     PRE_NORM,
     STORED_OPTIONS,
     UNK_ID,
     Edit,
     as_bytes,
     edit_arrays,
+    refused,
     set_options,
     write_native,
 )
-
-PAIR = Languages(pair="en-fr")
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_native(tmp_path_factory.mktemp("native")).folder
-
-
-@pytest.fixture
-def folder(whole: Path, tmp_path: Path) -> Path:
-    """A model for one pair, to be changed."""
-    return shutil.copytree(whole, tmp_path / "model")
-
-
-def refused(folder: Path, fault: str, error: type[Exception] = ValueError) -> None:
-    with pytest.raises(error, match=fault):
-        read_marian_native(folder, "model", PAIR)
-
 
 # -- what is read ------------------------------------------------------------------------------------------------------
 
@@ -132,19 +115,19 @@ def test_a_model_without_bias_of_the_output(tmp_path: Path) -> None:
 
 def test_target_languages_are_those_of_the_vocabularys_tags(tmp_path: Path) -> None:
     native = write_native(tmp_path, targets=("fra", "cmn_Hant"))
-    config = read_marian_native(native.folder, "model", Languages(source="eng,deu")).config
+    config = read_marian_native(native.folder, "model", Stated(source="eng,deu")).config
     assert config.languages.sources == {"en", "de"}
     assert config.languages.token_ids == {"fr": (2,), "zh-Hant": (3,)}
     assert config.framing == FramingTemplate(("target",), (EOS_ID,), ())
     with pytest.raises(
         ValueError, match="no file of the model names its languages: give the source language with --from"
     ):
-        read_marian_native(native.folder, "model", Languages())
+        read_marian_native(native.folder, "model", Stated())
 
 
 def test_the_pair_must_be_stated(folder: Path) -> None:
     with pytest.raises(ValueError, match="no file of the model names its languages: give them with --pair"):
-        read_marian_native(folder, "model", Languages())
+        read_marian_native(folder, "model", Stated())
 
 
 # -- options -----------------------------------------------------------------------------------------------------------

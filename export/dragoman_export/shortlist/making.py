@@ -136,7 +136,8 @@ class _Maker:
         contents = vocabulary_bytes(self._manifest, num_source_ids, lists, tables)
         (folder / VOCABULARY_FILE).write_bytes(contents)
         # Before they are measured.
-        facts = [ShortlistFacts(table.direction, self._wanted.per_token, 1, 0.0, None, 1.0, 1.0, 0.0) for table in tables]
+        per_token = self._wanted.per_token
+        facts = [ShortlistFacts(table.direction, per_token, 1, 0.0, None, 1.0, 1.0, 0.0) for table in tables]
         self._write_manifest(folder, facts, [*lists])
         measured: list[Measured] = []
         if tables:

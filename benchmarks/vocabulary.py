@@ -50,10 +50,10 @@ def run(settings: Settings) -> Iterator[Row]:
         folder = Path(name)
         model = opus_base(folder, settings)
         texts = dict(zip(model.sentence_sources(settings.sentences), settings.sentences, strict=True))
-        table = _random_table(model, texts)
+        table = random_table(model, texts)
         listed = with_lists(model, folder / "listed", [table], {})
         save_ctranslate2(model.checkpoint, folder / "ctranslate2")
-        rows = {str(token_id): _row(table, token_id) for source in texts for token_id in source}
+        rows = {str(token_id): row_of(table, token_id) for source in texts for token_id in source}
         save_vmap(folder / "ctranslate2", table.frequent, rows)
         yield from against_full(listed, "shortlist", texts, folder / "ctranslate2", settings)
         with dragoman_server(listed, settings) as server, dragoman_server(model, settings) as plain:
@@ -123,7 +123,8 @@ def save_vmap(folder: Path, frequent: NDArray[Any], rows: Mapping[str, NDArray[A
     (folder / "vmap.txt").write_text("".join(lines), encoding="utf-8")
 
 
-def _row(table: Table, token_id: int) -> NDArray[np.int64]:
+def row_of(table: Table, token_id: int) -> NDArray[np.int64]:
+    """The tokens that a source token brings."""
     return table.links[slice(*table.offsets[token_id : token_id + 2].tolist())]
 
 
@@ -139,7 +140,7 @@ class _Zipf:
         return self.order[np.argsort(-keys)[:count]]
 
 
-def _random_table(model: Model, sources: Iterable[Source]) -> Table:
+def random_table(model: Model, sources: Iterable[Source]) -> Table:
     """Rows for the tokens of these sources."""
     config = model.checkpoint.config
     size = config.dimensions.target_vocabulary_size

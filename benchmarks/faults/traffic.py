@@ -17,7 +17,11 @@ _TIMEOUT_SECONDS: Final = 60.0
 _TEXTS_PER_STREAM: Final = 4
 _TEXTS_PER_EXCHANGE: Final = 60
 # A stream is resumed exactly where decoding is one of these.
-_STREAM_OPTIONS: Final[Sequence[TranslateOptions]] = ({"beam_size": 1}, {"beam_size": 4}, {"temperature": 1.0, "seed": 7})
+_STREAM_OPTIONS: Final[Sequence[TranslateOptions]] = (
+    {"beam_size": 1},
+    {"beam_size": 4},
+    {"temperature": 1.0, "seed": 7},
+)
 
 UNARY, STREAM, EXCHANGE = "unary", "stream", "exchange"
 

@@ -7,7 +7,6 @@ import asyncio
 import math
 import threading
 import time
-from collections import Counter
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, suppress
 from heapq import heappop, heappush
@@ -63,7 +62,7 @@ class _Flow:
         # A heap: the time from which a text may be sent, its index, and the message.
         self._to_send: list[tuple[float, int, ExchangeTranslationsRequest]] = []
         self._sent: dict[str, tuple[int, ExchangeTranslationsRequest]] = {}  # those without an answer, by id
-        self._num_losses: Counter[int] = Counter()  # of each text
+        self._oldest_lost, self._num_losses = -1, 0  # the text without a result that was sent first, and how often
 
     @property
     def has_room(self) -> bool:
@@ -112,7 +111,6 @@ class _Flow:
             raise InternalError(f"The server sent a result for {response.id!r}, which it was not asked for")
         index, request = self._sent.pop(response.id)
         self._attempt.progressed()
-        self._num_losses.pop(index, None)
         result = _convert.exchanged(self._config, response, index)
         if isinstance(result, DragomanError) and (seconds := self._attempt.pause(result)) is not None:
             heappush(self._to_send, (time.monotonic() + seconds, index, request))
@@ -123,12 +121,14 @@ class _Flow:
         """The server was lost: what has no result is to be sent again, after so many seconds; None where it is not."""
         if not is_lost(error):
             return None
+        oldest = min((index for index, _ in self._sent.values()), default=-1)
+        self._num_losses = self._num_losses + 1 if oldest == self._oldest_lost >= 0 else 1
+        self._oldest_lost = oldest
         for index, request in self._sent.values():
             heappush(self._to_send, (-math.inf, index, request))
-            self._num_losses[index] += 1
         self._sent.clear()
-        # One of these may be what ends the servers.
-        if max(self._num_losses.values(), default=0) > MAX_LOSSES:
+        # A text that ends the servers becomes the oldest, and stays so: results of others are no progress then.
+        if self._num_losses > MAX_LOSSES:
             return None
         return self._attempt.pause(error)
 

@@ -149,13 +149,11 @@ class _Health(health.HealthServicer):  # type: ignore[misc]
     def Watch(
         self,
         request: health_pb2.HealthCheckRequest,
-        send: Callable[[health_pb2.HealthCheckResponse], None],
         context: grpc.ServicerContext,
+        send: Callable[[health_pb2.HealthCheckResponse], None],
     ) -> None:
         """Sends the status, and keeps the call open without a thread."""
         send(self.Check(request, context))
-
-    Watch.experimental_non_blocking = True  # type: ignore[attr-defined]
 
 
 class FakeServer(translation_pb2_grpc.TranslationServiceServicer, attention_pb2_grpc.AttentionServiceServicer):

@@ -20,6 +20,7 @@ from dragoman import (
     NotFoundError,
     UnavailableError,
 )
+from dragoman._calls import Attempt, Throttle
 from dragoman.v1 import translation_pb2
 from dragoman.v1.translation_pb2 import TranslateRequest, TranslateResponse
 from support.fake_server import MODEL, FakeServer, abort, failed, translated, upper
@@ -356,22 +357,13 @@ def test_the_loss_of_a_connection_is_never_an_internal_error(server: FakeServer,
     assert len(server.requests) == 4
 
 
-def test_a_client_whose_calls_nearly_all_fail_stops_trying_again(server: FakeServer) -> None:
-    server.handler = lambda request, context: context.abort(grpc.StatusCode.UNAVAILABLE, "stopping")
-
-    with Client(server.address) as client:
-        for _ in range(40):
-            with pytest.raises(UnavailableError):
-                client.translate("a", source="en", target="fr", timeout=0.04)  # too short for a pause
-        assert len(server.requests) == 40
-        server.requests.clear()
-        for _ in range(61):
-            with pytest.raises(UnavailableError):
-                client.translate("a", source="en", target="fr", timeout=0.04)
-        server.requests.clear()
-        with pytest.raises(UnavailableError):
-            client.translate("a", source="en", target="fr")
-    assert len(server.requests) == 1
+def test_a_client_whose_calls_nearly_all_fail_stops_trying_again() -> None:
+    throttle = Throttle()
+    assert [throttle.lose() for _ in range(100)] == [True] * 99 + [False]
+    assert not Attempt("a:1", 30.0, throttle).pause(UnavailableError("stopping"))
+    for _ in range(40):
+        throttle.answer()
+    assert Attempt("a:1", 30.0, throttle).pause(UnavailableError("stopping"))
 
 
 def test_other_errors_are_not_tried_again(server: FakeServer, call: Call) -> None:

@@ -12,7 +12,7 @@ from typing import Any, Final
 from benchmarks.settings import SOURCE_LANGUAGE, TARGET_LANGUAGE
 from dragoman import AsyncClient, Client, DragomanError, TranslateOptions, Translation
 
-_LANGUAGES: Final = {"source": SOURCE_LANGUAGE, "target": TARGET_LANGUAGE}
+_LANGUAGES: Final[Any] = {"source": SOURCE_LANGUAGE, "target": TARGET_LANGUAGE}
 _TIMEOUT_SECONDS: Final = 60.0
 _TEXTS_PER_STREAM: Final = 4
 _TEXTS_PER_EXCHANGE: Final = 60
@@ -102,8 +102,8 @@ class Traffic:
         with Client(address, timeout=_TIMEOUT_SECONDS) as client:
             threads = [threading.Thread(target=do_faults)]
             for number in range(num_callers // 2):
-                for call in (self._unary, self._stream, self._exchange):
-                    threads.append(threading.Thread(target=self._repeat, args=(call, client, number)))
+                calls = (self._unary, self._stream, self._exchange)
+                threads += [threading.Thread(target=self._repeat, args=(call, client, number)) for call in calls]
             for thread in threads:
                 thread.start()
             asyncio.run(self._run_async(address, num_callers - num_callers // 2))
@@ -131,17 +131,17 @@ class Traffic:
 
     def _stream(self, client: Client, turn: int) -> None:
         text, options, expected = self._paragraph(turn)
-        started, pieces = time.monotonic(), []
+        started = time.monotonic()
         try:
             with client.stream(text, **_LANGUAGES, **options) as stream:
-                for piece in stream:
-                    pieces.append(piece)
+                pieces = list(stream)
             self._done(STREAM, started, ("".join(pieces), *_answer(stream.result)) == (expected[0], *expected))
         except Exception as error:
             self._failed(STREAM, error)
 
     def _exchange(self, client: Client, turn: int) -> None:
-        texts, started, seen = self._several(turn), time.monotonic(), {}
+        seen: dict[int, Answer] = {}
+        texts, started = self._several(turn), time.monotonic()
         try:
             for index, result in client.exchange(texts, **_LANGUAGES):
                 self._seen(seen, index, result)
@@ -183,7 +183,8 @@ class Traffic:
             self._failed(STREAM, error)
 
     async def _exchange_async(self, client: AsyncClient, turn: int) -> None:
-        texts, started, seen = self._several(turn), time.monotonic(), {}
+        seen: dict[int, Answer] = {}
+        texts, started = self._several(turn), time.monotonic()
         try:
             async for index, result in client.exchange(texts, **_LANGUAGES):
                 self._seen(seen, index, result)

@@ -35,15 +35,15 @@ _SHORTEST_PAUSE_SECONDS: Final = 0.05
 # Callers that were refused together do not all come back at the same moment.
 _MAX_JITTER: Final = 0.25
 
-# Translating has no side effects, so a call that loses its server is sent again: so often in a row, each time after twice
-# the pause. It is no longer in a row when so much time has passed, or when there is less to ask for. Were it so after every
-# message, a text that ends its server would end one after the other.
+# Translating has no side effects, so a call that loses its server is sent again: so often in a row, each time after
+# twice the pause. It is no longer in a row when so much time has passed, or when there is less to ask for. Were it so
+# after every message, a text that ends its server would end one after the other.
 MAX_LOSSES: Final = 3
 _CALM_SECONDS: Final = 10.0
 
-# When most calls fail, sending them again would only add to the load: it ends at half of the tokens. A failure takes one,
-# an answer gives back a part of one, as in gRPC's retry throttling. That leaves room for 100 calls that are lost together
-# with their server.
+# When most calls fail, sending them again would only add to the load: it ends at half of the tokens. A failure takes
+# one, an answer gives back a part of one, as in gRPC's retry throttling. That leaves room for 100 calls that are lost
+# together with their server.
 _MAX_TOKENS: Final = 200.0
 _TOKENS_PER_ANSWER: Final = 0.1
 
@@ -141,7 +141,7 @@ class Throttle:
 
 
 class Attempt:
-    """The time that one call may take, which is sent again while the server's queue is full, and when its server is lost.
+    """The time that one call may take, which is sent again while the queue is full, and when its server is lost.
 
     Args:
         address: of the server.

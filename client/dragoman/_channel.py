@@ -31,11 +31,11 @@ _PING_TIMEOUT_MS = 3_000
 # Translations of a full call with all their tokens stay far below this.
 _MAX_RECEIVE_BYTES = 64 * 1024 * 1024
 
-# Calls take turns on all servers behind the address. What is sent again is decided by `dragoman._calls`: gRPC would do so
-# too, but not for streams that have begun, nor after a status by which a stopping server may end calls.
+# Calls take turns on all servers behind the address. `dragoman._calls` decides which are sent again: gRPC would send
+# them too, but not streams that have begun, and it would not know how long a full server asks to be left alone.
 _BALANCED = {"loadBalancingConfig": [{"round_robin": {}}]}
-# Servers that say that they are NOT_SERVING, as those that stop do, are left: each is watched under this name, the server
-# as a whole. Where nobody watches over health, as at a proxy, servers count as healthy.
+# Servers that say that they are NOT_SERVING, as those that stop do, are left: each is watched under this name, that of
+# the server as a whole. Servers that do not offer this, such as some proxies, count as healthy.
 _HEALTH_CHECKED = _BALANCED | {"healthCheckConfig": {"serviceName": ""}}
 
 

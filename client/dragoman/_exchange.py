@@ -158,6 +158,7 @@ def exchange(
     results: SimpleQueue[Exchanged | Exception | None] = SimpleQueue()  # None is the end
     failures: list[Exception] = []
     is_left, num_calls = False, 0
+    call: MessageIterator[ExchangeTranslationsResponse]
 
     def take() -> None:  # on a thread of its own, for the next text may be long in coming
         try:
@@ -179,12 +180,10 @@ def exchange(
         yield config
         while True:
             with changed:
-                while number == num_calls and (request := flow.next_request()) is None:
-                    if flow.is_finished or is_left:
+                while (request := flow.next_request() if number == num_calls else None) is None:
+                    if flow.is_finished or is_left or number != num_calls:
                         return
                     changed.wait(flow.seconds_to_wait)
-                if number != num_calls:
-                    return
             yield request
 
     def receive() -> grpc.RpcError | None:

@@ -121,7 +121,7 @@ def deliver(
 ) -> Generator[Send | Receive | Pause, Any, _Result | list[_Result | DragomanError]]:
     """Gets the results of all inputs.
 
-    A call that has too much for the server is cut in two, one that finds its queue full or loses its server is sent again.
+    A call that has too much for the server is cut in two; one that finds its queue full, or loses it, is sent again.
 
     Args:
         inputs: what to send.

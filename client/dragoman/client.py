@@ -180,7 +180,8 @@ class Client(ModelMethods):
         The iterable may be endless: it is taken, on another thread, no further than 256 texts
         ahead of the results that were taken, and fewer where they are long. What it raises is
         raised here, after the results of the texts before. Texts that find the server's queue
-        full are sent again, and so are those that have no result when the server is lost. Leaving the iterator before its end cancels what is under way.
+        full are sent again, and so are those that have no result when their server is lost.
+        Leaving the iterator before its end cancels what is under way.
 
         Args:
             texts: the texts.

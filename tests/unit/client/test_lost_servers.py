@@ -15,7 +15,7 @@ from dragoman.v1.attention_pb2 import GetAttentionRequest, GetAttentionResponse
 from support.fake_server import FakeServer, abort, translated, upper_exchange, upper_stream
 
 Call = Callable[..., Any]
-LANGUAGES = {"source": "en", "target": "fr"}
+LANGUAGES: Any = {"source": "en", "target": "fr"}
 TEXT = "good morning all of you"
 PIECES = ["GOOD ", "MORNING ", "ALL ", "OF ", "YOU"]
 CODES = [grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED]

@@ -61,10 +61,13 @@ class Traffic:
     Args:
         texts: sentences.
         reference: the address of a server without faults; it is asked for all answers here.
+
+    Attributes:
+        records: what became of the calls of the latest run, by their kind.
     """
 
     def __init__(self, texts: Sequence[str], reference: str) -> None:
-        self.records: Mapping[str, Record] = {kind: Record() for kind in (UNARY, STREAM, EXCHANGE)}
+        self.records: Mapping[str, Record] = {}
         self._texts = texts
         self._paragraphs = [
             " ".join(texts[first : first + _TEXTS_PER_STREAM]) for first in range(0, len(texts), _TEXTS_PER_STREAM)
@@ -87,6 +90,8 @@ class Traffic:
             faults: does them; runs on a thread of its own.
             least: calls of a kind that are made in any case.
         """
+        self.records = {kind: Record() for kind in (UNARY, STREAM, EXCHANGE)}
+        self._is_over.clear()
         failures: list[BaseException] = []
 
         def do_faults() -> None:

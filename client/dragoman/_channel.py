@@ -7,7 +7,9 @@ keepalive: `grpc.http2.min_ping_interval_without_data_ms` at most KEEPALIVE_TIME
 import json
 import os
 import re
+from collections.abc import Mapping
 from ipaddress import IPv6Address
+from typing import Any
 
 DEFAULT_PORT = 50051
 DEFAULT_ADDRESS = f"localhost:{DEFAULT_PORT}"
@@ -33,10 +35,10 @@ _MAX_RECEIVE_BYTES = 64 * 1024 * 1024
 
 # Calls take turns on all servers behind the address. `dragoman._calls` decides which are sent again: gRPC would send
 # them too, but not streams that have begun, and it would not know how long a full server asks to be left alone.
-_BALANCED = {"loadBalancingConfig": [{"round_robin": {}}]}
+_BALANCED: Mapping[str, Any] = {"loadBalancingConfig": [{"round_robin": {}}]}
 # Servers that say that they are NOT_SERVING, as those that stop do, are left: each is watched under this name, that of
 # the server as a whole. Servers that do not offer this, such as some proxies, count as healthy.
-_HEALTH_CHECKED = _BALANCED | {"healthCheckConfig": {"serviceName": ""}}
+_HEALTH_CHECKED: Mapping[str, Any] = {**_BALANCED, "healthCheckConfig": {"serviceName": ""}}
 
 
 def resolve_address(address: str | None, default_port: int = DEFAULT_PORT) -> str:

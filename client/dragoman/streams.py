@@ -66,7 +66,7 @@ class TranslationReader:
 
 def _is_random(options: DecodingOptions) -> bool:
     """Whether the same call gives another text every time."""
-    is_sampled = any(map(options.HasField, ("temperature", "top_k", "top_p")))
+    is_sampled = options.HasField("temperature") or options.HasField("top_k") or options.HasField("top_p")
     return is_sampled and not options.HasField("seed")
 
 
@@ -119,7 +119,7 @@ class TranslationStream:
                 raise
             if piece:
                 return piece
-            if self._reader.result is not None:
+            if response.HasField("translation"):
                 self._responses.finish()
         raise StopIteration
 
@@ -182,7 +182,7 @@ class AsyncTranslationStream:
                 raise
             if piece:
                 return piece
-            if self._reader.result is not None:
+            if response.HasField("translation"):
                 await self._responses.finish()
         raise StopAsyncIteration
 

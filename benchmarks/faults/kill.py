@@ -4,8 +4,8 @@ Three replicas stand behind round_robin of one client. Callers translate, stream
 replicas go away and come back. No call may fail, and every answer must be that of a server without faults, to the last
 bit. The exit code is 1 where that does not hold.
 
-The options say how much: without any, it takes a minute or two; 100 kills among 50,000 translations and 5,000 streams are
-`--kills 100 --restarts 20 --unary 50000 --streams 5000 --callers 16`.
+Without options it takes a minute or two. 100 kills among 50,000 translations and 5,000 streams are `--kills 100
+--restarts 20 --unary 50000 --streams 5000 --callers 16`.
 """
 
 import random

@@ -49,9 +49,10 @@ class Responses(Generic[_Response]):
             try:
                 response = next(self._call)
             except grpc.RpcError as failure:
+                if self._is_cancelled:
+                    raise RequestCancelledError(_CLOSED) from failure
                 error = self._attempt.error(cast(FailedCall, failure))
-                may_repeat = not self._is_cancelled and (is_lost(error) or not self._has_begun)
-                seconds = self._attempt.pause(error) if may_repeat else None
+                seconds = self._attempt.pause(error) if is_lost(error) or not self._has_begun else None
                 if seconds is None:
                     raise error from failure
                 if self._has_begun:
@@ -116,9 +117,10 @@ class AsyncResponses(Generic[_Request, _Response]):
                     # Not `read`, which skips what is left of a call that has its status.
                     response = await anext(aiter(self._call))
             except grpc.aio.AioRpcError as failure:
+                if self._is_cancelled:
+                    raise RequestCancelledError(_CLOSED) from failure
                 error = self._attempt.error(failure)
-                may_repeat = not self._is_cancelled and (is_lost(error) or not self._has_begun)
-                seconds = self._attempt.pause(error) if may_repeat else None
+                seconds = self._attempt.pause(error) if is_lost(error) or not self._has_begun else None
                 if seconds is None:
                     raise error from failure
                 if self._has_begun:

@@ -7,7 +7,9 @@ keepalive: `grpc.http2.min_ping_interval_without_data_ms` at most KEEPALIVE_TIME
 import json
 import os
 import re
+from collections.abc import Mapping
 from ipaddress import IPv6Address
+from typing import Any
 
 DEFAULT_PORT = 50051
 DEFAULT_ADDRESS = f"localhost:{DEFAULT_PORT}"
@@ -23,36 +25,20 @@ _HOST_AND_PORT = re.compile(
 # Targets of gRPC that are no host, or several addresses: passed on as they are.
 _OTHER_TARGETS = ("ipv4:", "ipv6:", "unix:", "unix-abstract:", "vsock:", "xds:")
 
-KEEPALIVE_TIME_MS = 10_000
-_PING_TIMEOUT_MS = 5_000
+# A server that hangs, or whose network is gone, is left within the sum of both: pings follow each other so, and wait so
+# long for their answer. gRPC answers them on threads of its own, however busy the server is.
+KEEPALIVE_TIME_MS = 2_000
+_PING_TIMEOUT_MS = 3_000
 
 # Translations of a full call with all their tokens stay far below this.
 _MAX_RECEIVE_BYTES = 64 * 1024 * 1024
 
-# Translating has no side effects, so a call that did not get through may be sent again.
-# The first entry holds for all methods. A health check wants the truth, not a retry; and loading
-# a model that ends the server must not end it again once it is restarted.
-_SERVICE_CONFIG = json.dumps(
-    {
-        "loadBalancingConfig": [{"round_robin": {}}],
-        "methodConfig": [
-            {
-                "name": [{}],
-                "retryPolicy": {
-                    "maxAttempts": 4,
-                    "initialBackoff": "0.05s",
-                    "maxBackoff": "1s",
-                    "backoffMultiplier": 2,
-                    "retryableStatusCodes": ["UNAVAILABLE"],
-                },
-            },
-            {"name": [{"service": "grpc.health.v1.Health"}, {"service": "dragoman.v1.ModelAdminService"}]},
-        ],
-        # When most calls fail, retries would only add to the load: they stop at half of the
-        # tokens. That leaves room for 100 calls that are lost together with their server.
-        "retryThrottling": {"maxTokens": 200, "tokenRatio": 0.1},
-    }
-)
+# Calls take turns on all servers behind the address. `dragoman._calls` decides which are sent again: gRPC would send
+# them too, but not streams that have begun, and it would not know how long a full server asks to be left alone.
+_BALANCED: Mapping[str, Any] = {"loadBalancingConfig": [{"round_robin": {}}]}
+# Servers that say that they are NOT_SERVING, as those that stop do, are left: each is watched under this name, that of
+# the server as a whole. Servers that do not offer this, such as some proxies, count as healthy.
+_HEALTH_CHECKED: Mapping[str, Any] = {**_BALANCED, "healthCheckConfig": {"serviceName": ""}}
 
 
 def resolve_address(address: str | None, default_port: int = DEFAULT_PORT) -> str:
@@ -90,15 +76,20 @@ def _is_ipv6(host: str | None) -> bool:
     return True
 
 
-def channel_options() -> list[tuple[str, int | str]]:
-    """The options of a channel to a Dragoman server."""
+def channel_options(*, is_health_checked: bool) -> list[tuple[str, int | str]]:
+    """The options of a channel to a Dragoman server.
+
+    Args:
+        is_health_checked: whether only servers that are SERVING are called, as is right for translations. What is
+            asked about a server, or done to it, concerns the others too.
+    """
     return [
-        ("grpc.service_config", _SERVICE_CONFIG),
+        ("grpc.service_config", json.dumps(_HEALTH_CHECKED if is_health_checked else _BALANCED)),
         # Else a DNS TXT record could replace the configuration above.
         ("grpc.service_config_disable_resolution", 1),
         ("grpc.max_receive_message_length", _MAX_RECEIVE_BYTES),
-        # Keepalive notices a server that stopped answering. Its own timeout does not apply
-        # while a bandwidth probe is under way: that one has the ping timeout, of 60 s unset.
+        # The timeout of the keepalive does not apply while a bandwidth probe is under way: that
+        # one has the ping timeout, of 60 s unset.
         ("grpc.keepalive_time_ms", KEEPALIVE_TIME_MS),
         ("grpc.keepalive_timeout_ms", _PING_TIMEOUT_MS),
         ("grpc.http2.ping_timeout_ms", _PING_TIMEOUT_MS),

@@ -5,6 +5,7 @@
 
 import asyncio
 import math
+import os
 import threading
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ import grpc.aio
 from google.protobuf.message import Message
 
 from dragoman import _calls
-from dragoman._calls import Attempt, MessageIterator, UnaryCall
+from dragoman._calls import Attempt, MessageIterator, Throttle, UnaryCall
 from dragoman._channel import channel_options, resolve_address
 from dragoman._exchange import Exchanged, exchange, exchange_async
 from dragoman._lists import Batch, Errors, Inputs, Pause, Receive, Send, deliver
@@ -30,6 +31,7 @@ _Result = TypeVar("_Result")
 
 _IS_CLOSED = "The client is closed"
 _WAS_CLOSED = "The client was closed during the call"
+_WAS_FORKED = "This client was made before the process forked, which gRPC does not survive: make one in the child"
 
 
 class Connection:
@@ -38,6 +40,7 @@ class Connection:
     Raises, also its methods:
         TypeError: the address is not a text, or a timeout not a number.
         ValueError: the address is not one, or a timeout is not above 0.
+        RuntimeError: the client is closed, or of another process, from which this one was forked.
 
     Attributes:
         translation: calls the methods of the service.
@@ -48,13 +51,19 @@ class Connection:
 
     def __init__(self, address: str | None, timeout: float) -> None:
         self._address, self._timeout = resolve_address(address), _calls.check_timeout(timeout)
+        self._throttle = Throttle()
         self._closed = threading.Event()
-        self._channel = grpc.insecure_channel(self._address, channel_options())
-        self.translation = translation_pb2_grpc.TranslationServiceStub(self._channel)
-        self.attention = attention_pb2_grpc.AttentionServiceStub(self._channel)
-        self.models = models_pb2_grpc.ModelServiceStub(self._channel)
-        self.model_admin = models_pb2_grpc.ModelAdminServiceStub(self._channel)
-        self._check_health: grpc.UnaryUnaryMultiCallable[bytes, bytes] = self._channel.unary_unary(
+        self._process_id = os.getpid()
+        serving, any_server = (
+            grpc.insecure_channel(self._address, channel_options(is_health_checked=is_checked))
+            for is_checked in (True, False)
+        )
+        self._channels = (serving, any_server)  # neither connects before its first call
+        self.translation = translation_pb2_grpc.TranslationServiceStub(serving)
+        self.attention = attention_pb2_grpc.AttentionServiceStub(serving)
+        self.models = models_pb2_grpc.ModelServiceStub(any_server)
+        self.model_admin = models_pb2_grpc.ModelAdminServiceStub(any_server)
+        self._check_health: grpc.UnaryUnaryMultiCallable[bytes, bytes] = any_server.unary_unary(
             _calls.HEALTH_CHECK_METHOD
         )
 
@@ -101,15 +110,19 @@ class Connection:
                     call.cancel()
 
     def responses(
-        self, method: "grpc.UnaryStreamMultiCallable[_Request, _Response]", request: _Request, timeout: float | None
+        self,
+        method: "grpc.UnaryStreamMultiCallable[_Request, _Response]",
+        request: _Request,
+        timeout: float | None,
+        restart: Callable[[], None],
     ) -> Responses[_Response]:
-        """The messages that answer a request; the call begins at once."""
+        """The messages that answer a request; the call begins at once. For `restart` see `Responses`."""
 
         def start(seconds: float | None) -> MessageIterator[_Response]:
             with self._while_open():
                 return method(request, timeout=seconds)
 
-        return Responses(start, self._attempts(timeout)(), self._pause)
+        return Responses(start, self._attempts(timeout)(), self._pause, restart)
 
     def exchange(
         self, config: ExchangeTranslationsRequest, texts: Iterable[str], timeout: float | None
@@ -123,7 +136,7 @@ class Connection:
             with self._while_open():
                 return self.translation.ExchangeTranslations(requests, timeout=attempt.remaining)
 
-        return exchange(start, config, texts, attempt)
+        return exchange(start, config, texts, attempt, self._pause)
 
     def unary(
         self,
@@ -137,12 +150,19 @@ class Connection:
             DragomanError: the call failed, or its response makes no sense.
         """
         attempt = self._attempts(timeout, call.least_seconds)()
-        try:
-            with self._while_open():
-                response = method(call.request, timeout=attempt.remaining)
-        except grpc.RpcError as failure:
-            raise call.error(attempt, cast(FailedCall, failure)) from failure
-        return call.read(response)
+        while True:
+            try:
+                with self._while_open():
+                    response = method(call.request, timeout=attempt.remaining)
+            except grpc.RpcError as failure:
+                error = call.error(attempt, cast(FailedCall, failure))
+                seconds = attempt.pause(error) if call.is_repeatable else None
+                if seconds is None:
+                    raise error from failure
+            else:
+                attempt.answered()
+                return call.read(response)
+            self._pause(seconds)
 
     def is_serving(self, request: bytes, timeout: float | None) -> bool:
         """What a health check says.
@@ -159,13 +179,16 @@ class Connection:
         return answer == _calls.HEALTH_CHECK_SERVING
 
     def close(self) -> None:
-        """Closes the channel; calls under way raise RequestCancelledError."""
+        """Closes the channels; calls under way raise RequestCancelledError. In a forked child nothing is closed."""
+        if self._process_id != os.getpid():
+            return
         self._closed.set()
-        self._channel.close()
+        for channel in self._channels:
+            channel.close()
 
     def _attempts(self, timeout: float | None, least_seconds: float = 0.0) -> Callable[[], Attempt]:
         seconds = max(self._timeout, least_seconds) if timeout is None else _calls.check_timeout(timeout)
-        return lambda: Attempt(self._address, seconds)
+        return lambda: Attempt(self._address, seconds, self._throttle)
 
     def _pause(self, seconds: float) -> None:
         if self._closed.wait(seconds):
@@ -173,6 +196,8 @@ class Connection:
 
     @contextmanager
     def _while_open(self) -> Iterator[None]:
+        if self._process_id != os.getpid():
+            raise RuntimeError(_WAS_FORKED)
         if self._closed.is_set():
             raise RuntimeError(_IS_CLOSED)
         try:
@@ -204,27 +229,29 @@ class AsyncConnection:
 
     def __init__(self, address: str | None, timeout: float) -> None:
         self._address, self._timeout = resolve_address(address), _calls.check_timeout(timeout)
+        self._throttle = Throttle()
         self._closed = asyncio.Event()
-        self._channel: grpc.aio.Channel | None = None
+        self._process_id = os.getpid()
+        self._channels: tuple[grpc.aio.Channel, grpc.aio.Channel] | None = None
 
     def translation(self) -> "translation_pb2_grpc.TranslationServiceAsyncStub":
         """Calls the methods of the service."""
-        stub = translation_pb2_grpc.TranslationServiceStub(self._open_channel())
+        stub = translation_pb2_grpc.TranslationServiceStub(self._open_channels()[0])
         return cast("translation_pb2_grpc.TranslationServiceAsyncStub", stub)
 
     def attention(self) -> "attention_pb2_grpc.AttentionServiceAsyncStub":
         """Likewise."""
-        stub = attention_pb2_grpc.AttentionServiceStub(self._open_channel())
+        stub = attention_pb2_grpc.AttentionServiceStub(self._open_channels()[0])
         return cast("attention_pb2_grpc.AttentionServiceAsyncStub", stub)
 
     def models(self) -> "models_pb2_grpc.ModelServiceAsyncStub":
         """Likewise."""
-        stub = models_pb2_grpc.ModelServiceStub(self._open_channel())
+        stub = models_pb2_grpc.ModelServiceStub(self._open_channels()[1])
         return cast("models_pb2_grpc.ModelServiceAsyncStub", stub)
 
     def model_admin(self) -> "models_pb2_grpc.ModelAdminServiceAsyncStub":
         """Likewise."""
-        stub = models_pb2_grpc.ModelAdminServiceStub(self._open_channel())
+        stub = models_pb2_grpc.ModelAdminServiceStub(self._open_channels()[1])
         return cast("models_pb2_grpc.ModelAdminServiceAsyncStub", stub)
 
     async def deliver(
@@ -272,13 +299,14 @@ class AsyncConnection:
         method: Callable[[], grpc.aio.UnaryStreamMultiCallable[_Request, _Response]],
         request: _Request,
         timeout: float | None,
+        restart: Callable[[], None],
     ) -> AsyncResponses[_Request, _Response]:
-        """The messages that answer a request; the call begins when the first is asked for."""
+        """The messages that answer a request; the call begins when the first is asked for. See `Responses`."""
 
         def start(seconds: float | None) -> grpc.aio.UnaryStreamCall[_Request, _Response]:
             return method()(request, timeout=seconds)
 
-        return AsyncResponses(start, self._attempts(timeout)(), self._pause, self._while_open)
+        return AsyncResponses(start, self._attempts(timeout)(), self._pause, restart, self._while_open)
 
     def exchange(
         self, config: ExchangeTranslationsRequest, texts: AsyncIterable[str] | Iterable[str], timeout: float | None
@@ -289,7 +317,7 @@ class AsyncConnection:
         def start() -> grpc.aio.StreamStreamCall[ExchangeTranslationsRequest, ExchangeTranslationsResponse]:
             return self.translation().ExchangeTranslations(timeout=attempt.remaining)
 
-        return exchange_async(start, config, texts, attempt, self._while_open)
+        return exchange_async(start, config, texts, attempt, self._pause, self._while_open)
 
     async def unary(
         self,
@@ -303,12 +331,19 @@ class AsyncConnection:
             DragomanError: the call failed, or its response makes no sense.
         """
         attempt = self._attempts(timeout, call.least_seconds)()
-        try:
-            with self._while_open():
-                response = await method()(call.request, timeout=attempt.remaining)
-        except grpc.aio.AioRpcError as failure:
-            raise call.error(attempt, failure) from failure
-        return call.read(response)
+        while True:
+            try:
+                with self._while_open():
+                    response = await method()(call.request, timeout=attempt.remaining)
+            except grpc.aio.AioRpcError as failure:
+                error = call.error(attempt, failure)
+                seconds = attempt.pause(error) if call.is_repeatable else None
+                if seconds is None:
+                    raise error from failure
+            else:
+                attempt.answered()
+                return call.read(response)
+            await self._pause(seconds)
 
     async def is_serving(self, request: bytes, timeout: float | None) -> bool:
         """What a health check says.
@@ -319,7 +354,7 @@ class AsyncConnection:
         attempt = self._attempts(timeout)()
         try:
             with self._while_open():
-                check: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = self._open_channel().unary_unary(
+                check: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = self._open_channels()[1].unary_unary(
                     _calls.HEALTH_CHECK_METHOD
                 )
                 answer = await check(request, timeout=attempt.remaining)
@@ -328,20 +363,27 @@ class AsyncConnection:
         return answer == _calls.HEALTH_CHECK_SERVING
 
     async def close(self) -> None:
-        """Closes the channel; calls under way raise RequestCancelledError."""
+        """As for `Connection`."""
+        if self._process_id != os.getpid():
+            return
         self._closed.set()
-        if self._channel is not None:
-            await self._channel.close()
+        for channel in self._channels or ():
+            await channel.close()
 
-    def _open_channel(self) -> grpc.aio.Channel:
+    def _open_channels(self) -> tuple[grpc.aio.Channel, grpc.aio.Channel]:
+        """To servers that are SERVING, and to any server."""
         # Made at the first call, for a channel belongs to the event loop that runs then.
-        if self._channel is None:
-            self._channel = grpc.aio.insecure_channel(self._address, channel_options())
-        return self._channel
+        if self._channels is None:
+            serving, any_server = (
+                grpc.aio.insecure_channel(self._address, channel_options(is_health_checked=is_checked))
+                for is_checked in (True, False)
+            )
+            self._channels = (serving, any_server)
+        return self._channels
 
     def _attempts(self, timeout: float | None, least_seconds: float = 0.0) -> Callable[[], Attempt]:
         seconds = max(self._timeout, least_seconds) if timeout is None else _calls.check_timeout(timeout)
-        return lambda: Attempt(self._address, seconds)
+        return lambda: Attempt(self._address, seconds, self._throttle)
 
     async def _pause(self, seconds: float) -> None:
         try:
@@ -353,6 +395,8 @@ class AsyncConnection:
 
     @contextmanager
     def _while_open(self) -> Iterator[None]:
+        if self._process_id != os.getpid():
+            raise RuntimeError(_WAS_FORKED)
         if self._closed.is_set():
             raise RuntimeError(_IS_CLOSED)
         try:

@@ -1,10 +1,13 @@
-"""Many texts over one stream: sent while results come back, and no further ahead of them than a fixed number."""
+"""Many texts over one stream: sent while results come back, and no further ahead of them than a fixed number.
+
+When the server is lost, another stream has the texts that have no result yet.
+"""
 
 import asyncio
 import math
 import threading
 import time
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, suppress
 from heapq import heappop, heappush
 from queue import SimpleQueue
@@ -14,7 +17,7 @@ import grpc
 import grpc.aio
 
 from dragoman import _convert
-from dragoman._calls import Attempt, MessageIterator
+from dragoman._calls import MAX_LOSSES, Attempt, MessageIterator, is_lost
 from dragoman._lists import MAX_CALLS_IN_FLIGHT
 from dragoman._requests import MAX_SEGMENTS_PER_CALL, exchange_input, num_segments
 from dragoman.errors import DragomanError, FailedCall, InternalError, InvalidArgumentError
@@ -34,6 +37,7 @@ MAX_SEGMENTS_IN_FLIGHT: Final = MAX_CALLS_IN_FLIGHT * MAX_SEGMENTS_PER_CALL
 # The status that grpc.aio gives a call whose end a write meets.
 _FAILED_WRITE: Final = "Internal error from Core"
 _SECONDS_PER_LOOK: Final = 0.001
+_MAX_LOOKS: Final = 2000
 
 
 class _Flow:
@@ -58,6 +62,7 @@ class _Flow:
         # A heap: the time from which a text may be sent, its index, and the message.
         self._to_send: list[tuple[float, int, ExchangeTranslationsRequest]] = []
         self._sent: dict[str, tuple[int, ExchangeTranslationsRequest]] = {}  # those without an answer, by id
+        self._oldest_lost, self._num_losses = -1, 0  # the text without a result that was sent first, and how often
 
     @property
     def has_room(self) -> bool:
@@ -105,11 +110,27 @@ class _Flow:
         if response.id not in self._sent:
             raise InternalError(f"The server sent a result for {response.id!r}, which it was not asked for")
         index, request = self._sent.pop(response.id)
+        self._attempt.progressed()
         result = _convert.exchanged(self._config, response, index)
         if isinstance(result, DragomanError) and (seconds := self._attempt.pause(result)) is not None:
             heappush(self._to_send, (time.monotonic() + seconds, index, request))
             return None
         return index, result
+
+    def pause(self, error: DragomanError) -> float | None:
+        """The server was lost: what has no result is to be sent again, after so many seconds; None where it is not."""
+        if not is_lost(error):
+            return None
+        oldest = min((index for index, _ in self._sent.values()), default=-1)
+        self._num_losses = self._num_losses + 1 if oldest == self._oldest_lost >= 0 else 1
+        self._oldest_lost = oldest
+        for index, request in self._sent.values():
+            heappush(self._to_send, (-math.inf, index, request))
+        self._sent.clear()
+        # A text that ends the servers becomes the oldest, and stays so: results of others are no progress then.
+        if self._num_losses > MAX_LOSSES:
+            return None
+        return self._attempt.pause(error)
 
     def release(self, index: int) -> None:
         """The caller has taken the result of this text."""
@@ -130,12 +151,14 @@ def exchange(
     config: ExchangeTranslationsRequest,
     texts: Iterable[str],
     attempt: Attempt,
+    pause: Callable[[float], None],
 ) -> Iterator[Exchanged]:
     """The results of `texts` as they come in: see `dragoman.Client.exchange`."""
     flow, changed = _Flow(config, attempt), threading.Condition()
     results: SimpleQueue[Exchanged | Exception | None] = SimpleQueue()  # None is the end
     failures: list[Exception] = []
-    is_left = False
+    is_left, num_calls = False, 0
+    call: MessageIterator[ExchangeTranslationsResponse]
 
     def take() -> None:  # on a thread of its own, for the next text may be long in coming
         try:
@@ -153,17 +176,18 @@ def exchange(
             flow.has_all_texts = True
             changed.notify_all()
 
-    def requests() -> Iterator[ExchangeTranslationsRequest]:  # on a thread of grpc
+    def requests(number: int) -> Iterator[ExchangeTranslationsRequest]:  # on a thread of grpc
         yield config
         while True:
             with changed:
-                while (request := flow.next_request()) is None:
-                    if flow.is_finished or is_left:
+                while (request := flow.next_request() if number == num_calls else None) is None:
+                    if flow.is_finished or is_left or number != num_calls:
                         return
                     changed.wait(flow.seconds_to_wait)
             yield request
 
-    def read() -> None:  # on a thread of its own, for results need not come from the server
+    def receive() -> grpc.RpcError | None:
+        """Takes the results of a call; returns what it failed with, if it did."""
         try:
             for response in call:
                 with changed:
@@ -171,16 +195,33 @@ def exchange(
                     changed.notify_all()
                 if result:
                     results.put(result)
+        except grpc.RpcError as failure:
+            return failure
+        return None
+
+    def read() -> None:  # on a thread of its own, for results need not come from the server
+        nonlocal call, num_calls
+        try:
+            while (failure := receive()) is not None:
+                error = attempt.error(cast(FailedCall, failure))
+                with changed:
+                    # First, the requests of this call take no more texts.
+                    num_calls += 1
+                    seconds = None if is_left else flow.pause(error)
+                    changed.notify_all()
+                if seconds is None:
+                    raise error from failure
+                pause(seconds)
+                with changed:
+                    if is_left:
+                        return
+                    call = start(requests(num_calls))
             flow.check_end()
             results.put(None)
-        except grpc.RpcError as failure:
-            failed = attempt.error(cast(FailedCall, failure))
-            failed.__cause__ = failure
-            results.put(failed)
         except Exception as error:
             results.put(error)
 
-    call = start(requests())
+    call = start(requests(0))
     for work in (take, read):
         threading.Thread(target=work, name=f"dragoman-exchange-{work.__name__}", daemon=True).start()
     try:
@@ -205,6 +246,7 @@ async def exchange_async(
     config: ExchangeTranslationsRequest,
     texts: AsyncIterable[str] | Iterable[str],
     attempt: Attempt,
+    pause: Callable[[float], Awaitable[None]],
     while_open: Callable[[], AbstractContextManager[object]],
 ) -> AsyncIterator[Exchanged]:
     """The results of `texts` as they come in: see `dragoman.AsyncClient.exchange`."""
@@ -226,8 +268,8 @@ async def exchange_async(
         flow.has_all_texts = True
         changed.set()
 
-    async def write() -> None:
-        # Where a write fails, the call is over: why, is for `read` to tell.
+    async def write(call: AsyncCall) -> None:
+        # Where a write fails, the call is over: why, is for `receive` to tell.
         with suppress(grpc.RpcError, grpc.aio.BaseError, asyncio.InvalidStateError):
             await call.write(config)
             while not flow.is_finished:
@@ -240,16 +282,31 @@ async def exchange_async(
                         await changed.wait()
             await call.done_writing()
 
-    async def read() -> None:
+    async def receive(call: AsyncCall) -> grpc.aio.AioRpcError:
+        """Takes the results of a call; returns its status."""
+        ending, writing = _Ending(call), asyncio.create_task(write(call))
         try:
             with while_open(), suppress(grpc.aio.AioRpcError):
                 async for response in call:
                     if result := flow.receive(response):
                         results.put_nowait(result)
                     changed.set()
-            status = await ending.status()
-            if status.code() is not grpc.StatusCode.OK:
-                raise attempt.error(status) from status
+            return await ending.status()
+        finally:
+            call.cancel()
+            writing.cancel()
+            await asyncio.gather(writing, return_exceptions=True)
+
+    async def read() -> None:
+        try:
+            next_call = call
+            while (status := await receive(next_call)).code() is not grpc.StatusCode.OK:
+                error = attempt.error(status)
+                if (seconds := flow.pause(error)) is None:
+                    raise error from status
+                await pause(seconds)
+                with while_open():
+                    next_call = start()
             flow.check_end()
             results.put_nowait(None)
         except Exception as error:
@@ -257,8 +314,7 @@ async def exchange_async(
 
     with while_open():
         call = start()
-    ending = _Ending(call)
-    tasks = [asyncio.create_task(work()) for work in (take, write, read)]
+    tasks = [asyncio.create_task(work()) for work in (take, read)]
     try:
         while (result := await results.get()) is not None:
             if isinstance(result, Exception):
@@ -267,7 +323,7 @@ async def exchange_async(
             flow.release(result[0])
             changed.set()
     finally:
-        call.cancel()
+        call.cancel()  # also where `read` has not begun
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -290,10 +346,12 @@ class _Ending:
     async def status(self) -> grpc.aio.AioRpcError:
         """To be asked for once the call is done."""
         self._look(self._call)
-        while self._status is None:
+        for _ in range(_MAX_LOOKS):
+            if self._status is not None:
+                return self._status
             await asyncio.sleep(_SECONDS_PER_LOOK)
             self._look(self._call)
-        return self._status
+        return await self._current()
 
     def _look(self, _: object) -> None:
         try:

@@ -121,7 +121,7 @@ def deliver(
 ) -> Generator[Send | Receive | Pause, Any, _Result | list[_Result | DragomanError]]:
     """Gets the results of all inputs.
 
-    A call that has too much for the server is cut in two, one that finds its queue full is sent again.
+    A call that has too much for the server is cut in two; one that finds its queue full, or loses it, is sent again.
 
     Args:
         inputs: what to send.
@@ -169,6 +169,7 @@ def deliver(
                 if isinstance(error, _CONCERNS_ALL) and not (has_answer or is_too_much):
                     of_all = error
         else:
+            own.answered()
             has_answer, of_all = True, None
             results.update(zip(batch.indices, read(batch, response), strict=True))
     if of_all:

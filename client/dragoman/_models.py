@@ -63,14 +63,14 @@ def get_model(name: str) -> UnaryCall[GetModelRequest, GetModelResponse, models.
 def load_model(path: str) -> UnaryCall[LoadModelRequest, LoadModelResponse, models.ModelInfo]:
     """The call that loads a bundle."""
     request = LoadModelRequest(path=valid_text("path", path))
-    return UnaryCall(request, _the_model, _NO_ADMIN, ADMIN_TIMEOUT_SECONDS)
+    return UnaryCall(request, _the_model, _NO_ADMIN, ADMIN_TIMEOUT_SECONDS, is_repeatable=False)
 
 
 def unload_model(model: str, *, drain: bool) -> UnaryCall[UnloadModelRequest, UnloadModelResponse, None]:
     """The call that unloads a model."""
     request = UnloadModelRequest(model=valid_text("model", model))
     set_field(request, "drain", drain)
-    return UnaryCall(request, _nothing, _NO_ADMIN, ADMIN_TIMEOUT_SECONDS)
+    return UnaryCall(request, _nothing, _NO_ADMIN, ADMIN_TIMEOUT_SECONDS, is_repeatable=False)
 
 
 def set_default_model(
@@ -83,7 +83,7 @@ def set_default_model(
     if source is not None and target is not None:
         request.source_language_code = _language("source", source)
         request.target_language_code = _language("target", target)
-    return UnaryCall(request, _nothing, _NO_ADMIN, ADMIN_TIMEOUT_SECONDS)
+    return UnaryCall(request, _nothing, _NO_ADMIN, ADMIN_TIMEOUT_SECONDS, is_repeatable=False)
 
 
 def languages(listed: Iterable[models.ModelInfo]) -> models.LanguagePairs:

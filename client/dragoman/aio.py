@@ -13,7 +13,7 @@ from dragoman._model_methods import AsyncModelMethods
 from dragoman._requests import Target
 from dragoman.attention.types import Alignment
 from dragoman.errors import DragomanError
-from dragoman.streams import AsyncTranslationStream
+from dragoman.streams import AsyncTranslationStream, TranslationReader
 from dragoman.types import AlignOptions, AttentionOptions, Score, ScoreOptions, TranslateOptions, Translation
 
 if TYPE_CHECKING:
@@ -121,8 +121,11 @@ class AsyncClient(AsyncModelMethods):
         """
         request = _requests.stream_request(text, target_prefix, source=source, target=target, options=options)
         connection = self._connection
-        responses = connection.responses(lambda: connection.translation().StreamTranslation, request, timeout)
-        return AsyncTranslationStream(request, responses)
+        reader = TranslationReader(request)
+        responses = connection.responses(
+            lambda: connection.translation().StreamTranslation, request, timeout, reader.restart
+        )
+        return AsyncTranslationStream(reader, responses)
 
     def exchange(
         self,
@@ -232,7 +235,7 @@ class AsyncClient(AsyncModelMethods):
         )
         reader = AttentionReader(request)
         connection = self._connection
-        responses = connection.responses(lambda: connection.attention().GetAttention, request, timeout)
+        responses = connection.responses(lambda: connection.attention().GetAttention, request, timeout, reader.restart)
         try:
             async for response in responses:
                 reader.add(response)

@@ -13,7 +13,7 @@ from dragoman._model_methods import ModelMethods
 from dragoman._requests import Target
 from dragoman.attention.types import Alignment
 from dragoman.errors import DragomanError
-from dragoman.streams import TranslationStream
+from dragoman.streams import TranslationReader, TranslationStream
 from dragoman.types import AlignOptions, AttentionOptions, Score, ScoreOptions, TranslateOptions, Translation
 
 if TYPE_CHECKING:
@@ -24,9 +24,10 @@ class Client(ModelMethods):
     """Translates through a Dragoman server.
 
     Safe to share between threads; keep one for the life of the program, as it holds the
-    connections. Create it after forking. Calls that could not reach a server are sent again,
-    up to three times; those that find its queue full are sent again after the time that it
-    says, if that is within their timeout.
+    connections. Create it after forking: in a forked child, its methods raise RuntimeError. Calls
+    that could not reach a server, or lose it, are sent again, up to three times in a row; those
+    that find its queue full are sent again after the time that it says, if that is within their
+    timeout. Of several servers behind the address, those that are not SERVING or hang are left.
 
         with Client("localhost:50051") as client:
             print(client.translate("Good morning.", source="en", target="fr").text)
@@ -162,7 +163,8 @@ class Client(ModelMethods):
         """
         request = _requests.stream_request(text, target_prefix, source=source, target=target, options=options)
         method = self._connection.translation.StreamTranslation
-        return TranslationStream(request, self._connection.responses(method, request, timeout))
+        reader = TranslationReader(request)
+        return TranslationStream(reader, self._connection.responses(method, request, timeout, reader.restart))
 
     def exchange(
         self,
@@ -178,7 +180,8 @@ class Client(ModelMethods):
         The iterable may be endless: it is taken, on another thread, no further than 256 texts
         ahead of the results that were taken, and fewer where they are long. What it raises is
         raised here, after the results of the texts before. Texts that find the server's queue
-        full are sent again. Leaving the iterator before its end cancels what is under way.
+        full are sent again, and so are those that have no result when their server is lost.
+        Leaving the iterator before its end cancels what is under way.
 
         Args:
             texts: the texts.
@@ -307,7 +310,8 @@ class Client(ModelMethods):
             text, target_text, source=source, target=target, source_only=source_only, options=options
         )
         reader = AttentionReader(request)
-        responses = self._connection.responses(self._connection.attention.GetAttention, request, timeout)
+        method = self._connection.attention.GetAttention
+        responses = self._connection.responses(method, request, timeout, reader.restart)
         try:
             for response in responses:
                 reader.add(response)

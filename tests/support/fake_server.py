@@ -15,6 +15,7 @@ from google.rpc import status_pb2
 from google.rpc.error_details_pb2 import ErrorInfo, RetryInfo
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
+from dragoman._channel import KEEPALIVE_TIME_MS
 from dragoman.v1 import attention_pb2_grpc, models_pb2_grpc, translation_pb2, translation_pb2_grpc
 from dragoman.v1.attention_pb2 import AlignRequest, AlignResponse, GetAttentionRequest, GetAttentionResponse
 from dragoman.v1.translation_pb2 import (
@@ -137,8 +138,22 @@ def scored(request: ScoreRequest, context: grpc.ServicerContext) -> ScoreRespons
 
 def _bound(max_workers: int) -> tuple[grpc.Server, str]:
     """A server on a free port, and its address."""
-    server = grpc.server(futures.ThreadPoolExecutor(max_workers), options=[("grpc.so_reuseport", 0)])
+    options = [("grpc.so_reuseport", 0), ("grpc.http2.min_ping_interval_without_data_ms", KEEPALIVE_TIME_MS // 2)]
+    server = grpc.server(futures.ThreadPoolExecutor(max_workers), options=options)
     return server, f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+
+
+class _Health(health.HealthServicer):  # type: ignore[misc]
+    """That of gRPC, but watchers learn the first status alone: with it, one that leaves may hold up the server."""
+
+    def Watch(
+        self,
+        request: health_pb2.HealthCheckRequest,
+        context: grpc.ServicerContext,
+        send: Callable[[health_pb2.HealthCheckResponse], None],
+    ) -> None:
+        """Sends the status, and keeps the call open without a thread."""
+        send(self.Check(request, context))
 
 
 class FakeServer(translation_pb2_grpc.TranslationServiceServicer, attention_pb2_grpc.AttentionServiceServicer):
@@ -159,7 +174,7 @@ class FakeServer(translation_pb2_grpc.TranslationServiceServicer, attention_pb2_
         self.align_requests: list[AlignRequest] = []
         self.release = threading.Event()
         """Set at the end, for handlers that wait for the end of the test."""
-        self.health = health.HealthServicer()
+        self.health = _Health()
         self.models = FakeModels()
         self._lock = threading.Lock()
         self._server, self.address = _bound(max_workers=8)

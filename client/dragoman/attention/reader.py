@@ -36,6 +36,10 @@ class AttentionReader:
 
     def __init__(self, request: pb.GetAttentionRequest) -> None:
         self._request = request
+        self.restart()
+
+    def restart(self) -> None:
+        """The messages will come from the first one again, as the server was lost."""
         self._header: pb.AttentionHeader | None = None
         self._buffer = bytearray()
         self._num_filled = 0

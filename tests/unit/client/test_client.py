@@ -20,6 +20,7 @@ from dragoman import (
     NotFoundError,
     UnavailableError,
 )
+from dragoman._calls import Attempt, Throttle
 from dragoman.v1 import translation_pb2
 from dragoman.v1.translation_pb2 import TranslateRequest, TranslateResponse
 from support.fake_server import MODEL, FakeServer, abort, failed, translated, upper
@@ -316,14 +317,15 @@ def test_unavailable_is_tried_again(server: FakeServer, call: Call) -> None:
 
 async def test_many_calls_lost_at_once_are_all_tried_again(server: FakeServer) -> None:
     def answer(request: TranslateRequest, context: grpc.ServicerContext) -> TranslateResponse:
-        if "grpc-previous-rpc-attempts" not in dict(context.invocation_metadata()):
+        if server.requests.count(request) == 1:
             context.abort(grpc.StatusCode.UNAVAILABLE, "this replica is gone")
         return upper(request, context)
 
     server.handler = answer
+    texts = [f"a{number}" for number in range(64)]
     async with AsyncClient(server.address) as client:
-        answers = await asyncio.gather(*(client.translate("a", source="en", target="fr") for _ in range(64)))
-    assert [answer.text for answer in answers] == ["A"] * 64
+        answers = await asyncio.gather(*(client.translate(text, source="en", target="fr") for text in texts))
+    assert [answer.text for answer in answers] == [text.upper() for text in texts]
     assert len(server.requests) == 128
 
 
@@ -333,6 +335,35 @@ def test_unavailable_is_raised_after_four_attempts(server: FakeServer, call: Cal
     with pytest.raises(UnavailableError, match="stopping"):
         call("translate", "a", source="en", target="fr")
     assert len(server.requests) == 4
+
+
+@pytest.mark.parametrize("details", ["stopping", "Channel closed!"])
+def test_calls_that_a_stopping_server_cancels_are_tried_again(server: FakeServer, call: Call, details: str) -> None:
+    def answer(request: TranslateRequest, context: grpc.ServicerContext) -> TranslateResponse:
+        if len(server.requests) < 3:
+            context.abort(grpc.StatusCode.CANCELLED, details)
+        return upper(request, context)
+
+    server.handler = answer
+    assert call("translate", "a", source="en", target="fr").text == "A"
+    assert len(server.requests) == 3
+
+
+def test_the_loss_of_a_connection_is_never_an_internal_error(server: FakeServer, call: Call) -> None:
+    server.handler = lambda request, context: context.abort(grpc.StatusCode.UNKNOWN, "Stream removed")
+
+    with pytest.raises(UnavailableError, match=r"the connection to the server was lost \(Stream removed\)"):
+        call("translate", "a", source="en", target="fr")
+    assert len(server.requests) == 4
+
+
+def test_a_client_whose_calls_nearly_all_fail_stops_trying_again() -> None:
+    throttle = Throttle()
+    assert [throttle.lose() for _ in range(100)] == [True] * 99 + [False]
+    assert not Attempt("a:1", 30.0, throttle).pause(UnavailableError("stopping"))
+    for _ in range(40):
+        throttle.answer()
+    assert Attempt("a:1", 30.0, throttle).pause(UnavailableError("stopping"))
 
 
 def test_other_errors_are_not_tried_again(server: FakeServer, call: Call) -> None:

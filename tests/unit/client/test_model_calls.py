@@ -1,7 +1,6 @@
 """How calls about models are made, and how they fail; test_models.py has what they return."""
 
 import asyncio
-import json
 import math
 import threading
 from collections.abc import Callable
@@ -29,7 +28,6 @@ from dragoman import (
     UnavailableError,
     UnimplementedError,
 )
-from dragoman._channel import channel_options
 from dragoman.v1 import models_pb2 as pb
 from support.fake_models import ready
 from support.fake_server import FakeServer, abort
@@ -313,9 +311,3 @@ async def test_a_server_that_is_not_there_is_named() -> None:
     async with AsyncClient(address) as async_client:
         with pytest.raises(UnavailableError, match=expected):
             await async_client.models()
-
-
-def test_the_service_that_is_not_called_again_exists() -> None:
-    config = json.loads(str(dict(channel_options())["grpc.service_config"]))
-    named = [name["service"] for entry in config["methodConfig"] for name in entry["name"] if name]
-    assert pb.DESCRIPTOR.services_by_name["ModelAdminService"].full_name in named

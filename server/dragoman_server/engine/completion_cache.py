@@ -25,7 +25,7 @@ _BYTES_PER_NUMBER = 8  # of a model, before the digest
 
 # What an entry takes up beside the packed answer: a key, two objects of Python, its share of tables that may just have
 # grown.
-_ENTRY_BYTES = 352
+_ENTRY_BYTES = 240
 _ENTRIES_AT_A_TIME = 1000
 
 _encoder = msgspec.msgpack.Encoder()
@@ -123,7 +123,7 @@ class CachePart:
 
     def keep(self, key: bytes, hypotheses: tuple[Hypothesis, ...]) -> None:
         """Keeps hypotheses, unless the part is closed."""
-        value = _encoder.encode(hypotheses)
+        value = bytes(memoryview(_encoder.encode(hypotheses)))  # a copy: msgspec leaves room behind its own
         if not self._is_closed:
             self._cache.put(key, value)
 

@@ -3,7 +3,7 @@
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -87,7 +87,7 @@ class CachingEngine:
         self, engine: SegmentEngine, part: CachePart, on_lookups: Callable[[int, int, int], None] = lambda *_: None
     ) -> None:
         self._engine, self._part, self._on_lookups = engine, part, on_lookups
-        # Guards all below. The engine takes locks of its own within it, and answers with none.
+        # Guards all below. Never held while the engine is called: it may answer others meanwhile, on this thread.
         self._lock = threading.Lock()
         self._flights: dict[bytes, _Flight] = {}  # those that others may join, the latest of each key
 
@@ -128,11 +128,9 @@ class CachingEngine:
             _Waiter(request, caller, arrived, None if on_progress is None else partial(on_progress, place))
             for place, request in enumerate(requests)
         ]
-        num_hits = num_joined = 0
+        num_hits = num_joined = num_kept = 0
         begun: list[_Flight] = []
         with self._lock:
-            joinable: dict[bytes, _Flight] = {}  # of this call: nothing is changed before the engine has taken them
-            placed: list[tuple[_Flight, _Waiter]] = []
             for waiter, key in zip(waiters, self._part.keys(requests), strict=True):
                 flight = None
                 if key is not None:
@@ -140,41 +138,71 @@ class CachingEngine:
                         num_hits += 1
                         waiter.future.set_result(Completion(hypotheses, 0.0, 0.0, 0.0))
                         continue
-                    flight = joinable.get(key) or self._flights.get(key)
+                    flight = self._flights.get(key)
                 if flight is not None and flight.suits(waiter):
                     num_joined += 1
                 else:
-                    flight = _Flight(key, waiter.request, caller, on_progress is not None)
+                    num_kept += key is not None
+                    flight = self._new_flight(key, waiter.request, caller, tells=on_progress is not None)
                     begun.append(flight)
-                    if key is not None:
-                        joinable[key] = flight
-                placed.append((flight, waiter))
-            self._begin(begun, is_unlimited=is_unlimited)
-            for flight, waiter in placed:
                 flight.add(waiter)
-        for _, waiter in placed:
+        for waiter in waiters:
             waiter.future.add_done_callback(partial(self._on_left, waiter))
-        self._listen(begun)
-        self._on_lookups(num_hits, num_joined, len(joinable))
+        try:
+            self._launch(begun, is_unlimited=is_unlimited)
+        except BaseException:
+            for waiter in waiters:
+                waiter.future.cancel()
+            for flight in begun:
+                self._begin_anew(flight)  # others may have joined meanwhile
+            raise
+        self._on_lookups(num_hits, num_joined, num_kept)
         return [waiter.future for waiter in waiters]
 
-    def _begin(self, flights: Sequence[_Flight], *, is_unlimited: bool) -> None:
-        """Gives requests of one caller to the engine, all or none. The lock is held."""
+    def _new_flight(self, key: bytes | None, request: Request, caller: object, *, tells: bool) -> _Flight:
+        """A flight that is to be launched. The lock is held."""
+        flight = _Flight(key, request, caller, tells)
+        if key is not None:
+            self._flights[key] = flight
+        return flight
+
+    def _launch(self, flights: Sequence[_Flight], *, is_unlimited: bool) -> None:
+        """Gives the requests of flights of one caller to the engine, all or none, and waits for the answers."""
         if not flights:
             return
         on_progress = partial(self._on_progress, flights) if flights[0].tells else None
         requests = [flight.request for flight in flights]
         answers = self._engine.submit(requests, flights[0].caller, on_progress, is_unlimited=is_unlimited)
+        with self._lock:
+            for flight, answer in zip(flights, answers, strict=True):
+                flight.answer = answer
+            abandoned = [answer for flight, answer in zip(flights, answers, strict=True) if not flight.waiters]
         for flight, answer in zip(flights, answers, strict=True):
-            flight.answer = answer
-            if flight.key is not None:
-                self._flights[flight.key] = flight
+            answer.add_done_callback(partial(self._on_answer, flight))
+        for answer in abandoned:
+            answer.cancel()
 
-    def _listen(self, flights: Iterable[_Flight]) -> None:
-        """Waits for the answers of the engine; without the lock, as they may be there."""
-        for flight in flights:
-            assert flight.answer is not None
-            flight.answer.add_done_callback(partial(self._on_answer, flight))
+    def _begin_anew(self, flight: _Flight) -> None:
+        """Has the request of a flight that came to nothing decoded for those who still wait there."""
+        with self._lock:
+            self._end(flight)
+            waiters, flight.waiters = flight.waiters, {}
+            if not waiters:
+                return
+            last = max(waiters, key=lambda waiter: waiter.request.deadline)
+            priority = min(waiter.request.priority for waiter in waiters)
+            tells = any(waiter.tell is not None for waiter in waiters)
+            again = self._new_flight(flight.key, replace(last.request, priority=priority), last.caller, tells=tells)
+            for waiter in waiters:
+                again.add(waiter)
+        try:
+            self._launch([again], is_unlimited=True)  # they have been let in already
+        except Exception as error:  # whatever it is, they are told
+            with self._lock:
+                self._end(again)
+                waiters, again.waiters = again.waiters, {}
+            for waiter in waiters:
+                waiter.fail(error)
 
     # -- threads of the engine, and those that withdraw ------------------------------------------------------------
 
@@ -192,15 +220,15 @@ class CachingEngine:
             return
         with self._lock:
             flight = waiter.flight
-            assert flight is not None
-            if waiter not in flight.waiters:
+            if flight is None or waiter not in flight.waiters:
                 return  # the answer has come first
             del flight.waiters[waiter]
             if flight.waiters:
                 return
             self._end(flight)
-        assert flight.answer is not None
-        flight.answer.cancel()
+            answer = flight.answer
+        if answer is not None:  # else it is withdrawn when it has been launched
+            answer.cancel()
 
     def _on_answer(self, flight: _Flight, answer: "Future[Completion]") -> None:
         error = None if answer.cancelled() else answer.exception()
@@ -209,20 +237,14 @@ class CachingEngine:
                 self._part.keep(flight.key, answer.result().hypotheses)  # before the flight ends: there is always one
             except Exception:
                 logger.exception("an answer cannot be kept")  # but can be given
-        begun: _Flight | None = None
+        is_late = isinstance(error, DeadlineError)
         with self._lock:
             self._end(flight)
             waiters, flight.waiters = flight.waiters, {}
-            if isinstance(error, DeadlineError):
-                late = [waiter for waiter in waiters if waiter.request.deadline > flight.request.deadline]
-                try:
-                    begun = self._begin_anew(flight, late)
-                except Exception as refusal:  # whatever it is, all of them are told
-                    error = refusal
-                else:
-                    waiters = dict.fromkeys(waiter for waiter in waiters if waiter not in set(late))
-        if begun is not None:
-            self._listen([begun])
+            for waiter in list(waiters):
+                if is_late and waiter.request.deadline > flight.request.deadline:
+                    del waiters[waiter]
+                    flight.waiters[waiter] = None
         now = time.monotonic()
         for waiter in waiters:
             if answer.cancelled():
@@ -231,19 +253,8 @@ class CachingEngine:
                 waiter.fail(error)
             else:
                 waiter.take(answer.result(), now)
-
-    def _begin_anew(self, flight: _Flight, waiters: Iterable[_Waiter]) -> _Flight | None:
-        """Has the request of a flight that has missed its deadline decoded for those who have more time."""
-        present = [waiter for waiter in waiters if not waiter.future.cancelled()]
-        if not present:
-            return None
-        last = max(present, key=lambda waiter: waiter.request.deadline)
-        priority = min(waiter.request.priority for waiter in present)
-        again = _Flight(flight.key, replace(last.request, priority=priority), last.caller, tells=False)
-        self._begin([again], is_unlimited=True)  # they have been let in already
-        for waiter in present:
-            again.add(waiter)
-        return again
+        if is_late:
+            self._begin_anew(flight)
 
     def _end(self, flight: _Flight) -> None:
         """Lets nobody join any more. The lock is held."""

@@ -2,9 +2,10 @@
 
 import math
 import time
-from collections.abc import Sequence
-from concurrent.futures import CancelledError
+from collections.abc import Callable, Sequence
+from concurrent.futures import CancelledError, Future
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -212,6 +213,62 @@ def test_a_call_without_room_is_refused_as_a_whole(
     for future in waiting:
         future.cancel()
     assert all(future.cancelled() for future in engine.futures) is bool(begun)  # the refused one does not wait
+
+
+class BusyEngine(FakeEngine):
+    """Does something else while it is called, on the same thread."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.is_holding = True
+        self.meanwhile: Callable[[], object] = lambda: None
+
+    def submit(self, *arguments: Any, **keywords: Any) -> list[Future[Completion]]:
+        meanwhile, self.meanwhile = self.meanwhile, lambda: None
+        meanwhile()
+        return super().submit(*arguments, **keywords)
+
+
+@pytest.mark.timeout(20)
+def test_an_engine_may_answer_others_while_it_is_called(cache: CompletionCache) -> None:
+    engine = BusyEngine()
+    cached = CachingEngine(engine, cache.part())
+    (hurried,), (patient,) = cached.submit([replace(A, deadline=1.0)]), cached.submit([A])
+    engine.meanwhile = lambda: engine.futures[0].set_exception(LATE)
+    (other,), (same,) = cached.submit([B]), cached.submit([A])
+    assert hurried.exception(0) is LATE
+    assert engine.requests == [replace(A, deadline=1.0), A, B]
+    engine.release()
+    assert all(future.result(0) for future in (patient, other, same))
+
+
+def test_who_has_joined_a_call_that_is_refused_is_not(cache: CompletionCache) -> None:
+    engine, joined, told = BusyEngine(), list[Future[Completion]](), Told()
+    cached = CachingEngine(engine, cache.part())
+
+    def join() -> None:
+        joined.extend(cached.submit([B], on_progress=told))
+        engine.is_full = True
+
+    engine.meanwhile = join
+    with pytest.raises(QueueFullError):
+        cached.submit([A, B], on_progress=Told())
+    assert engine.requests == [B]  # once more, for the one who has joined
+    engine.progress[0]((7,))
+    assert told == [(0, (7,))]
+    engine.release()
+    assert joined[0].result(0).hypotheses == echo(B).hypotheses
+
+
+def test_who_leaves_while_the_engine_is_called_leaves_nothing_behind(cache: CompletionCache) -> None:
+    engine, seen = BusyEngine(), list[Future[Completion]]()
+    cached = CachingEngine(engine, cache.part())
+    engine.meanwhile = lambda: seen.extend(cached.submit([A]))
+    (first,) = cached.submit([A])
+    (joined,) = seen
+    for future in (first, joined):
+        future.cancel()
+    assert [future.cancelled() for future in engine.futures] == [True]
 
 
 def test_what_needs_no_decoding_needs_no_room(cached: CachingEngine, engine: FakeEngine) -> None:

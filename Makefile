@@ -14,7 +14,7 @@ OPTIMUM := .venv-optimum
 PROTO := .venv-proto
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test test-slow test-packages test-deploy test-browser test-gpu bench bench-gpu rehearse-gpu lint proto
+.PHONY: help demo serve test test-slow test-packages test-deploy test-browser test-gpu faults faults-long bench bench-gpu rehearse-gpu lint proto
 .DELETE_ON_ERROR:
 
 help: ## Show the targets
@@ -44,6 +44,20 @@ test-browser: $(DEV)/.stamp ## Try the attention viewer in headless Chromium wit
 
 test-gpu: $(GPU)/.stamp ## Try on a GPU what it computes, against PyTorch and the CPU
 	$(GPU)/bin/python -m pytest -m gpu tests/gpu
+
+faults: $(DEV)/.stamp ## Kill, overload and pester servers for some minutes, and see what callers notice
+	$(DEV)/bin/pytest -m "not slow" tests/faults
+	$(DEV)/bin/python -m benchmarks.faults.kill
+	$(DEV)/bin/python -m benchmarks.faults.connections --quick
+	$(DEV)/bin/python -m benchmarks.overload --seconds 10
+	$(DEV)/bin/python -m benchmarks.faults.soak --minutes 1
+
+faults-long: $(DEV)/.stamp ## The same for two hours: the figures of docs/reliability.md
+	$(DEV)/bin/pytest tests/faults
+	$(DEV)/bin/python -m benchmarks.faults.kill --kills 100 --restarts 20 --hangs 3 --unary 50000 --streams 5000
+	$(DEV)/bin/python -m benchmarks.faults.connections
+	$(DEV)/bin/python -m benchmarks.overload
+	$(DEV)/bin/python -m benchmarks.faults.soak
 
 bench: $(BENCH)/.stamp $(OPTIMUM)/.stamp ## Measure Dragoman and its peers side by side, for some 80 minutes; BENCH_OPTIONS=--quick only tries it
 	$(BENCH)/bin/python -m benchmarks $(if $(SENTENCES),--sentences '$(SENTENCES)') $(BENCH_OPTIONS)

@@ -11,6 +11,7 @@ from typing import Any
 from dragoman_server.bundle.bundle import embedded_bundle
 from dragoman_server.config import Config, ModelOptions, validate
 from dragoman_server.ending import LastResort
+from dragoman_server.engine.completion_cache import CompletionCache
 from dragoman_server.errors import DragomanError, DrainingError, StartError
 from dragoman_server.metrics import Metrics
 from dragoman_server.option_texts import parse_model
@@ -87,7 +88,10 @@ async def serve(config: Config) -> int:
         background = stack.enter_context(contextlib.closing(Background()))
         hardware = stack.enter_context(Hardware(config.engine))
         options = config.models
-        opener = ModelOpener(config.engine, hardware, background, metrics, on_death, options.vocabulary)
+        cache = CompletionCache(config.engine.cache_bytes) if config.engine.cache_bytes else None
+        if cache is not None:
+            metrics.set_cache(lambda: cache.num_bytes, cache.max_bytes)
+        opener = ModelOpener(config.engine, hardware, background, metrics, on_death, options.vocabulary, cache)
 
         def on_change(registry: Registry) -> None:
             metrics.set_models(registry.num_by_state())

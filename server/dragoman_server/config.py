@@ -181,6 +181,16 @@ class EngineOptions:
         ),
     ] = 0
 
+    cache_bytes: Annotated[
+        int,
+        Meta(ge=0, le=2**50),
+        About(
+            "Memory for the answers to segments, of all models together: who asks the same again has them at once, and "
+            "what several ask at once is decoded once. What has not been used for longest makes room. 0: none.",
+            "bytes",
+        ),
+    ] = 0
+
     def shape(self, num_cpus: int) -> tuple[int, int]:
         """The number of lanes on so many CPUs, and of threads of each lane."""
         lanes = max(1, num_cpus // (self.num_threads or 1)) if self.lanes == "auto" else self.lanes

@@ -86,6 +86,16 @@ class Metrics:
             buckets=_LOAD_SECONDS,
             registry=self.registry,
         )
+        self._cache_bytes = Gauge(
+            "dragoman_cache_bytes",
+            "Answers that are kept for who asks the same again.",
+            registry=self.registry,
+        )
+        self._cache_limit = Gauge(
+            "dragoman_cache_limit_bytes",
+            "What these may come to take up; 0 where nothing is kept.",
+            registry=self.registry,
+        )
         self._engines = _EngineMetrics(self.registry)
         self._loaded = _LoadedModels()
         self.registry.register(self._loaded)
@@ -143,6 +153,16 @@ class Metrics:
         for state, models in self._models.items():
             models.set(counts.get(state, 0))
 
+    def set_cache(self, num_bytes: Callable[[], int], limit_bytes: int) -> None:
+        """Says what the answers that are kept take up, whenever the page is asked for, and what they may.
+
+        Args:
+            num_bytes: at present; must be quick.
+            limit_bytes: at most.
+        """
+        self._cache_bytes.set_function(num_bytes)
+        self._cache_limit.set(limit_bytes)
+
     def model(self, name: str) -> "ModelMetrics":
         """The metrics of one version of a model, until they are closed.
 
@@ -183,6 +203,9 @@ class ModelMetrics:
         self._time_to_first_token = engines.time_to_first_token.labels(name)
         self._cancelled_by_caller = engines.cancelled.labels(name, "caller")
         self._cancelled_by_deadline = engines.cancelled.labels(name, "deadline")
+        self._cache_hits = engines.cache_requests.labels(name, "hit")
+        self._cache_shared = engines.cache_requests.labels(name, "shared")
+        self._cache_misses = engines.cache_requests.labels(name, "miss")
         self._loaded = loaded
         loaded.add(self)
 
@@ -221,6 +244,16 @@ class ModelMetrics:
             self._batch_size.observe(step.num_decoded)
             self._decode_step_seconds.observe(step.decode_seconds)
             self._generated_tokens.inc(step.num_decoded)
+
+    def observe_lookups(self, num_hits: int, num_shared: int, num_misses: int) -> None:
+        """Counts segments that were looked for in the cache, by what was found: an answer, one on its way, nothing."""
+        for counter, number in (
+            (self._cache_hits, num_hits),
+            (self._cache_shared, num_shared),
+            (self._cache_misses, num_misses),
+        ):
+            if number:
+                counter.inc(number)
 
     def close(self) -> None:
         """Says that the version is no longer loaded: the gauges forget it. Steps that end later are still counted."""
@@ -282,6 +315,12 @@ class _EngineMetrics:
             "dragoman_cancelled_total",
             "Segments given up unfinished, by reason: the caller left, or its deadline passed.",
             ("model", "reason"),
+            registry=registry,
+        )
+        self.cache_requests = Counter(
+            "dragoman_cache_requests_total",
+            "Segments looked for in the cache, by outcome: a hit, shared with one being decoded, or a miss.",
+            ("model", "outcome"),
             registry=registry,
         )
 

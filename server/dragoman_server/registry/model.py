@@ -47,6 +47,8 @@ class Model:
         manifest: of the bundle.
         name: name@version.
         replayed_difference: as given.
+        engine: as given, or with a cache before it.
+        uncached_engine: as given.
         tokenizer: of the bundle.
         languages: the directions it translates.
         vocabulary: its lists of tokens; None where it has none.
@@ -65,7 +67,8 @@ class Model:
     ) -> None:
         self._max_kv_bytes, self._on_close = max_kv_bytes, on_close
         self.replayed_difference = replayed_difference
-        self.bundle, self.engine, self.attention, self.runners = bundle, engine, attention, runners
+        self.bundle, self.attention, self.runners = bundle, attention, runners
+        self.engine = self.uncached_engine = engine
         self.manifest, self.name, self.tokenizer = bundle.manifest, name or bundle.resource_name, bundle.tokenizer
         self.languages, self.vocabulary = Languages(bundle.manifest.languages), bundle.vocabulary
 

@@ -6,6 +6,8 @@ from pathlib import Path
 from dragoman.types import Vocabulary
 from dragoman_server.bundle.bundle import Bundle
 from dragoman_server.config import EngineOptions
+from dragoman_server.engine.caching_engine import CachingEngine
+from dragoman_server.engine.completion_cache import CompletionCache
 from dragoman_server.errors import BundleError
 from dragoman_server.metrics import Metrics
 from dragoman_server.registry.entry import Entry, Listing
@@ -25,6 +27,7 @@ class ModelOpener:
         metrics: count what they do.
         on_death: called when an error has ended an engine.
         vocabulary: what targets are chosen from where a call does not say: a list that each bundle must have.
+        cache: keeps the answers of all; None: they are not kept.
     """
 
     def __init__(
@@ -35,9 +38,11 @@ class ModelOpener:
         metrics: Metrics,
         on_death: Callable[[], None],
         vocabulary: Vocabulary = "full",
+        cache: CompletionCache | None = None,
     ) -> None:
         self._options, self._hardware, self._background = options, hardware, background
         self._metrics, self._on_death, self._vocabulary = metrics, on_death, vocabulary
+        self._cache = cache
 
     def peek(self, folder: Path) -> Listing:
         """What is known of a bundle before it is loaded.
@@ -83,6 +88,8 @@ class ModelOpener:
         except BaseException:
             model_metrics.close()
             raise
+        if self._cache is not None:
+            model.engine = CachingEngine(model.engine, self._cache.part(), model_metrics.observe_lookups)
         model_metrics.set_info(entry.version, model.manifest.precision, entry.placement.device)
         model_metrics.set_weights(entry.num_bytes)
         model_metrics.set_kv_cache(model.kv_bytes_per_token, model.max_kv_bytes)

@@ -165,7 +165,7 @@ class Attender:
 
     async def _decoded(self, requests: Sequence[Request], plan: Plan) -> Sequence[Completion]:
         """Targets with their log-probabilities: those that were given are forced."""
-        with submitted(plan.model.engine, requests) as answers:
+        with submitted(plan.model.uncached_engine, requests) as answers:
             return await asyncio.gather(*answers)
 
 

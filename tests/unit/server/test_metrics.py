@@ -35,6 +35,7 @@ GAUGES = (
     "kv_cache_limit_bytes",
     "model_weights_bytes",
 )
+OUTCOMES = ("hit", "shared", "miss")
 STATES = ("ready", "listed", "loading", "draining", "failed")
 
 
@@ -241,6 +242,25 @@ def test_steps_count_while_versions_come_and_go(metrics: Metrics) -> None:
     assert value(metrics, "num_requests_waiting", model="tiny") is None
 
 
+def test_lookups_are_counted_by_model_and_outcome(metrics: Metrics) -> None:
+    first, second = metrics.model("tiny"), metrics.model("small")
+    first.observe_lookups(3, 2, 1)
+    first.observe_lookups(0, 0, 4)
+    second.observe_lookups(1, 0, 0)
+    found = {outcome: value(metrics, "cache_requests_total", model="tiny", outcome=outcome) for outcome in OUTCOMES}
+    assert found == {"hit": 3, "shared": 2, "miss": 5}
+    assert value(metrics, "cache_requests_total", model="small", outcome="hit") == 1
+
+
+def test_the_cache_is_as_large_as_it_is_when_the_page_is_asked_for(metrics: Metrics) -> None:
+    assert value(metrics, "cache_bytes") == value(metrics, "cache_limit_bytes") == 0
+    sizes = [10]
+    metrics.set_cache(lambda: sizes[-1], 100)
+    assert (value(metrics, "cache_bytes"), value(metrics, "cache_limit_bytes")) == (10, 100)
+    sizes.append(20)
+    assert value(metrics, "cache_bytes") == 20
+
+
 # -- the models of the server ------------------------------------------------------------------------------------------
 
 
@@ -282,6 +302,7 @@ def test_the_model_comes_first_of_the_labels(metrics: Metrics) -> None:
     assert of_models.keys() == {
         *(f"dragoman_{name}" for name in GAUGES),
         "dragoman_batch_size",
+        "dragoman_cache_requests",
         "dragoman_cancelled",
         "dragoman_decode_step_seconds",
         "dragoman_encode_seconds",

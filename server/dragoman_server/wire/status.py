@@ -99,7 +99,7 @@ def status_of(error: DragomanError) -> Status:
 def trailers_of(status: Status) -> tuple[tuple[str, str | bytes], ...]:
     """What goes out behind a status made here: the status itself, and its RetryInfo as gRPC's own retries want it.
 
-    The retry policy of a client that has RESOURCE_EXHAUSTED among its codes waits for so long in place of its own pause.
+    The retry policy of a client that has RESOURCE_EXHAUSTED among its codes waits for so long, not for its own pause.
     It repeats the call with the deadline that it had: one that cannot be answered by then is told not to.
     """
     details = ("grpc-status-details-bin", status.SerializeToString())

@@ -32,7 +32,10 @@ from dragoman_server.errors import DeadlineError, DragomanError, EngineDeadError
 logger = logging.getLogger(__name__)
 
 # Estimates are taken for so much longer: answers go through other threads and the network, and lengths are guesses.
-_MARGIN = 1.1
+# Before texts are looked at, more is guessed; and whoever would be refused afterwards had better be refused then.
+_MARGIN, _EARLY_MARGIN = 1.05, 1.15
+# The longest of a call's requests is taken for so many times as long as usual.
+_LONGEST_RATIO = 2.0
 # Where nothing is known of the pace, callers who find the queue full are told to come back after this.
 _UNKNOWN_RETRY_SECONDS = 1.0
 _LEAST_RETRY_SECONDS = 0.05
@@ -141,7 +144,7 @@ class Engine:
         return max((now - since if lane.has_work else 0.0 for lane, since in lanes), default=0.0)
 
     def check(self, deadline: float, priority: Priority, identity: object, num_requests: int = 1) -> None:
-        """Refuses a call before its texts are looked at, where so many requests of any kind are too many.
+        """Refuses a call before its texts are looked at, as if its requests were like those of others lately.
 
         Args:
             deadline: of the call, on the `time.monotonic` clock.
@@ -151,11 +154,13 @@ class Engine:
 
         Raises:
             QueueFullError: there is no room for so many.
-            NotInTimeError: they cannot be finished by the deadline.
+            NotInTimeError: they can hardly be finished by the deadline.
         """
         least = Usage(num_requests, num_requests, num_requests)
         with self._lock:
-            self._check(least, Load(num_requests, num_requests), 1, deadline, priority, identity)
+            size = self._pace.usual_size
+            load, longest = Load(num_requests, num_requests * size), _LONGEST_RATIO * size
+            self._check(least, load, longest, deadline, priority, identity, _EARLY_MARGIN)
 
     def submit(
         self,
@@ -221,7 +226,14 @@ class Engine:
         return [group.future for group in groups]
 
     def _check(
-        self, usage: Usage, load: Load, longest: int, deadline: float, priority: Priority, identity: object
+        self,
+        usage: Usage,
+        load: Load,
+        longest: float,
+        deadline: float,
+        priority: Priority,
+        identity: object,
+        margin: float = _MARGIN,
     ) -> None:
         """Whether new requests may join the queue. The lock is held."""
         now = time.monotonic()
@@ -237,10 +249,11 @@ class Engine:
             seconds = self._pace.seconds_of(weight, now) + self._pace.decoding_seconds(longest)
         else:
             seconds = self._pace.seconds_of(load.weight, now)
-        if seconds * _MARGIN > left:
+        seconds *= margin
+        if seconds > left:
             raise NotInTimeError(
                 f"the answer would take {seconds:.2g} s, and the deadline is in {left:.2g} s",
-                max(_LEAST_RETRY_SECONDS, seconds * _MARGIN - left),
+                max(_LEAST_RETRY_SECONDS, seconds - left),
             )
 
     def _note_cancellation(self, group: SequenceGroup, future: "Future[Completion]") -> None:

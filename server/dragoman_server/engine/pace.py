@@ -29,6 +29,7 @@ class Pace:
         self._last = 0.0  # when the latest step with a queue ended
         self._is_saturated = False  # whether there has been a queue since then
         self._num_tokens = self._num_steps = _PRIOR_TOKENS  # of requests that were answered
+        self._num_answered = 0.0  # of these, weighted alike
         self._step_seconds = 0.0  # of these steps, all together
         self._num_timed_steps = 0.0
 
@@ -59,6 +60,7 @@ class Pace:
             seconds: from the beginning of its encoding to its answer.
         """
         kept = 1.0 - _FORGOTTEN_SHARE
+        self._num_answered = self._num_answered * kept + 1.0
         self._num_tokens = self._num_tokens * kept + size
         self._num_steps = self._num_steps * kept + num_steps
         self._num_timed_steps = self._num_timed_steps * kept + num_steps
@@ -72,11 +74,16 @@ class Pace:
         rate: float = self._work / self._work_seconds * 2.0**num_doublings
         return weight * self._steps_per_token / rate
 
-    def decoding_seconds(self, size: int) -> float:
+    def decoding_seconds(self, size: float) -> float:
         """How long a request of this size takes from its encoding to its answer; 0 where nothing is known."""
         if not self._num_timed_steps:
             return 0.0
         return size * self._steps_per_token * self._step_seconds / self._num_timed_steps
+
+    @property
+    def usual_size(self) -> float:
+        """Of a request that was answered lately; 0 where there was none."""
+        return self._num_tokens / self._num_answered if self._num_answered else 0.0
 
     @property
     def _steps_per_token(self) -> float:

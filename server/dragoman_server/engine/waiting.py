@@ -1,5 +1,6 @@
 """The order in which waiting groups get their turn: priorities share, callers take turns, and each one's calls do."""
 
+import math
 from collections import OrderedDict, deque
 from collections.abc import Collection, Iterator
 from typing import NamedTuple
@@ -10,7 +11,10 @@ from dragoman_server.engine.sequence import Priority, SequenceGroup
 # Rows that a priority gets for each one of BULK while all of them wait.
 SHARES = {Priority.INTERACTIVE: 16, Priority.DEFAULT: 4, Priority.BULK: 1}
 
-# While others wait for their turns, new ones come and get some before them: as many as are there, at most.
+# Requests of a call in one turn among the calls of its caller. So most calls are done one after the other, which gets
+# them done sooner than all at the same pace; and no call waits for the whole of a long one.
+TURN = 32
+# Where a call needs many turns, others come meanwhile and get some before its last: as many as are there, at most.
 _WITH_FOLLOWERS = 2.0
 
 
@@ -24,21 +28,26 @@ class Load(NamedTuple):
     def mean(self) -> float:
         return self.weight / max(1, self.num_requests)
 
-    def among(self, num_takers: int, num_requests: float) -> "Load":
-        """What of this is done while another, in turn with so many who share it, gets so many requests done.
+    def before(self, num_takers: int, num_requests: int, *, has_followers: bool) -> "Load":
+        """What of this is done while each of so many who share it has as many requests done.
 
-        Those who have got all of theirs done are followed by others.
+        Args:
+            num_takers: who share it.
+            num_requests: of each.
+            has_followers: whether others come after those who have no more.
         """
-        done = min(num_takers * num_requests, _WITH_FOLLOWERS * self.num_requests)
+        most = (_WITH_FOLLOWERS if has_followers else 1.0) * self.num_requests
+        done = min(num_takers * num_requests, most)
         return Load(int(done), done * self.mean)
 
 
 class Calls:
-    """Groups of one caller: each call's in order of arrival, one of each call at a time."""
+    """Groups of one caller: each call's in order of arrival, some of each call at a time."""
 
     def __init__(self) -> None:
         self._by_call: OrderedDict[object, deque[SequenceGroup]] = OrderedDict()
         self._num_groups = self._weight = 0
+        self._num_in_turn = 0  # that the call whose turn it is has had
 
     def __len__(self) -> int:
         return self._num_groups
@@ -67,10 +76,13 @@ class Calls:
     def pop(self) -> SequenceGroup:
         call, groups = next(iter(self._by_call.items()))
         group = groups.popleft()
-        if groups:
-            self._by_call.move_to_end(call)
-        else:
+        self._num_in_turn += 1
+        if not groups:
             del self._by_call[call]
+            self._num_in_turn = 0
+        elif self._num_in_turn == TURN:
+            self._by_call.move_to_end(call)
+            self._num_in_turn = 0
         self._num_groups -= 1
         self._weight -= group.weight
         return group
@@ -78,6 +90,7 @@ class Calls:
     def remove(self, groups: Collection[SequenceGroup]) -> list[SequenceGroup]:
         """Forgets those of the groups that wait here, and returns them."""
         removed: list[SequenceGroup] = []
+        first = next(iter(self._by_call), None)
         for call in {group.caller for group in groups}:
             before = self._by_call.get(call, ())
             left = deque(group for group in before if group not in groups)
@@ -86,6 +99,8 @@ class Calls:
                 self._by_call[call] = left
             else:
                 self._by_call.pop(call, None)
+        if first is not next(iter(self._by_call), None):
+            self._num_in_turn = 0
         self._num_groups -= len(removed)
         self._weight -= sum(group.weight for group in removed)
         return removed
@@ -147,10 +162,11 @@ class Turns:
         """What is done here until the last request of a new call of this caller has had its turn, itself included."""
         calls = self._by_identity.get(identity)
         own, num_calls = (calls.load, calls.num_calls) if calls else (Load(), 0)
-        of_caller = own.among(num_calls, new.num_requests)
+        num_turns = math.ceil(new.num_requests / TURN)
+        of_caller = own.before(num_calls, num_turns * TURN, has_followers=num_turns > 1)
         others = Load(self._num_groups - own.num_requests, self._weight - own.weight)
         num_others = len(self._by_identity) - (calls is not None)
-        of_others = others.among(num_others, new.num_requests + of_caller.num_requests)
+        of_others = others.before(num_others, new.num_requests + of_caller.num_requests, has_followers=True)
         return new.weight + of_caller.weight + of_others.weight
 
 

@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 
 # Estimates are taken for so much longer: answers go through other threads and the network, and lengths are guesses.
 # Before texts are looked at, more is guessed; and whoever would be refused afterwards had better be refused then.
-_MARGIN, _EARLY_MARGIN = 1.05, 1.15
+_MARGIN, _EARLY_MARGIN = 1.25, 1.4
 # The longest of a call's requests is taken for so many times as long as usual.
 _LONGEST_RATIO = 2.0
 # Where nothing is known of the pace, callers who find the queue full are told to come back after this.
@@ -107,6 +107,7 @@ class Engine:
         self._num_pending_rows = 0  # of these
         self._departures = Departures(self._pending.__contains__)
         self._pace = Pace()
+        self._num_rows = len(runners) * options.max_running
         self._limits = Usage(options.max_waiting, options.max_waiting_rows, options.max_waiting_tokens)
         self._late: list[SequenceGroup] = []  # left the queue, to be answered
         self._num_late = 0  # that no step has reported yet
@@ -244,11 +245,10 @@ class Engine:
         left = deadline - now
         if math.isinf(left) or left <= 0.0:
             return
-        if self._scheduler.num_waiting:
-            weight = self._scheduler.weight_until(load, identity, priority)
-            seconds = self._pace.seconds_of(weight, now) + self._pace.decoding_seconds(longest)
-        else:
-            seconds = self._pace.seconds_of(load.weight, now)
+        num_taken = self._scheduler.num_reserved_rows + usage.num_rows
+        seconds = self._pace.decoding_seconds(longest, min(num_taken, self._num_rows), now)
+        if self._scheduler.num_waiting or num_taken > self._num_rows:
+            seconds += self._pace.seconds_of(self._scheduler.weight_until(load, identity, priority), now)
         seconds *= margin
         if seconds > left:
             raise NotInTimeError(
@@ -299,7 +299,8 @@ class Engine:
                 self._last_progress[lane] = now = time.monotonic()
                 self._num_cached_tokens[lane] = step.num_cached_tokens
                 dealt = self._deal()
-                self._pace.note_step(now, step.num_decoded, self._scheduler.num_waiting > 0)
+                is_busy = self._scheduler.num_waiting or 4 * self._scheduler.num_reserved_rows >= self._num_rows
+                self._pace.note_step(now, step.num_decoded, bool(is_busy))
                 num_expired, self._num_late = num_expired + self._num_late, 0
                 report = StepReport(
                     step,
@@ -338,8 +339,12 @@ class Engine:
 
     def _is_late(self, group: SequenceGroup) -> bool:
         """Whether it cannot be finished by its deadline, were it encoded now; then it is noted, to be answered."""
-        left = group.request.deadline - time.monotonic()
-        if math.isinf(left) or left >= self._pace.decoding_seconds(group.request.size):
+        now = time.monotonic()
+        left = group.request.deadline - now
+        num_taken = self._scheduler.num_reserved_rows + group.request.options.num_rows
+        if math.isinf(left) or left >= self._pace.decoding_seconds(
+            group.request.size, min(num_taken, self._num_rows), now
+        ):
             return False
         self._late.append(group)
         self._num_late += 1
@@ -392,7 +397,7 @@ class Engine:
             self._num_pending_rows -= group.request.options.num_rows
             if isinstance(answer, Completion):
                 num_steps = max(len(hypothesis.token_ids) for hypothesis in answer.hypotheses)
-                self._pace.note_answer(group.request.size, num_steps, answer.encode_seconds + answer.decode_seconds)
+                self._pace.note_answer(group.request.size, num_steps)
         if not group.future.set_running_or_notify_cancel():
             return  # cancelled: nobody listens
         if isinstance(answer, Completion):

@@ -202,6 +202,11 @@ class Scheduler:
         return dealt
 
     @property
+    def num_reserved_rows(self) -> int:
+        """Rows that what was dealt may come to need."""
+        return sum(lane.num_reserved_rows for lane in self.lanes)
+
+    @property
     def num_reserved_tokens(self) -> int:
         """Positions of the KV pools that what was dealt may come to fill."""
         return sum(lane.num_reserved_tokens for lane in self.lanes)

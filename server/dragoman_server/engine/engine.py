@@ -34,8 +34,10 @@ logger = logging.getLogger(__name__)
 # Estimates are taken for so much longer: answers go through other threads and the network, and lengths are guesses.
 # Before texts are looked at, more is guessed; and whoever would be refused afterwards had better be refused then.
 _MARGIN, _EARLY_MARGIN = 1.25, 1.4
-# The longest of a call's requests is taken for so many times as long as usual.
-_LONGEST_RATIO = 2.0
+# Where it is a request's turn, less is guessed.
+_LATE_MARGIN = 1.1
+# The longest of a call's requests is taken for so many times as long as usual, where there are several.
+_LONGEST_RATIO = 2
 # Where nothing is known of the pace, callers who find the queue full are told to come back after this.
 _UNKNOWN_RETRY_SECONDS = 1.0
 _LEAST_RETRY_SECONDS = 0.05
@@ -160,7 +162,7 @@ class Engine:
         least = Usage(num_requests, num_requests, num_requests)
         with self._lock:
             size = self._pace.usual_size
-            load, longest = Load(num_requests, num_requests * size), _LONGEST_RATIO * size
+            load, longest = Load(num_requests, num_requests * size), min(num_requests, _LONGEST_RATIO) * size
             self._check(least, load, longest, deadline, priority, identity, _EARLY_MARGIN)
 
     def submit(
@@ -342,7 +344,7 @@ class Engine:
         now = time.monotonic()
         left = group.request.deadline - now
         num_taken = self._scheduler.num_reserved_rows + group.request.options.num_rows
-        if math.isinf(left) or left >= self._pace.decoding_seconds(
+        if math.isinf(left) or left >= _LATE_MARGIN * self._pace.decoding_seconds(
             group.request.size, min(num_taken, self._num_rows), now
         ):
             return False

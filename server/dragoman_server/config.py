@@ -169,7 +169,7 @@ class EngineOptions:
             "may have more.",
             "tokens",
         ),
-    ] = 262_144
+    ] = 1_048_576
     max_encoder_tokens: Annotated[
         int,
         Meta(ge=1, le=1_000_000),

@@ -16,8 +16,9 @@ import random
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import grpc
@@ -27,7 +28,6 @@ from dragoman.v1 import translation_pb2 as pb
 
 _SERVICE = "/dragoman.v1.TranslationService"
 _NUM_CHANNELS = 4  # connections, as from several clients
-_TIMEOUT_SECONDS = 30.0
 _HEAD_START_SECONDS = 0.2
 _LEAST_BODIES = 8  # calls that differ; their texts come again where there are too few
 
@@ -45,6 +45,8 @@ class Job:
     max_target_tokens: int | None = None
     seed: int = 0
     is_streaming: bool = False  # of one text a call; latency counts to the first piece of its translation
+    timeout_seconds: float = 30.0  # the deadline of a call, from when it is sent
+    beam_size: int = 1
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,10 @@ class Outcome:
     latencies: list[float]  # seconds
     seconds: float  # from the first call to the last answer
     num_target_tokens: int
+    answered_at: list[float]  # seconds from the first call, of those that were answered
+    refused_seconds: list[float]  # until the refusal, of calls that the server refused for want of room or time
+    num_without_retry_info: int  # of these
+    failures: dict[str, int] = field(default_factory=dict)  # by status code, refusals too
 
     @property
     def tokens_per_second(self) -> float:
@@ -100,21 +106,33 @@ async def _generate(job: Job) -> Outcome:
     )
     latencies: list[float] = []
     answers: list[bytes] = []
+    answered_at: list[float] = []
+    refused_seconds: list[float] = []
+    failures: Counter[str] = Counter()
+    num_without_retry_info = 0
 
     async def call(due: float, body: bytes) -> None:
+        nonlocal num_without_retry_info
+        sent = time.perf_counter()
         try:
             if job.is_streaming:
-                messages = aiter(next(streaming)(body, timeout=_TIMEOUT_SECONDS))
+                messages = aiter(next(streaming)(body, timeout=job.timeout_seconds))
                 message: bytes = await anext(messages)
                 latencies.append(time.perf_counter() - due)
                 async for message in messages:  # noqa: B007
                     pass
                 answers.append(message)  # the last has the whole translation
             else:
-                answers.append(await next(unary)(body, timeout=_TIMEOUT_SECONDS))
+                answers.append(await next(unary)(body, timeout=job.timeout_seconds))
                 latencies.append(time.perf_counter() - due)
-        except grpc.aio.AioRpcError:
+            answered_at.append(time.perf_counter() - started)
+        except grpc.aio.AioRpcError as error:
             latencies.append(math.inf)
+            failures[error.code().name] += 1
+            if error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED:
+                refused_seconds.append(time.perf_counter() - sent)
+                details = dict(error.trailing_metadata()).get("grpc-status-details-bin", b"")
+                num_without_retry_info += b"google.rpc.RetryInfo" not in details
 
     gc.disable()  # a pause of the generator would look like one of the server
     started = time.perf_counter()
@@ -127,7 +145,15 @@ async def _generate(job: Job) -> Outcome:
     seconds = time.perf_counter() - started
     await asyncio.gather(*(channel.close() for channel in channels))
     num_target_tokens = _num_streamed_tokens if job.is_streaming else _num_target_tokens
-    return Outcome(latencies, seconds, sum(map(num_target_tokens, answers)))
+    return Outcome(
+        latencies,
+        seconds,
+        sum(map(num_target_tokens, answers)),
+        answered_at,
+        refused_seconds,
+        num_without_retry_info,
+        dict(failures),
+    )
 
 
 async def _closed(call: Callable[[float, bytes], Awaitable[None]], bodies: Sequence[bytes], job: Job) -> None:
@@ -153,7 +179,7 @@ async def _open(
 
 def _body(texts: Sequence[str], job: Job) -> bytes:
     inputs = [pb.TranslationInput(text=text) for text in texts]
-    options = pb.DecodingOptions(beam_size=1, max_target_tokens=job.max_target_tokens)
+    options = pb.DecodingOptions(beam_size=job.beam_size, max_target_tokens=job.max_target_tokens)
     languages: dict[str, Any] = {"source_language_code": SOURCE_LANGUAGE, "target_language_code": TARGET_LANGUAGE}
     if job.is_streaming:
         return pb.StreamTranslationRequest(input=inputs[0], options=options, **languages).SerializeToString()

@@ -146,11 +146,30 @@ class EngineOptions:
         Meta(ge=1, le=1_000_000),
         About(
             "Segments of calls that may queue on each device; a call that does not fit is refused with "
-            "RESOURCE_EXHAUSTED at once. Also the most segments of one call. The segments of ExchangeTranslations "
+            "RESOURCE_EXHAUSTED at once. A quarter as many more are kept for callers who have little waiting, none of "
+            "them for bulk work. Also the most segments of one call. The segments of ExchangeTranslations "
             "queue beside them: when there are as many, a stream that has its share is not read until it has less.",
             "segments",
         ),
     ] = 4096
+    max_waiting_rows: Annotated[
+        int,
+        Meta(ge=1, le=100_000_000),
+        About(
+            "Rows that the segments in a queue may need together; likewise. A call that finds nothing waiting may need "
+            "more.",
+            "rows",
+        ),
+    ] = 16_384
+    max_waiting_tokens: Annotated[
+        int,
+        Meta(ge=1, le=2**40),
+        About(
+            "Source tokens that the segments in a queue may have together; likewise. A call that finds nothing waiting "
+            "may have more.",
+            "tokens",
+        ),
+    ] = 1_048_576
     max_encoder_tokens: Annotated[
         int,
         Meta(ge=1, le=1_000_000),

@@ -14,6 +14,7 @@
     ├── NoAttentionError          the model's bundle has no attention graph
     ├── NoVocabularyListError     the model's bundle has no such list of tokens for this pair
     ├── QueueFullError            too much is waiting; says when to try again
+    ├── NotInTimeError            the caller's deadline will pass before its turn has come; says when it would not
     ├── DeadlineError             the caller's deadline passed before the work was done
     ├── DrainingError             the server is stopping and takes no new work
     ├── EngineDeadError           the decoding engine has ended; this process will not recover
@@ -89,6 +90,10 @@ class Reason(StrEnum):
     QUEUE_FULL = auto()
     """Too much is waiting. The `RetryInfo` says when to call again; the Python client does, within its timeout. If it
     goes on, add servers or CPUs: a larger `--max-waiting` only makes callers wait longer."""
+
+    NOT_IN_TIME = auto()
+    """So much is waiting that the call cannot be answered by its deadline, as far as the server can know: it is refused
+    at once. The `RetryInfo` says when another call with as much time would be answered if nobody else came."""
 
     DEADLINE_EXCEEDED = auto()
     """The caller's deadline passed. In Python it is the `timeout=` of the method or the client; the dashboard shows
@@ -294,6 +299,14 @@ class NoVocabularyListError(DragomanError):
 
 class QueueFullError(DragomanError):
     """`retry_after_seconds` is an estimate of when there will be room."""
+
+    def __init__(self, description: str, retry_after_seconds: float) -> None:
+        super().__init__(description)
+        self.retry_after_seconds = retry_after_seconds
+
+
+class NotInTimeError(DragomanError):
+    """The deadline will pass first; `retry_after_seconds` is an estimate of when it would not, for a call like this."""
 
     def __init__(self, description: str, retry_after_seconds: float) -> None:
         super().__init__(description)

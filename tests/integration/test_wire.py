@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import gzip
+import json
 import math
 import os
 import signal
@@ -10,6 +11,7 @@ import socket
 import time
 from collections.abc import Callable
 from dataclasses import fields, replace
+from typing import Any
 
 import grpc
 import pytest
@@ -17,12 +19,20 @@ from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, ResourceInfo, Re
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 
 from dragoman.v1 import translation_pb2 as pb
+from dragoman.v1 import translation_pb2_grpc
 from dragoman_server import app
 from dragoman_server.bundle.bundle import Bundle
 from dragoman_server.config import Config, InputLimits
 from dragoman_server.engine.search_options import EarlyStopping, SearchOptions
 from dragoman_server.engine.sequence import Priority
-from dragoman_server.errors import DeadlineError, EngineDeadError, InferenceError, QueueFullError, StartError
+from dragoman_server.errors import (
+    DeadlineError,
+    EngineDeadError,
+    InferenceError,
+    NotInTimeError,
+    QueueFullError,
+    StartError,
+)
 from dragoman_server.service.calls import DecodingFields
 from support import server_parts
 from support.caller import CHECK, TRANSLATE, WATCH, Caller, Refusal, count, counted, refusal, samples, unary
@@ -262,6 +272,7 @@ async def test_a_message_that_unpacks_to_more_than_the_limit_is_refused(server: 
     ("error", "code", "reason"),
     [
         (QueueFullError("the queue is full", 1.5), grpc.StatusCode.RESOURCE_EXHAUSTED, "QUEUE_FULL"),
+        (NotInTimeError("it would be too late", 1.5), grpc.StatusCode.RESOURCE_EXHAUSTED, "NOT_IN_TIME"),
         (EngineDeadError("the engine has died"), grpc.StatusCode.UNAVAILABLE, "ENGINE_DEAD"),
         (InferenceError("no memory"), grpc.StatusCode.INTERNAL, "INFERENCE_FAILED"),
         (DeadlineError("too late"), grpc.StatusCode.DEADLINE_EXCEEDED, "DEADLINE_EXCEEDED"),
@@ -274,8 +285,37 @@ async def test_errors_of_the_engine_have_their_codes(
     refused = await caller.refusal(request("Hello."))
     assert (refused.code, refused.reason, refused.message) == (code, reason, str(error))
     assert count(server, code.name) == 1
-    if isinstance(error, QueueFullError):
+    if isinstance(error, QueueFullError | NotInTimeError):
         assert refused.detail(RetryInfo()).retry_delay.ToMilliseconds() == 1500
+
+
+async def test_a_refusal_tells_the_retries_of_grpc_when_to_come_back(server: RunningServer) -> None:
+    policy: dict[str, Any] = {
+        "maxAttempts": 3,
+        "initialBackoff": "0.01s",
+        "maxBackoff": "0.01s",
+        "backoffMultiplier": 1,
+    }
+    policy["retryableStatusCodes"] = ["RESOURCE_EXHAUSTED"]
+    config = json.dumps({"methodConfig": [{"name": [{}], "retryPolicy": policy}]})
+    async with grpc.aio.insecure_channel(server.address, [("grpc.service_config", config)]) as channel:
+        stub: Any = translation_pb2_grpc.TranslationServiceStub(channel)
+        for error, num_calls in ((QueueFullError("full", 0.02), 3), (NotInTimeError("late", 0.02), 1)):
+            before = count(server, "RESOURCE_EXHAUSTED")
+            server.engine.refusal = error
+            with pytest.raises(grpc.aio.AioRpcError, match=str(error)):
+                await stub.Translate(request("Hello."), timeout=30)
+            assert count(server, "RESOURCE_EXHAUSTED") - before == num_calls
+
+
+async def test_all_connections_of_a_host_are_one_caller(server: RunningServer, caller: Caller) -> None:
+    for _ in range(2):
+        options = [("grpc.use_local_subchannel_pool", 1)]
+        async with grpc.aio.insecure_channel(server.address, options) as channel:
+            stub: Any = translation_pb2_grpc.TranslationServiceStub(channel)
+            await stub.Translate(request("Hello."), timeout=30)
+    assert server.engine.identities == ["ipv4:127.0.0.1"] * 2
+    assert len(set(server.engine.callers)) <= 2
 
 
 async def test_a_fault_of_ours_is_internal_and_tells_nothing_but_an_id(

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from dragoman_server.engine.dispatcher import Dispatcher
 from dragoman_server.engine.search_options import SearchOptions
-from dragoman_server.engine.sequence import Completion, Request
+from dragoman_server.engine.sequence import Completion, Priority, Request
 from dragoman_server.errors import QueueFullError
 from support.server_parts import echo
 
@@ -29,12 +29,16 @@ class CountingEngine:
 
     give_back_memory = stop = start
 
+    def check(self, deadline: float, priority: Priority, identity: object, num_requests: int = 1) -> None:
+        pass
+
     def submit(
         self,
         requests: Sequence[Request],
         caller: object = None,
         on_progress: Callable[[int, tuple[int, ...]], None] | None = None,
         *,
+        identity: object = None,
         is_unlimited: bool = False,
     ) -> list[Future[Completion]]:
         if len(requests) > self.room:

@@ -27,7 +27,14 @@ def groups() -> st.SearchStrategy[SequenceGroup]:
         options=options,
         priority=st.sampled_from(Priority),
     )
-    return st.builds(SequenceGroup, requests, arrived=st.just(0.0), caller=st.sampled_from("abc"))
+    return st.builds(
+        SequenceGroup,
+        requests,
+        arrived=st.just(0.0),
+        caller=st.sampled_from("abc"),
+        identity=st.sampled_from(["A", "B", None]),
+        is_unlimited=st.booleans(),
+    )
 
 
 class Scheduling(RuleBasedStateMachine):
@@ -40,7 +47,7 @@ class Scheduling(RuleBasedStateMachine):
         self.pools: list[list[Contents | None]] = [[None] * MAX_RUNNING for _ in range(num_lanes)]
 
     def queue(self, group: SequenceGroup) -> list[SequenceGroup]:
-        return self.waiting[group.caller, group.request.priority]
+        return self.waiting[group.caller, group.identity, group.request.priority]
 
     @property
     def everyone(self) -> list[SequenceGroup]:
@@ -69,6 +76,23 @@ class Scheduling(RuleBasedStateMachine):
             assert own == waiting[: len(own)]  # of one caller, none is dealt before those that came before it
             del waiting[: len(own)]
         assert any(self.dealt) or any(self.running) or not any(self.waiting.values())
+
+    @rule(data=st.data())
+    def deal_where_some_are_late(self, data: st.DataObject) -> None:
+        late: list[SequenceGroup] = []
+
+        def is_late(group: SequenceGroup) -> bool:
+            if data.draw(st.booleans()):
+                late.append(group)
+            return group in late
+
+        before = [set(lane.arrivals) for lane in self.scheduler.lanes]
+        self.scheduler.deal((), is_late)
+        for i, lane in enumerate(self.scheduler.lanes):
+            self.dealt[i] += [group for group in lane.arrivals if group not in before[i]]
+        for waiting in self.waiting.values():
+            waiting[:] = [group for group in waiting if group.lane < 0 and group not in late]
+        assert all(group.lane < 0 for group in late)
 
     @rule(data=st.data())
     def join(self, data: st.DataObject) -> None:

@@ -21,7 +21,7 @@ from dragoman_server.bundle.framing import FramingTemplate
 from dragoman_server.bundle.languages import LanguageTable
 from dragoman_server.bundle.manifest import Architecture, Limits, Manifest, Parity, StateTensors
 from dragoman_server.config import Config
-from dragoman_server.engine.sequence import Completion, FinishReason, Hypothesis, Request
+from dragoman_server.engine.sequence import Completion, FinishReason, Hypothesis, Priority, Request
 from dragoman_server.errors import DragomanError, EngineDeadError, QueueFullError
 from dragoman_server.registry.entry import Listing
 from dragoman_server.registry.model import Model
@@ -113,12 +113,14 @@ class FakeEngine:
 
     Attributes:
         requests: all that were submitted.
-        callers: the caller of each.
+        callers: the call that each is of.
+        identities: the caller of each.
         futures: their futures, in the same order.
         progress: what tells each how far it is, by the ids it begins with.
         is_holding: whether answers wait for `release`.
         is_full: whether there is room only for what is unlimited.
         refusal: what `submit` raises.
+        early_refusal: what `check` raises.
         num_pending_rows: as the test has set it.
     """
 
@@ -126,15 +128,21 @@ class FakeEngine:
         self._complete = complete
         self.requests: list[Request] = []
         self.callers: list[object] = []
+        self.identities: list[object] = []
         self.futures: list[Future[Completion]] = []
         self.progress: list[Callable[[tuple[int, ...]], None]] = []
         self.is_holding = self.is_full = False
         self.refusal: Exception | None = None
+        self.early_refusal: Exception | None = None
         self.stalled_seconds = 0.0
         self.num_given_back = self.num_pending_rows = 0
 
     def start(self) -> None:
         pass
+
+    def check(self, deadline: float, priority: Priority, identity: object, num_requests: int = 1) -> None:
+        if self.early_refusal is not None:
+            raise self.early_refusal
 
     def submit(
         self,
@@ -142,6 +150,7 @@ class FakeEngine:
         caller: object = None,
         on_progress: Callable[[int, tuple[int, ...]], None] | None = None,
         *,
+        identity: object = None,
         is_unlimited: bool = False,
     ) -> list[Future[Completion]]:
         if self.refusal is not None:
@@ -151,6 +160,7 @@ class FakeEngine:
         futures: list[Future[Completion]] = [Future() for _ in requests]
         self.requests += requests
         self.callers += [caller] * len(requests)
+        self.identities += [identity] * len(requests)
         self.futures += futures
         self.progress += [partial(on_progress or (lambda _, __: None), index) for index in range(len(requests))]
         if not self.is_holding:

@@ -10,7 +10,7 @@ from functools import partial
 
 from dragoman_server.engine.completion_cache import CachePart
 from dragoman_server.engine.segment_engine import SegmentEngine
-from dragoman_server.engine.sequence import Completion, Progress, Request
+from dragoman_server.engine.sequence import Completion, Priority, Progress, Request
 from dragoman_server.errors import DeadlineError
 
 logger = logging.getLogger(__name__)
@@ -22,6 +22,7 @@ class _Waiter:
 
     request: Request
     caller: object
+    identity: object
     arrived: float
     tell: Progress | None
     future: "Future[Completion]" = field(default_factory=Future)
@@ -49,6 +50,7 @@ class _Flight:
     key: bytes | None  # None: nobody else may wait for it
     request: Request
     caller: object
+    identity: object
     tells: bool  # whether the engine says how far it is
     waiters: dict[_Waiter, None] = field(default_factory=dict)  # in the order that they came
     certain_ids: tuple[int, ...] = ()  # as the engine has told
@@ -109,23 +111,27 @@ class CachingEngine:
         self._engine.stop()
         self._part.close()
 
+    def check(self, deadline: float, priority: Priority, identity: object, num_requests: int = 1) -> None:
+        """Refuses nobody: all of the requests may be in the cache. `submit` refuses the others."""
+
     def submit(
         self,
         requests: Sequence[Request],
         caller: object = None,
         on_progress: Callable[[int, tuple[int, ...]], None] | None = None,
         *,
+        identity: object = None,
         is_unlimited: bool = False,
     ) -> list["Future[Completion]"]:
         """As `SegmentEngine.submit`; what is in the cache is answered at once, without progress.
 
         Raises:
-            QueueFullError, EngineDeadError: what the engine raises for those that are to be decoded.
+            QueueFullError, NotInTimeError, EngineDeadError: what the engine raises for those that are to be decoded.
         """
         arrived = time.monotonic()
         caller = object() if caller is None else caller
         waiters = [
-            _Waiter(request, caller, arrived, None if on_progress is None else partial(on_progress, place))
+            _Waiter(request, caller, identity, arrived, None if on_progress is None else partial(on_progress, place))
             for place, request in enumerate(requests)
         ]
         num_hits = num_joined = num_kept = 0
@@ -143,7 +149,7 @@ class CachingEngine:
                     num_joined += 1
                 else:
                     num_kept += key is not None
-                    flight = self._new_flight(key, waiter.request, caller, tells=on_progress is not None)
+                    flight = self._new_flight(key, waiter.request, waiter, tells=on_progress is not None)
                     begun.append(flight)
                 flight.add(waiter)
         for waiter in waiters:
@@ -159,9 +165,9 @@ class CachingEngine:
         self._on_lookups(num_hits, num_joined, num_kept)
         return [waiter.future for waiter in waiters]
 
-    def _new_flight(self, key: bytes | None, request: Request, caller: object, *, tells: bool) -> _Flight:
-        """A flight that is to be launched. The lock is held."""
-        flight = _Flight(key, request, caller, tells)
+    def _new_flight(self, key: bytes | None, request: Request, first: _Waiter, *, tells: bool) -> _Flight:
+        """A flight that is to be launched for one of those who wait. The lock is held."""
+        flight = _Flight(key, request, first.caller, first.identity, tells)
         if key is not None:
             self._flights[key] = flight
         return flight
@@ -172,7 +178,9 @@ class CachingEngine:
             return
         on_progress = partial(self._on_progress, flights) if flights[0].tells else None
         requests = [flight.request for flight in flights]
-        answers = self._engine.submit(requests, flights[0].caller, on_progress, is_unlimited=is_unlimited)
+        answers = self._engine.submit(
+            requests, flights[0].caller, on_progress, identity=flights[0].identity, is_unlimited=is_unlimited
+        )
         with self._lock:
             for flight, answer in zip(flights, answers, strict=True):
                 flight.answer = answer
@@ -192,7 +200,7 @@ class CachingEngine:
             last = max(waiters, key=lambda waiter: waiter.request.deadline)
             priority = min(waiter.request.priority for waiter in waiters)
             tells = any(waiter.tell is not None for waiter in waiters)
-            again = self._new_flight(flight.key, replace(last.request, priority=priority), last.caller, tells=tells)
+            again = self._new_flight(flight.key, replace(last.request, priority=priority), last, tells=tells)
             for waiter in waiters:
                 again.add(waiter)
         try:

@@ -1,13 +1,14 @@
 """Several engines as one, each on a device of its own: a request goes to the one that has the least to do."""
 
+import math
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Protocol
 
 from dragoman_server.engine.segment_engine import SegmentEngine
-from dragoman_server.engine.sequence import Completion, Request
-from dragoman_server.errors import QueueFullError
+from dragoman_server.engine.sequence import Completion, Priority, Request
+from dragoman_server.errors import NotInTimeError, QueueFullError
 
 
 class DeviceEngine(SegmentEngine, Protocol):
@@ -53,28 +54,46 @@ class Dispatcher:
         for engine in self._engines:
             engine.stop()
 
+    def check(self, deadline: float, priority: Priority, identity: object, num_requests: int = 1) -> None:
+        """Refuses a call that all engines refuse.
+
+        Raises:
+            QueueFullError, NotInTimeError: as the engine that has room first.
+        """
+        refusals = list[QueueFullError | NotInTimeError]()
+        for engine in self._engines:
+            try:
+                engine.check(deadline, priority, identity, math.ceil(num_requests / len(self._engines)))
+            except (QueueFullError, NotInTimeError) as error:
+                refusals.append(error)
+            else:
+                return
+        raise min(refusals, key=lambda error: error.retry_after_seconds)
+
     def submit(
         self,
         requests: Sequence[Request],
         caller: object = None,
         on_progress: Callable[[int, tuple[int, ...]], None] | None = None,
         *,
+        identity: object = None,
         is_unlimited: bool = False,
     ) -> list[Future[Completion]]:
         """Queues all requests or none, each in the engine that has the fewest rows pending; arguments as `Engine`'s.
 
         Raises:
-            QueueFullError, EngineDeadError: what an engine raises; the others forget what they were given.
+            QueueFullError, NotInTimeError, EngineDeadError: what an engine raises; the others forget what they were
+                given.
         """
-        everything, refusals = range(len(requests)), list[QueueFullError]()
+        everything, refusals = range(len(requests)), list[QueueFullError | NotInTimeError]()
         with self._submitting:
             # Where an engine has no room for its part, another may have room for all.
             choices: list[_Dealt] = [self._dealt(requests)]
             choices += [[(engine, everything)] for engine in self._engines]
             for dealt in choices:
                 try:
-                    return self._submit(dealt, requests, caller, on_progress, is_unlimited)
-                except QueueFullError as error:
+                    return self._submit(dealt, requests, caller, on_progress, identity, is_unlimited)
+                except (QueueFullError, NotInTimeError) as error:
                     refusals.append(error)
         raise refusals[0]
 
@@ -84,6 +103,7 @@ class Dispatcher:
         requests: Sequence[Request],
         caller: object,
         on_progress: Callable[[int, tuple[int, ...]], None] | None,
+        identity: object,
         is_unlimited: bool,
     ) -> list[Future[Completion]]:
         futures: dict[int, Future[Completion]] = {}  # by place in the call
@@ -91,7 +111,7 @@ class Dispatcher:
             for engine, places in dealt:
                 given = [requests[place] for place in places]
                 tell = None if on_progress is None else _telling(on_progress, places)
-                found = engine.submit(given, caller, tell, is_unlimited=is_unlimited)
+                found = engine.submit(given, caller, tell, identity=identity, is_unlimited=is_unlimited)
                 futures |= dict(zip(places, found, strict=True))
         except BaseException:
             for future in futures.values():

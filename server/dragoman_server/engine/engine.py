@@ -20,13 +20,27 @@ from dragoman_server.engine.deadlines import has_passed
 from dragoman_server.engine.departures import Departures
 from dragoman_server.engine.kv_budget import KvBudget
 from dragoman_server.engine.lane import Lane, LaneStep
+from dragoman_server.engine.pace import Pace
+from dragoman_server.engine.room import Usage
 from dragoman_server.engine.runner import Runner
 from dragoman_server.engine.scheduler import Scheduler
 from dragoman_server.engine.search import Search
-from dragoman_server.engine.sequence import Completion, Request, SequenceGroup
-from dragoman_server.errors import DeadlineError, DragomanError, EngineDeadError, QueueFullError
+from dragoman_server.engine.sequence import Completion, Priority, Request, SequenceGroup
+from dragoman_server.engine.waiting import Load
+from dragoman_server.errors import DeadlineError, DragomanError, EngineDeadError, NotInTimeError, QueueFullError
 
 logger = logging.getLogger(__name__)
+
+# Estimates are taken for so much longer: answers go through other threads and the network, and lengths are guesses.
+# Before texts are looked at, more is guessed; and whoever would be refused afterwards had better be refused then.
+_MARGIN, _EARLY_MARGIN = 1.25, 1.4
+# Where it is a request's turn, less is guessed.
+_LATE_MARGIN = 1.1
+# The longest of a call's requests is taken for so many times as long as usual, where there are several.
+_LONGEST_RATIO = 2
+# Where nothing is known of the pace, callers who find the queue full are told to come back after this.
+_UNKNOWN_RETRY_SECONDS = 1.0
+_LEAST_RETRY_SECONDS = 0.05
 
 
 class StepReport(NamedTuple):
@@ -94,6 +108,11 @@ class Engine:
         self._pending: set[SequenceGroup] = set()  # submitted and not yet answered
         self._num_pending_rows = 0  # of these
         self._departures = Departures(self._pending.__contains__)
+        self._pace = Pace()
+        self._num_rows = len(runners) * options.max_running
+        self._limits = Usage(options.max_waiting, options.max_waiting_rows, options.max_waiting_tokens)
+        self._late: list[SequenceGroup] = []  # left the queue, to be answered
+        self._num_late = 0  # that no step has reported yet
         self._num_cached_tokens = [0] * len(runners)  # by lane
         self._last_progress = [0.0] * len(runners)  # by lane; where it has work, since when it has or its latest step
         self._refusal = "the engine has not been started"  # why it takes no requests; empty when it does
@@ -127,32 +146,58 @@ class Engine:
         lanes = zip(self._lanes, self._last_progress, strict=False)  # of a stopped engine there are none
         return max((now - since if lane.has_work else 0.0 for lane, since in lanes), default=0.0)
 
+    def check(self, deadline: float, priority: Priority, identity: object, num_requests: int = 1) -> None:
+        """Refuses a call before its texts are looked at, as if its requests were like those of others lately.
+
+        Args:
+            deadline: of the call, on the `time.monotonic` clock.
+            priority: of the call.
+            identity: of the caller.
+            num_requests: as many as the call has at least.
+
+        Raises:
+            QueueFullError: there is no room for so many.
+            NotInTimeError: they can hardly be finished by the deadline.
+        """
+        least = Usage(num_requests, num_requests, num_requests)
+        with self._lock:
+            size = self._pace.usual_size
+            load, longest = Load(num_requests, num_requests * size), min(num_requests, _LONGEST_RATIO) * size
+            self._check(least, load, longest, deadline, priority, identity, _EARLY_MARGIN)
+
     def submit(
         self,
         requests: Rows[Request],
         caller: object = None,
         on_progress: Callable[[int, tuple[int, ...]], None] | None = None,
         *,
+        identity: object = None,
         is_unlimited: bool = False,
     ) -> list["Future[Completion]"]:
         """Queues all requests or none; never blocks. Cancelling a future withdraws its request.
 
         Args:
             requests: each is answered by the future at the same place.
-            caller: requests of the same caller (by equality) take turns with those of others. None: one of its own.
+            caller: the call. Requests of the same call (by equality) take turns with those of others of the same
+                identity. None: a call of its own.
             on_progress: called by a lane with the index of a request and the ids, without end-of-sentence, that its
                 best hypothesis is now certain to begin with; must be quick and not raise.
-            is_unlimited: whether `max_waiting` neither holds for nor counts these, whose caller limits them.
+            identity: who calls: takes turns with others, and has a share of the queue. None: nobody else.
+            is_unlimited: whether these, whose caller limits them, are refused for no limit and no deadline, and take no
+                room from others.
 
         Raises:
-            QueueFullError: more would wait than `max_waiting`.
+            QueueFullError: more would wait than may.
+            NotInTimeError: the requests cannot be finished by their deadline, as far as can be known.
             EngineDeadError: the engine has ended or was stopped.
             ValueError: a request needs more rows than there are.
         """
         arrived = time.monotonic()
         caller = object() if caller is None else caller
         groups = [
-            SequenceGroup(request, arrived, caller, partial(on_progress, index) if on_progress else None, is_unlimited)
+            SequenceGroup(
+                request, arrived, caller, identity, partial(on_progress, index) if on_progress else None, is_unlimited
+            )
             for index, request in enumerate(requests)
         ]
         num_rows = max((request.options.num_rows for request in requests), default=0)
@@ -161,12 +206,14 @@ class Engine:
         with self._lock:
             if self._refusal:
                 raise EngineDeadError(self._refusal)
-            num_waiting = self._scheduler.num_waiting_limited
-            if not is_unlimited and num_waiting + len(groups) > self._options.max_waiting:
-                raise QueueFullError(
-                    f"{num_waiting} segments are waiting and {len(groups)} more would exceed the limit of "
-                    f"{self._options.max_waiting}",
-                    retry_after_seconds=1.0,
+            if groups and not is_unlimited:
+                self._check(
+                    Usage.of(groups),
+                    Load(len(groups), sum(group.weight for group in groups)),
+                    max(request.size for request in requests),
+                    min(request.deadline for request in requests),
+                    requests[0].priority,
+                    groups[0].identity,
                 )
             self._pending.update(groups)
             self._num_pending_rows += sum(group.request.options.num_rows for group in groups)
@@ -176,10 +223,40 @@ class Engine:
             by_length = sorted(groups, key=lambda group: -group.num_source_tokens)
             self._scheduler.add(groups if on_progress else by_length)
             dealt = self._deal()
-        self._wake(dealt)
+        self._tell(dealt)
         for group in groups:
             group.future.add_done_callback(partial(self._note_cancellation, group))
         return [group.future for group in groups]
+
+    def _check(
+        self,
+        usage: Usage,
+        load: Load,
+        longest: float,
+        deadline: float,
+        priority: Priority,
+        identity: object,
+        margin: float = _MARGIN,
+    ) -> None:
+        """Whether new requests may join the queue. The lock is held."""
+        now = time.monotonic()
+        if lack := self._scheduler.room.lack(usage, self._limits, identity, priority):
+            text, share = lack
+            seconds = self._pace.seconds_of(share * self._scheduler.waiting_weight, now)
+            raise QueueFullError(text, max(_LEAST_RETRY_SECONDS, seconds or _UNKNOWN_RETRY_SECONDS))
+        left = deadline - now
+        if math.isinf(left) or left <= 0.0:
+            return
+        num_taken = self._scheduler.num_reserved_rows + usage.num_rows
+        seconds = self._pace.decoding_seconds(longest, min(num_taken, self._num_rows), now)
+        if self._scheduler.num_waiting or num_taken > self._num_rows:
+            seconds += self._pace.seconds_of(self._scheduler.weight_until(load, identity, priority), now)
+        seconds *= margin
+        if seconds > left:
+            raise NotInTimeError(
+                f"the answer would take {seconds:.2g} s, and the deadline is in {left:.2g} s",
+                max(_LEAST_RETRY_SECONDS, seconds - left),
+            )
 
     def _note_cancellation(self, group: SequenceGroup, future: "Future[Completion]") -> None:
         if future.cancelled():
@@ -221,9 +298,12 @@ class Engine:
             is_alone = is_alone and not any(other.has_work for i, other in enumerate(self._lanes) if i != lane)
             step = self._lanes[lane].step(is_alone)
             with self._lock:
-                self._last_progress[lane] = time.monotonic()
+                self._last_progress[lane] = now = time.monotonic()
                 self._num_cached_tokens[lane] = step.num_cached_tokens
                 dealt = self._deal()
+                is_busy = self._scheduler.num_waiting or 4 * self._scheduler.num_reserved_rows >= self._num_rows
+                self._pace.note_step(now, step.num_decoded, bool(is_busy))
+                num_expired, self._num_late = num_expired + self._num_late, 0
                 report = StepReport(
                     step,
                     sum(self._num_cached_tokens),
@@ -232,7 +312,7 @@ class Engine:
                     num_cancelled,
                     num_expired,
                 )
-            self._wake(dealt - {lane})
+            self._tell(dealt - {lane})
             self._on_step(report)
         except BaseException:
             logger.critical("the engine has died", exc_info=True)
@@ -252,16 +332,35 @@ class Engine:
             dealt = set[int]()
             if self._scheduler.num_waiting:
                 self._scheduler.max_kv_tokens = self._budget.left_to(self) / self._kv_bytes_per_token
-                dealt = self._scheduler.deal(self._device.num_others(self))
+                dealt = self._scheduler.deal(self._device.num_others(self), self._is_late)
             self._num_reserved_tokens = self._scheduler.num_reserved_tokens
             self._budget.reserve(self, self._num_reserved_tokens * self._kv_bytes_per_token)
         for lane in idle & dealt:
             self._last_progress[lane] = time.monotonic()  # until now there was nothing to do
         return dealt
 
-    def _wake(self, lanes: set[int]) -> None:
+    def _is_late(self, group: SequenceGroup) -> bool:
+        """Whether it cannot be finished by its deadline, were it encoded now; then it is noted, to be answered."""
+        now = time.monotonic()
+        left = group.request.deadline - now
+        num_taken = self._scheduler.num_reserved_rows + group.request.options.num_rows
+        if math.isinf(left) or left >= _LATE_MARGIN * self._pace.decoding_seconds(
+            group.request.size, min(num_taken, self._num_rows), now
+        ):
+            return False
+        self._late.append(group)
+        self._num_late += 1
+        return True
+
+    def _tell(self, lanes: set[int]) -> None:
+        """Tells lanes that they were dealt something, and callers that they come too late."""
         for lane in lanes:
             self._device.wake(self, lane)
+        if self._late:
+            with self._lock:
+                late, self._late = self._late, []
+            for group in late:
+                self._answer(group, DeadlineError("the deadline would pass before the translation is finished"))
 
     def _drop_abandoned(self) -> tuple[int, int]:
         """Forgets what is cancelled or past its deadline; returns how many of each.
@@ -278,7 +377,7 @@ class Engine:
                 if group not in withdrawn:
                     self._lanes[group.lane].departed.append(group)
             dealt = self._deal()
-        self._wake(dealt)
+        self._tell(dealt)
         for group in withdrawn:
             self._answer(group, DeadlineError("the deadline passed before the translation was begun"))
         num_expired = sum(has_passed(group.request.deadline, group.arrived, now) for group in abandoned)
@@ -298,6 +397,9 @@ class Engine:
                 return  # the engine has died meanwhile, in another lane
             self._pending.remove(group)
             self._num_pending_rows -= group.request.options.num_rows
+            if isinstance(answer, Completion):
+                num_steps = max(len(hypothesis.token_ids) for hypothesis in answer.hypotheses)
+                self._pace.note_answer(group.request.size, num_steps)
         if not group.future.set_running_or_notify_cancel():
             return  # cancelled: nobody listens
         if isinstance(answer, Completion):

@@ -2,13 +2,14 @@
 
 import math
 from bisect import insort
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from collections.abc import Sequence as Rows
 from operator import neg
 
-from dragoman_server.engine.sequence import Sequence, SequenceGroup
+from dragoman_server.engine.room import Room, Usage
+from dragoman_server.engine.sequence import Priority, Sequence, SequenceGroup
 from dragoman_server.engine.slots import Move, Slots
-from dragoman_server.engine.waiting import WaitingQueue
+from dragoman_server.engine.waiting import Load, WaitingQueue
 
 # What a run of the encoder costs beside its tokens, in tokens: two runs are better than padding beyond this.
 ENCODER_RUN_TOKENS = 48
@@ -150,9 +151,18 @@ class Scheduler:
         return len(self._waiting)
 
     @property
-    def num_waiting_limited(self) -> int:
-        """Those of the waiting that take room from others in the queue."""
-        return self._waiting.num_limited
+    def room(self) -> Room:
+        """What of the queue is taken."""
+        return self._waiting.room
+
+    @property
+    def waiting_weight(self) -> float:
+        """Of all that waits."""
+        return self._waiting.weight
+
+    def weight_until(self, new: Load, identity: object, priority: Priority) -> float:
+        """An estimate of what is dealt until the last request of a new call is, this included."""
+        return self._waiting.weight_until(new, identity, priority)
 
     @property
     def num_running(self) -> int:
@@ -166,17 +176,21 @@ class Scheduler:
         for group in groups:
             self._waiting.add(group)
 
-    def deal(self, num_others: Rows[int] = ()) -> set[int]:
+    def deal(self, num_others: Rows[int] = (), is_late: Callable[[SequenceGroup], bool] = lambda _: False) -> set[int]:
         """Gives those whose turn it is to the lanes, as long as there is room; returns the lanes that were given any.
 
         Nobody overtakes: when there is no room for the next, those behind it wait too.
 
         Args:
             num_others: by lane, how many others want its time at present; empty where nobody does.
+            is_late: asked when it is a group's turn; one that is late leaves the queue for no lane, and is forgotten.
         """
         dealt: set[int] = set()
         while len(self._waiting):
             group = self._waiting.next
+            if is_late(group):
+                self._waiting.pop()
+                continue
             if not self._has_kv_room(group):
                 break
             having_room = [i for i, lane in enumerate(self.lanes) if lane.has_room(group)]
@@ -186,6 +200,11 @@ class Scheduler:
             self.lanes[group.lane].add(self._waiting.pop())
             dealt.add(group.lane)
         return dealt
+
+    @property
+    def num_reserved_rows(self) -> int:
+        """Rows that what was dealt may come to need."""
+        return sum(lane.num_reserved_rows for lane in self.lanes)
 
     @property
     def num_reserved_tokens(self) -> int:
@@ -216,8 +235,8 @@ class Scheduler:
         everyone = [*self._waiting, *(group for lane in self.lanes for group in (*lane.arrivals, *lane.running))]
         if len(everyone) != len(set(everyone)):
             raise RuntimeError("a group is in two places, or twice in one")
-        num_limited = sum(not group.is_unlimited for group in self._waiting)
-        if (len(self._waiting), self._waiting.num_limited) != (len(list(self._waiting)), num_limited):
+        limited = [group for group in self._waiting if not group.is_unlimited]
+        if (len(self._waiting), self.room.usage) != (len(list(self._waiting)), Usage.of(limited)):
             raise RuntimeError("the number of those waiting is wrong")
 
 

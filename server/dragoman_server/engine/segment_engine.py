@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Protocol
 
-from dragoman_server.engine.sequence import Completion, Request
+from dragoman_server.engine.sequence import Completion, Priority, Request
 
 
 class SegmentEngine(Protocol):
@@ -23,24 +23,35 @@ class SegmentEngine(Protocol):
     def stop(self) -> None:
         """Ends; requests not finished by then get an EngineDeadError."""
 
+    def check(self, deadline: float, priority: Priority, identity: object, num_requests: int = 1) -> None:
+        """Refuses a call that has at least so many requests, where that is certain before they are known.
+
+        Raises:
+            QueueFullError: there is no room for so many.
+            NotInTimeError: they cannot be finished by the deadline.
+        """
+
     def submit(
         self,
         requests: Sequence[Request],
         caller: object = None,
         on_progress: Callable[[int, tuple[int, ...]], None] | None = None,
         *,
+        identity: object = None,
         is_unlimited: bool = False,
     ) -> list[Future[Completion]]:
         """Queues all requests or none, without blocking. Cancelling a future withdraws it.
 
         Args:
             requests: each is answered by the future at the same place.
-            caller: requests of the same caller take turns with those of others.
+            caller: the call, whose requests take turns with those of others.
             on_progress: called on another thread with the index of a request and the ids that
                 its target is now certain to begin with.
-            is_unlimited: whether there is room in any case, and none taken from others.
+            identity: who calls, and takes turns with others who do.
+            is_unlimited: whether they are refused for no limit and no deadline, and take no room from others.
 
         Raises:
             QueueFullError: there is no room for all of them.
+            NotInTimeError: they cannot be finished by their deadline.
             EngineDeadError: the engine has ended.
         """

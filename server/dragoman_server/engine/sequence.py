@@ -42,6 +42,11 @@ class Request:
     candidates: Candidates | None = None  # the tokens that targets may have; None: the whole vocabulary
 
     @property
+    def size(self) -> int:
+        """Tokens that the target has, as far as it can be known before."""
+        return min(len(self.source_ids), self.max_target_tokens)
+
+    @property
     def num_kv_tokens(self) -> int:
         """Positions of the KV pool that it may come to fill."""
         return self.options.num_rows * (len(self.source_ids) + self.max_target_tokens)
@@ -127,7 +132,8 @@ class SequenceGroup:
 
     request: Request
     arrived: float
-    caller: object = None  # those of one caller take turns with those of others
+    caller: object = None  # the call: those of one call take turns with those of others
+    identity: object = None  # who calls: those of one caller take turns with those of others; None: the call itself
     on_progress: Progress | None = None  # is told the target's beginning whenever more of it has become certain
     is_unlimited: bool = False  # whether it takes no room from others in the queue
     future: "Future[Completion]" = field(default_factory=Future)
@@ -138,9 +144,12 @@ class SequenceGroup:
     encode_seconds: float = 0.0
     num_reported: int = 0  # tokens that `on_progress` was told
     is_plain: bool = field(init=False)  # whether the same is asked about every token behind the prefix
+    weight: int = field(init=False)  # of the work, as far as it is known before
 
     def __post_init__(self) -> None:
         self.is_plain = self.request.options.is_plain
+        self.identity = self.caller if self.identity is None else self.identity
+        self.weight = self.request.size * self.request.options.num_rows
 
     @property
     def num_source_tokens(self) -> int:

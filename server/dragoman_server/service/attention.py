@@ -40,7 +40,7 @@ class Attender:
         UnsupportedLanguageError: the model does not translate this pair of languages.
         NoAttentionError: the model has no attention graph.
         DeadlineError: the deadline passed first.
-        QueueFullError: too much is waiting, for attention or in the engine.
+        QueueFullError, NotInTimeError: too much is waiting, for attention or in the engine.
         EngineDeadError, InferenceError: from the engine; the latter also from a pass.
 
     Args:
@@ -165,7 +165,7 @@ class Attender:
 
     async def _decoded(self, requests: Sequence[Request], plan: Plan) -> Sequence[Completion]:
         """Targets with their log-probabilities: those that were given are forced."""
-        with submitted(plan.model.uncached_engine, requests) as answers:
+        with submitted(plan.model.uncached_engine, requests, identity=plan.identity) as answers:
             return await asyncio.gather(*answers)
 
 

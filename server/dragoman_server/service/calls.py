@@ -18,6 +18,7 @@ class CallContext:
     """What is known of a call beside its contents."""
 
     deadline: float = math.inf  # seconds on the time.monotonic clock
+    identity: str | None = None  # who calls, as far as it is known; None: nobody else than this call
 
 
 @dataclass(frozen=True, slots=True)

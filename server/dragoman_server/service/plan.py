@@ -27,6 +27,7 @@ class Plan:
     vocabulary: TargetVocabulary
     priority: Priority
     deadline: float  # seconds on the time.monotonic clock
+    identity: str | None  # of the caller
     route: str = ""  # where the text goes through a third language: the way it goes, for errors
     first: "Plan | None" = None  # likewise, of what comes before this model
 

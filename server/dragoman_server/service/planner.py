@@ -119,6 +119,7 @@ class Planner:
                 self._vocabularies.of(vocabulary if takes_lists else "full", leg.model, direction),
                 priority,
                 context.deadline,
+                context.identity,
                 route,
                 first,
             )

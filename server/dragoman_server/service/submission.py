@@ -27,10 +27,13 @@ def submitted(
     caller: object = None,
     on_progress: Callable[[int, tuple[int, ...]], None] | None = None,
     *,
+    identity: object = None,
     is_unlimited: bool = False,
 ) -> Iterator[list[asyncio.Future[Completion]]]:
     """Queues requests; what is not answered at the end of the context is withdrawn."""
-    futures = engine.submit(requests, caller, on_progress, is_unlimited=is_unlimited) if requests else []
+    futures = (
+        engine.submit(requests, caller, on_progress, identity=identity, is_unlimited=is_unlimited) if requests else []
+    )
     try:
         yield [asyncio.wrap_future(future) for future in futures]
     finally:
@@ -41,18 +44,18 @@ def submitted(
 
 
 async def completed(
-    engine: SegmentEngine, requests: Sequence[Request], *, is_unlimited: bool = False
+    engine: SegmentEngine, requests: Sequence[Request], *, identity: object = None, is_unlimited: bool = False
 ) -> list[Completion]:
     """Queues requests and waits for all answers, or for the first failure, which withdraws the others.
 
     The event loop wakes up once, not for every answer, each of which would take the interpreter from the lanes.
 
     Raises:
-        QueueFullError, EngineDeadError: as `SegmentEngine.submit`.
+        QueueFullError, NotInTimeError, EngineDeadError: as `SegmentEngine.submit`.
         DragomanError: a request has failed.
         asyncio.CancelledError: a request was withdrawn.
     """
-    futures = engine.submit(requests, is_unlimited=is_unlimited) if requests else []
+    futures = engine.submit(requests, identity=identity, is_unlimited=is_unlimited) if requests else []
     loop, ended, count = asyncio.get_running_loop(), asyncio.Event(), itertools.count(1)
 
     def on_answer(future: Future[Completion]) -> None:  # on a lane's thread, or where it is cancelled
@@ -97,12 +100,12 @@ class StreamBacklog:
 
     @contextmanager
     def submitted(
-        self, engine: SegmentEngine, requests: Sequence[Request], stream: object
+        self, engine: SegmentEngine, requests: Sequence[Request], stream: object, identity: object = None
     ) -> Iterator[list[asyncio.Future[Completion]]]:
         """Queues the requests of an input; what is not answered at the end of the context is withdrawn."""
         self._nums_segments[stream] += len(requests)
         try:
-            with submitted(engine, requests, stream, is_unlimited=True) as answers:
+            with submitted(engine, requests, stream, identity=identity, is_unlimited=True) as answers:
                 yield answers
         finally:
             self._nums_segments[stream] -= len(requests)

@@ -49,7 +49,10 @@ from dragoman_server.service.results import (
     translated_text,
 )
 from dragoman_server.service.submission import StreamBacklog, TextThreads, completed, submitted
+from dragoman_server.text.verbatim import has_words
 
+# Of a text, looked at to see that it has at least one segment before it is tokenized.
+_EARLY_CHARACTERS = 200
 # The id of an input stays in memory for as long as the input does.
 _MAX_ID_CHARACTERS = 256
 
@@ -67,7 +70,7 @@ class Translator:
         UnsupportedLanguageError: the model does not translate this pair of languages.
         NoVocabularyListError: a model has no list of tokens as the call wants it.
         DeadlineError: the deadline passed first.
-        QueueFullError, EngineDeadError, InferenceError: from the engine.
+        QueueFullError, NotInTimeError, EngineDeadError, InferenceError: from the engine.
 
     Cancelling the task that awaits a method, or closing the generator of one, withdraws the call from the engine.
 
@@ -120,6 +123,7 @@ class Translator:
             model = plan.model
             if call.include_signals and model.attention is None:
                 raise NoAttentionError("the model's bundle has no attention graph, and without it there are no signals")
+            _check_early(call.inputs, plan)
             nums_characters = [*map(_num_characters, call.inputs)]
             texts = await self._all_planned(call.inputs, nums_characters, plan)
             signals: list[Sequence[Signals]] = [()] * len(texts)
@@ -147,6 +151,7 @@ class Translator:
         """
         async with self._lease(call.config, context, may_pivot=True) as lease:
             plan = self._planner.plan(lease, call.config, context)
+            _check_early([call.input], plan)
             planned = await self._planned(call.input, plan, self._decode_text)
             check_deadline(context.deadline)
             loop, changed = asyncio.get_running_loop(), asyncio.Event()
@@ -163,7 +168,11 @@ class Translator:
 
             growing = GrowingText(planned.text.separators(), plan.model.tokenizer.decode)
             with submitted(
-                plan.model.engine, planned.requests, on_progress=on_progress, is_unlimited=plan.is_unlimited
+                plan.model.engine,
+                planned.requests,
+                on_progress=on_progress,
+                identity=plan.identity,
+                is_unlimited=plan.is_unlimited,
             ) as answers:
                 for answer in answers:
                     answer.add_done_callback(on_answer)
@@ -221,7 +230,9 @@ class Translator:
 
                 async def decode(planned: PlannedText, plan: Plan) -> Sequence[Completion]:
                     check_deadline(context.deadline)
-                    with self._stream_backlog.submitted(plan.model.engine, planned.requests, stream) as answers:
+                    with self._stream_backlog.submitted(
+                        plan.model.engine, planned.requests, stream, plan.identity
+                    ) as answers:
                         begin(len(answers))
                         return await asyncio.gather(*answers)
 
@@ -245,6 +256,7 @@ class Translator:
         """
         async with self._lease(call.config, context) as lease:
             plan = self._planner.plan(lease, call.config, context, len(call.inputs), options_path="", takes_lists=False)
+            _check_early(call.inputs, plan)
             nums_characters = [*map(_num_characters, call.inputs)]
             pairs = await self._threads.run_all(nums_characters, self._planner.plan_scores(call.inputs, plan))
             completions = await self._decode(pairs, plan)
@@ -302,7 +314,9 @@ class Translator:
         check_deadline(plan.deadline)
         requests = [[] if isinstance(text, InvalidInputError) else text.requests for text in texts]
         all_requests = [request for own in requests for request in own]
-        completions = iter(await completed(plan.model.engine, all_requests, is_unlimited=plan.is_unlimited))
+        completions = iter(
+            await completed(plan.model.engine, all_requests, identity=plan.identity, is_unlimited=plan.is_unlimited)
+        )
         return [[next(completions) for _ in own] for own in requests]
 
     async def _decode_text(self, text: PlannedText, plan: Plan) -> Sequence[Completion]:
@@ -346,6 +360,17 @@ class Translator:
         if plan.first is not None and text.first is not None:
             num_segments = len(text.first.spans)
             self._on_translated(_plain_name(plan.first.model), plan.first.vocabulary.name, num_segments)
+
+
+def _check_early(inputs: Sequence[TextInput | Pair], plan: Plan) -> None:
+    """Refuses what must be refused whatever the texts are, before they are tokenized, which takes time.
+
+    Raises:
+        QueueFullError, NotInTimeError: from the engine that comes first.
+    """
+    num_requests = sum(has_words(text_input.text[:_EARLY_CHARACTERS]) for text_input in inputs)
+    if num_requests:
+        (plan.first or plan).model.engine.check(plan.deadline, plan.priority, plan.identity, num_requests)
 
 
 def _plain_name(model: Model) -> str:

@@ -21,7 +21,7 @@ from google.rpc.status_pb2 import Status
 from dragoman_server.engine.deadlines import has_passed
 from dragoman_server.errors import DeadlineError, DragomanError, DrainingError, MalformedMessageError
 from dragoman_server.metrics import Metrics
-from dragoman_server.wire.status import CODES, internal_status, reason_of, status_of
+from dragoman_server.wire.status import CODES, internal_status, reason_of, status_of, trailers_of
 
 logger = logging.getLogger(__name__)
 
@@ -151,8 +151,7 @@ class Guard(grpc.aio.ServerInterceptor):
         code = _STATUS_CODES[status.code]
         count(code)
         self._metrics.observe_rejection(reason_of(status))
-        trailers = (("grpc-status-details-bin", status.SerializeToString()),)
-        return await context.abort(code, status.message, trailers)
+        return await context.abort(code, status.message, trailers_of(status))
 
 
 def _parsed(parse: Callable[[bytes], _T] | None, message: bytes) -> _T:

@@ -26,6 +26,7 @@ from dragoman_server.errors import (
     NoAttentionError,
     NoRepositoryError,
     NoRoomError,
+    NotInTimeError,
     NoVocabularyListError,
     QueueFullError,
     Reason,
@@ -64,6 +65,7 @@ CODES: Final[Mapping[type[DragomanError], Code]] = {
     NoAttentionError: Code(grpc.StatusCode.FAILED_PRECONDITION, Reason.NO_ATTENTION_GRAPH),
     NoVocabularyListError: Code(grpc.StatusCode.FAILED_PRECONDITION, Reason.NO_VOCABULARY_LIST),
     QueueFullError: Code(grpc.StatusCode.RESOURCE_EXHAUSTED, Reason.QUEUE_FULL),
+    NotInTimeError: Code(grpc.StatusCode.RESOURCE_EXHAUSTED, Reason.NOT_IN_TIME),
     DeadlineError: Code(grpc.StatusCode.DEADLINE_EXCEEDED, Reason.DEADLINE_EXCEEDED),
     DrainingError: Code(grpc.StatusCode.UNAVAILABLE, Reason.DRAINING),
     EngineDeadError: Code(grpc.StatusCode.UNAVAILABLE, Reason.ENGINE_DEAD),
@@ -83,7 +85,7 @@ def status_of(error: DragomanError) -> Status:
         reasons = {violation.reason for violation in error.violations}
         reason = reasons.pop() if len(reasons) == 1 else reason
         details.append(_bad_request(error))
-    elif isinstance(error, QueueFullError | NoRoomError):
+    elif isinstance(error, QueueFullError | NotInTimeError | NoRoomError):
         retry_delay = Duration()
         retry_delay.FromNanoseconds(int(error.retry_after_seconds * 1e9))
         details.append(RetryInfo(retry_delay=retry_delay))
@@ -92,6 +94,20 @@ def status_of(error: DragomanError) -> Status:
     elif isinstance(error, UnsupportedLanguageError):
         details.append(_resource("dragoman.v1.LanguagePair", error.language_pair))
     return _status(code, str(error), [ErrorInfo(reason=reason, domain=DOMAIN), *details])
+
+
+def trailers_of(status: Status) -> tuple[tuple[str, str | bytes], ...]:
+    """What goes out behind a status made here: the status itself, and its RetryInfo as gRPC's own retries want it.
+
+    The retry policy of a client that has RESOURCE_EXHAUSTED among its codes waits for so long, not for its own pause.
+    It repeats the call with the deadline that it had: one that cannot be answered by then is told not to.
+    """
+    details = ("grpc-status-details-bin", status.SerializeToString())
+    retry = RetryInfo()
+    if not any(detail.Unpack(retry) for detail in status.details):
+        return (details,)
+    pause = -1 if reason_of(status) == Reason.NOT_IN_TIME else retry.retry_delay.ToMilliseconds()
+    return details, ("grpc-retry-pushback-ms", str(pause))
 
 
 def reason_of(status: Status) -> str:

@@ -74,4 +74,9 @@ def call_context(context: Context) -> CallContext:
     """What is known of a call beside its messages."""
     remaining: float | None = context.time_remaining()
     # The deadline is one of the wall clock, which can be set; ours cannot.
-    return CallContext(math.inf if remaining is None else time.monotonic() + remaining)
+    return CallContext(math.inf if remaining is None else time.monotonic() + remaining, _host(context.peer()))
+
+
+def _host(peer: str) -> str:
+    """Who calls: the address without the port, which is another for each connection."""
+    return peer.rpartition(":")[0] if peer.startswith(("ipv4:", "ipv6:")) else peer

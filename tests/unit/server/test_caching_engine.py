@@ -116,10 +116,10 @@ def test_when_the_last_has_left_it_is_withdrawn(cached: CachingEngine, engine: F
 
 def test_whoever_has_more_time_than_the_first_gets_an_answer(cached: CachingEngine, engine: FakeEngine) -> None:
     hurried, patient, endless = (replace(A, deadline=deadline) for deadline in (1.0, 2.0, math.inf))
-    (first,) = cached.submit([hurried], "a")
+    (first,) = cached.submit([hurried], "a", identity="A")
     (short,) = cached.submit([hurried], "b")
     (second,) = cached.submit([patient], "c")
-    (third,) = cached.submit([replace(endless, priority=Priority.BULK)], "d")
+    (third,) = cached.submit([replace(endless, priority=Priority.BULK)], "d", identity="D")
     (gone,) = cached.submit([patient], "e")
     gone.cancel()
     engine.futures[0].set_exception(LATE)
@@ -127,6 +127,7 @@ def test_whoever_has_more_time_than_the_first_gets_an_answer(cached: CachingEngi
     assert not second.done()
     assert engine.requests[1] == endless  # for the one with most time, in the turn of the most urgent
     assert engine.callers == ["a", "d"]
+    assert engine.identities == ["A", "D"]
     third.cancel()
     engine.release(1)
     assert second.result(0).hypotheses == echo(A).hypotheses
@@ -333,3 +334,8 @@ def test_the_rest_is_the_engine(cached: CachingEngine, engine: FakeEngine) -> No
     assert cached.stalled_seconds == 3.0
     cached.give_back_memory()
     assert engine.num_given_back == 1
+
+
+def test_nobody_is_refused_before_it_is_known_what_is_in_the_cache(cached: CachingEngine, engine: FakeEngine) -> None:
+    engine.early_refusal = QueueFullError("the queue is full", retry_after_seconds=1.0)
+    cached.check(math.inf, Priority.DEFAULT, None)

@@ -9,8 +9,8 @@ import pytest
 from dragoman_server.engine.dispatcher import Dispatcher
 from dragoman_server.engine.engine import Engine
 from dragoman_server.engine.search_options import SearchOptions
-from dragoman_server.engine.sequence import Request
-from dragoman_server.errors import EngineDeadError, QueueFullError
+from dragoman_server.engine.sequence import Priority, Request
+from dragoman_server.errors import EngineDeadError, NotInTimeError, QueueFullError
 from support.fake_runner import FakeRunner, Gate, expected, running_engine
 from support.server_parts import FakeEngine, echo
 
@@ -67,12 +67,14 @@ def test_progress_is_told_by_the_place_in_the_call() -> None:
     assert told == [(0, (0,)), (2, (1,)), (1, (0,)), (3, (1,))]
 
 
-def test_what_an_engine_has_no_room_for_goes_to_another() -> None:
+@pytest.mark.parametrize("error", [QueueFullError("full", 1.0), NotInTimeError("late", 1.0)])
+def test_what_an_engine_has_no_room_for_goes_to_another(error: Exception) -> None:
     engines = holding(0, 0)
-    engines[1].refusal = QueueFullError("full", 1.0)
-    futures = Dispatcher(engines).submit(requests(1, 1, 1))
+    engines[1].refusal = error
+    futures = Dispatcher(engines).submit(requests(1, 1, 1), identity="a")
     assert futures == engines[0].futures[2:]
     assert [future.cancelled() for future in engines[0].futures] == [True, True, False, False, False]
+    assert engines[0].identities == ["a"] * 5
 
 
 def test_where_no_engine_has_room_the_call_is_refused_as_by_the_first() -> None:
@@ -81,6 +83,17 @@ def test_where_no_engine_has_room_the_call_is_refused_as_by_the_first() -> None:
     with pytest.raises(QueueFullError) as caught:
         Dispatcher(engines).submit(requests(1, 1, 1))
     assert caught.value is engines[0].refusal
+
+
+def test_a_call_is_refused_early_where_all_engines_refuse_it_as_by_the_one_that_has_room_first() -> None:
+    engines = holding(0, 0)
+    dispatcher = Dispatcher(engines)
+    engines[0].early_refusal = QueueFullError("full", 2.0)
+    dispatcher.check(1e9, Priority.DEFAULT, "a", 3)
+    engines[1].early_refusal = NotInTimeError("late", 1.0)
+    with pytest.raises(NotInTimeError) as caught:
+        dispatcher.check(1e9, Priority.DEFAULT, "a", 3)
+    assert caught.value is engines[1].early_refusal
 
 
 @pytest.mark.parametrize("error", [EngineDeadError("dead"), ValueError("rows")])

@@ -5,6 +5,7 @@ import time
 import weakref
 from collections.abc import Sequence
 from concurrent.futures import CancelledError, Future
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any
 
@@ -15,9 +16,16 @@ from dragoman_server.engine.engine import Engine, StepReport
 from dragoman_server.engine.kv_budget import KvBudget
 from dragoman_server.engine.search import StepOutput
 from dragoman_server.engine.search_options import SearchOptions
-from dragoman_server.engine.sequence import Completion, FinishReason, Request
+from dragoman_server.engine.sequence import Completion, FinishReason, Priority, Request
 from dragoman_server.engine.slots import Move
-from dragoman_server.errors import DeadlineError, DeviceLostError, EngineDeadError, InferenceError, QueueFullError
+from dragoman_server.errors import (
+    DeadlineError,
+    DeviceLostError,
+    EngineDeadError,
+    InferenceError,
+    NotInTimeError,
+    QueueFullError,
+)
 from dragoman_server.runtime.device import Device
 from support.fake_runner import SEARCH, FakeRunner, Gate, decode_alone, engine_on, expected, running_engine, wild
 
@@ -274,6 +282,88 @@ def test_who_limits_itself_is_neither_refused_nor_takes_room_from_others() -> No
         gate.open.set()
         assert len(hypotheses(running + waiting)) == 14
         assert len(hypotheses(engine.submit(REQUESTS[:3]))) == 3  # all have given their room back
+
+
+def test_rows_and_tokens_of_the_queue_are_limited_too() -> None:
+    gate = Gate()
+    limits = {"max_running": 4, "max_waiting_rows": 5, "max_waiting_tokens": 9}
+    beam = Request((4, 5), 9, options=SearchOptions(beam_size=4))
+    with running_engine(FakeRunner(on_decode=gate, distribution=wild), **limits) as engine:
+        futures = engine.submit([beam])
+        assert gate.reached.wait(timeout=30)
+        futures += engine.submit([beam])
+        with pytest.raises(QueueFullError, match="4 rows are waiting and 4 more"):
+            engine.submit([beam])
+        with pytest.raises(QueueFullError, match="2 source tokens are waiting and 10 more"):
+            engine.submit([Request((4,) * 10, 9)])
+        gate.open.set()
+        assert len(hypotheses(futures)) == 2
+
+
+def slow_engine(**options: int) -> AbstractContextManager[Engine]:
+    """One row, and steps of 5 ms: a request of 20 tokens takes 0.1 s."""
+    return running_engine(FakeRunner(on_decode=lambda _: time.sleep(0.005)), max_running=1, **options)
+
+
+LONG = Request(tuple(range(10, 29)), 20)
+
+
+def test_who_cannot_be_answered_in_time_is_refused_at_once() -> None:
+    with slow_engine() as engine:
+        waiting = engine.submit([LONG] * 100, "a", identity="a")  # 10 s
+        hypotheses(waiting[:5])
+        soon = time.monotonic() + 2.0
+        for refuse in (
+            lambda: engine.submit([replace(LONG, deadline=soon)] * 50, identity="a"),
+            lambda: engine.check(soon, Priority.DEFAULT, "a", 50),
+        ):
+            with pytest.raises(NotInTimeError, match="the deadline is in") as refusal:
+                refuse()
+            assert 1.0 < refusal.value.retry_after_seconds < 60.0
+        engine.check(math.inf, Priority.DEFAULT, "a", 50)  # whoever has time waits
+        engine.check(time.monotonic() + 100.0, Priority.DEFAULT, "a", 50)
+        engine.check(soon, Priority.DEFAULT, "b", 1)  # others have turns of their own
+        (single,) = engine.submit([replace(LONG, deadline=time.monotonic() + 2.0)], identity="b")
+        hypotheses([single])
+        unlimited = engine.submit([replace(LONG, deadline=soon)] * 50, is_unlimited=True)
+        for future in (*waiting, *unlimited):
+            future.cancel()
+
+
+def test_a_full_queue_says_how_long_it_takes_to_have_room() -> None:
+    with slow_engine(max_waiting=100) as engine:
+        waiting = engine.submit([LONG] * 100)
+        hypotheses(waiting[:3])
+        with pytest.raises(QueueFullError) as refusal:
+            engine.check(math.inf, Priority.BULK, "b", 50)
+        assert 1.0 < refusal.value.retry_after_seconds < 60.0  # about 50 have to leave
+        with pytest.raises(QueueFullError):
+            engine.submit([LONG] * 100)
+        for future in waiting:
+            future.cancel()
+
+
+def test_what_can_no_longer_be_in_time_leaves_the_queue_without_being_encoded() -> None:
+    encoded: list[object] = []
+    reports: list[StepReport] = []
+    gate = Gate()
+    runner = FakeRunner(on_encode=encoded.extend, on_decode=gate)
+    with Device(1) as device:
+        engine = Engine([runner], SEARCH, EngineOptions(max_running=1), device, on_step=reports.append)
+        engine.start()
+        first = engine.submit(REQUESTS[:1])
+        assert gate.reached.wait(timeout=30)
+        (late,) = engine.submit([replace(REQUESTS[1], deadline=time.monotonic() + 400.0)])
+        last = engine.submit([replace(REQUESTS[2], deadline=time.monotonic() + 1000.0), REQUESTS[3]])
+        engine._pace.decoding_seconds = lambda *_: 500.0  # type: ignore[method-assign]
+        gate.open.set()
+        with pytest.raises(DeadlineError, match="would pass"):
+            late.result(timeout=30)
+        assert hypotheses(first + last) == [(expected(REQUESTS[i]),) for i in (0, 2, 3)]
+        engine.stop()
+    assert REQUESTS[1].source_ids not in encoded
+    assert sum(report.num_expired for report in reports) == 1
+    assert engine.num_pending == 0
 
 
 def test_stopping_answers_everyone_and_refuses_the_next() -> None:

@@ -8,16 +8,26 @@ from google.rpc.status_pb2 import Status
 
 from dragoman_server import errors
 from dragoman_server.errors import (
+    DeadlineError,
     DragomanError,
     FieldViolation,
     InvalidInputError,
     ModelNotFoundError,
+    NoRoomError,
+    NotInTimeError,
     QueueFullError,
     Reason,
     StartError,
     UnsupportedLanguageError,
 )
-from dragoman_server.wire.status import CODES, MAX_MESSAGE_BYTES, MAX_STATUS_BYTES, internal_status, status_of
+from dragoman_server.wire.status import (
+    CODES,
+    MAX_MESSAGE_BYTES,
+    MAX_STATUS_BYTES,
+    internal_status,
+    status_of,
+    trailers_of,
+)
 
 T = TypeVar("T", bound=Message)
 
@@ -67,6 +77,25 @@ def test_a_reason_that_all_violations_share_is_that_of_the_status() -> None:
 def test_a_full_queue_says_when_to_come_back() -> None:
     retry = detail(status_of(QueueFullError("full", 1.25)), RetryInfo()).retry_delay
     assert (retry.seconds, retry.nanos) == (1, 250_000_000)
+
+
+@pytest.mark.parametrize(
+    ("error", "pause"),
+    [(QueueFullError("full", 1.25), "1250"), (NoRoomError("full", 2.0), "2000"), (NotInTimeError("late", 3.0), "-1")],
+)
+def test_grpc_itself_is_told_when_to_repeat_the_call_and_not_to_where_it_cannot_be_in_time(
+    error: DragomanError, pause: str
+) -> None:
+    status = status_of(error)
+    assert dict(trailers_of(status)) == {
+        "grpc-status-details-bin": status.SerializeToString(),
+        "grpc-retry-pushback-ms": pause,
+    }
+
+
+def test_other_errors_say_nothing_of_that() -> None:
+    status = status_of(DeadlineError("late"))
+    assert trailers_of(status) == (("grpc-status-details-bin", status.SerializeToString()),)
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from dragoman_server.errors import (
     InferenceError,
     InvalidInputError,
     ModelNotFoundError,
+    NotInTimeError,
     QueueFullError,
     UnknownValue,
     UnsupportedLanguageError,
@@ -30,7 +31,7 @@ from dragoman_server.service.results import StreamOutcome
 from dragoman_server.service.translate import Translator
 from dragoman_server.text.segmentation import Segmentation
 from dragoman_server.text.tokenizer import Tokenizer
-from support.calls import LONG_LINE, MAX_ROWS, MAX_SEGMENTS, NOW, call, config, refused, translated
+from support.calls import LONG_LINE, MAX_ROWS, MAX_SEGMENTS, NOW, call, config, refused, score_call, translated
 from support.fake_runner import Gate
 from support.server_parts import EOS_ID, LIMITS, FakeEngine
 
@@ -251,6 +252,34 @@ async def test_a_past_deadline_is_told_without_any_work(translator: Translator, 
     with pytest.raises(DeadlineError):
         await translator.translate(call("Hello."), CallContext(deadline=time.monotonic()))
     assert engine.requests == []
+
+
+@pytest.mark.parametrize("error", [QueueFullError("full", 1.0), NotInTimeError("late", 1.0)])
+async def test_who_is_refused_whatever_the_texts_are_is_refused_before_they_are_tokenized(
+    translator: Translator,
+    engine: FakeEngine,
+    tokenizer: Tokenizer,
+    monkeypatch: pytest.MonkeyPatch,
+    error: DragomanError,
+) -> None:
+    monkeypatch.setattr(tokenizer, "encode", None)
+    engine.early_refusal = error
+    context = CallContext(identity="a")
+    with pytest.raises(type(error)):
+        await translator.translate(call("Hello.", "https://a.b/c"), context)
+    with pytest.raises(type(error)):
+        await anext(translator.stream(StreamCall(TextInput("Hello."), config()), context))
+    with pytest.raises(type(error)):
+        await translator.score(score_call(("Hello.", "Bonjour.")), context)
+    assert engine.requests == []
+
+
+async def test_a_call_without_anything_to_translate_is_never_refused(
+    translator: Translator, engine: FakeEngine
+) -> None:
+    engine.early_refusal = engine.refusal = QueueFullError("full", 1.0)
+    outcome = await translator.translate(call("", "12", "https://a.b/c"), NOW)
+    assert len(outcome.results) == 3
 
 
 async def test_the_engine_knows_the_deadline(translator: Translator, engine: FakeEngine) -> None:

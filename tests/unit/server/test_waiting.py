@@ -5,14 +5,17 @@ import pytest
 
 from dragoman_server.engine.search_options import SearchOptions
 from dragoman_server.engine.sequence import Priority, Request, SequenceGroup
-from dragoman_server.engine.waiting import WaitingQueue
+from dragoman_server.engine.waiting import SHARES, TURN, Load, WaitingQueue
 
 INTERACTIVE, DEFAULT, BULK = Priority
 
 
-def group(caller: object = "a", priority: Priority = DEFAULT, beam_size: int = 1) -> SequenceGroup:
+def group(
+    caller: object = "a", priority: Priority = DEFAULT, beam_size: int = 1, identity: object = None
+) -> SequenceGroup:
     options = SearchOptions(beam_size=beam_size)
-    return SequenceGroup(Request((4, 3), 9, options=options, priority=priority), arrived=0.0, caller=caller)
+    request = Request((4, 3), 9, options=options, priority=priority)
+    return SequenceGroup(request, arrived=0.0, caller=caller, identity=identity)
 
 
 def queue_of(groups: Iterable[SequenceGroup]) -> WaitingQueue:
@@ -129,3 +132,65 @@ def test_what_is_removed_is_gone_and_nothing_else_changes() -> None:
             own = [g for g in groups if (g.caller, g.request.priority) == (caller, priority) and g not in gone]
             assert [g for g in left if (g.caller, g.request.priority) == (caller, priority)] == own
     assert len(queue) == 0
+
+
+# -- callers with many calls -------------------------------------------------------------------------------------------
+
+
+def test_who_has_a_hundred_calls_gets_the_turns_of_one() -> None:
+    many = [group(call, identity="a") for call in range(100)]
+    others = [group("single", identity="b"), group("other", identity="b")]
+    order = popped(queue_of([*many, *others]), 102)
+    assert [order.index(member) for member in others] == [1, 3]
+    assert [member for member in order if member.identity == "a"] == many
+
+
+def test_a_callers_calls_are_done_one_after_the_other_up_to_a_turn() -> None:
+    calls = {"short": 5, "long": 2 * TURN + 1, "last": TURN}
+    queue = queue_of(group(call, identity="a") for call, count in calls.items() for _ in range(count))
+    order = [member.caller for member in popped(queue, len(queue))]
+    assert order == ["short"] * 5 + ["long"] * TURN + ["last"] * TURN + ["long"] * (TURN + 1)
+
+
+def test_a_turn_begins_anew_where_the_call_that_had_it_is_withdrawn() -> None:
+    first, second = ([group(call, identity="a") for _ in range(TURN + 1)] for call in "ab")
+    queue = queue_of([*first, *second])
+    popped(queue, 3)
+    queue.remove(first[3:])
+    queue.add(group("c", identity="a"))
+    assert [member.caller for member in popped(queue, TURN + 1)] == ["b"] * TURN + ["c"]
+
+
+# -- what comes before a new call --------------------------------------------------------------------------------------
+
+WEIGHT = group().weight
+
+
+def weight_until(queue: WaitingQueue, identity: object, num_requests: int = 1, priority: Priority = DEFAULT) -> float:
+    """In requests, which are all alike here."""
+    return queue.weight_until(Load(num_requests, num_requests * WEIGHT), identity, priority) / WEIGHT
+
+
+def test_before_a_call_come_all_others_of_its_caller_and_one_of_each_other_caller_for_each() -> None:
+    queue = queue_of(group(call, identity="a") for call in range(10))
+    assert weight_until(queue, "a") == 11
+    assert weight_until(queue, "b") == 2
+    for _ in range(50):
+        queue.add(group("long", identity="b"))
+    assert weight_until(queue, "c") == 3
+    assert weight_until(queue, "a") == 22
+
+
+def test_before_a_call_come_other_priorities_by_their_shares() -> None:
+    queue = queue_of(group(call, priority) for priority in Priority for call in range(100))
+    for priority in Priority:
+        own = 101
+        others = [min(100, own * SHARES[other] / SHARES[priority]) for other in Priority if other is not priority]
+        assert weight_until(queue, "new", priority=priority) == own + sum(others)
+
+
+def test_a_call_of_many_turns_waits_for_those_that_come_meanwhile() -> None:
+    queue = queue_of(group(call, identity="a") for call in range(10) for _ in range(TURN))
+    assert weight_until(queue, "a", TURN) == 11 * TURN
+    assert weight_until(queue, "a", 2 * TURN) == 22 * TURN
+    assert weight_until(queue, "a", 4 * TURN) == 24 * TURN

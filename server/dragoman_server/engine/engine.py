@@ -16,31 +16,19 @@ from functools import partial
 from typing import NamedTuple, Protocol
 
 from dragoman_server.config import EngineOptions
+from dragoman_server.engine.admission import Admission
 from dragoman_server.engine.deadlines import has_passed
 from dragoman_server.engine.departures import Departures
 from dragoman_server.engine.kv_budget import KvBudget
 from dragoman_server.engine.lane import Lane, LaneStep
-from dragoman_server.engine.pace import Pace
 from dragoman_server.engine.room import Usage
 from dragoman_server.engine.runner import Runner
 from dragoman_server.engine.scheduler import Scheduler
 from dragoman_server.engine.search import Search
 from dragoman_server.engine.sequence import Completion, Priority, Request, SequenceGroup
-from dragoman_server.engine.waiting import Load
-from dragoman_server.errors import DeadlineError, DragomanError, EngineDeadError, NotInTimeError, QueueFullError
+from dragoman_server.errors import DeadlineError, DragomanError, EngineDeadError
 
 logger = logging.getLogger(__name__)
-
-# Estimates are taken for so much longer: answers go through other threads and the network, and lengths are guesses.
-# Before texts are looked at, more is guessed; and whoever would be refused afterwards had better be refused then.
-_MARGIN, _EARLY_MARGIN = 1.25, 1.4
-# Where it is a request's turn, less is guessed.
-_LATE_MARGIN = 1.1
-# The longest of a call's requests is taken for so many times as long as usual, where there are several.
-_LONGEST_RATIO = 2
-# Where nothing is known of the pace, callers who find the queue full are told to come back after this.
-_UNKNOWN_RETRY_SECONDS = 1.0
-_LEAST_RETRY_SECONDS = 0.05
 
 
 class StepReport(NamedTuple):
@@ -108,9 +96,8 @@ class Engine:
         self._pending: set[SequenceGroup] = set()  # submitted and not yet answered
         self._num_pending_rows = 0  # of these
         self._departures = Departures(self._pending.__contains__)
-        self._pace = Pace()
-        self._num_rows = len(runners) * options.max_running
-        self._limits = Usage(options.max_waiting, options.max_waiting_rows, options.max_waiting_tokens)
+        limits = Usage(options.max_waiting, options.max_waiting_rows, options.max_waiting_tokens)
+        self._admission = Admission(self._scheduler, limits, len(runners) * options.max_running)
         self._late: list[SequenceGroup] = []  # left the queue, to be answered
         self._num_late = 0  # that no step has reported yet
         self._num_cached_tokens = [0] * len(runners)  # by lane
@@ -159,11 +146,8 @@ class Engine:
             QueueFullError: there is no room for so many.
             NotInTimeError: they can hardly be finished by the deadline.
         """
-        least = Usage(num_requests, num_requests, num_requests)
         with self._lock:
-            size = self._pace.usual_size
-            load, longest = Load(num_requests, num_requests * size), min(num_requests, _LONGEST_RATIO) * size
-            self._check(least, load, longest, deadline, priority, identity, _EARLY_MARGIN)
+            self._admission.check_early(deadline, priority, identity, num_requests)
 
     def submit(
         self,
@@ -207,14 +191,7 @@ class Engine:
             if self._refusal:
                 raise EngineDeadError(self._refusal)
             if groups and not is_unlimited:
-                self._check(
-                    Usage.of(groups),
-                    Load(len(groups), sum(group.weight for group in groups)),
-                    max(request.size for request in requests),
-                    min(request.deadline for request in requests),
-                    requests[0].priority,
-                    groups[0].identity,
-                )
+                self._admission.check(groups)
             self._pending.update(groups)
             self._num_pending_rows += sum(group.request.options.num_rows for group in groups)
             self._departures.expect(groups)
@@ -227,36 +204,6 @@ class Engine:
         for group in groups:
             group.future.add_done_callback(partial(self._note_cancellation, group))
         return [group.future for group in groups]
-
-    def _check(
-        self,
-        usage: Usage,
-        load: Load,
-        longest: float,
-        deadline: float,
-        priority: Priority,
-        identity: object,
-        margin: float = _MARGIN,
-    ) -> None:
-        """Whether new requests may join the queue. The lock is held."""
-        now = time.monotonic()
-        if lack := self._scheduler.room.lack(usage, self._limits, identity, priority):
-            text, share = lack
-            seconds = self._pace.seconds_of(share * self._scheduler.waiting_weight, now)
-            raise QueueFullError(text, max(_LEAST_RETRY_SECONDS, seconds or _UNKNOWN_RETRY_SECONDS))
-        left = deadline - now
-        if math.isinf(left) or left <= 0.0:
-            return
-        num_taken = self._scheduler.num_reserved_rows + usage.num_rows
-        seconds = self._pace.decoding_seconds(longest, min(num_taken, self._num_rows), now)
-        if self._scheduler.num_waiting or num_taken > self._num_rows:
-            seconds += self._pace.seconds_of(self._scheduler.weight_until(load, identity, priority), now)
-        seconds *= margin
-        if seconds > left:
-            raise NotInTimeError(
-                f"the answer would take {seconds:.2g} s, and the deadline is in {left:.2g} s",
-                max(_LEAST_RETRY_SECONDS, seconds - left),
-            )
 
     def _note_cancellation(self, group: SequenceGroup, future: "Future[Completion]") -> None:
         if future.cancelled():
@@ -301,8 +248,7 @@ class Engine:
                 self._last_progress[lane] = now = time.monotonic()
                 self._num_cached_tokens[lane] = step.num_cached_tokens
                 dealt = self._deal()
-                is_busy = self._scheduler.num_waiting or 4 * self._scheduler.num_reserved_rows >= self._num_rows
-                self._pace.note_step(now, step.num_decoded, bool(is_busy))
+                self._admission.note_step(now, step.num_decoded)
                 num_expired, self._num_late = num_expired + self._num_late, 0
                 report = StepReport(
                     step,
@@ -340,13 +286,8 @@ class Engine:
         return dealt
 
     def _is_late(self, group: SequenceGroup) -> bool:
-        """Whether it cannot be finished by its deadline, were it encoded now; then it is noted, to be answered."""
-        now = time.monotonic()
-        left = group.request.deadline - now
-        num_taken = self._scheduler.num_reserved_rows + group.request.options.num_rows
-        if math.isinf(left) or left >= _LATE_MARGIN * self._pace.decoding_seconds(
-            group.request.size, min(num_taken, self._num_rows), now
-        ):
+        """Whether it is not worth encoding any more; then it is noted, to be answered."""
+        if not self._admission.is_late(group.request):
             return False
         self._late.append(group)
         self._num_late += 1
@@ -398,8 +339,7 @@ class Engine:
             self._pending.remove(group)
             self._num_pending_rows -= group.request.options.num_rows
             if isinstance(answer, Completion):
-                num_steps = max(len(hypothesis.token_ids) for hypothesis in answer.hypotheses)
-                self._pace.note_answer(group.request.size, num_steps)
+                self._admission.note_answer(group.request, answer)
         if not group.future.set_running_or_notify_cancel():
             return  # cancelled: nobody listens
         if isinstance(answer, Completion):

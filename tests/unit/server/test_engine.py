@@ -355,7 +355,7 @@ def test_what_can_no_longer_be_in_time_leaves_the_queue_without_being_encoded() 
         assert gate.reached.wait(timeout=30)
         (late,) = engine.submit([replace(REQUESTS[1], deadline=time.monotonic() + 400.0)])
         last = engine.submit([replace(REQUESTS[2], deadline=time.monotonic() + 1000.0), REQUESTS[3]])
-        engine._pace.decoding_seconds = lambda *_: 500.0  # type: ignore[method-assign]
+        engine._admission._pace.decoding_seconds = lambda *_: 500.0  # type: ignore[method-assign]
         gate.open.set()
         with pytest.raises(DeadlineError, match="would pass"):
             late.result(timeout=30)

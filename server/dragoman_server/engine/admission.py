@@ -1,0 +1,120 @@
+"""Who is refused at once, for want of room or of time, and who is not worth encoding any more."""
+
+import math
+import time
+from collections.abc import Sequence
+
+from dragoman_server.engine.pace import Pace
+from dragoman_server.engine.room import Usage
+from dragoman_server.engine.scheduler import Scheduler
+from dragoman_server.engine.sequence import Completion, Priority, Request, SequenceGroup
+from dragoman_server.engine.waiting import Load
+from dragoman_server.errors import NotInTimeError, QueueFullError
+
+# Estimates are taken for so much longer: answers go through other threads and the network, and lengths are guesses.
+# Before texts are looked at, more is guessed; and whoever would be refused afterwards had better be refused then.
+_MARGIN, _EARLY_MARGIN = 1.25, 1.4
+# Where it is a request's turn, less is guessed.
+_LATE_MARGIN = 1.1
+# The longest of a call's requests is taken for so many times as long as usual, where there are several.
+_LONGEST_RATIO = 2
+# Where nothing is known of the pace, callers who find the queue full are told to come back after this.
+_UNKNOWN_RETRY_SECONDS = 1.0
+_LEAST_RETRY_SECONDS = 0.05
+# With this part of its rows in use an engine has enough to do for its pace to count.
+_BUSY_SHARE = 0.25
+
+
+class Admission:
+    """Compares what is asked for with the room and the pace that there are. Not thread-safe.
+
+    Args:
+        scheduler: of the engine.
+        limits: of what may wait.
+        num_rows: of all lanes.
+    """
+
+    def __init__(self, scheduler: Scheduler, limits: Usage, num_rows: int) -> None:
+        self._scheduler, self._limits, self._num_rows = scheduler, limits, num_rows
+        self._pace = Pace()
+
+    def check_early(self, deadline: float, priority: Priority, identity: object, num_requests: int) -> None:
+        """Refuses a call of which only this is known, as if its requests were like those of others lately.
+
+        Raises:
+            QueueFullError: there is no room for so many.
+            NotInTimeError: they can hardly be finished by the deadline.
+        """
+        size = self._pace.usual_size
+        load, longest = Load(num_requests, num_requests * size), min(num_requests, _LONGEST_RATIO) * size
+        least = Usage(num_requests, num_requests, num_requests)
+        self._check_room(least, priority, identity)
+        self._check_time(load, num_requests, longest, deadline, priority, identity, _EARLY_MARGIN)
+
+    def check(self, groups: Sequence[SequenceGroup]) -> None:
+        """Refuses the requests of a call, at least one.
+
+        Raises:
+            QueueFullError: there is no room for them.
+            NotInTimeError: they cannot be finished by their deadline, as far as can be known.
+        """
+        usage, priority, identity = Usage.of(groups), groups[0].request.priority, groups[0].identity
+        self._check_room(usage, priority, identity)
+        load = Load(len(groups), sum(group.weight for group in groups))
+        longest = max(group.request.size for group in groups)
+        deadline = min(group.request.deadline for group in groups)
+        self._check_time(load, usage.num_rows, longest, deadline, priority, identity, _MARGIN)
+
+    def is_late(self, request: Request) -> bool:
+        """Whether a request cannot be finished by its deadline, were it encoded now."""
+        if math.isinf(request.deadline):
+            return False
+        now = time.monotonic()
+        return (
+            now + _LATE_MARGIN * self._decoding_seconds(request.size, request.options.num_rows, now) > request.deadline
+        )
+
+    def note_step(self, now: float, num_rows: int) -> None:
+        """Tells that a lane has decoded a token more for so many rows, and everything was dealt that could be."""
+        is_busy = self._scheduler.num_waiting or self._scheduler.num_reserved_rows >= _BUSY_SHARE * self._num_rows
+        self._pace.note_step(now, num_rows, bool(is_busy))
+
+    def note_answer(self, request: Request, answer: Completion) -> None:
+        """Tells how long the target of a request has become."""
+        self._pace.note_answer(request.size, max(len(hypothesis.token_ids) for hypothesis in answer.hypotheses))
+
+    def _check_room(self, usage: Usage, priority: Priority, identity: object) -> None:
+        lack = self._scheduler.room.lack(usage, self._limits, identity, priority)
+        if lack is not None:
+            text, share = lack
+            seconds = self._pace.seconds_of(share * self._scheduler.waiting_weight, time.monotonic())
+            raise QueueFullError(text, max(_LEAST_RETRY_SECONDS, seconds or _UNKNOWN_RETRY_SECONDS))
+
+    def _check_time(
+        self,
+        load: Load,
+        num_rows: int,
+        longest: float,
+        deadline: float,
+        priority: Priority,
+        identity: object,
+        margin: float,
+    ) -> None:
+        now = time.monotonic()
+        left = deadline - now
+        if math.isinf(left) or left <= 0.0:  # where it has passed, the engine says so
+            return
+        seconds = self._decoding_seconds(longest, num_rows, now)
+        if self._scheduler.num_waiting or self._scheduler.num_reserved_rows + num_rows > self._num_rows:
+            seconds += self._pace.seconds_of(self._scheduler.weight_until(load, identity, priority), now)
+        seconds *= margin
+        if seconds > left:
+            raise NotInTimeError(
+                f"the answer would take {seconds:.2g} s, and the deadline is in {left:.2g} s",
+                max(_LEAST_RETRY_SECONDS, seconds - left),
+            )
+
+    def _decoding_seconds(self, size: float, num_rows: int, now: float) -> float:
+        """From the encoding of a request to its answer, with so many rows beside those that are taken."""
+        num_together = min(self._scheduler.num_reserved_rows + num_rows, self._num_rows)
+        return self._pace.decoding_seconds(size, num_together, now)

@@ -29,6 +29,7 @@ from dragoman_server.errors import (
     NoVocabularyListError,
     QueueFullError,
     Reason,
+    SlowReaderError,
     UnsupportedLanguageError,
 )
 
@@ -65,6 +66,7 @@ CODES: Final[Mapping[type[DragomanError], Code]] = {
     NoVocabularyListError: Code(grpc.StatusCode.FAILED_PRECONDITION, Reason.NO_VOCABULARY_LIST),
     QueueFullError: Code(grpc.StatusCode.RESOURCE_EXHAUSTED, Reason.QUEUE_FULL),
     DeadlineError: Code(grpc.StatusCode.DEADLINE_EXCEEDED, Reason.DEADLINE_EXCEEDED),
+    SlowReaderError: Code(grpc.StatusCode.RESOURCE_EXHAUSTED, Reason.SLOW_READER),
     DrainingError: Code(grpc.StatusCode.UNAVAILABLE, Reason.DRAINING),
     EngineDeadError: Code(grpc.StatusCode.UNAVAILABLE, Reason.ENGINE_DEAD),
     InferenceError: Code(grpc.StatusCode.INTERNAL, Reason.INFERENCE_FAILED),

@@ -22,7 +22,7 @@ class OpenCall:
 
     @property
     def waiting_since(self) -> float:
-        """Since when nothing but the caller can bring the call forward, on the monotonic clock; infinity: it is not so."""
+        """Since when only the caller can bring the call forward, on the monotonic clock; infinity: it does not wait."""
         return min(self._idle_since, self._blocked_since)
 
     @contextmanager

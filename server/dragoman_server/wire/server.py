@@ -30,8 +30,8 @@ _QUIET_LOOKS = 10
 _SECONDS_PER_LOOK = 0.03
 
 # Calls that gRPC holds until the event loop comes to them, which takes a fraction of a millisecond each. One takes up
-# some 15 kB.
-_MAX_PENDING_CALLS = 100_000
+# some 15 kB, also if its caller has reset it meanwhile, which some do faster than the event loop can follow.
+_MAX_PENDING_CALLS = 20_000
 _MAX_PENDING_SECONDS = 3600
 
 # A caller whose machine or network is gone without a word is noticed within the sum of both, and its calls withdrawn.

@@ -1,0 +1,1 @@
+"""Faults on purpose, and what callers notice of them. Commands, not tests: they measure."""

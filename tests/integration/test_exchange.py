@@ -10,6 +10,7 @@ import grpc
 import pytest
 from google.rpc.error_details_pb2 import BadRequest
 
+from benchmarks.faults.http2 import Http2Caller
 from dragoman.v1 import translation_pb2 as pb
 from dragoman_server.config import Config, InputLimits
 from dragoman_server.engine.sequence import Priority
@@ -295,6 +296,30 @@ async def test_a_caller_who_does_not_read_is_not_read_from(server: RunningServer
         assert len(names) == num_texts
         await writing
         await exchange.end()
+
+
+async def test_a_caller_who_promises_room_and_does_not_read_is_bounded_too(server: RunningServer) -> None:
+    """What the system and gRPC take for it is less than all of these answers."""
+    num_texts, num_lines = 800, 30
+    options = pb.DecodingOptions(beam_size=8, num_hypotheses=8)
+    config = pb.ExchangeConfig(source_language_code="en", target_language_code="fr", options=options)
+    text = pb.ExchangeInput(input=pb.TranslationInput(text="A\n" * num_lines))
+
+    def send() -> Http2Caller:
+        caller = Http2Caller(server.address, receive_bytes=4_096)
+        stream = caller.call(EXCHANGE)
+        caller.send(stream, pb.ExchangeTranslationsRequest(config=config).SerializeToString())
+        for _ in range(num_texts):
+            caller.send(stream, pb.ExchangeTranslationsRequest(input=text).SerializeToString())
+        return caller
+
+    with await asyncio.to_thread(send):
+        num_seen = 0
+        while num_seen != len(server.engine.requests) or not num_seen:
+            num_seen = len(server.engine.requests)
+            await asyncio.sleep(0.5)
+        assert num_seen < 0.8 * num_texts * num_lines
+    await counted(server, "CANCELLED", EXCHANGE)
 
 
 async def test_a_caller_who_leaves_withdraws_all_of_an_exchange(server: RunningServer, exchange: Exchange) -> None:

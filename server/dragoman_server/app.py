@@ -43,8 +43,8 @@ _IDLE_SECONDS = 60.0
 # Grace after the engine has died, for calls that gRPC has received but not handed over yet: they get a refusal, too.
 _GRACE_OF_THE_DEAD_SECONDS = 2.0
 
-# Beyond the grace, what stopping takes at most unless something hangs.
-_LAST_RESORT_SECONDS = 5.0
+# What stopping takes at most unless something hangs, however short the grace is.
+_LAST_RESORT_SECONDS = 3.0
 
 
 async def serve(config: Config) -> int:
@@ -53,9 +53,9 @@ async def serve(config: Config) -> int:
     Prints one line to stdout when it takes calls.
 
     On the first signal health turns NOT_SERVING, soon after new calls are refused, and those in
-    flight have `shutdown_grace_seconds` to finish; what is left then, or at a second signal, is
-    answered with UNAVAILABLE. When the engine dies it answers all its callers so, and the
-    server stops.
+    flight have nearly `shutdown_grace_seconds` to finish, by whose end the process has ended, too.
+    What is left, and all at a second signal, is answered with UNAVAILABLE. When the engine dies it
+    answers all its callers so, and the server stops.
 
     Raises:
         StartError: an option is wrong, an address cannot be listened on, or the model bundle
@@ -68,7 +68,10 @@ async def serve(config: Config) -> int:
     stop, hurry, engine_died = asyncio.Event(), asyncio.Event(), asyncio.Event()
 
     def on_signal() -> None:
-        (hurry if stop.is_set() else stop).set()
+        if stop.is_set():
+            hurry.set()
+            last_resort.arm(_LAST_RESORT_SECONDS, EXIT_ENGINE_DEAD)
+        stop.set()
 
     def on_death() -> None:  # on a thread of the device
         loop.call_soon_threadsafe(engine_died.set)
@@ -143,13 +146,14 @@ async def serve(config: Config) -> int:
             await _first_of(stop, engine_died)
 
         # -- drain
-        last_resort.arm(config.shutdown_grace_seconds + _LAST_RESORT_SECONDS, EXIT_ENGINE_DEAD)
+        grace_seconds = _GRACE_OF_THE_DEAD_SECONDS if engine_died.is_set() else config.shutdown_grace_seconds
+        if not hurry.is_set():
+            last_resort.arm(max(grace_seconds, _LAST_RESORT_SECONDS), EXIT_ENGINE_DEAD)
         if engine_died.is_set():
             logger.critical("the engine has died: the server stops")
-            await server.drain(registry.stop_engines, hurry, _GRACE_OF_THE_DEAD_SECONDS)
-            return EXIT_ENGINE_DEAD
-        logger.info("stopping: calls in flight have %g s", config.shutdown_grace_seconds)
-        await server.drain(registry.stop_engines, hurry, config.shutdown_grace_seconds)
+        else:
+            logger.info("stopping: calls in flight have %g s", grace_seconds)
+        await server.drain(hurry, grace_seconds)
         return EXIT_ENGINE_DEAD if engine_died.is_set() else EXIT_OK
 
 

@@ -244,9 +244,10 @@ class InputLimits:
         int,
         Meta(ge=1, le=1_000_000),
         About(
-            "Segments of one ExchangeTranslations stream that are translated or wait for the caller to read the "
-            "result; a blank text counts as one. At this number the stream is read no further, so this and the size "
-            "of one text bound the memory that a slow reader takes.",
+            "Segments of one ExchangeTranslations stream that are translated or wait for the caller's gRPC to take the "
+            "result, which it does some megabytes ahead of the caller (in Python 4 MB), on the caller's machine; a "
+            "blank text counts as one. At this number the stream is read no further, so this and the size of one text "
+            "bound the memory that a slow reader takes of the server.",
             "segments",
         ),
     ] = 256
@@ -304,7 +305,8 @@ class Config:
         float,
         Meta(ge=0, le=86_400),
         About(
-            "Time that calls in flight have to finish after SIGTERM or Ctrl-C. A second signal ends them at once.",
+            "Time from SIGTERM or Ctrl-C to the end of the process. Calls in flight have nearly all of it to finish. A "
+            "second signal ends them at once.",
             "seconds",
         ),
     ] = 30.0

@@ -27,7 +27,8 @@ class LastResort:
         self._timer: threading.Timer | None = None
 
     def arm(self, seconds: float, code: int) -> None:
-        """Has the process end with this code so much later, unless `close` is called first."""
+        """Has the process end with this code so much later, in place of an earlier time, unless `close` comes first."""
+        self.close()
         self._timer = threading.Timer(seconds, self._give_up, (code,))
         self._timer.daemon = True
         self._timer.start()

@@ -16,6 +16,7 @@
     ├── QueueFullError            too much is waiting; says when to try again
     ├── NotInTimeError            the caller's deadline will pass before its turn has come; says when it would not
     ├── DeadlineError             the caller's deadline passed before the work was done
+    ├── SlowReaderError           the caller does not read what the server sends
     ├── DrainingError             the server is stopping and takes no new work
     ├── EngineDeadError           the decoding engine has ended; this process will not recover
     ├── InferenceError            the model failed on the batch that this request was part of
@@ -98,6 +99,10 @@ class Reason(StrEnum):
     DEADLINE_EXCEEDED = auto()
     """The caller's deadline passed. In Python it is the `timeout=` of the method or the client; the dashboard shows
     the waiting time and the duration of steps."""
+
+    SLOW_READER = auto()
+    """The caller took nothing of a stream for minutes, and the server has ended it. Read while the stream sends, or ask
+    for less at a time."""
 
     DRAINING = auto()
     """The server is stopping. Clients repeat the call."""
@@ -315,6 +320,10 @@ class NotInTimeError(DragomanError):
 
 class DeadlineError(DragomanError):
     """The caller's deadline passed while the request was waiting or being decoded."""
+
+
+class SlowReaderError(DragomanError):
+    """The caller has not read for so long that its call has ended."""
 
 
 class DrainingError(DragomanError):

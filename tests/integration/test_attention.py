@@ -463,6 +463,23 @@ def test_callers_who_leave_in_the_middle_leave_room_for_others(
     assert not [name for name in metrics(server) if 'code="INTERNAL"' in name]
 
 
+def test_callers_who_do_not_read_hold_up_nobody_and_may_read_on(
+    stub: attention_pb2_grpc.AttentionServiceStub, server: ServerProcess
+) -> None:
+    """More of them than there are places."""
+    ids, text = translation_pb2.TokenIds(ids=[7] * 150), " ".join(["small"] * 140)
+    request = attention(text, target_token_ids=ids, selection=selection(kinds=[1, 2, 3]))
+    expected = list(stub.GetAttention(request, timeout=60))
+    assert len(expected) > 3
+    with grpc.insecure_channel(server.address, options=LITTLE_AHEAD) as channel:
+        calls = [attention_pb2_grpc.AttentionServiceStub(channel).GetAttention(request, timeout=100) for _ in range(8)]
+        headers = [next(call) for call in calls]
+        for _ in range(3):
+            list(stub.GetAttention(attention(target_text=TARGET), timeout=20))
+        for header, call in zip(headers, calls, strict=True):
+            assert [header, *call] == expected
+
+
 def test_who_finds_the_queue_full_is_told_when_to_come_back(bundle: Bundle) -> None:
     ids, text = translation_pb2.TokenIds(ids=[7] * 150), " ".join(["small"] * 140)
     request = attention(text, target_token_ids=ids, selection=selection(kinds=[1, 2, 3], weight_type=1))

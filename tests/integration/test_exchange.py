@@ -1,6 +1,7 @@
 """A stream of texts over loopback, with an engine that echoes when it is told to."""
 
 import asyncio
+import contextlib
 import os
 import signal
 from dataclasses import replace
@@ -9,10 +10,13 @@ import grpc
 import pytest
 from google.rpc.error_details_pb2 import BadRequest
 
+from benchmarks.faults.http2 import Http2Caller
 from dragoman.v1 import translation_pb2 as pb
 from dragoman_server.config import Config, InputLimits
 from dragoman_server.engine.sequence import Priority
 from dragoman_server.errors import EngineDeadError, InferenceError
+from dragoman_server.wire import server as server_module
+from dragoman_server.wire import translation
 from support import server_parts
 from support.caller import SERVICE, Caller, Refusal, count, counted, refusal
 from support.server_parts import RunningServer
@@ -25,6 +29,9 @@ CONFIG = replace(
         max_inputs=16, max_text_characters=1_000, max_message_bytes=100_000, max_exchange_in_flight=MAX_IN_FLIGHT
     ),
 )
+
+# Else HTTP/2 makes room for some megabytes, which is many answers.
+LITTLE_AHEAD = [("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", 65_536)]
 
 StreamCall = grpc.aio.UnaryStreamCall[bytes, bytes]
 ExchangeCall = grpc.aio.StreamStreamCall[bytes, bytes]
@@ -41,6 +48,7 @@ class Exchange:
     def __init__(self, channel: grpc.aio.Channel, timeout: float | None = 30.0) -> None:
         method: grpc.aio.StreamStreamMultiCallable[bytes, bytes] = channel.stream_stream(EXCHANGE)
         self.call: ExchangeCall = method(timeout=timeout)
+        self.writing: asyncio.Task[None] | None = None  # of what nobody waits for
 
     async def configure(self, target: str = "fr", **fields: object) -> None:
         config = pb.ExchangeConfig(source_language_code="en", target_language_code=target, **fields)  # type: ignore[arg-type]
@@ -57,6 +65,13 @@ class Exchange:
         raw = await self.call.read()
         assert isinstance(raw, bytes)
         return pb.ExchangeTranslationsResponse.FromString(raw)
+
+    async def end_of_answers(self) -> grpc.StatusCode:
+        """Reads what has arrived, behind which there is an error."""
+        with contextlib.suppress(grpc.aio.AioRpcError):
+            while await self.call.read() is not grpc.aio.EOF:
+                pass
+        return await self.call.code()
 
     async def end(self) -> None:
         await self.call.done_writing()
@@ -220,11 +235,50 @@ async def test_the_segments_of_texts_are_counted_and_not_the_texts(server: Runni
     await exchange.end()
 
 
+async def stall(server: RunningServer, channel: grpc.aio.Channel) -> Exchange:
+    """An exchange whose caller sends texts and reads nothing, when the server has stopped to translate them."""
+    exchange = Exchange(channel, timeout=None)
+    await exchange.configure()
+
+    async def write() -> None:
+        with contextlib.suppress(asyncio.InvalidStateError, grpc.aio.AioRpcError):  # the exchange ends meanwhile
+            for number in range(100):
+                await exchange.send(str(number), "The old cat.\n" * 60)
+
+    exchange.writing = asyncio.create_task(write())
+    num_seen = 0
+    while num_seen != len(server.engine.requests) or not num_seen:
+        num_seen = len(server.engine.requests)
+        await asyncio.sleep(0.3)
+    return exchange
+
+
+@pytest.fixture
+def short_stalls(monkeypatch: pytest.MonkeyPatch) -> None:
+    (rules,) = translation.STREAM_RULES.values()
+    monkeypatch.setitem(translation.STREAM_RULES, EXCHANGE.lstrip("/"), replace(rules, stall_seconds=0.5))
+
+
+async def test_an_exchange_that_is_not_read_is_ended(short_stalls: None, server: RunningServer) -> None:
+    async with grpc.aio.insecure_channel(server.address, options=LITTLE_AHEAD) as channel:
+        exchange = await stall(server, channel)
+        await counted(server, "RESOURCE_EXHAUSTED", EXCHANGE)
+        await exchange.end_of_answers()
+        assert (await exchange.refusal(grpc.StatusCode.RESOURCE_EXHAUSTED)).reason == "SLOW_READER"
+
+
+async def test_sigterm_does_not_wait_for_callers_who_do_not_read(server: RunningServer) -> None:
+    async with grpc.aio.insecure_channel(server.address, options=LITTLE_AHEAD) as channel:
+        exchanges = [await stall(server, channel) for _ in range(3)]
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert await server.exit_code == 0
+        for exchange in exchanges:
+            assert await exchange.end_of_answers() is grpc.StatusCode.UNAVAILABLE
+
+
 async def test_a_caller_who_does_not_read_is_not_read_from(server: RunningServer) -> None:
     num_texts = 150
-    # Else HTTP/2 makes room for some megabytes, which is many answers.
-    options = [("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", 65_536)]
-    async with grpc.aio.insecure_channel(server.address, options=options) as channel:
+    async with grpc.aio.insecure_channel(server.address, options=LITTLE_AHEAD) as channel:
         exchange = Exchange(channel)
         await exchange.configure()
 
@@ -242,6 +296,30 @@ async def test_a_caller_who_does_not_read_is_not_read_from(server: RunningServer
         assert len(names) == num_texts
         await writing
         await exchange.end()
+
+
+async def test_a_caller_who_promises_room_and_does_not_read_is_bounded_too(server: RunningServer) -> None:
+    """What the system and gRPC take for it is less than all of these answers."""
+    num_texts, num_lines = 800, 30
+    options = pb.DecodingOptions(beam_size=8, num_hypotheses=8)
+    config = pb.ExchangeConfig(source_language_code="en", target_language_code="fr", options=options)
+    text = pb.ExchangeInput(input=pb.TranslationInput(text="A\n" * num_lines))
+
+    def send() -> Http2Caller:
+        caller = Http2Caller(server.address, receive_bytes=4_096)
+        stream = caller.call(EXCHANGE)
+        caller.send(stream, pb.ExchangeTranslationsRequest(config=config).SerializeToString())
+        for _ in range(num_texts):
+            caller.send(stream, pb.ExchangeTranslationsRequest(input=text).SerializeToString())
+        return caller
+
+    with await asyncio.to_thread(send):
+        num_seen = 0
+        while num_seen != len(server.engine.requests) or not num_seen:
+            num_seen = len(server.engine.requests)
+            await asyncio.sleep(0.5)
+        assert num_seen < 0.8 * num_texts * num_lines
+    await counted(server, "CANCELLED", EXCHANGE)
 
 
 async def test_a_caller_who_leaves_withdraws_all_of_an_exchange(server: RunningServer, exchange: Exchange) -> None:
@@ -282,6 +360,29 @@ async def test_every_exchange_whose_deadline_passes_is_counted_as_such(server: R
     while sum(count(server, code, EXCHANGE) for code in ("OK", "CANCELLED", "DEADLINE_EXCEEDED")) < 40:  # noqa: ASYNC110
         await asyncio.sleep(0.005)
     assert count(server, "DEADLINE_EXCEEDED", EXCHANGE) == 40
+
+
+async def test_sigterm_ends_an_idle_exchange(server: RunningServer, exchange: Exchange) -> None:
+    await exchange.configure()
+    await exchange.send("a", "Hello.")
+    await exchange.read()
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert (await exchange.refusal(grpc.StatusCode.UNAVAILABLE)).reason == "DRAINING"
+    assert await server.exit_code == 0
+
+
+async def test_sigterm_ends_an_exchange_when_it_has_had_its_answers(server: RunningServer, exchange: Exchange) -> None:
+    server.engine.is_holding = True
+    await exchange.configure()
+    for name in ("a", "b"):
+        await exchange.send(name, "Hello.")
+    await server.engine.submitted(2)
+    os.kill(os.getpid(), signal.SIGTERM)
+    await asyncio.sleep(2 * server_module._PATIENCE_SECONDS)
+    server.engine.release()
+    assert {(await exchange.read()).id for _ in range(2)} == {"a", "b"}
+    assert (await exchange.refusal(grpc.StatusCode.UNAVAILABLE)).reason == "DRAINING"
+    assert await server.exit_code == 0
 
 
 async def test_sigterm_lets_an_exchange_finish(server: RunningServer, exchange: Exchange) -> None:

@@ -9,7 +9,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import fields, replace
 from typing import Any
 
@@ -445,7 +445,8 @@ async def test_calls_left_after_the_grace_are_told_to_go_elsewhere(
         os.kill(os.getpid(), signal.SIGTERM)
         with pytest.raises(grpc.aio.AioRpcError):
             await call
-        assert (await refusal(call)).code is grpc.StatusCode.UNAVAILABLE
+        found = await refusal(call)
+        assert (found.code, found.reason) == (grpc.StatusCode.UNAVAILABLE, "DRAINING")
         assert await server.exit_code == 0
         await caller.channel.close()
 
@@ -459,7 +460,22 @@ async def test_a_second_signal_ends_the_grace(server: RunningServer, caller: Cal
     os.kill(os.getpid(), signal.SIGINT)
     with pytest.raises(grpc.aio.AioRpcError):
         await call
-    assert (await refusal(call)).code is grpc.StatusCode.UNAVAILABLE
+    found = await refusal(call)
+    assert (found.code, found.reason) == (grpc.StatusCode.UNAVAILABLE, "DRAINING")
+    assert await server.exit_code == 0
+
+
+async def test_sigterm_does_not_wait_for_the_message_of_a_call(server: RunningServer, caller: Caller) -> None:
+    async def messages() -> AsyncIterator[bytes]:
+        await asyncio.Event().wait()
+        yield b""
+
+    method: grpc.aio.StreamUnaryMultiCallable[bytes, bytes] = caller.channel.stream_unary(TRANSLATE)
+    call = method(messages())
+    await caller.check()  # by then the server has the call, too
+    os.kill(os.getpid(), signal.SIGTERM)
+    found = await refusal(call)
+    assert (found.code, found.reason) == (grpc.StatusCode.UNAVAILABLE, "DRAINING")
     assert await server.exit_code == 0
 
 

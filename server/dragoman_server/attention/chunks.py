@@ -60,10 +60,11 @@ def chunks(
     plans: Sequence[TensorPlan],
     source_ids: Sequence[int],
     targets: Sequence[Sequence[int]],
+    first_tensor: int = 0,
 ) -> Iterator[Chunk]:
-    """The bytes of all tensors in their order. Nothing is computed before it is asked for."""
+    """The bytes of all tensors in their order, from one of them on. Nothing is computed before it is asked for."""
     num_weights = MAX_CHUNK_BYTES // BYTES_PER_WEIGHT[selection.weight_type]
-    for index, plan in enumerate(plans):
+    for index, plan in enumerate(plans[first_tensor:], first_tensor):
         target_ids = targets[plan.target] if plan.kind != "encoder" else None
         if selection.rollout:
             parts = _rollout(attention_pass, plan.kind, source_ids, target_ids)

@@ -36,7 +36,7 @@ class AttentionWorker:
         self._thread = ThreadPoolExecutor(1, "dragoman-attention", initializer=flush_denormals)
 
     @contextlib.contextmanager
-    def admitted(self, num_pieces: int) -> Iterator[None]:
+    def admitted(self, num_pieces: int) -> Iterator["Admission"]:
         """Announces pieces of work; `run` is for those who have.
 
         Raises:
@@ -48,11 +48,15 @@ class AttentionWorker:
                 f"{self._max_waiting}",
                 retry_after_seconds=1.0,
             )
-        self._num_waiting += num_pieces
+        admission = Admission(num_pieces, self._announce)
+        admission.resume()
         try:
-            yield
+            yield admission
         finally:
-            self._num_waiting -= num_pieces
+            admission.pause()
+
+    def _announce(self, num_pieces: int) -> None:
+        self._num_waiting += num_pieces
 
     async def run(self, work: Callable[[AttentionPass], _T], deadline: float) -> _T:
         """Does a piece of work on the thread. One that has not begun is dropped when the caller leaves.
@@ -86,3 +90,28 @@ class AttentionWorker:
         """Ends the thread after its present work, and closes the pass; what waits fails."""
         self._thread.shutdown(cancel_futures=True)
         self._pass.close()
+
+
+class Admission:
+    """Pieces of work that were announced.
+
+    Args:
+        num_pieces: how many.
+        announce: is told how many more wait, or with a minus, how many fewer.
+    """
+
+    def __init__(self, num_pieces: int, announce: Callable[[int], None]) -> None:
+        self._num_pieces, self._announce = num_pieces, announce
+        self._counts = False
+
+    def pause(self) -> None:
+        """They do not count while nobody wants them done."""
+        if self._counts:
+            self._announce(-self._num_pieces)
+        self._counts = False
+
+    def resume(self) -> None:
+        """They count again."""
+        if not self._counts:
+            self._announce(self._num_pieces)
+        self._counts = True

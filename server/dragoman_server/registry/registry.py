@@ -347,10 +347,6 @@ class Registry:
 
     # -- the end -------------------------------------------------------------------------------
 
-    def stop_engines(self) -> None:
-        """Answers all that is being decoded with an error; to be called on a thread."""
-        self._residence.stop_engines()
-
     def close(self) -> None:
         """Closes all models."""
         self._residence.close()

@@ -252,12 +252,6 @@ class Residence:
             finally:
                 self.release(entry)
 
-    def stop_engines(self) -> None:
-        """Answers all that is being decoded with an error; to be called on a thread."""
-        for entry in self.resident:
-            if (model := entry.model) is not None:
-                model.engine.stop()
-
     def close(self) -> None:
         """Closes all models."""
         for entry in self.resident:

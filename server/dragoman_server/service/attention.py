@@ -7,10 +7,12 @@ import asyncio
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager
 from functools import partial
+from itertools import islice
 from typing import TypeVar
 
 from dragoman_server.attention.alignment import align_pair
 from dragoman_server.attention.chunks import Chunk, chunks, plan_tensors
+from dragoman_server.attention.places import Places
 from dragoman_server.attention.results import AlignedPair, AlignOutcome, AttentionHeader, attention_target
 from dragoman_server.attention.selection import Selection, check_size, resolve_alignment, resolve_selection
 from dragoman_server.attention.worker import AttentionWorker
@@ -27,7 +29,8 @@ from dragoman_server.service.submission import TextThreads, submitted
 
 _T = TypeVar("_T")
 
-# Calls that have weights in memory at the same time. Others wait for one to be read to its end.
+# Calls that have weights in memory at the same time. Others wait until one has been read to its end, or is not read:
+# then its weights are computed again when it is.
 _MAX_SENDING = 4
 
 
@@ -54,7 +57,7 @@ class Attender:
         self._registry, self._limits = registry, limits
         self._planner = Planner(limits, max_segments, max_rows)
         self._threads = TextThreads()
-        self._sending = asyncio.Semaphore(_MAX_SENDING)
+        self._places = Places[Iterator[Chunk]](_MAX_SENDING)
 
     def close(self) -> None:
         """Ends the threads. Calls still in flight fail."""
@@ -67,8 +70,8 @@ class Attender:
     ) -> AsyncGenerator[AttentionHeader | Chunk, None]:
         """Gives a header and then the weights, none of which is computed before it is asked for.
 
-        From the header on, the call has one of few places until the generator ends or is closed: a caller who asks for
-        nothing more must not be waited for without a limit.
+        From the header on, the call has one of few places until the generator ends or is closed; but a caller who does
+        not ask for more soon loses it to others who want it.
         """
         async with self._lease(call.config, context) as lease:
             has_target = not call.is_source_only
@@ -85,7 +88,7 @@ class Attender:
             self._check_size(selection, request, nums_target)
             check_deadline(context.deadline)
             num_targets = (len(nums_target) or plan.decoding.search.num_hypotheses) * has_target
-            with worker.admitted(1 + num_targets * len(selection.kinds)):
+            with worker.admitted(1 + num_targets * len(selection.kinds)) as admission:
                 targets: Sequence[Hypothesis] = ()
                 if has_target:
                     (completion,) = await self._decoded(planned.requests, plan)
@@ -96,14 +99,29 @@ class Attender:
                 work = partial(_header, plan, planned, selection, targets)
                 header = await self._threads.run(num_characters, work)
                 yield header
-                async with self._sending:
-                    try:
-                        begin = partial(_chunks, header, request.source_ids, target_ids)
-                        stream = await worker.run(begin, request.deadline)
-                        while chunk := await worker.run(lambda _: next(stream, None), request.deadline):
+
+                def on_lost() -> None:
+                    admission.pause()
+                    worker.give_back_memory()
+
+                tensor = num_sent = 0  # the one under way, and how many chunks of it were sent
+                try:
+                    with self._places.reserved(on_lost) as place:
+                        while True:
+                            stream = await place.hold()
+                            admission.resume()
+                            if stream is None:
+                                begin = partial(_chunks, header, request.source_ids, target_ids, tensor, num_sent)
+                                stream = await worker.run(begin, request.deadline)
+                            chunk = await worker.run(partial(_next, stream), request.deadline)
+                            if chunk is None:
+                                break
+                            tensor, num_sent = chunk.tensor, num_sent + 1 if chunk.tensor == tensor else 1
+                            place.keep(stream)
+                            del stream  # else the place could not let go of it
                             yield chunk
-                    finally:
-                        worker.give_back_memory()
+                finally:
+                    worker.give_back_memory()
 
     def _check_size(self, selection: Selection, request: Request, nums_target: Sequence[int]) -> None:
         num_bytes = selection.num_bytes(len(request.source_ids), nums_target)
@@ -191,9 +209,20 @@ def _header(plan: Plan, planned: PlannedText, selection: Selection, targets: Seq
 
 
 def _chunks(
-    header: AttentionHeader, source_ids: Sequence[int], targets: Sequence[Sequence[int]], attention_pass: AttentionPass
+    header: AttentionHeader,
+    source_ids: Sequence[int],
+    targets: Sequence[Sequence[int]],
+    tensor: int,
+    num_sent: int,
+    attention_pass: AttentionPass,
 ) -> Iterator[Chunk]:
-    return chunks(attention_pass, header.selection, header.tensors, source_ids, targets)
+    """All chunks after so many of a tensor."""
+    stream = chunks(attention_pass, header.selection, header.tensors, source_ids, targets, tensor)
+    return islice(stream, num_sent, None)
+
+
+def _next(stream: Iterator[Chunk], _: AttentionPass) -> Chunk | None:
+    return next(stream, None)
 
 
 def _num_characters(pair: Pair) -> int:

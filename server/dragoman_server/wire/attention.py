@@ -7,12 +7,13 @@ from dragoman.v1 import attention_pb2 as pb
 from dragoman.v1 import attention_pb2_grpc
 from dragoman_server.service.attention import Attender
 from dragoman_server.wire.attention_messages import align_response, attention_response, read_align, read_attention
+from dragoman_server.wire.guard import StreamRules
 from dragoman_server.wire.translation import Context, call_context
 
 SERVICE_NAME = "dragoman.v1.AttentionService"
 
 # A caller who takes nothing for so long is let go, for others wait for its place.
-STALL_SECONDS = {f"{SERVICE_NAME}/GetAttention": 60.0}
+STREAM_RULES = {f"{SERVICE_NAME}/GetAttention": StreamRules(stall_seconds=60.0)}
 
 
 class AttentionServicer(attention_pb2_grpc.AttentionServiceServicer):

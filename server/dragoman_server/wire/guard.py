@@ -12,6 +12,7 @@ import secrets
 import time
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import aclosing
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import grpc
@@ -19,8 +20,9 @@ from google.protobuf.message import DecodeError
 from google.rpc.status_pb2 import Status
 
 from dragoman_server.engine.deadlines import has_passed
-from dragoman_server.errors import DeadlineError, DragomanError, DrainingError, MalformedMessageError
+from dragoman_server.errors import DragomanError, DrainingError, MalformedMessageError, SlowReaderError
 from dragoman_server.metrics import Metrics
+from dragoman_server.wire.open_calls import OpenCall, OpenCalls
 from dragoman_server.wire.status import CODES, internal_status, reason_of, status_of, trailers_of
 
 logger = logging.getLogger(__name__)
@@ -41,6 +43,22 @@ _STATUS_CODES = {code.value[0]: code for code in grpc.StatusCode}
 _UNKNOWN_METHOD = "unknown"
 
 
+@dataclass(frozen=True, slots=True)
+class StreamRules:
+    """How long a stream waits for its caller."""
+
+    stall_seconds: float = 300.0
+    """Most that writing a response may take, for which the caller's gRPC must have room. It may ask for more only when
+    half of what it holds was read, which is megabytes, so a caller who reads slowly needs minutes."""
+
+    num_answers: Callable[[Any], int] | None = None
+    """How many responses a request is answered with. Where a stream has no request that is to be answered, it is idle,
+    and a server that stops does not wait for it. None: streams of this method are never idle."""
+
+
+_ANY_STREAM = StreamRules()
+
+
 class Guard(grpc.aio.ServerInterceptor):
     """Wraps the handler of every method; those of streams of responses must be asynchronous generators.
 
@@ -48,16 +66,18 @@ class Guard(grpc.aio.ServerInterceptor):
 
     Args:
         metrics: count calls.
-        stall_seconds: by method, how long its callers may take nothing of the responses; without a limit where absent.
+        rules: of streams, by method, where they are not as of others.
 
     Attributes:
         num_calls: calls that have come in so far, of whatever method.
+        open_calls: those whose status is not known yet.
+        is_draining: whether new calls are refused.
     """
 
-    def __init__(self, metrics: Metrics, stall_seconds: Mapping[str, float]) -> None:
-        self.num_calls = 0
-        self._metrics = metrics
-        self._stall_seconds = stall_seconds
+    def __init__(self, metrics: Metrics, rules: Mapping[str, StreamRules]) -> None:
+        self.num_calls, self.is_draining = 0, False
+        self.open_calls = OpenCalls()
+        self._metrics, self._rules = metrics, rules
         self._guarded: dict[str, _Handler] = {}
 
     async def intercept_service(
@@ -77,24 +97,26 @@ class Guard(grpc.aio.ServerInterceptor):
         return self._guarded[method]
 
     def _guard(self, method: str, handler: "_Handler") -> "_Handler":
-        parse, stall_seconds = handler.request_deserializer, self._stall_seconds.get(method)
+        parse, rules = handler.request_deserializer, self._rules.get(method, _ANY_STREAM)
 
-        async def request(messages: AsyncIterable[bytes], context: _Context) -> Any:
-            return _parsed_stream(parse, messages) if handler.request_streaming else await _only(parse, context)
+        async def request(messages: AsyncIterable[bytes], context: _Context, call: OpenCall) -> Any:
+            if handler.request_streaming:
+                return _parsed_stream(parse, messages, call, rules.num_answers)
+            return await _only(parse, context, call)
 
         async def guarded(messages: AsyncIterable[bytes], context: _Context) -> Any:
-            async def answer() -> Any:
+            async def answer(call: OpenCall) -> Any:
                 behaviour = cast(_Behaviour, handler.unary_unary or handler.stream_unary)
-                return await behaviour(await request(messages, context), context)
+                return await behaviour(await request(messages, context, call), context)
 
             return await self._answer(method, context, answer)
 
         async def guarded_stream(messages: AsyncIterable[bytes], context: _Context) -> None:
-            async def answer() -> None:
+            async def answer(call: OpenCall) -> None:
                 behaviour = cast(_StreamBehaviour, handler.unary_stream or handler.stream_stream)
-                async with aclosing(behaviour(await request(messages, context), context)) as responses:
+                async with aclosing(behaviour(await request(messages, context, call), context)) as responses:
                     async for response in responses:
-                        await _write(context, response, stall_seconds)
+                        await _write(context, response, call, rules.stall_seconds)
 
             await self._answer(method, context, answer)
 
@@ -108,7 +130,7 @@ class Guard(grpc.aio.ServerInterceptor):
             guarded, request_deserializer=None, response_serializer=handler.response_serializer
         )
 
-    async def _answer(self, method: str, context: _Context, answer: Callable[[], Awaitable[_T]]) -> _T:
+    async def _answer(self, method: str, context: _Context, answer: Callable[[OpenCall], Awaitable[_T]]) -> _T:
         started = time.monotonic()
         remaining = context.time_remaining()
         deadline = math.inf if remaining is None else started + remaining
@@ -124,8 +146,13 @@ class Guard(grpc.aio.ServerInterceptor):
             is_late = has_passed(deadline, started, time.monotonic())
             count(grpc.StatusCode.DEADLINE_EXCEEDED if is_late else grpc.StatusCode.CANCELLED)
 
+        call = OpenCall()
         try:
-            result = await answer()
+            if self.is_draining:
+                raise DrainingError("the server is stopping")
+            with self.open_calls.opened(call):
+                async with call.scope:
+                    result = await answer(call)
         except asyncio.CancelledError:
             task = asyncio.current_task()
             if task is not None and task.cancelling():
@@ -141,6 +168,11 @@ class Guard(grpc.aio.ServerInterceptor):
         except grpc.aio.AbortError:
             count(context.code())
             raise
+        except TimeoutError as error:
+            if call.scope.expired():
+                status = status_of(DrainingError("the server is stopping; what has no answer yet may be sent again"))
+            else:
+                status = _failed(method, error)
         except DragomanError as error:
             status = status_of(error) if type(error) in CODES else _failed(method, error)
         except Exception as error:
@@ -166,29 +198,39 @@ def _parsed(parse: Callable[[bytes], _T] | None, message: bytes) -> _T:
         ) from error
 
 
-async def _only(parse: Callable[[bytes], _T] | None, context: _Context) -> _T:
-    message = await context.read()
+async def _only(parse: Callable[[bytes], _T] | None, context: _Context, call: OpenCall) -> _T:
+    with call.blocked():
+        message = await context.read()
     if message is grpc.aio.EOF:
         await asyncio.sleep(_SECONDS_TO_LEAVE)
         raise MalformedMessageError("the request is not valid: it has no message")
     return _parsed(parse, message)
 
 
-async def _parsed_stream(parse: Callable[[bytes], _T] | None, messages: AsyncIterable[bytes]) -> AsyncIterator[_T]:
-    async for message in messages:
-        yield _parsed(parse, message)
+async def _parsed_stream(
+    parse: Callable[[bytes], _T] | None,
+    messages: AsyncIterable[bytes],
+    call: OpenCall,
+    num_answers: Callable[[_T], int] | None,
+) -> AsyncIterator[_T]:
+    if num_answers is not None:
+        call.owe(0)
+    async for raw in messages:
+        message = _parsed(parse, raw)
+        if num_answers is not None:
+            call.owe(num_answers(message))
+        yield message
     await asyncio.sleep(_SECONDS_TO_LEAVE)
 
 
-async def _write(context: _Context, response: Any, stall_seconds: float | None) -> None:
-    if stall_seconds is None:
-        await context.write(response)
-        return
+async def _write(context: _Context, response: Any, call: OpenCall, stall_seconds: float) -> None:
     try:
-        async with asyncio.timeout(stall_seconds):
-            await context.write(response)
+        with call.blocked():
+            async with asyncio.timeout(stall_seconds):
+                await context.write(response)
     except TimeoutError as error:
-        raise DeadlineError(f"nothing was read for {stall_seconds:g} seconds") from error
+        raise SlowReaderError(f"nothing was read for {stall_seconds:g} seconds") from error
+    call.answered()
 
 
 def _failed(method: str, error: Exception) -> Status:

@@ -1,8 +1,8 @@
 """The gRPC server, from binding its port to having answered its last call."""
 
 import asyncio
+import math
 import time
-from collections.abc import Callable
 
 import grpc
 from grpc_health.v1 import health_pb2_grpc
@@ -30,8 +30,8 @@ _QUIET_LOOKS = 10
 _SECONDS_PER_LOOK = 0.03
 
 # Calls that gRPC holds until the event loop comes to them, which takes a fraction of a millisecond each. One takes up
-# some 15 kB.
-_MAX_PENDING_CALLS = 100_000
+# some 15 kB, also if its caller has reset it meanwhile, which some do faster than the event loop can follow.
+_MAX_PENDING_CALLS = 20_000
 _MAX_PENDING_SECONDS = 3600
 
 # A caller whose machine or network is gone without a word is noticed within the sum of both, and its calls withdrawn.
@@ -39,8 +39,14 @@ _MAX_PENDING_SECONDS = 3600
 _KEEPALIVE_TIME_MS = 60_000
 _KEEPALIVE_TIMEOUT_MS = 20_000
 
-# Grace for delivering final responses, once the engine has answered everybody.
-_LAST_WORDS_SECONDS = 1.0
+# The end of the grace, in which nothing is computed any more: callers have the first third to take what they are told,
+# the process the rest to close its models. Kubernetes by default kills a process after 30 s, which is our grace, too.
+_ENDING_SECONDS = 3.0
+_ENDING_SHARE = 0.25  # where the grace is short
+
+# While the server stops, a call that has waited for its caller for so long is ended: an exchange without a text, a
+# stream that is not read, a call whose message does not come.
+_PATIENCE_SECONDS = 1.0
 
 
 class Server:
@@ -65,15 +71,16 @@ class Server:
         self.health = HealthServicer([translation.SERVICE_NAME, attention.SERVICE_NAME, models.SERVICE_NAME])
         self._metrics, self._max_message_bytes = metrics, max_message_bytes
         self._guard, self._server, self.address = self._bound("listen", listen)
-        self._servers = [self._server]
+        self._guards, self._servers = [self._guard], [self._server]
         self._admin, self.admin_address = None, None
         if admin_listen is not None:
-            _, self._admin, self.admin_address = self._bound("admin_listen", admin_listen)
+            guard, self._admin, self.admin_address = self._bound("admin_listen", admin_listen)
+            self._guards.append(guard)
             self._servers.append(self._admin)
 
     def _bound(self, option: str, listen: str) -> tuple[Guard, grpc.aio.Server, str]:
         """A server that listens on an address, with a guard of its own, which knows its methods; and the port."""
-        guard = Guard(self._metrics, attention.STALL_SECONDS)
+        guard = Guard(self._metrics, translation.STREAM_RULES | attention.STREAM_RULES)
         server = grpc.aio.server(
             interceptors=[guard],
             options=[
@@ -117,30 +124,41 @@ class Server:
             await server.start()
         await self.health.serve()
 
-    async def drain(self, stop_engine: Callable[[], None], hurry: asyncio.Event, grace_seconds: float) -> None:
-        """Refuses new calls soon, and returns when those in flight have their answers.
+    async def drain(self, hurry: asyncio.Event, grace_seconds: float) -> None:
+        """Refuses new calls soon, and returns within the grace, when those in flight have their answers.
+
+        Calls that wait for nothing but their callers are ended at once. What is left shortly before the end of the
+        grace is ended, too, and the callers have the rest of it to take that in.
 
         Args:
-            stop_engine: fails what has not been decoded by the end of the grace.
             hurry: ends the grace.
             grace_seconds: how long calls may go on.
         """
-        started = time.monotonic()
+        started, ending_seconds = time.monotonic(), min(_ENDING_SECONDS, _ENDING_SHARE * grace_seconds)
         await self.health.drain()
         await self._quiet(hurry, started + grace_seconds / 2)
         # Refuses new calls from here on, and ends when the last one has its answer.
-        finishing = asyncio.create_task(self._stop(grace_seconds + 2 * _LAST_WORDS_SECONDS))
-        hurrying = asyncio.create_task(hurry.wait())
-        await asyncio.wait(
-            (finishing, hurrying),
-            timeout=started + grace_seconds - time.monotonic(),
-            return_when=asyncio.FIRST_COMPLETED,
-        )
-        hurrying.cancel()
-        # Whoever still waits for the engine is told so now, and not left to a broken connection.
-        await asyncio.to_thread(stop_engine)
-        await self._stop(_LAST_WORDS_SECONDS)
+        finishing = asyncio.create_task(self._stop(grace_seconds))
+        await self._finished(finishing, hurry, started + grace_seconds - ending_seconds)
+        for guard in self._guards:
+            guard.is_draining = True
+            guard.open_calls.end_all()
+        await self._stop(ending_seconds / 3)
         await finishing
+
+    async def _finished(self, finishing: asyncio.Task[None], hurry: asyncio.Event, latest: float) -> None:
+        """Returns when the last call has its answer, or nobody takes what is left to tell, or `latest` has come."""
+        told_since = math.inf
+        while not finishing.done() and not hurry.is_set() and (now := time.monotonic()) < latest:
+            self._end_waiting()
+            told_since = math.inf if any(len(guard.open_calls) for guard in self._guards) else min(told_since, now)
+            if now - told_since >= _PATIENCE_SECONDS:
+                return
+            await asyncio.wait({finishing}, timeout=_SECONDS_PER_LOOK)
+
+    def _end_waiting(self) -> None:
+        for guard in self._guards:
+            guard.open_calls.end_waiting(_PATIENCE_SECONDS)
 
     async def _stop(self, grace_seconds: float) -> None:
         await asyncio.gather(*(server.stop(grace_seconds) for server in self._servers))
@@ -149,6 +167,7 @@ class Server:
         """Returns when no calls come in any more, but no later than `latest` on the monotonic clock."""
         num_calls, num_looks = self._guard.num_calls, 0
         while num_looks < _QUIET_LOOKS and time.monotonic() < latest and not hurry.is_set():
+            self._end_waiting()
             await asyncio.sleep(_SECONDS_PER_LOOK)
             num_looks = num_looks + 1 if self._guard.num_calls == num_calls else 0
             num_calls = self._guard.num_calls

@@ -30,6 +30,7 @@ from dragoman_server.errors import (
     NoVocabularyListError,
     QueueFullError,
     Reason,
+    SlowReaderError,
     UnsupportedLanguageError,
 )
 
@@ -67,6 +68,7 @@ CODES: Final[Mapping[type[DragomanError], Code]] = {
     QueueFullError: Code(grpc.StatusCode.RESOURCE_EXHAUSTED, Reason.QUEUE_FULL),
     NotInTimeError: Code(grpc.StatusCode.RESOURCE_EXHAUSTED, Reason.NOT_IN_TIME),
     DeadlineError: Code(grpc.StatusCode.DEADLINE_EXCEEDED, Reason.DEADLINE_EXCEEDED),
+    SlowReaderError: Code(grpc.StatusCode.RESOURCE_EXHAUSTED, Reason.SLOW_READER),
     DrainingError: Code(grpc.StatusCode.UNAVAILABLE, Reason.DRAINING),
     EngineDeadError: Code(grpc.StatusCode.UNAVAILABLE, Reason.ENGINE_DEAD),
     InferenceError: Code(grpc.StatusCode.INTERNAL, Reason.INFERENCE_FAILED),

@@ -17,6 +17,7 @@ from dragoman_server.service.calls import (
     TranslateCall,
 )
 from dragoman_server.service.translate import Translator
+from dragoman_server.wire.guard import StreamRules
 from dragoman_server.wire.messages import (
     exchange_response,
     read_config,
@@ -30,6 +31,10 @@ from dragoman_server.wire.messages import (
 )
 
 SERVICE_NAME = "dragoman.v1.TranslationService"
+
+STREAM_RULES = {
+    f"{SERVICE_NAME}/ExchangeTranslations": StreamRules(num_answers=lambda message: message.HasField("input"))
+}
 
 Context = grpc.aio.ServicerContext[Any, Any]
 

@@ -9,7 +9,7 @@ import grpc
 import pytest
 
 from dragoman_server.metrics import Metrics
-from dragoman_server.wire.guard import Guard
+from dragoman_server.wire.guard import Guard, StreamRules
 
 METHOD = "/dragoman.v1.TranslationService/Translate"
 
@@ -135,7 +135,7 @@ async def never(_: object) -> None:
     await asyncio.Event().wait()
 
 
-async def test_a_caller_who_takes_nothing_is_let_go_where_there_is_a_limit() -> None:
+async def test_a_caller_who_takes_nothing_for_too_long_is_let_go() -> None:
     closed, slow, metrics = asyncio.Event(), context(b""), Metrics()
 
     async def numbers(_: object, __: object) -> AsyncIterator[int]:
@@ -145,12 +145,59 @@ async def test_a_caller_who_takes_nothing_is_let_go_where_there_is_a_limit() -> 
             closed.set()
 
     slow.write = never
-    limits = {METHOD.lstrip("/"): 0.01}
+    rules = {METHOD.lstrip("/"): StreamRules(stall_seconds=0.01)}
     with pytest.raises(AbortedError) as caught:
-        await (await guarded(Guard(metrics, limits), numbers, "unary_stream"))(stream(), slow)
-    assert caught.value.args == (grpc.StatusCode.DEADLINE_EXCEEDED, "nothing was read for 0.01 seconds")
+        await (await guarded(Guard(metrics, rules), numbers, "unary_stream"))(stream(), slow)
+    assert caught.value.args == (grpc.StatusCode.RESOURCE_EXHAUSTED, "nothing was read for 0.01 seconds")
     assert closed.is_set()
-    assert num_counted(metrics, "DEADLINE_EXCEEDED") == 1
+    assert num_counted(metrics, "RESOURCE_EXHAUSTED") == 1
+
+
+async def test_of_open_calls_only_those_that_wait_for_their_callers_are_ended_early() -> None:
+    """Idle are streams without a request that is to be answered; one that works is left alone until all are ended."""
+    go_on, metrics = asyncio.Event(), Metrics()
+    guard = Guard(metrics, {METHOD.lstrip("/"): StreamRules(num_answers=lambda request: request == "question")})
+
+    async def work(requests: AsyncIterator[str], _: object) -> AsyncIterator[str]:
+        async for request in requests:
+            if request == "question":
+                await go_on.wait()
+                yield "answer"
+
+    async def endless(*requests: bytes) -> AsyncIterator[bytes]:
+        for request in requests:
+            yield request
+        await asyncio.Event().wait()
+
+    handler = await guarded(guard, work, "stream_stream")
+    idle = asyncio.create_task(handler(endless(b"config"), context()))
+    busy = asyncio.create_task(handler(endless(b"config", b"question"), (busy_context := context())))
+    stalled_context = context()
+    stalled_context.write = never
+    go_on.set()
+    stalled = asyncio.create_task(handler(endless(b"question"), stalled_context))
+    await asyncio.sleep(0.01)
+    go_on.clear()
+    other = asyncio.create_task(handler(endless(b"question"), context()))
+    await asyncio.sleep(0.01)
+    assert busy_context.written == ["answer"]  # and has been idle since
+    guard.open_calls.end_waiting(60.0)
+    await asyncio.sleep(0.01)
+    assert len(guard.open_calls) == 4
+    guard.open_calls.end_waiting(0.0)
+    for call in (idle, busy, stalled):
+        with pytest.raises(AbortedError) as caught:
+            await call
+        assert caught.value.args[0] is grpc.StatusCode.UNAVAILABLE
+    assert len(guard.open_calls) == 1
+    guard.open_calls.end_all()
+    with pytest.raises(AbortedError):
+        await other
+    assert num_counted(metrics, "UNAVAILABLE") == 4
+    guard.is_draining = True
+    with pytest.raises(AbortedError) as caught:
+        await handler(endless(), context())
+    assert caught.value.args == (grpc.StatusCode.UNAVAILABLE, "the server is stopping")
 
 
 async def test_a_stream_whose_caller_leaves_while_it_is_written_to_is_closed() -> None:

@@ -513,5 +513,4 @@ async def test_at_the_end_all_models_are_closed(opener: FakeOpener, tmp_path: Pa
     async with AsyncExitStack() as stack:
         registry = stack.enter_context(Registry(opener))
         await models(registry, tmp_path, "ab")
-        registry.stop_engines()
     assert opener.open_now == set()

@@ -45,6 +45,8 @@ _GRACE_OF_THE_DEAD_SECONDS = 2.0
 
 # What stopping takes at most unless something hangs, however short the grace is.
 _LAST_RESORT_SECONDS = 3.0
+# Of the grace, after which the process ends, whatever hangs: of 30 s all but half a second.
+_LAST_RESORT_SHARE = 59 / 60
 
 
 async def serve(config: Config) -> int:
@@ -148,7 +150,7 @@ async def serve(config: Config) -> int:
         # -- drain
         grace_seconds = _GRACE_OF_THE_DEAD_SECONDS if engine_died.is_set() else config.shutdown_grace_seconds
         if not hurry.is_set():
-            last_resort.arm(max(grace_seconds, _LAST_RESORT_SECONDS), EXIT_ENGINE_DEAD)
+            last_resort.arm(max(grace_seconds * _LAST_RESORT_SHARE, _LAST_RESORT_SECONDS), EXIT_ENGINE_DEAD)
         if engine_died.is_set():
             logger.critical("the engine has died: the server stops")
         else:

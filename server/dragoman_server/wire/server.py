@@ -28,6 +28,8 @@ from dragoman_server.wire.translation import TranslationServicer
 # longer.
 _QUIET_LOOKS = 10
 _SECONDS_PER_LOOK = 0.03
+_SHARE_OF_LONG_LOOKS = 0.75  # of the time; then the first moment without a new call must do
+_SECONDS_PER_GLANCE = 0.005
 
 # Calls that gRPC holds until the event loop comes to them, which takes a fraction of a millisecond each. One takes up
 # some 15 kB, also if its caller has reset it meanwhile, which some do faster than the event loop can follow.
@@ -165,9 +167,13 @@ class Server:
 
     async def _quiet(self, hurry: asyncio.Event, latest: float) -> None:
         """Returns when no calls come in any more, but no later than `latest` on the monotonic clock."""
+        # Where traffic goes on, the best moment is one at which gRPC holds no call for us.
+        enough = time.monotonic() + (latest - time.monotonic()) * _SHARE_OF_LONG_LOOKS
         num_calls, num_looks = self._guard.num_calls, 0
-        while num_looks < _QUIET_LOOKS and time.monotonic() < latest and not hurry.is_set():
+        while (now := time.monotonic()) < latest and not hurry.is_set():
+            if num_looks >= (_QUIET_LOOKS if now < enough else 1):
+                return
             self._end_waiting()
-            await asyncio.sleep(_SECONDS_PER_LOOK)
+            await asyncio.sleep(_SECONDS_PER_LOOK if now < enough else _SECONDS_PER_GLANCE)
             num_looks = num_looks + 1 if self._guard.num_calls == num_calls else 0
             num_calls = self._guard.num_calls

@@ -39,6 +39,7 @@ _SECONDS_TO_LEAVE = 0.05
 
 _STATUS_CODES = {code.value[0]: code for code in grpc.StatusCode}
 
+_HEALTH = "grpc.health.v1.Health/"
 # One label for all methods that do not exist: callers must not be able to make up metrics.
 _UNKNOWN_METHOD = "unknown"
 
@@ -69,7 +70,7 @@ class Guard(grpc.aio.ServerInterceptor):
         rules: of streams, by method, where they are not as of others.
 
     Attributes:
-        num_calls: calls that have come in so far, of whatever method.
+        num_calls: calls that have come in so far, without those of health, which come whether there is work or not.
         open_calls: those whose status is not known yet.
         is_draining: whether new calls are refused.
     """
@@ -86,8 +87,8 @@ class Guard(grpc.aio.ServerInterceptor):
         handler_call_details: grpc.HandlerCallDetails,
     ) -> "_Handler | None":
         """Replaces the handler by a guarded one."""
-        self.num_calls += 1
         method = handler_call_details.method.lstrip("/")
+        self.num_calls += not method.startswith(_HEALTH)
         if method not in self._guarded:
             handler = await continuation(handler_call_details)
             if handler is None:  # grpc answers UNIMPLEMENTED

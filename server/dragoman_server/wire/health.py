@@ -15,6 +15,9 @@ Context = grpc.aio.ServicerContext[HealthCheckRequest, HealthCheckResponse]
 class HealthServicer(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
     """All services have one status: NOT_SERVING until `serve`, while an engine hangs, and from `drain` on.
 
+    Watchers stay until `end`: gRPC's clients call again at once where a watch has ended, and a server that stops waits
+    for calls to cease.
+
     A model has that status, too, under its name and under name@version, while it takes calls.
 
     It stands in for the servicer of grpc_health, where a watcher that does not read holds the
@@ -27,7 +30,7 @@ class HealthServicer(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
         self._services = frozenset({"", *services})
         self._models: Mapping[str, bool] = {}
         self._status = HealthCheckResponse.NOT_SERVING
-        self._is_draining = False
+        self._is_draining = self._has_ended = False
         self._changed = asyncio.Condition()
 
     async def serve(self) -> None:
@@ -49,8 +52,14 @@ class HealthServicer(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
         await self._set(HealthCheckResponse.NOT_SERVING, self._is_draining)
 
     async def drain(self) -> None:
-        """From now on and for ever the status is NOT_SERVING; watchers learn it and are ended."""
+        """From now on and for ever the status is NOT_SERVING."""
         await self._set(HealthCheckResponse.NOT_SERVING, True)
+
+    async def end(self) -> None:
+        """Ends watchers when they have learned the status."""
+        async with self._changed:
+            self._has_ended = True
+            self._changed.notify_all()
 
     async def Check(self, request: HealthCheckRequest, context: Context) -> HealthCheckResponse:
         """The status of a service; NOT_FOUND where there is none of this name."""
@@ -67,11 +76,11 @@ class HealthServicer(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
             if status != last:
                 yield HealthCheckResponse(status=status)
                 last = status
-            if self._is_draining:
+            if self._has_ended:
                 raise DrainingError("the server is stopping")
             # Taken only once there is nothing to write: who reads slowly holds up nobody.
             async with self._changed:
-                if not self._is_draining and self._status_of(request.service) == last:
+                if not self._has_ended and self._status_of(request.service) == last:
                     await self._changed.wait()
 
     def _status_of(self, service: str) -> health_pb2.HealthCheckResponse.ServingStatus:

@@ -141,6 +141,7 @@ class Server:
         await self._quiet(hurry, started + grace_seconds / 2)
         # Refuses new calls from here on, and ends when the last one has its answer.
         finishing = asyncio.create_task(self._stop(grace_seconds))
+        await self.health.end()
         await self._finished(finishing, hurry, started + grace_seconds - ending_seconds)
         for guard in self._guards:
             guard.is_draining = True

@@ -3,6 +3,7 @@
     python -m benchmarks.list_sizes BUNDLE en-fr=FILE --picture PICTURE.png
 
 The bundle has shortlists, as `dragoman-export shortlist` writes it, and FILE has sentences that they were not made of.
+Of a model that is too small to gain, `--speed-of` shows the speed of another bundle beside the identical translations.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,6 +24,7 @@ from dragoman_export.shortlist.sentences import Ids, framed
 from dragoman_export.text_files import CorpusFile, read_lines
 from dragoman_server.bundle.framing import Framing
 from dragoman_server.bundle.languages import Direction
+from dragoman_server.bundle.vocabulary import VocabularyTables
 from dragoman_server.engine.candidates import Candidates
 
 _PER_TOKEN = (20, 50, 100, 200)
@@ -35,22 +37,75 @@ class Size:
     """What shortlists of one length are worth."""
 
     per_token: int  # tokens that a source token brings at most
-    mean_length: float
     identical: float  # share of translations that are those of the whole vocabulary
+    mean_length: float  # of the lists whose speed it is
     speeds: Mapping[int, Summary]  # times that of the whole vocabulary, by sentences at a time
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Sentences to measure a model on."""
+
+    decoder: Decoder
+    direction: Direction
+    framing: Framing
+    sources: Sequence[Ids]
+    tables: VocabularyTables
+
+    @classmethod
+    def of(cls, decoder: Decoder, direction: Direction, lines: Sequence[str]) -> "Samples":
+        """Raises ValueError where the model has no shortlists of the direction."""
+        model = decoder.model
+        tables, framing = model.bundle.vocabulary, model.manifest.framing_of(direction)
+        if tables is None or direction not in tables.directions:
+            raise ValueError(f"{model.bundle.folder} has no shortlists of {'-'.join(direction)}")
+        return cls(decoder, direction, framing, framed(model.bundle, direction, lines), tables)
+
+    def lists(self, per_token: int) -> list[Candidates]:
+        """Those of all sentences."""
+        found = (self.tables.shortlist(source, self.direction, per_token) for source in self.sources)
+        return [
+            Candidates(np.union1d(ids, self.framing.target_prefix).astype(np.int32)) for ids in found if ids is not None
+        ]
+
+    def identical(self, per_token: int) -> float:
+        """The share of translations that are those of the whole vocabulary."""
+        full = self.decoder.submit(self.sources, self.framing)
+        listed = self.decoder.submit(self.sources, self.framing, self.lists(per_token))
+        return float(np.mean([one == other for one, other in zip(full, listed, strict=True)]))
+
+    def speed(self, per_token: int, batch: int) -> Summary:
+        """Of so many sentences at a time; runs with and without lists alternate."""
+        lists = self.lists(per_token)
+
+        def seconds(candidates: Sequence[Candidates]) -> float:
+            parts = [slice(begin, begin + batch) for begin in range(0, min(_BATCHES[batch], len(lists)), batch)]
+            return sum(self.decoder.timed(self.sources[part], self.framing, candidates[part])[1] for part in parts)
+
+        pairs = [(seconds(()), seconds(lists)) for _ in range(1 + _NUM_PAIRS)]
+        return paired_ratios(*zip(*pairs[1:], strict=True))  # the first allocates
 
 
 def main(
     bundle: Annotated[Path, typer.Argument(help="Folder of a bundle with shortlists.")],
     sentences: Annotated[str, typer.Argument(metavar="SOURCE-TARGET=FILE", help="Sentences, one a line.")],
+    speed_of: Annotated[Path | None, typer.Option(help="Bundle with shortlists whose speed is taken.")] = None,
     picture: Annotated[Path | None, typer.Option(help="PNG of speed against identical translations.")] = None,
 ) -> None:
     """Measure shortlists of several lengths."""
-    with open_decoder(bundle, num_threads=0) as decoder:
+    with open_decoder(bundle, num_threads=0) as decoder, open_decoder(speed_of or bundle, num_threads=0) as timed:
         file = CorpusFile.parse(sentences, decoder.model.manifest.languages)
-        direction = Direction(*file.languages)
-        sources = framed(decoder.model.bundle, direction, read_lines(file.path))
-        sizes = [_measured(decoder, direction, sources, per_token) for per_token in _PER_TOKEN]
+        direction, lines = Direction(*file.languages), read_lines(file.path)
+        samples, timed_samples = (Samples.of(each, direction, lines) for each in (decoder, timed))
+        sizes = [
+            Size(
+                per_token,
+                samples.identical(per_token),
+                float(np.mean([len(each.ids) for each in timed_samples.lists(per_token)])),
+                {batch: timed_samples.speed(per_token, batch) for batch in _BATCHES},
+            )
+            for per_token in _PER_TOKEN
+        ]
     table = Table("per token", "mean length", "identical", *(f"speed, {batch} at a time" for batch in _BATCHES))
     for size in sizes:
         speeds = [f"{speed.median:.2f} ({speed.low:.2f} - {speed.high:.2f})" for speed in size.speeds.values()]
@@ -58,32 +113,6 @@ def main(
     Console().print(table)
     if picture is not None:
         _draw(sizes, picture)
-
-
-def _measured(decoder: Decoder, direction: Direction, sources: Sequence[Ids], per_token: int) -> Size:
-    framing, tables = decoder.model.manifest.framing_of(direction), decoder.model.bundle.vocabulary
-    if tables is None or direction not in tables.directions:
-        raise ValueError(f"the bundle has no shortlists of {'-'.join(direction)}")
-    found = [tables.shortlist(source, direction, per_token) for source in sources]
-    lists = [Candidates(np.union1d(ids, framing.target_prefix).astype(np.int32)) for ids in found if ids is not None]
-    full = [*decoder.submit(sources, framing)]
-    listed = [*decoder.submit(sources, framing, lists)]
-    speeds = {batch: _speed(decoder, framing, sources, lists, batch) for batch in _BATCHES}
-    identical = float(np.mean([one == other for one, other in zip(full, listed, strict=True)]))
-    return Size(per_token, float(np.mean([len(each.ids) for each in lists])), identical, speeds)
-
-
-def _speed(
-    decoder: Decoder, framing: Framing, sources: Sequence[Ids], lists: Sequence[Candidates], batch: int
-) -> Summary:
-    """Of so many sentences at a time; runs with and without lists alternate."""
-
-    def seconds(candidates: Sequence[Candidates]) -> float:
-        parts = [slice(begin, begin + batch) for begin in range(0, min(_BATCHES[batch], len(sources)), batch)]
-        return sum(decoder.timed(sources[part], framing, candidates[part])[1] for part in parts)
-
-    pairs = [(seconds(()), seconds(lists)) for _ in range(1 + _NUM_PAIRS)]
-    return paired_ratios(*zip(*pairs[1:], strict=True))  # the first allocates
 
 
 def _draw(sizes: Sequence[Size], path: Path) -> None:

@@ -140,14 +140,14 @@ class _Zipf:
         return self.order[np.argsort(-keys)[:count]]
 
 
-def random_table(model: Model, sources: Iterable[Source]) -> Table:
+def random_table(model: Model, sources: Iterable[Source], per_token: int = _PER_TOKEN) -> Table:
     """Rows for the tokens of these sources."""
     config = model.checkpoint.config
     size = config.dimensions.target_vocabulary_size
     zipf = _Zipf(np.random.default_rng(0).permutation(size))
     frequent = np.union1d(zipf.order[:_NUM_FREQUENT], [config.eos_token_id])
     used = sorted({token_id for source in sources for token_id in source})
-    rows = {i: np.setdiff1d(zipf.draw(_PER_TOKEN, np.random.default_rng(i)), frequent) for i in used}
+    rows = {i: np.setdiff1d(zipf.draw(per_token, np.random.default_rng(i)), frequent) for i in used}
     lengths = [len(rows.get(i, ())) for i in range(model.bundle.tokenizer.source_vocabulary.size)]
     return Table(_DIRECTION, np.cumsum([0, *lengths]), np.concatenate([rows[i] for i in used]), frequent)
 

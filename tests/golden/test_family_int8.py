@@ -23,7 +23,7 @@ from support.trained_models import FAMILIES, sentence, train
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 NUM_TRAINING = 6000
-NUM_TEST, NUM_CALIBRATION = 300, 100
+NUM_TEST, NUM_CALIBRATION = 1200, 100
 
 
 @dataclass(frozen=True)

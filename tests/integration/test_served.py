@@ -83,7 +83,7 @@ async def translate_together(address: str, texts: list[str], source: str, target
 
 
 def assert_same_alone_and_together(address: str, texts: list[str], source: str, target: str) -> None:
-    with Client(address) as client:
+    with Client(address, timeout=120) as client:
         alone = [client.translate(text, source=source, target=target) for text in texts]
         in_one_call = client.translate(texts, source=source, target=target)
     together = asyncio.run(translate_together(address, texts, source, target))

@@ -52,7 +52,7 @@ faults: $(DEV)/.stamp ## Kill, overload and pester servers for some minutes, and
 	$(DEV)/bin/python -m benchmarks.overload --seconds 10
 	$(DEV)/bin/python -m benchmarks.faults.soak --minutes 1
 
-faults-long: $(DEV)/.stamp ## The same for two hours: the figures of docs/reliability.md
+faults-long: $(DEV)/.stamp ## The same for two hours: the long forms of all commands
 	$(DEV)/bin/pytest tests/faults
 	$(DEV)/bin/python -m benchmarks.faults.kill --kills 100 --restarts 20 --hangs 3 --unary 50000 --streams 5000
 	$(DEV)/bin/python -m benchmarks.faults.connections

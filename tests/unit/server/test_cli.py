@@ -11,8 +11,9 @@ import pytest
 import dragoman
 from dragoman_server import __main__, app
 from dragoman_server.cli import read_config
-from dragoman_server.config import CONFIG_FILE, OPTIONS, Config, ModelOptions, Option, validate
+from dragoman_server.config import CONFIG_FILE, OPTIONS, Config, ModelOptions, validate
 from dragoman_server.errors import StartError
+from dragoman_server.option import Option
 from dragoman_server.option_texts import parse_model
 
 # For every option, a text that is not its default and the value that it spells.

@@ -13,6 +13,7 @@ from dragoman_server.config import Config, ModelOptions, validate
 from dragoman_server.ending import LastResort
 from dragoman_server.engine.completion_cache import CompletionCache
 from dragoman_server.errors import DragomanError, DrainingError, StartError
+from dragoman_server.interpreter import Heap
 from dragoman_server.metrics import Metrics
 from dragoman_server.option_texts import parse_model
 from dragoman_server.registry.opener import ModelOpener
@@ -83,7 +84,7 @@ async def serve(config: Config) -> int:
         stack.enter_context(_signals(loop, on_signal))
 
         # -- bind
-        metrics = Metrics()
+        heap, metrics = Heap(), Metrics()
         server = Server(config.listen, config.admin_address, config.limits.max_message_bytes, metrics)
         metrics_page = stack.enter_context(MetricsPage(metrics, config.metrics_listen))
 
@@ -99,6 +100,7 @@ async def serve(config: Config) -> int:
         opener = ModelOpener(config.engine, hardware, background, metrics, on_death, options.vocabulary, cache)
 
         def on_change(registry: Registry) -> None:
+            heap.change()
             metrics.set_models(registry.num_by_state())
             server.health.set_models(registry.health())
 
@@ -136,13 +138,14 @@ async def serve(config: Config) -> int:
         describer = ModelDescriber(registry, max_rows, options.vocabulary)
         admin = ModelAdminServicer(registry, repository, describer)
         await server.start(translator, attender, ModelServicer(registry, describer), admin)
+        heap.settle()
         administration = f", administration on {server.admin_address}" if server.admin_address else ""
         print(
             f"serving {_described(registry)} on {server.address}, metrics on {metrics_page.url}{administration}",
             flush=True,
         )
         async with contextlib.AsyncExitStack() as background_tasks:
-            await background_tasks.enter_async_context(_running(_heartbeat(registry, server)))
+            await background_tasks.enter_async_context(_running(_heartbeat(registry, server, heap)))
             if watcher is not None and options.watch_seconds:
                 await background_tasks.enter_async_context(_running(watcher.follow(options.watch_seconds)))
             await _first_of(stop, engine_died)
@@ -191,10 +194,10 @@ def _described(registry: Registry) -> str:
     return f"{len(serving)} models{where}"
 
 
-async def _heartbeat(registry: Registry, server: Server) -> None:
+async def _heartbeat(registry: Registry, server: Server, heap: Heap) -> None:
     """Health turns NOT_SERVING while an engine has work and gets nowhere, and while there is no model.
 
-    Models that nobody uses give memory back.
+    Models that nobody uses give memory back, and those that were unloaded give back what Python holds of them.
     """
     reason = ""
     while True:
@@ -210,6 +213,7 @@ async def _heartbeat(registry: Registry, server: Server) -> None:
             logger.info("health is SERVING again")
             await server.health.serve()
         await registry.give_back_memory(_IDLE_SECONDS)
+        heap.settle()
         await asyncio.sleep(_SECONDS_PER_HEARTBEAT)
 
 

@@ -68,15 +68,15 @@ bench-gpu: $(GPU)/.stamp ## Measure Dragoman and its peers on a GPU; BENCH_OPTIO
 rehearse-gpu: $(DEV)/.stamp ## Run without a GPU what the two targets for one run
 	$(DEV)/bin/python tests/gpu/rehearse.py benchmarks/results/rehearsal
 
-lint: $(DEV)/.stamp $(PROTO)/.stamp ## Check format, types, import order and the generated stubs
+lint: $(DEV)/.stamp $(PROTO)/.stamp ## Check format, types, import order, the contract in proto/ and the stubs
 	$(DEV)/bin/ruff format --check
 	$(DEV)/bin/ruff check
 	$(DEV)/bin/mypy
 	$(DEV)/bin/lint-imports
 	PYTHON=$(PROTO)/bin/python proto/check.sh
 
-proto: $(PROTO)/.stamp ## Generate the stubs in client/ from proto/
-	PYTHON=$(PROTO)/bin/python proto/generate.sh client
+proto: $(PROTO)/.stamp ## Generate the stubs in client/ and server/ from proto/
+	PYTHON=$(PROTO)/bin/python proto/generate.sh .
 
 $(DEV)/.stamp: pyproject.toml constraints.txt
 	$(call create-venv,$(DEV))

@@ -24,6 +24,7 @@ from dragoman_server.runtime.hardware import Hardware
 from dragoman_server.runtime.machine import cpu_allowance
 from dragoman_server.service.attention import Attender
 from dragoman_server.service.translate import Translator
+from dragoman_server.wire.inference import InferenceServicer
 from dragoman_server.wire.metrics_page import MetricsPage
 from dragoman_server.wire.models import ModelAdminServicer, ModelDescriber, ModelServicer
 from dragoman_server.wire.server import Server
@@ -135,7 +136,8 @@ async def serve(config: Config) -> int:
         stack.callback(attender.close)
         describer = ModelDescriber(registry, max_rows, options.vocabulary)
         admin = ModelAdminServicer(registry, repository, describer)
-        await server.start(translator, attender, ModelServicer(registry, describer), admin)
+        inference = InferenceServicer(translator, registry, server.health)
+        await server.start(translator, attender, inference, ModelServicer(registry, describer), admin)
         administration = f", administration on {server.admin_address}" if server.admin_address else ""
         print(
             f"serving {_described(registry)} on {server.address}, metrics on {metrics_page.url}{administration}",

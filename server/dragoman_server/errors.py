@@ -130,6 +130,22 @@ class Reason(StrEnum):
     INVALID_LANGUAGE_CODE = auto()
     """The text is not a BCP 47 language tag."""
 
+    WRONG_TYPE = auto()
+    """Of the Open Inference Protocol: a tensor or a parameter has another type than it must have."""
+
+    WRONG_SHAPE = auto()
+    """Of the Open Inference Protocol: a tensor has another shape than it must have."""
+
+    WRONG_CONTENTS = auto()
+    """Of the Open Inference Protocol: the elements of a tensor are not as its shape and type say, not UTF-8, or not all
+    in the same form."""
+
+    UNKNOWN_TENSOR = auto()
+    """Of the Open Inference Protocol: there is no input or output of this name."""
+
+    UNKNOWN_PARAMETER = auto()
+    """Of the Open Inference Protocol: there is no parameter of this name."""
+
     NO_INPUTS = auto()
     """The call has no texts."""
 

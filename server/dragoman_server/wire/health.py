@@ -33,6 +33,11 @@ class HealthServicer(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
         self._is_draining = self._has_ended = False
         self._changed = asyncio.Condition()
 
+    @property
+    def is_serving(self) -> bool:
+        """Whether the server as a whole is SERVING."""
+        return self._status == HealthCheckResponse.SERVING
+
     async def serve(self) -> None:
         """From now on the status is SERVING, unless the server drains already."""
         if not self._is_draining:

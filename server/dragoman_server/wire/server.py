@@ -13,11 +13,13 @@ from dragoman_server.errors import StartError
 from dragoman_server.metrics import Metrics
 from dragoman_server.service.attention import Attender
 from dragoman_server.service.translate import Translator
-from dragoman_server.wire import attention, models, translation
+from dragoman_server.wire import attention, inference, models, translation
 from dragoman_server.wire.addresses import check_free, with_port
 from dragoman_server.wire.attention import AttentionServicer
+from dragoman_server.wire.generated import open_inference_pb2_grpc
 from dragoman_server.wire.guard import Guard
 from dragoman_server.wire.health import HealthServicer
+from dragoman_server.wire.inference import InferenceServicer
 from dragoman_server.wire.models import ModelAdminServicer, ModelServicer
 from dragoman_server.wire.translation import TranslationServicer
 
@@ -70,7 +72,9 @@ class Server:
     """
 
     def __init__(self, listen: str, admin_listen: str | None, max_message_bytes: int, metrics: Metrics) -> None:
-        self.health = HealthServicer([translation.SERVICE_NAME, attention.SERVICE_NAME, models.SERVICE_NAME])
+        self.health = HealthServicer(
+            [translation.SERVICE_NAME, attention.SERVICE_NAME, models.SERVICE_NAME, inference.SERVICE_NAME]
+        )
         self._metrics, self._max_message_bytes = metrics, max_message_bytes
         self._guard, self._server, self.address = self._bound("listen", listen)
         self._guards, self._servers = [self._guard], [self._server]
@@ -113,11 +117,17 @@ class Server:
             raise StartError(f"cannot listen on {listen}: {error}") from error
 
     async def start(
-        self, translator: Translator, attender: Attender, model_servicer: ModelServicer, admin: ModelAdminServicer
+        self,
+        translator: Translator,
+        attender: Attender,
+        inference_servicer: InferenceServicer,
+        model_servicer: ModelServicer,
+        admin: ModelAdminServicer,
     ) -> None:
         """Takes calls from now on; health turns SERVING."""
         translation_pb2_grpc.add_TranslationServiceServicer_to_server(TranslationServicer(translator), self._server)
         attention_pb2_grpc.add_AttentionServiceServicer_to_server(AttentionServicer(attender), self._server)
+        open_inference_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(inference_servicer, self._server)
         if self._admin is not None:
             models_pb2_grpc.add_ModelAdminServiceServicer_to_server(admin, self._admin)
         for server in self._servers:

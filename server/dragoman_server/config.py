@@ -253,6 +253,41 @@ class InputLimits:
 
 
 @dataclass(frozen=True, slots=True)
+class AccessOptions:
+    """Who may call, and what they may call."""
+
+    TITLE: ClassVar = "Access"
+
+    tokens: Annotated[
+        Path | None,
+        About(
+            "File of those who may call, a token's name and digest with limits on each line, which dragoman-server "
+            "make-token writes. Every call but those of health must carry a token then. Read again when it changes.",
+            "FILE",
+            "none, everybody may call",
+        ),
+    ] = None
+
+
+@dataclass(frozen=True, slots=True)
+class LogOptions:
+    """What the log on stderr says."""
+
+    TITLE: ClassVar = "Log"
+
+    log_format: Annotated[
+        Literal["console", "json"],
+        About("Form of the log's lines on stderr. json: an object on each line.", "form"),
+    ] = "console"
+    log_text: Annotated[
+        bool,
+        About(
+            "Whether the log has the texts and translations of calls, to find faults; they are in no line otherwise.",
+        ),
+    ] = False
+
+
+@dataclass(frozen=True, slots=True)
 class Config:
     """All options of `dragoman-server`."""
 
@@ -298,6 +333,8 @@ class Config:
     models: ModelOptions = field(default_factory=ModelOptions)
     engine: EngineOptions = field(default_factory=EngineOptions)
     limits: InputLimits = field(default_factory=InputLimits)
+    access: AccessOptions = field(default_factory=AccessOptions)
+    log: LogOptions = field(default_factory=LogOptions)
 
     @property
     def admin_address(self) -> str | None:

@@ -136,8 +136,14 @@ async def serve(config: Config) -> int:
         stack.callback(attender.close)
         describer = ModelDescriber(registry, max_rows, options.vocabulary)
         admin = ModelAdminServicer(registry, repository, describer)
-        inference = InferenceServicer(translator, registry, server.health)
-        await server.start(translator, attender, inference, ModelServicer(registry, describer), admin)
+        await server.start(
+            translator,
+            attender,
+            InferenceServicer(translator, registry, server.health),
+            ModelServicer(registry, describer),
+            admin,
+            has_reflection=config.access.reflection,
+        )
         administration = f", administration on {server.admin_address}" if server.admin_address else ""
         print(
             f"serving {_described(registry)} on {server.address}, metrics on {metrics_page.url}{administration}",

@@ -267,6 +267,13 @@ class AccessOptions:
             "none, everybody may call",
         ),
     ] = None
+    reflection: Annotated[
+        bool,
+        About(
+            "Whether the server tells callers which services and messages it has (gRPC reflection), on the admin "
+            "address too. Tools such as grpcurl need no .proto files then.",
+        ),
+    ] = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -67,11 +67,11 @@ def read_parameters(parameters: Mapping[str, pb.InferParameter], violations: lis
             else:
                 fault = _wrong_type(parameters[name], "a text")
         elif name == _TIMEOUT:
-            number = _integer(parameters[name], _MAX_INT64)
-            if isinstance(number, _ParameterError):
-                fault = number
-            elif number:
-                timeout_seconds = number / 1e6
+            microseconds = _integer(parameters[name], _MAX_INT64)
+            if isinstance(microseconds, _ParameterError):
+                fault = microseconds
+            elif microseconds:
+                timeout_seconds = microseconds / 1e6
         elif name in _OPTIONS:
             number = _option(_OPTIONS[name], parameters[name])
             if isinstance(number, _ParameterError):

@@ -5,7 +5,7 @@ import math
 import time
 
 import grpc
-from grpc_health.v1 import health_pb2_grpc
+from grpc_health.v1 import health, health_pb2_grpc
 
 from dragoman import _channel
 from dragoman.v1 import attention_pb2_grpc, models_pb2_grpc, translation_pb2_grpc
@@ -13,7 +13,7 @@ from dragoman_server.errors import StartError
 from dragoman_server.metrics import Metrics
 from dragoman_server.service.attention import Attender
 from dragoman_server.service.translate import Translator
-from dragoman_server.wire import attention, inference, models, translation
+from dragoman_server.wire import attention, inference, models, reflection, translation
 from dragoman_server.wire.addresses import check_free, with_port
 from dragoman_server.wire.attention import AttentionServicer
 from dragoman_server.wire.generated import open_inference_pb2_grpc
@@ -21,7 +21,11 @@ from dragoman_server.wire.guard import Guard
 from dragoman_server.wire.health import HealthServicer
 from dragoman_server.wire.inference import InferenceServicer
 from dragoman_server.wire.models import ModelAdminServicer, ModelServicer
+from dragoman_server.wire.reflection import add_reflection
 from dragoman_server.wire.translation import TranslationServicer
+
+_SERVICES = (translation.SERVICE_NAME, attention.SERVICE_NAME, models.SERVICE_NAME, inference.SERVICE_NAME)
+_ADMIN_SERVICES = (models.ADMIN_SERVICE_NAME, models.SERVICE_NAME)
 
 # gRPC cancels calls that it has received but not yet handed to us when a server stops, with a
 # code that callers do not retry. So a server stops only once it has looked for new calls so
@@ -72,9 +76,7 @@ class Server:
     """
 
     def __init__(self, listen: str, admin_listen: str | None, max_message_bytes: int, metrics: Metrics) -> None:
-        self.health = HealthServicer(
-            [translation.SERVICE_NAME, attention.SERVICE_NAME, models.SERVICE_NAME, inference.SERVICE_NAME]
-        )
+        self.health = HealthServicer(_SERVICES)
         self._metrics, self._max_message_bytes = metrics, max_message_bytes
         self._guard, self._server, self.address = self._bound("listen", listen)
         self._guards, self._servers = [self._guard], [self._server]
@@ -86,7 +88,7 @@ class Server:
 
     def _bound(self, option: str, listen: str) -> tuple[Guard, grpc.aio.Server, str]:
         """A server that listens on an address, with a guard of its own, which knows its methods; and the port."""
-        guard = Guard(self._metrics, translation.STREAM_RULES | attention.STREAM_RULES)
+        guard = Guard(self._metrics, translation.STREAM_RULES | attention.STREAM_RULES | reflection.STREAM_RULES)
         server = grpc.aio.server(
             interceptors=[guard],
             options=[
@@ -123,6 +125,8 @@ class Server:
         inference_servicer: InferenceServicer,
         model_servicer: ModelServicer,
         admin: ModelAdminServicer,
+        *,
+        has_reflection: bool = False,
     ) -> None:
         """Takes calls from now on; health turns SERVING."""
         translation_pb2_grpc.add_TranslationServiceServicer_to_server(TranslationServicer(translator), self._server)
@@ -133,6 +137,9 @@ class Server:
         for server in self._servers:
             models_pb2_grpc.add_ModelServiceServicer_to_server(model_servicer, server)
             health_pb2_grpc.add_HealthServicer_to_server(self.health, server)
+            if has_reflection:
+                services = _ADMIN_SERVICES if server is self._admin else _SERVICES
+                add_reflection(server, [*services, health.SERVICE_NAME])
             await server.start()
         await self.health.serve()
 

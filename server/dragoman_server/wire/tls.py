@@ -74,10 +74,10 @@ class Certificates:
         """Of one port, which has the newest certificate at each handshake."""
         used = self._current
 
-        def newest() -> grpc.ServerCertificateConfiguration | None:  # on threads of gRPC
+        def newest() -> grpc.ServerCertificateConfiguration:  # on threads of gRPC
             nonlocal used
             if used is self._current:
-                return None  # gRPC goes on with what it has
+                return None  # type: ignore[return-value]  # gRPC goes on with what it has
             used = self._current
             return used.configuration
 

@@ -12,13 +12,13 @@ import grpc
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 
+from benchmarks.certificates import Authority, Pair, key_bytes, private_key
 from dragoman_server.bundle.bundle import Bundle
 from dragoman_server.config import AccessOptions, Config, validate
 from dragoman_server.errors import StartError
 from dragoman_server.metrics import Metrics
 from dragoman_server.wire import tls as tls_module
 from dragoman_server.wire.tls import Certificates
-from support.certificates import Authority, Pair, key_bytes, private_key
 from support.server_parts import CONFIG, running_server
 
 TRUSTED = Authority()
@@ -31,17 +31,6 @@ def access(tmp_path: Path) -> AccessOptions:
     client_ca = tmp_path / "ca.pem"
     client_ca.write_bytes(TRUSTED.certificate)
     return AccessOptions(tls_certificate=certificate, tls_key=key, tls_client_ca=client_ca)
-
-
-def put(options: AccessOptions, pair: Pair) -> None:
-    """Replaces certificate and key, each in one step."""
-    assert options.tls_certificate is not None
-    assert options.tls_key is not None
-    for path, content in ((options.tls_certificate, pair.certificate), (options.tls_key, pair.key)):
-        new = path.with_suffix(".new")
-        new.touch(0o600)
-        new.write_bytes(content)
-        new.rename(path)
 
 
 # -- bad files ---------------------------------------------------------------------------------------------------------
@@ -256,7 +245,7 @@ async def test_new_connections_get_the_new_certificate_and_old_ones_go_on(
             await check(b"", timeout=30)
             newer = Authority("newer")
             assert access.tls_client_ca is not None
-            put(access, newer.issue())
+            newer.issue().save(access.tls_client_ca.parent, "server")
             access.tls_client_ca.write_bytes(newer.certificate)
             renewed = credentials(newer, newer.issue("caller"))
             while (await checked(server.address, renewed))[0] is not grpc.StatusCode.OK:  # noqa: ASYNC110

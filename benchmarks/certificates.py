@@ -1,4 +1,4 @@
-"""Authorities and certificates, made in a millisecond."""
+"""Authorities and certificates for a run or a test, each made in a millisecond."""
 
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -14,10 +14,12 @@ PrivateKey = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey | ed25519.Ed25519Pri
 
 
 def private_key() -> ec.EllipticCurvePrivateKey:
+    """A new one."""
     return ec.generate_private_key(ec.SECP256R1())
 
 
 def key_bytes(key: PrivateKey, passphrase: bytes = b"") -> bytes:
+    """In PEM form."""
     encryption = serialization.BestAvailableEncryption(passphrase) if passphrase else serialization.NoEncryption()
     return key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, encryption)
 
@@ -30,12 +32,14 @@ class Pair:
     key: bytes
 
     def save(self, folder: Path, name: str) -> tuple[Path, Path]:
-        """Writes NAME.pem and NAME.key, the key for its owner alone."""
-        certificate, key = folder / f"{name}.pem", folder / f"{name}.key"
-        certificate.write_bytes(self.certificate)
-        key.touch(0o600)
-        key.write_bytes(self.key)
-        return certificate, key
+        """Writes NAME.pem and NAME.key, the key for its owner alone; replaces each in one step."""
+        paths = folder / f"{name}.pem", folder / f"{name}.key"
+        for path, content in zip(paths, (self.certificate, self.key), strict=True):
+            new = path.with_name(f"{path.name}.new")
+            new.touch(0o600)
+            new.write_bytes(content)
+            new.rename(path)
+        return paths
 
 
 class Authority:

@@ -42,9 +42,20 @@ class Server:
         time.sleep(settings.settle_seconds)
         return drive(self._job(settings, None, num_callers, texts_per_call=texts_per_call))
 
-    def _job(self, settings: Settings, rate: float | None, num_callers: int, **others: int) -> Job:
-        sentences, seconds = settings.sentences, settings.load_seconds
-        return Job(self.address, sentences, seconds, rate, num_callers, ca=self.ca, token=self.token, **others)
+    def _job(
+        self, settings: Settings, rate: float | None, num_callers: int, texts_per_call: int = 1, seed: int = 0
+    ) -> Job:
+        return Job(
+            self.address,
+            settings.sentences,
+            settings.load_seconds,
+            rate,
+            num_callers,
+            texts_per_call,
+            seed=seed,
+            ca=self.ca,
+            token=self.token,
+        )
 
     def row(self, metric: str, unit: str, value: Summary, ratio: Summary | None = None) -> Row:
         """A figure of this server."""

@@ -18,7 +18,8 @@ _SETTINGS, _MAX_STREAMS, _MAX_HEADER_BYTES = 4, 3, 6
 
 async def outcome(server: RunningServer, metadata: Sequence[tuple[str, str]]) -> tuple[grpc.StatusCode, str]:
     async with grpc.aio.insecure_channel(server.address) as channel:
-        call = channel.unary_unary(_CHECK)(b"", metadata=grpc.aio.Metadata(*metadata), timeout=30)
+        check: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(_CHECK)
+        call = check(b"", metadata=grpc.aio.Metadata(*metadata), timeout=30)
         return await call.code(), await call.details() or ""
 
 

@@ -22,6 +22,7 @@ from dragoman_server.wire.tls import Certificates
 from support.server_parts import CONFIG, running_server
 
 TRUSTED = Authority()
+CHECK = "/grpc.health.v1.Health/Check"
 
 
 @pytest.fixture
@@ -183,7 +184,8 @@ async def checked(address: str, credentials: grpc.ChannelCredentials | None) -> 
     target = f"localhost:{address.rpartition(':')[2]}"
     make = grpc.aio.insecure_channel(target, options)
     async with make if credentials is None else grpc.aio.secure_channel(target, credentials, options) as channel:
-        call = channel.unary_unary("/grpc.health.v1.Health/Check")(b"", timeout=30)
+        check: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(CHECK)
+        call = check(b"", timeout=30)
         return await call.code(), await call.details() or ""
 
 
@@ -241,7 +243,7 @@ async def test_new_connections_get_the_new_certificate_and_old_ones_go_on(
     async with running_server(bundle, monkeypatch, capsys, replace(CONFIG, access=access)) as server:
         target = f"localhost:{server.address.rpartition(':')[2]}"
         async with grpc.aio.secure_channel(target, credentials(TRUSTED, caller)) as channel:
-            check = channel.unary_unary("/grpc.health.v1.Health/Check")
+            check: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(CHECK)
             await check(b"", timeout=30)
             newer = Authority("newer")
             assert access.tls_client_ca is not None

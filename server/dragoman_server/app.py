@@ -6,10 +6,11 @@ import logging
 import signal
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from dragoman._extras import require_extra
 from dragoman_server.bundle.bundle import embedded_bundle
-from dragoman_server.config import Config, ModelOptions, validate
+from dragoman_server.config import AccessOptions, Config, ModelOptions, validate
 from dragoman_server.ending import LastResort
 from dragoman_server.engine.completion_cache import CompletionCache
 from dragoman_server.errors import DragomanError, DrainingError, StartError
@@ -24,10 +25,14 @@ from dragoman_server.runtime.hardware import Hardware
 from dragoman_server.runtime.machine import cpu_allowance
 from dragoman_server.service.attention import Attender
 from dragoman_server.service.translate import Translator
+from dragoman_server.wire.addresses import exposure
 from dragoman_server.wire.inference import InferenceServicer
 from dragoman_server.wire.metrics_page import MetricsPage
 from dragoman_server.wire.models import ModelAdminServicer, ModelDescriber, ModelServicer
 from dragoman_server.wire.server import Server
+
+if TYPE_CHECKING:
+    from dragoman_server.wire.tls import Certificates
 
 logger = logging.getLogger(__name__)
 
@@ -85,7 +90,9 @@ async def serve(config: Config) -> int:
 
         # -- bind
         metrics = Metrics()
-        server = Server(config.listen, config.admin_address, config.limits.max_message_bytes, metrics)
+        certificates = _certificates(config.access, metrics)
+        server = Server(config.listen, config.admin_address, config.limits.max_message_bytes, metrics, certificates)
+        _warn_of_exposure(config)
         metrics_page = stack.enter_context(MetricsPage(metrics, config.metrics_listen))
 
         # -- load
@@ -144,13 +151,17 @@ async def serve(config: Config) -> int:
             admin,
             has_reflection=config.access.reflection,
         )
-        administration = f", administration on {server.admin_address}" if server.admin_address else ""
+        security = _security(certificates)
+        administration = f", administration on {server.admin_address}{security}" if server.admin_address else ""
         print(
-            f"serving {_described(registry)} on {server.address}, metrics on {metrics_page.url}{administration}",
+            f"serving {_described(registry)} on {server.address}{security}, metrics on "
+            f"{metrics_page.url}{administration}",
             flush=True,
         )
         async with contextlib.AsyncExitStack() as background_tasks:
             await background_tasks.enter_async_context(_running(_heartbeat(registry, server)))
+            if certificates is not None:
+                await background_tasks.enter_async_context(_running(certificates.follow()))
             if watcher is not None and options.watch_seconds:
                 await background_tasks.enter_async_context(_running(watcher.follow(options.watch_seconds)))
             await _first_of(stop, engine_died)
@@ -165,6 +176,33 @@ async def serve(config: Config) -> int:
             logger.info("stopping: calls in flight have %g s", grace_seconds)
         await server.drain(hurry, grace_seconds)
         return EXIT_ENGINE_DEAD if engine_died.is_set() else EXIT_OK
+
+
+def _certificates(options: AccessOptions, metrics: Metrics) -> "Certificates | None":
+    """For TLS; None is none."""
+    if options.tls_certificate is None:
+        return None
+    with require_extra("server"):
+        from dragoman_server.wire.tls import Certificates
+    return Certificates(options, metrics)
+
+
+def _security(certificates: "Certificates | None") -> str:
+    """For the line that has the addresses."""
+    if certificates is None:
+        return ""
+    return " with mutual TLS" if certificates.is_mutual else " with TLS"
+
+
+def _warn_of_exposure(config: Config) -> None:
+    access = config.access
+    sentence = exposure(
+        [address for address in (config.listen, config.admin_address) if address],
+        is_encrypted=access.tls_certificate is not None,
+        knows_callers=access.tokens is not None or access.tls_client_ca is not None,
+    )
+    if sentence:
+        logger.warning("%s", sentence)
 
 
 @contextlib.contextmanager

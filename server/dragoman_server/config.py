@@ -258,6 +258,28 @@ class AccessOptions:
 
     TITLE: ClassVar = "Access"
 
+    tls_certificate: Annotated[
+        Path | None,
+        About(
+            "Certificate of the server in PEM form, with the chain below its authority's after it. Calls and "
+            "administration take TLS alone then. Read again when it changes, as its key and the next one.",
+            "FILE",
+            "none, no TLS",
+        ),
+    ] = None
+    tls_key: Annotated[
+        Path | None,
+        About("Its private key in PEM form, RSA or ECDSA, which not everybody may read.", "FILE", "none"),
+    ] = None
+    tls_client_ca: Annotated[
+        Path | None,
+        About(
+            "Certificates in PEM form, of the authorities of callers. Who calls must have a certificate of one of them "
+            "then (mutual TLS).",
+            "FILE",
+            "none, callers need no certificate",
+        ),
+    ] = None
     tokens: Annotated[
         Path | None,
         About(
@@ -300,12 +322,12 @@ class Config:
 
     TITLE: ClassVar = "Server"
 
-    # Loopback, as there is no authentication: other machines reach the server only if its user says so.
+    # Loopback, as without options everybody may call: other machines reach the server only if its user says so.
     listen: Annotated[
         str,
         About(
-            "Address for gRPC. There is no authentication, so by default only this machine can call; 0.0.0.0:50051 "
-            "opens the server to the network. Port 0 takes a free one.",
+            "Address for gRPC. By default only this machine can call; 0.0.0.0:50051 opens the server to the network, "
+            "where it should have TLS and tokens (docs/security.md). Port 0 takes a free one.",
             "HOST:PORT",
             check=parse_address,
         ),
@@ -373,6 +395,12 @@ def validate(config: Config) -> None:
             faults.append(f"model must be another folder each time; the one given twice is {text!r}.")
     if config.models.watch_seconds and config.models.repository is None:
         faults.append(f"watch_seconds must be 0 without a repository and is {config.models.watch_seconds:g}.")
+    access = config.access
+    if (access.tls_certificate is None) != (access.tls_key is None):
+        given, missing = ("tls_key", "tls_certificate") if access.tls_key else ("tls_certificate", "tls_key")
+        faults.append(f"{given} must come with {missing}, which is not given.")
+    if access.tls_client_ca is not None and access.tls_certificate is None:
+        faults.append("tls_client_ca must come with tls_certificate, which is not given.")
     if faults:
         raise StartError(" ".join(faults))
 

@@ -96,6 +96,18 @@ class Metrics:
             "What these may come to take up; 0 where nothing is kept.",
             registry=self.registry,
         )
+        self._certificate_expiry = Gauge(
+            "dragoman_tls_certificate_expiry_timestamp_seconds",
+            "Unix time at which the certificate of the server expires; 0 without TLS.",
+            registry=self.registry,
+        )
+        reloads = Counter(
+            "dragoman_tls_reloads_total",
+            "Changes of the files of TLS, by outcome: ok, or failed, which leaves what was used before.",
+            ("outcome",),
+            registry=self.registry,
+        )
+        self._certificate_reloads = {is_ok: reloads.labels("ok" if is_ok else "failed") for is_ok in (True, False)}
         self._engines = _EngineMetrics(self.registry)
         self._loaded = _LoadedModels()
         self.registry.register(self._loaded)
@@ -162,6 +174,14 @@ class Metrics:
         """
         self._cache_bytes.set_function(num_bytes)
         self._cache_limit.set(limit_bytes)
+
+    def set_certificate_expiry(self, timestamp: float) -> None:
+        """Says when the certificate that new connections get expires, in Unix time."""
+        self._certificate_expiry.set(timestamp)
+
+    def observe_certificate_reload(self, *, ok: bool) -> None:
+        """Counts a change of the files of TLS, which was taken up or not."""
+        self._certificate_reloads[ok].inc()
 
     def model(self, name: str) -> "ModelMetrics":
         """The metrics of one version of a model, until they are closed.

@@ -3,6 +3,7 @@
 import asyncio
 import math
 import time
+from typing import TYPE_CHECKING
 
 import grpc
 from grpc_health.v1 import health, health_pb2_grpc
@@ -24,6 +25,9 @@ from dragoman_server.wire.models import ModelAdminServicer, ModelServicer
 from dragoman_server.wire.reflection import add_reflection
 from dragoman_server.wire.translation import TranslationServicer
 
+if TYPE_CHECKING:  # imports a package that servers without TLS need not load
+    from dragoman_server.wire.tls import Certificates
+
 _SERVICES = (translation.SERVICE_NAME, attention.SERVICE_NAME, models.SERVICE_NAME, inference.SERVICE_NAME)
 _ADMIN_SERVICES = (models.ADMIN_SERVICE_NAME, models.SERVICE_NAME)
 
@@ -41,6 +45,18 @@ _SECONDS_PER_GLANCE = 0.005
 # some 15 kB, also if its caller has reset it meanwhile, which some do faster than the event loop can follow.
 _MAX_PENDING_CALLS = 20_000
 _MAX_PENDING_SECONDS = 3600
+
+# Calls at a time on one connection. This bounds what one connection can take up, and not what callers need: where a
+# caller has more, its gRPC holds the others back.
+_MAX_STREAMS = 10_000
+
+# All header fields of a call together: gRPC's own upper limit. By default it refuses calls at random from the half on.
+_MAX_METADATA_BYTES = 16_384
+
+# A connection that does not become one of HTTP/2, with TLS or without, is closed after this time; one without a call
+# after the other. gRPC's clients connect anew for their next call.
+_HANDSHAKE_TIMEOUT_MS = 20_000
+_MAX_IDLE_MS = 30 * 60_000
 
 # A caller whose machine or network is gone without a word is noticed within the sum of both, and its calls withdrawn.
 # Else those without a deadline would stay for ever.
@@ -65,6 +81,7 @@ class Server:
         admin_listen: of what loads and unloads models, likewise; None is nowhere.
         max_message_bytes: of one request.
         metrics: count calls.
+        certificates: for TLS on both addresses; None is none.
 
     Attributes:
         address: `listen` with the port that was taken.
@@ -75,9 +92,16 @@ class Server:
         StartError: an address cannot be listened on.
     """
 
-    def __init__(self, listen: str, admin_listen: str | None, max_message_bytes: int, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        listen: str,
+        admin_listen: str | None,
+        max_message_bytes: int,
+        metrics: Metrics,
+        certificates: "Certificates | None" = None,
+    ) -> None:
         self.health = HealthServicer(_SERVICES)
-        self._metrics, self._max_message_bytes = metrics, max_message_bytes
+        self._metrics, self._max_message_bytes, self._certificates = metrics, max_message_bytes, certificates
         self._guard, self._server, self.address = self._bound("listen", listen)
         self._guards, self._servers = [self._guard], [self._server]
         self._admin, self.admin_address = None, None
@@ -110,11 +134,20 @@ class Server:
                 # arrive sooner after the last one than it was sent.
                 ("grpc.http2.min_ping_interval_without_data_ms", _channel.KEEPALIVE_TIME_MS // 2),
                 ("grpc.keepalive_permit_without_calls", 1),
+                ("grpc.max_concurrent_streams", _MAX_STREAMS),
+                ("grpc.max_metadata_size", _MAX_METADATA_BYTES),
+                ("grpc.absolute_max_metadata_size", _MAX_METADATA_BYTES),
+                ("grpc.server_handshake_timeout_ms", _HANDSHAKE_TIMEOUT_MS),
+                ("grpc.max_connection_idle_ms", _MAX_IDLE_MS),
             ],
         )
         check_free(option, listen)
         try:
-            return guard, server, with_port(listen, server.add_insecure_port(listen))
+            if self._certificates is None:
+                port = server.add_insecure_port(listen)
+            else:
+                port = server.add_secure_port(listen, self._certificates.credentials())
+            return guard, server, with_port(listen, port)
         except RuntimeError as error:  # taken since the line above
             raise StartError(f"cannot listen on {listen}: {error}") from error
 

@@ -9,6 +9,7 @@ from grpc_health.v1 import health_pb2_grpc
 
 from dragoman import _channel
 from dragoman.v1 import attention_pb2_grpc, models_pb2_grpc, translation_pb2_grpc
+from dragoman_server.access.tokens import Tokens
 from dragoman_server.errors import StartError
 from dragoman_server.metrics import Metrics
 from dragoman_server.service.attention import Attender
@@ -16,6 +17,7 @@ from dragoman_server.service.translate import Translator
 from dragoman_server.wire import attention, models, translation
 from dragoman_server.wire.addresses import check_free, with_port
 from dragoman_server.wire.attention import AttentionServicer
+from dragoman_server.wire.call_log import CallLog
 from dragoman_server.wire.guard import Guard
 from dragoman_server.wire.health import HealthServicer
 from dragoman_server.wire.models import ModelAdminServicer, ModelServicer
@@ -59,6 +61,8 @@ class Server:
         admin_listen: of what loads and unloads models, likewise; None is nowhere.
         max_message_bytes: of one request.
         metrics: count calls.
+        tokens: who may call; None is everybody.
+        call_log: has a line of each call.
 
     Attributes:
         address: `listen` with the port that was taken.
@@ -69,7 +73,16 @@ class Server:
         StartError: an address cannot be listened on.
     """
 
-    def __init__(self, listen: str, admin_listen: str | None, max_message_bytes: int, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        listen: str,
+        admin_listen: str | None,
+        max_message_bytes: int,
+        metrics: Metrics,
+        tokens: Tokens | None = None,
+        call_log: CallLog | None = None,
+    ) -> None:
+        self._tokens, self._call_log = tokens, call_log
         self.health = HealthServicer([translation.SERVICE_NAME, attention.SERVICE_NAME, models.SERVICE_NAME])
         self._metrics, self._max_message_bytes = metrics, max_message_bytes
         self._guard, self._server, self.address = self._bound("listen", listen)
@@ -82,7 +95,7 @@ class Server:
 
     def _bound(self, option: str, listen: str) -> tuple[Guard, grpc.aio.Server, str]:
         """A server that listens on an address, with a guard of its own, which knows its methods; and the port."""
-        guard = Guard(self._metrics, translation.STREAM_RULES | attention.STREAM_RULES)
+        guard = Guard(self._metrics, translation.STREAM_RULES | attention.STREAM_RULES, self._tokens, self._call_log)
         server = grpc.aio.server(
             interceptors=[guard],
             options=[

@@ -140,6 +140,29 @@ def _concurrency(text: str, where: str) -> int:
     return number
 
 
+def read_text(path: Path) -> str:
+    """The text of a file of tokens.
+
+    Raises:
+        StartError: a sentence that names the file, which cannot be read or is open to others.
+    """
+    try:
+        # The mode and the text are those of one file, whatever is put in its place meanwhile.
+        with open(path, "rb", opener=_open) as file:
+            mode = os.fstat(file.fileno()).st_mode
+            if not stat.S_ISREG(mode):
+                raise StartError(f"{path} is no file.")
+            if mode & stat.S_IRWXO:
+                raise StartError(
+                    f"{path} is open to everybody here by its mode {stat.S_IMODE(mode):04o}: chmod o= {path}"
+                )
+            return file.read().decode()
+    except OSError as error:
+        raise StartError(f"{path} cannot be read: {error.strerror}.") from error
+    except UnicodeDecodeError:
+        raise StartError(f"{path} is not UTF-8 text.") from None
+
+
 class Tokens:
     """Who the tokens of a file belong to. Belongs to one event loop, but for `read`.
 
@@ -173,21 +196,9 @@ class Tokens:
     def read(self) -> str | StartError:
         """The text of the file, or what is wrong with it as a whole. May be called on any thread."""
         try:
-            # The mode and the text are those of one file, whatever is put in its place meanwhile.
-            with open(self._path, "rb", opener=_open) as file:
-                mode = os.fstat(file.fileno()).st_mode
-                if not stat.S_ISREG(mode):
-                    return StartError(f"{self._path} is no file.")
-                if mode & stat.S_IRWXO:
-                    return StartError(
-                        f"{self._path} is open to everybody on this machine, by its mode {stat.S_IMODE(mode):04o}: "
-                        f"chmod o= {self._path}"
-                    )
-                return file.read().decode()
-        except OSError as error:
-            return StartError(f"{self._path} cannot be read: {error.strerror}.")
-        except UnicodeDecodeError:
-            return StartError(f"{self._path} is not UTF-8 text.")
+            return read_text(self._path)
+        except StartError as error:
+            return error
 
     def update(self, read: str | StartError) -> None:
         """Takes over what was read where it is another than before; what is wrong is told once, and changes nothing."""

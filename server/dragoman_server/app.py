@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from typing import TYPE_CHECKING, Any
 
 from dragoman._extras import require_extra
+from dragoman_server.access.tokens import Tokens
 from dragoman_server.bundle.bundle import embedded_bundle
 from dragoman_server.config import AccessOptions, Config, ModelOptions, validate
 from dragoman_server.ending import LastResort
@@ -26,6 +27,7 @@ from dragoman_server.runtime.machine import cpu_allowance
 from dragoman_server.service.attention import Attender
 from dragoman_server.service.translate import Translator
 from dragoman_server.wire.addresses import exposure
+from dragoman_server.wire.call_log import CallLog
 from dragoman_server.wire.inference import InferenceServicer
 from dragoman_server.wire.metrics_page import MetricsPage
 from dragoman_server.wire.models import ModelAdminServicer, ModelDescriber, ModelServicer
@@ -42,6 +44,8 @@ EXIT_ENGINE_DEAD = 70  # EX_SOFTWARE of sysexits.h
 # A step takes milliseconds, the longest source a second or two: this is no slow step.
 _MAX_STALLED_SECONDS = 10.0
 _SECONDS_PER_HEARTBEAT = 0.5
+
+_SECONDS_PER_LOOK_AT_TOKENS = 1.0
 
 # After which a model gives back memory. Taking it up again costs its next call some milliseconds.
 _IDLE_SECONDS = 60.0
@@ -91,7 +95,19 @@ async def serve(config: Config) -> int:
         # -- bind
         metrics = Metrics()
         certificates = _certificates(config.access, metrics)
-        server = Server(config.listen, config.admin_address, config.limits.max_message_bytes, metrics, certificates)
+        tokens = Tokens(config.access.tokens, metrics.observe_token_reload) if config.access.tokens else None
+        call_log = CallLog(config.log.log_text)
+        if config.log.log_text:
+            logger.warning("log_text is on: the log has the texts and translations of all calls")
+        server = Server(
+            config.listen,
+            config.admin_address,
+            config.limits.max_message_bytes,
+            metrics,
+            certificates,
+            tokens,
+            call_log,
+        )
         _warn_of_exposure(config)
         metrics_page = stack.enter_context(MetricsPage(metrics, config.metrics_listen))
 
@@ -162,6 +178,8 @@ async def serve(config: Config) -> int:
             await background_tasks.enter_async_context(_running(_heartbeat(registry, server)))
             if certificates is not None:
                 await background_tasks.enter_async_context(_running(certificates.follow()))
+            if tokens is not None:
+                await background_tasks.enter_async_context(_running(_follow(tokens)))
             if watcher is not None and options.watch_seconds:
                 await background_tasks.enter_async_context(_running(watcher.follow(options.watch_seconds)))
             await _first_of(stop, engine_died)
@@ -257,6 +275,13 @@ async def _heartbeat(registry: Registry, server: Server) -> None:
             await server.health.serve()
         await registry.give_back_memory(_IDLE_SECONDS)
         await asyncio.sleep(_SECONDS_PER_HEARTBEAT)
+
+
+async def _follow(tokens: Tokens) -> None:
+    """Looks at the file again and again."""
+    while True:
+        await asyncio.sleep(_SECONDS_PER_LOOK_AT_TOKENS)
+        tokens.update(await asyncio.to_thread(tokens.read))
 
 
 @contextlib.asynccontextmanager

@@ -42,6 +42,18 @@ class Metrics:
             ("method", "code"),
             registry=self.registry,
         )
+        self._caller_requests = Counter(
+            "dragoman_caller_requests_total",
+            "RPCs that have ended, by the name of the caller's token and gRPC status code.",
+            ("caller", "code"),
+            registry=self.registry,
+        )
+        self._token_reloads = Counter(
+            "dragoman_token_reloads_total",
+            "Changes of the file of tokens, by outcome: ok, or failed, where what was before goes on.",
+            ("outcome",),
+            registry=self.registry,
+        )
         self._request_duration = Histogram(
             "dragoman_request_duration_seconds",
             "Time in the handler of an RPC, whatever its outcome.",
@@ -112,10 +124,22 @@ class Metrics:
         self._loaded = _LoadedModels()
         self.registry.register(self._loaded)
 
-    def observe_request(self, method: str, code: str, seconds: float) -> None:
-        """Counts an RPC that has ended; `method` must be one of a bounded set."""
+    def observe_request(self, method: str, code: str, seconds: float, caller: str = "") -> None:
+        """Counts an RPC that has ended.
+
+        Args:
+            method: one of a bounded set.
+            code: name of its gRPC status code.
+            seconds: how long it took.
+            caller: name of its caller's token; "" where there are no tokens, or the call has none that is known.
+        """
         self._requests.labels(method, code).inc()
+        self._caller_requests.labels(caller, code).inc()
         self._request_duration.labels(method).observe(seconds)
+
+    def observe_token_reload(self, ok: bool) -> None:
+        """Counts a change of the file of tokens; `ok` says whether it was taken over."""
+        self._token_reloads.labels("ok" if ok else "failed").inc()
 
     def observe_rejection(self, reason: str) -> None:
         """Counts an RPC that was answered with an error; `reason` must be one of a bounded set."""

@@ -7,6 +7,7 @@ import dragoman
 from dragoman_server.errors import DragomanError, FieldViolation, InvalidInputError, Reason
 from dragoman_server.registry.registry import Registry
 from dragoman_server.service.translate import Translator
+from dragoman_server.wire.context import Context, call_context
 from dragoman_server.wire.generated import open_inference_pb2 as pb
 from dragoman_server.wire.generated import open_inference_pb2_grpc
 from dragoman_server.wire.health import HealthServicer
@@ -18,7 +19,6 @@ from dragoman_server.wire.inference_messages import (
     read_inference,
     renamed,
 )
-from dragoman_server.wire.translation import Context, call_context
 
 SERVICE_NAME = "inference.GRPCInferenceService"
 
@@ -50,13 +50,17 @@ class InferenceServicer(open_inference_pb2_grpc.GRPCInferenceServiceServicer):
         return pb.ServerMetadataResponse(name=_NAME, version=dragoman.__version__)
 
     async def ModelReady(self, request: pb.ModelReadyRequest, context: Context) -> pb.ModelReadyResponse:
-        """Whether a model takes calls."""
+        """Whether a model takes calls of this caller."""
         name = _required(request)
-        return pb.ModelReadyResponse(ready=self._health.is_serving and self._registry.health().get(name, False))
+        may_use = call_context().caller.may_use
+        found = (entry for entry in self._registry.entries if name in (entry.name, entry.resource_name))
+        is_ready = any(entry.is_serving and may_use(entry.name) for entry in found)
+        return pb.ModelReadyResponse(ready=is_ready and self._health.is_serving)
 
     async def ModelMetadata(self, request: pb.ModelMetadataRequest, context: Context) -> pb.ModelMetadataResponse:
         """The versions and the tensors of a model."""
         found = self._registry.find(_required(request))
+        call_context().caller.check_model(found.name)
         response = pb.ModelMetadataResponse(name=found.name, platform=_NAME)
         response.versions.extend(
             entry.version for entry in self._registry.entries if entry.name == found.name and entry.is_serving
@@ -68,7 +72,7 @@ class InferenceServicer(open_inference_pb2_grpc.GRPCInferenceServiceServicer):
     async def ModelInfer(self, request: pb.ModelInferRequest, context: Context) -> pb.ModelInferResponse:
         """Translates texts."""
         inference = read_inference(request)
-        known = call_context(context)
+        known = call_context()
         known = replace(known, deadline=min(known.deadline, time.monotonic() + inference.timeout_seconds))
         try:
             outcome = await self._translator.translate(inference.call, known)

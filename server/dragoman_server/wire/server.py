@@ -10,6 +10,7 @@ from grpc_health.v1 import health, health_pb2_grpc
 
 from dragoman import _channel
 from dragoman.v1 import attention_pb2_grpc, models_pb2_grpc, translation_pb2_grpc
+from dragoman_server.access.tokens import Tokens
 from dragoman_server.errors import StartError
 from dragoman_server.metrics import Metrics
 from dragoman_server.service.attention import Attender
@@ -17,6 +18,7 @@ from dragoman_server.service.translate import Translator
 from dragoman_server.wire import attention, inference, models, reflection, translation
 from dragoman_server.wire.addresses import check_free, with_port
 from dragoman_server.wire.attention import AttentionServicer
+from dragoman_server.wire.call_log import CallLog
 from dragoman_server.wire.generated import open_inference_pb2_grpc
 from dragoman_server.wire.guard import Guard
 from dragoman_server.wire.health import HealthServicer
@@ -82,6 +84,8 @@ class Server:
         max_message_bytes: of one request.
         metrics: count calls.
         certificates: for TLS on both addresses; None is none.
+        tokens: who may call; None is everybody.
+        call_log: has a line of each call.
 
     Attributes:
         address: `listen` with the port that was taken.
@@ -99,9 +103,12 @@ class Server:
         max_message_bytes: int,
         metrics: Metrics,
         certificates: "Certificates | None" = None,
+        tokens: Tokens | None = None,
+        call_log: CallLog | None = None,
     ) -> None:
+        self._certificates, self._tokens, self._call_log = certificates, tokens, call_log
         self.health = HealthServicer(_SERVICES)
-        self._metrics, self._max_message_bytes, self._certificates = metrics, max_message_bytes, certificates
+        self._metrics, self._max_message_bytes = metrics, max_message_bytes
         self._guard, self._server, self.address = self._bound("listen", listen)
         self._guards, self._servers = [self._guard], [self._server]
         self._admin, self.admin_address = None, None
@@ -112,7 +119,8 @@ class Server:
 
     def _bound(self, option: str, listen: str) -> tuple[Guard, grpc.aio.Server, str]:
         """A server that listens on an address, with a guard of its own, which knows its methods; and the port."""
-        guard = Guard(self._metrics, translation.STREAM_RULES | attention.STREAM_RULES | reflection.STREAM_RULES)
+        rules = translation.STREAM_RULES | attention.STREAM_RULES | reflection.STREAM_RULES
+        guard = Guard(self._metrics, rules, self._tokens, self._call_log)
         server = grpc.aio.server(
             interceptors=[guard],
             options=[

@@ -64,8 +64,8 @@ async function byFiles() {
 }
 
 (async () => {
-  const found = { v1: await byReflection("v1"), v1alpha: await byReflection("v1alpha") };
-  found.byFiles = await byFiles();
+  const found = { byFiles: await byFiles() }; // first, as its errors have the code of the answer
+  for (const version of ["v1", "v1alpha"]) found[version] = await byReflection(version);
   console.log(JSON.stringify(found));
   process.exit(0); // the reflection client keeps its channel open
 })().catch((error) => {

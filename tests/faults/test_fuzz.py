@@ -76,13 +76,15 @@ def send(server: ServerProcess, calls: Sequence[Call]) -> Counter[grpc.StatusCod
         def one(sent: Call) -> grpc.StatusCode:
             method, messages = sent
             # To gRPC all methods look the same on the wire.
-            call = (admin if method.startswith(ADMIN) else channel).stream_stream(method)(iter(messages), timeout=120)
+            own: Any = admin if method.startswith(ADMIN) else channel
+            call = own.stream_stream(method)(iter(messages), timeout=120)
             with contextlib.suppress(grpc.RpcError):
                 for _ in call:
                     if method == WATCH:  # goes on for ever
                         call.cancel()
                         return grpc.StatusCode.OK
-            code, details = call.code(), call.details() or ""
+            code: grpc.StatusCode = call.code()
+            details = call.details() or ""
             assert code not in WRONG, f"{method} answers {code.name}, {details!r}, to {messages!r}"
             assert "Traceback" not in details
             assert "Error" not in details
@@ -97,7 +99,7 @@ def send(server: ServerProcess, calls: Sequence[Call]) -> Counter[grpc.StatusCod
 def seed(method: str, rng: random.Random) -> Message:
     """A request that is valid or nearly so."""
     text = " ".join(rng.choices(WORDS, k=rng.randint(0, 9)))
-    languages = {"source_language_code": "en", "target_language_code": rng.choice(("de", "fr"))}
+    languages: dict[str, Any] = {"source_language_code": "en", "target_language_code": rng.choice(("de", "fr"))}
     options = translation_pb2.DecodingOptions(max_target_tokens=rng.randint(1, 20))
     message: Any = message_factory.GetMessageClass(METHODS[method].input_type)()
     match message:
@@ -170,7 +172,8 @@ def wild(method: str, rng: random.Random) -> bytes:
 
 
 def _fill(message: Message, rng: random.Random, share: float, *, is_admin: bool) -> None:
-    for field in message.DESCRIPTOR.fields:
+    fields: Sequence[Any] = message.DESCRIPTOR.fields
+    for field in fields:
         if rng.random() < share:
             _set(message, field, rng, share, is_admin=is_admin)
 

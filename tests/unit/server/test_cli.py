@@ -35,6 +35,7 @@ VALUES: dict[str, tuple[str, Any]] = {option.name: ("4321", 4321) for option in 
     "tls_key": ("/etc/tls.key", Path("/etc/tls.key")),
     "tls_client_ca": ("/etc/ca.crt", Path("/etc/ca.crt")),
     "tokens": ("/etc/tokens", Path("/etc/tokens")),
+    "reflection": ("true", True),
     "log_format": ("json", "json"),
     "log_text": ("true", True),
 }

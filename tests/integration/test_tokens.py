@@ -184,7 +184,7 @@ def calls_with(text: str, served: Served) -> Iterator[Callable[[], object]]:
     yield lambda: translation.Translate(translate(text), timeout=30)
     yield lambda: translation.Translate(translate(text), metadata=[("authorization", f"Bearer {MARKER}")], timeout=30)
     yield lambda: translation.Translate(
-        translate(text), metadata=[*served.metadata("free"), ("x-other", MARKER), ("x-request-id", f"{MARKER} ä")]
+        translate(text), metadata=[*served.metadata("free"), ("x-other", MARKER), ("x-request-id", f"{MARKER} x")]
     )
     yield lambda: [*translation.StreamTranslation(pb.StreamTranslationRequest(input=text_input, **EN_FR), **with_token)]
     config = pb.ExchangeTranslationsRequest(config=pb.ExchangeConfig(**EN_FR))

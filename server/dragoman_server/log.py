@@ -134,7 +134,7 @@ def _without_message(_: object, __: str, event: MutableMapping[str, Any]) -> Mut
 def _json(_: object, __: str, event: MutableMapping[str, Any]) -> str:
     """The line, with the time and the event first."""
     first = {key: event.pop(key) for key in ("timestamp", "level", "event")}
-    return _encoder.encode(first | event).decode()
+    return _encoder.encode({**first, **event}).decode()
 
 
 def _log_fault(fault: threading.ExceptHookArgs) -> None:

@@ -4,6 +4,7 @@ import json
 import time
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -36,8 +37,8 @@ class Served(NamedTuple):
     tokens: Path
     secrets: dict[str, str]
 
-    def metadata(self, name: str) -> list[tuple[str, str]]:
-        return [("authorization", f"Bearer {self.secrets[name]}")]
+    def metadata(self, name: str) -> tuple[tuple[str, str], ...]:
+        return (("authorization", f"Bearer {self.secrets[name]}"),)
 
     def lines(self) -> list[dict[str, Any]]:
         """Of the log, when those of the last call have been written."""
@@ -83,7 +84,7 @@ def refusal(call: Callable[[], object]) -> tuple[grpc.StatusCode, Status]:
 def reason(status: Status) -> str:
     info = ErrorInfo()
     assert status.details[0].Unpack(info)
-    return info.reason
+    return str(info.reason)
 
 
 def test_models_that_a_token_may_not_use_are_refused_and_not_listed(served: Served) -> None:
@@ -136,7 +137,7 @@ def test_an_exchange_is_read_no_faster_than_its_rate(served: Served) -> None:
 def test_a_new_token_is_known_soon(served: Served) -> None:
     token, line = make_token("new", {})
     stub = translation_pb2_grpc.TranslationServiceStub(served.channel)
-    metadata = [("authorization", f"bearer {token}")]
+    metadata = (("authorization", f"bearer {token}"),)
     code, _ = refusal(lambda: stub.Translate(translate("a"), metadata=metadata))
     assert code is grpc.StatusCode.UNAUTHENTICATED
     with served.tokens.open("a", encoding="utf-8") as file:
@@ -175,16 +176,16 @@ def calls_with(text: str, served: Served) -> Iterator[Callable[[], object]]:
     texts: Sequence[pb.TranslationInput]
     for texts in ([text_input], [prefixed], []):
         request = pb.TranslateRequest(inputs=texts, include_signals=bool(texts), **EN_FR)
-        yield lambda request=request: translation.Translate(request, **with_token)
+        yield partial(translation.Translate, request, **with_token)
     yield lambda: translation.Translate(translate(text, model=text), **with_token)
     yield lambda: translation.Translate(translate(text, source_language_code=text), **with_token)
     yield lambda: translation.Translate(translate(text, target_language_code="xx"), **with_token)
     words = pb.DecodingOptions(suppressed_words=[text], beam_size=0)
     yield lambda: translation.Translate(translate(text, options=words), **with_token)
     yield lambda: translation.Translate(translate(text), timeout=30)
-    yield lambda: translation.Translate(translate(text), metadata=[("authorization", f"Bearer {MARKER}")], timeout=30)
+    yield lambda: translation.Translate(translate(text), metadata=(("authorization", f"Bearer {MARKER}"),), timeout=30)
     yield lambda: translation.Translate(
-        translate(text), metadata=[*served.metadata("free"), ("x-other", MARKER), ("x-request-id", f"{MARKER} x")]
+        translate(text), metadata=(*served.metadata("free"), ("x-other", MARKER), ("x-request-id", f"{MARKER} x"))
     )
     yield lambda: [*translation.StreamTranslation(pb.StreamTranslationRequest(input=text_input, **EN_FR), **with_token)]
     config = pb.ExchangeTranslationsRequest(config=pb.ExchangeConfig(**EN_FR))
@@ -199,7 +200,9 @@ def calls_with(text: str, served: Served) -> Iterator[Callable[[], object]]:
     yield lambda: [*attention.GetAttention(get, **with_token)]
     yield lambda: models.GetModel(models_pb2.GetModelRequest(model=text), **with_token)
     yield lambda: models.ListModels(models_pb2.ListModelsRequest(), **with_token)
-    raw = served.channel.unary_unary("/dragoman.v1.TranslationService/Translate")
+    raw: grpc.UnaryUnaryMultiCallable[bytes, bytes] = served.channel.unary_unary(
+        "/dragoman.v1.TranslationService/Translate"
+    )
     yield lambda: raw(b"\x0a\xff" + text.encode(), **with_token)
     admin = models_pb2_grpc.ModelAdminServiceStub(served.channel)
     yield lambda: admin.LoadModel(models_pb2.LoadModelRequest(path=text), **with_token)
@@ -229,7 +232,7 @@ def test_texts_are_in_no_log_and_no_metric_and_only_as_an_excerpt_in_errors(serv
 
 def test_a_line_says_all_but_the_text(served: Served) -> None:
     stub = translation_pb2_grpc.TranslationServiceStub(served.channel)
-    metadata = [*served.metadata("free"), ("x-request-id", "mine")]
+    metadata = (*served.metadata("free"), ("x-request-id", "mine"))
     _, call = stub.Translate.with_call(translate("the dog", "a bird"), metadata=metadata)
     assert ("x-request-id", "mine") in call.trailing_metadata()
     line = served.lines()[-1]

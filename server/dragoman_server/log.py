@@ -38,6 +38,7 @@ def configure(form: Literal["console", "json"], stream: TextIO) -> None:
         last = [structlog.dev.ConsoleRenderer(colors=stream.isatty(), exception_formatter=plain)]
     before: list[structlog.typing.Processor] = [
         structlog.stdlib.ExtraAdder(),
+        _without_message,
         structlog.stdlib.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True, key="timestamp"),
     ]
@@ -124,10 +125,16 @@ class _Lines(logging.Handler):
         return f"{self.format(record)}\n"
 
 
+def _without_message(_: object, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """Other handlers leave the finished message in a record, where it is taken for a field."""
+    event.pop("message", None)
+    return event
+
+
 def _json(_: object, __: str, event: MutableMapping[str, Any]) -> str:
     """The line, with the time and the event first."""
     first = {key: event.pop(key) for key in ("timestamp", "level", "event")}
-    return _encoder.encode(first | event).decode()
+    return _encoder.encode({**first, **event}).decode()
 
 
 def _log_fault(fault: threading.ExceptHookArgs) -> None:

@@ -170,7 +170,8 @@ def test_files_behind_a_link_that_is_swapped_are_taken_up(tmp_path: Path) -> Non
     ],
 )
 def test_options_that_need_each_other_come_together(given: set[str], sentence: str, tmp_path: Path) -> None:
-    options = AccessOptions(**{name: tmp_path / name for name in given})
+    paths: dict[str, Any] = {name: tmp_path / name for name in given}
+    options = AccessOptions(**paths)
     with pytest.raises(StartError, match=sentence):
         validate(Config(access=options))
 

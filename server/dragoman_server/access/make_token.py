@@ -51,8 +51,8 @@ def _append(path: Path, line: str) -> None:
         has_text = path.exists() and path.stat().st_size
         if has_text:
             text = read_text(path)
-            read_lines(f"{text}\n{line}", path)
             line = line if text.endswith("\n") else f"\n{line}"
+            read_lines(text + line, path)
         descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, _MODE)
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:
             file.write(f"{line}\n")

@@ -56,6 +56,7 @@ def make_token(name: str, options: Mapping[str, str]) -> tuple[str, str]:
     Raises:
         StartError: the name or an option is not as it must be.
     """
+    _check_name(name, "the token")
     token = base64.urlsafe_b64encode(secrets.token_bytes(_TOKEN_BYTES)).decode().rstrip("=")
     words = [name, _PREFIX + digest_of(token).hex(), *(f"{key}={value}" for key, value in options.items())]
     line = " ".join(words)
@@ -88,8 +89,7 @@ def read_lines(text: str, path: Path) -> list[Line]:
 def _read_line(content: str, where: str) -> Line:
     """The words of a line. What is wrong with one is told without the word: it may be a token in the wrong place."""
     name, *words = content.split()
-    if not _NAME.fullmatch(name):
-        raise StartError(f"{where}: a name must be 1 to 64 letters, digits and ._-, and begin with no sign.")
+    _check_name(name, where)
     found = _DIGEST.fullmatch(words[0]) if words else None
     if found is None:
         raise StartError(f"{where}: after the name must come {_PREFIX} and the token's digest, 64 hexadecimal digits.")
@@ -102,6 +102,11 @@ def _read_line(content: str, where: str) -> Line:
             raise StartError(f"{where}: {key} is given twice.")
         options[key] = value
     return Line(name, bytes.fromhex(found[1]), _grant(options, where))
+
+
+def _check_name(name: str, where: str) -> None:
+    if not _NAME.fullmatch(name):
+        raise StartError(f"{where}: a name must be 1 to 64 letters, digits and ._-, and begin with no sign.")
 
 
 def _grant(options: Mapping[str, str], where: str) -> Grant:

@@ -57,6 +57,8 @@ class CallLog:
 def _texts(message: Message, path: str) -> Iterator[tuple[str, str]]:
     """The strings in a message, by the paths of their fields; bytes where they are UTF-8."""
     for field, value in message.ListFields():
+        if field.name == "tokens":  # the pieces of a text that is there as a whole
+            continue
         if field.type not in (FieldDescriptor.TYPE_MESSAGE, FieldDescriptor.TYPE_STRING, FieldDescriptor.TYPE_BYTES):
             continue
         is_map = field.message_type is not None and field.message_type.GetOptions().map_entry

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import dragoman
-from dragoman_server import __main__, app
+from dragoman_server import __main__, app, log
 from dragoman_server.cli import read_config
 from dragoman_server.config import CONFIG_FILE, OPTIONS, Config, ModelOptions, validate
 from dragoman_server.errors import StartError
@@ -245,6 +245,9 @@ def test_what_is_no_option_is_named() -> None:
 def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
     """Runs the command; returns its exit code, and what it wrote to stdout and stderr."""
 
+    # The command has the log written to a stream that is gone when the test has ended.
+    monkeypatch.setattr(log, "configure", lambda *_: None)
+
     def run(*arguments: str) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["dragoman-server", *arguments])
         with pytest.raises(SystemExit) as caught:
@@ -279,6 +282,8 @@ def test_the_command_serves_as_configured(
         (["--max-running", "many"], "is 'many'"),
         (["--lanes", "0"], "--lanes must be auto or a whole number from 1"),
         (["--pivot", "a", "--pivot=b"], "The option --pivot is given twice."),
+        (["--tokens", "/no/such/file"], "/no/such/file cannot be read: No such file or directory."),
+        (["make-token", "a b"], "the token: a name must be 1 to 64 letters"),
         (["--model", "/no/such/folder", "--listen", "127.0.0.1:0", "--metrics-listen", "127.0.0.1:0"], "/no/such"),
     ],
 )

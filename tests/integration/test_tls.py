@@ -18,6 +18,7 @@ from dragoman_server.config import AccessOptions, Config, validate
 from dragoman_server.errors import StartError
 from dragoman_server.metrics import Metrics
 from dragoman_server.wire import tls as tls_module
+from dragoman_server.wire.addresses import exposure
 from dragoman_server.wire.tls import Certificates
 from support.server_parts import CONFIG, running_server
 
@@ -256,3 +257,51 @@ async def test_new_connections_get_the_new_certificate_and_old_ones_go_on(
             assert (await checked(server.address, credentials(TRUSTED, caller)))[0] is grpc.StatusCode.UNAVAILABLE
             assert (await checked(server.address, credentials(newer, caller)))[0] is grpc.StatusCode.UNAVAILABLE
             await check(b"", timeout=30)
+
+
+# -- what is open ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("addresses", "is_encrypted", "knows_callers", "expected"),
+    [
+        (["127.0.0.1:1", "localhost:1", "[::1]:1"], False, False, None),
+        (["0.0.0.0:1"], True, True, None),
+        (
+            ["0.0.0.0:1", "127.0.0.1:1", "[::]:1"],
+            False,
+            False,
+            "0.0.0.0:1 and [::]:1 can be reached from other machines: without TLS others can read and change what is "
+            "sent (--tls-certificate, --tls-key); without tokens whoever reaches it may call (--tokens)",
+        ),
+        (
+            ["10.0.0.1:1"],
+            True,
+            False,
+            "10.0.0.1:1 can be reached from other machines: without tokens whoever reaches it may call (--tokens)",
+        ),
+        (
+            ["10.0.0.1:1"],
+            False,
+            True,
+            "10.0.0.1:1 can be reached from other machines: without TLS others can read and change what is sent "
+            "(--tls-certificate, --tls-key)",
+        ),
+    ],
+)
+def test_an_open_server_is_told_what_it_lacks(
+    addresses: list[str], is_encrypted: bool, knows_callers: bool, expected: str | None
+) -> None:
+    assert exposure(addresses, is_encrypted=is_encrypted, knows_callers=knows_callers) == expected
+
+
+async def test_a_server_that_starts_open_says_so_in_one_line(
+    bundle: Bundle,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with running_server(bundle, monkeypatch, capsys, replace(CONFIG, listen="0.0.0.0:0")):
+        pass
+    (record,) = [record for record in caplog.records if record.levelno == logging.WARNING]
+    assert record.getMessage().startswith("0.0.0.0:0 can be reached from other machines: ")

@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import grpc
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
@@ -195,14 +196,18 @@ def _check_key(options: AccessOptions, content: bytes, certificate: x509.Certifi
         key = serialization.load_pem_private_key(content, password=None)
     except TypeError as error:
         raise StartError(f"{name} is encrypted: the server takes a key without a passphrase.") from error
-    except ValueError as error:
+    except (ValueError, UnsupportedAlgorithm) as error:
         raise StartError(f"{name} is not a private key in PEM form.") from error
     is_known = isinstance(key, rsa.RSAPrivateKey) or (
         isinstance(key, ec.EllipticCurvePrivateKey) and isinstance(key.curve, _CURVES)
     )
     if not is_known:
         raise StartError(f"{name} is of a kind that gRPC cannot use: it takes RSA, and ECDSA with P-256 or P-384.")
-    if key.public_key() != certificate.public_key():
+    try:
+        fits = key.public_key() == certificate.public_key()
+    except (ValueError, UnsupportedAlgorithm):  # the certificate has a key of another kind
+        fits = False
+    if not fits:
         raise StartError(f"{name} does not fit the certificate in {options.tls_certificate}.")
 
 

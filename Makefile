@@ -12,9 +12,13 @@ GPU := .venv-gpu
 OPTIMUM := .venv-optimum
 # The generator of the stubs is older than the packages we run with.
 PROTO := .venv-proto
+# Triton's client needs an older protobuf than all others.
+TRITON := .venv-triton
+# Node's clients.
+NODE := tests/interop/node_modules
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test test-slow test-packages test-deploy test-browser test-gpu faults faults-long bench bench-gpu rehearse-gpu lint proto
+.PHONY: help demo serve test test-slow test-packages test-deploy test-browser test-interop test-gpu faults faults-long bench bench-gpu rehearse-gpu lint proto proto-release
 .DELETE_ON_ERROR:
 
 help: ## Show the targets
@@ -42,6 +46,9 @@ test-deploy: $(DEV)/.stamp ## Scrape a server with Prometheus, try every query o
 test-browser: $(DEV)/.stamp ## Try the attention viewer in headless Chromium without a network
 	$(DEV)/bin/pytest tests/browser
 
+test-interop: $(DEV)/.stamp $(TRITON)/.stamp $(NODE)/.stamp ## Call a server with clients of others: Triton's, and Node's, which must be there
+	$(DEV)/bin/pytest tests/interop
+
 test-gpu: $(GPU)/.stamp ## Try on a GPU what it computes, against PyTorch and the CPU
 	$(GPU)/bin/python -m pytest -m gpu tests/gpu
 
@@ -68,15 +75,18 @@ bench-gpu: $(GPU)/.stamp ## Measure Dragoman and its peers on a GPU; BENCH_OPTIO
 rehearse-gpu: $(DEV)/.stamp ## Run without a GPU what the two targets for one run
 	$(DEV)/bin/python tests/gpu/rehearse.py benchmarks/results/rehearsal
 
-lint: $(DEV)/.stamp $(PROTO)/.stamp ## Check format, types, import order and the generated stubs
+lint: $(DEV)/.stamp $(PROTO)/.stamp ## Check format, types, import order, the contract in proto/ and the stubs
 	$(DEV)/bin/ruff format --check
 	$(DEV)/bin/ruff check
 	$(DEV)/bin/mypy
 	$(DEV)/bin/lint-imports
 	PYTHON=$(PROTO)/bin/python proto/check.sh
 
-proto: $(PROTO)/.stamp ## Generate the stubs in client/ from proto/
-	PYTHON=$(PROTO)/bin/python proto/generate.sh client
+proto: $(PROTO)/.stamp ## Generate the stubs in client/ and server/ from proto/
+	PYTHON=$(PROTO)/bin/python proto/generate.sh .
+
+proto-release: $(PROTO)/.stamp ## Take the contract as it is for the released one, which nothing may break from then on
+	$(PROTO)/bin/buf build proto --exclude-source-info -o proto/released.binpb
 
 $(DEV)/.stamp: pyproject.toml constraints.txt
 	$(call create-venv,$(DEV))
@@ -109,6 +119,15 @@ $(OPTIMUM)/.stamp: benchmarks/optimum.txt
 $(PROTO)/.stamp: proto/requirements.txt
 	$(call create-venv,$(PROTO))
 	$(PROTO)/bin/pip install --quiet -r proto/requirements.txt
+	touch $@
+
+$(TRITON)/.stamp: tests/interop/requirements.txt
+	$(call create-venv,$(TRITON))
+	$(TRITON)/bin/pip install --quiet -r tests/interop/requirements.txt
+	touch $@
+
+$(NODE)/.stamp: tests/interop/package.json
+	npm install --prefix tests/interop --no-package-lock --no-audit --no-fund
 	touch $@
 
 define create-venv

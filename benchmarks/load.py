@@ -24,6 +24,7 @@ from typing import Any
 import grpc
 
 from benchmarks.settings import SOURCE_LANGUAGE, TARGET_LANGUAGE
+from dragoman._security import secure
 from dragoman.v1 import translation_pb2 as pb
 
 _SERVICE = "/dragoman.v1.TranslationService"
@@ -47,6 +48,8 @@ class Job:
     is_streaming: bool = False  # of one text a call; latency counts to the first piece of its translation
     timeout_seconds: float = 30.0  # the deadline of a call, from when it is sent
     beam_size: int = 1
+    ca: str | None = None  # path of the authority of a server with TLS
+    token: str | None = None
 
 
 @dataclass(frozen=True)
@@ -96,13 +99,15 @@ async def _generate(job: Job) -> Outcome:
     num_bodies = max(_LEAST_BODIES, len(texts) // job.texts_per_call)
     bodies = [_body([*itertools.islice(endless, job.texts_per_call)], job) for _ in range(num_bodies)]
     # Else all channels to one address share a connection.
-    options = [("grpc.use_local_subchannel_pool", 1)]
-    channels = [grpc.aio.insecure_channel(job.address, options) for _ in range(_NUM_CHANNELS)]
+    options: list[tuple[str, int | str]] = [("grpc.use_local_subchannel_pool", 1)]
+    security = secure(job.address, job.ca, job.token)
+    channels = [security.async_channel(job.address, options) for _ in range(_NUM_CHANNELS)]
     await asyncio.gather(*(channel.channel_ready() for channel in channels))
+    identified = [security.identified(channel) for channel in channels]
     # Messages stay bytes while the clock runs: what is measured is the server, not this client.
-    unary: Iterator[Any] = itertools.cycle([channel.unary_unary(f"{_SERVICE}/Translate") for channel in channels])
+    unary: Iterator[Any] = itertools.cycle([channel.unary_unary(f"{_SERVICE}/Translate") for channel in identified])
     streaming: Iterator[Any] = itertools.cycle(
-        [channel.unary_stream(f"{_SERVICE}/StreamTranslation") for channel in channels]
+        [channel.unary_stream(f"{_SERVICE}/StreamTranslation") for channel in identified]
     )
     latencies: list[float] = []
     answers: list[bytes] = []

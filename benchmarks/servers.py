@@ -28,16 +28,34 @@ class Server:
     subject: Subject
     address: str
     pid: int
+    ca: str | None = None
+    """Path of its authority, where it has TLS."""
+    token: str | None = None
 
     def drive(self, settings: Settings, rate: float | None = None, num_callers: int = 1, seed: int = 0) -> Outcome:
         """Puts load on it: open with a rate, closed without."""
         time.sleep(settings.settle_seconds)
-        return drive(Job(self.address, settings.sentences, settings.load_seconds, rate, num_callers, seed=seed))
+        return drive(self._job(settings, rate, num_callers, seed=seed))
 
     def saturate(self, settings: Settings, num_callers: int = _NUM_TEXTS, texts_per_call: int = 1) -> Outcome:
         """As much load as it takes, or as these callers are."""
         time.sleep(settings.settle_seconds)
-        return drive(Job(self.address, settings.sentences, settings.load_seconds, None, num_callers, texts_per_call))
+        return drive(self._job(settings, None, num_callers, texts_per_call=texts_per_call))
+
+    def _job(
+        self, settings: Settings, rate: float | None, num_callers: int, texts_per_call: int = 1, seed: int = 0
+    ) -> Job:
+        return Job(
+            self.address,
+            settings.sentences,
+            settings.load_seconds,
+            rate,
+            num_callers,
+            texts_per_call,
+            seed=seed,
+            ca=self.ca,
+            token=self.token,
+        )
 
     def row(self, metric: str, unit: str, value: Summary, ratio: Summary | None = None) -> Row:
         """A figure of this server."""
@@ -67,21 +85,34 @@ class ServedSystem:
         return [translation.token_ids for translation in translations]
 
 
-def dragoman_server(model: Model, settings: Settings) -> contextlib.AbstractContextManager[Server]:
-    """Runs until the context ends."""
+def dragoman_server(
+    model: Model, settings: Settings, *others: str, log: int | None = None
+) -> contextlib.AbstractContextManager[Server]:
+    """Runs with other options, too, until the context ends; `log` is as in `serving`."""
     options = ["--model", str(model.bundle.folder), "--listen", "127.0.0.1:0", "--metrics-listen", "127.0.0.1:0"]
+    options += others
     if settings.threads != available_cpus():
         options += ["--lanes", str(settings.threads), "--num-threads", "1"]
     precision = model.bundle.manifest.precision
     subject = Subject.of("Dragoman server", "dragoman", precision, settings.threads, model.name)
-    return serving(subject, "dragoman_server", options)
+    return serving(subject, "dragoman_server", options, log=log)
 
 
 @contextlib.contextmanager
-def serving(subject: Subject, module: str, options: Sequence[str], **environment: str) -> Iterator[Server]:
-    """Runs a server in a process; it must print its address when it is ready."""
+def serving(
+    subject: Subject, module: str, options: Sequence[str], log: int | None = None, **environment: str
+) -> Iterator[Server]:
+    """Runs a server in a process; it must print its address when it is ready.
+
+    Args:
+        subject: what to call it.
+        module: to run.
+        options: on its command line.
+        log: descriptor for its stderr, in place of that of this process.
+        environment: variables that it has beside those of this process.
+    """
     command = [sys.executable, "-m", module, *options]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | environment)
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, env=os.environ | environment)
     with process:
         try:
             assert process.stdout is not None

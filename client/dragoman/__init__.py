@@ -9,6 +9,7 @@ with Client("localhost:50051") as client:
 from typing import TYPE_CHECKING, Any
 
 from dragoman._extras import name_extra
+from dragoman._security import Tls
 from dragoman._version import __version__
 from dragoman.aio import AsyncClient
 from dragoman.attention.sizes import attention_bytes
@@ -122,6 +123,7 @@ __all__ = [
     "Signals",
     "Suspicion",
     "TextSpan",
+    "Tls",
     "Token",
     "TranslateOptions",
     "Translation",

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from numbers import Real
 from typing import Final, Generic, Protocol, TypeVar
 
+from dragoman._security import TOKEN_VARIABLE, Security
 from dragoman.errors import (
     DeadlineExceededError,
     DragomanError,
@@ -15,6 +16,7 @@ from dragoman.errors import (
     InternalError,
     RequestCancelledError,
     ResourceExhaustedError,
+    UnauthenticatedError,
     UnavailableError,
     UnimplementedError,
     error_from_call,
@@ -147,13 +149,15 @@ class Attempt:
         address: of the server.
         timeout: seconds from the moment when `remaining` is first asked for; math.inf is no limit.
         throttle: that of the client.
+        security: likewise.
 
     Attributes:
         address: likewise.
     """
 
-    def __init__(self, address: str, timeout: float, throttle: Throttle) -> None:
+    def __init__(self, address: str, timeout: float, throttle: Throttle, security: Security) -> None:
         self.address = address
+        self._security = security
         self._timeout = timeout
         self._throttle = throttle
         self._end: float | None = None
@@ -207,7 +211,9 @@ class Attempt:
         elif isinstance(error, UnavailableError) and error.message.endswith(_NOT_SERVING):
             reword(error, f"the server at {self.address} is NOT_SERVING: it starts or stops, or has no model")
         elif isinstance(error, UnavailableError) and error.message.startswith(_NOT_REACHED):
-            reword(error, f"no server can be reached: is dragoman-server running at {self.address}?")
+            reword(error, self._security.not_reached(error.message, self.address))
+        elif isinstance(error, UnauthenticatedError) and not self._security.metadata:
+            reword(error, f"{error.message} (this client has no token: see token= and {TOKEN_VARIABLE})")
         return error
 
     def health_error(self, call: FailedCall) -> DragomanError:

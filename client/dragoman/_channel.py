@@ -8,7 +8,7 @@ import json
 import os
 import re
 from collections.abc import Mapping
-from ipaddress import IPv6Address
+from ipaddress import IPv6Address, ip_address
 from typing import Any
 
 DEFAULT_PORT = 50051
@@ -74,6 +74,27 @@ def _is_ipv6(host: str | None) -> bool:
     except ValueError:
         return False
     return True
+
+
+def is_local(address: str) -> bool:
+    """Whether what is sent to an address, one of `resolve_address`, stays on this machine."""
+    if address.startswith(("unix:", "unix-abstract:")):
+        return True
+    hosts = [parts["ipv6"] or parts["host"] for parts in map(_HOST_AND_PORT.fullmatch, _listed(address)) if parts]
+    return bool(hosts) and all(map(_is_loopback, hosts))
+
+
+def _listed(address: str) -> list[str]:
+    """The addresses that a target names, one or several."""
+    kind, _, rest = address.partition(":")
+    return rest.split(",") if kind in ("ipv4", "ipv6") else [address]
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def channel_options(*, is_health_checked: bool) -> list[tuple[str, int | str]]:

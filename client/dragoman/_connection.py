@@ -21,6 +21,7 @@ from dragoman._channel import channel_options, resolve_address
 from dragoman._exchange import Exchanged, exchange, exchange_async
 from dragoman._lists import Batch, Errors, Inputs, Pause, Receive, Send, deliver
 from dragoman._responses import AsyncResponses, Responses
+from dragoman._security import TlsChoice, secure
 from dragoman.errors import DragomanError, FailedCall, RequestCancelledError
 from dragoman.v1 import attention_pb2_grpc, models_pb2_grpc, translation_pb2_grpc
 from dragoman.v1.translation_pb2 import ExchangeTranslationsRequest, ExchangeTranslationsResponse
@@ -38,8 +39,8 @@ class Connection:
     """What a Client has of its own.
 
     Raises, also its methods:
-        TypeError: the address is not a text, or a timeout not a number.
-        ValueError: the address is not one, or a timeout is not above 0.
+        TypeError: the address or the token is not a text, a timeout not a number, or `tls` none of its types.
+        ValueError: the address is not one, a timeout is not above 0, or a file of TLS or the token is of no use.
         RuntimeError: the client is closed, or of another process, from which this one was forked.
 
     Attributes:
@@ -49,16 +50,17 @@ class Connection:
         model_admin: likewise.
     """
 
-    def __init__(self, address: str | None, timeout: float) -> None:
+    def __init__(self, address: str | None, timeout: float, tls: TlsChoice, token: str | None) -> None:
         self._address, self._timeout = resolve_address(address), _calls.check_timeout(timeout)
+        self._security = secure(self._address, tls, token)
         self._throttle = Throttle()
         self._closed = threading.Event()
         self._process_id = os.getpid()
-        serving, any_server = (
-            grpc.insecure_channel(self._address, channel_options(is_health_checked=is_checked))
+        self._channels = tuple(  # neither connects before its first call
+            self._security.channel(self._address, channel_options(is_health_checked=is_checked))
             for is_checked in (True, False)
         )
-        self._channels = (serving, any_server)  # neither connects before its first call
+        serving, any_server = map(self._security.identified, self._channels)
         self.translation = translation_pb2_grpc.TranslationServiceStub(serving)
         self.attention = attention_pb2_grpc.AttentionServiceStub(serving)
         self.models = models_pb2_grpc.ModelServiceStub(any_server)
@@ -188,7 +190,7 @@ class Connection:
 
     def _attempts(self, timeout: float | None, least_seconds: float = 0.0) -> Callable[[], Attempt]:
         seconds = max(self._timeout, least_seconds) if timeout is None else _calls.check_timeout(timeout)
-        return lambda: Attempt(self._address, seconds, self._throttle)
+        return lambda: Attempt(self._address, seconds, self._throttle, self._security)
 
     def _pause(self, seconds: float) -> None:
         if self._closed.wait(seconds):
@@ -227,12 +229,14 @@ class _Waiting(Generic[_Request, _Response]):
 class AsyncConnection:
     """What an AsyncClient has of its own. Raises as `Connection`."""
 
-    def __init__(self, address: str | None, timeout: float) -> None:
+    def __init__(self, address: str | None, timeout: float, tls: TlsChoice, token: str | None) -> None:
         self._address, self._timeout = resolve_address(address), _calls.check_timeout(timeout)
+        self._security = secure(self._address, tls, token)
         self._throttle = Throttle()
         self._closed = asyncio.Event()
         self._process_id = os.getpid()
-        self._channels: tuple[grpc.aio.Channel, grpc.aio.Channel] | None = None
+        self._channels: tuple[grpc.aio.Channel, ...] = ()
+        self._identified: tuple[grpc.aio.Channel, ...] = ()
 
     def translation(self) -> "translation_pb2_grpc.TranslationServiceAsyncStub":
         """Calls the methods of the service."""
@@ -367,23 +371,23 @@ class AsyncConnection:
         if self._process_id != os.getpid():
             return
         self._closed.set()
-        for channel in self._channels or ():
+        for channel in self._channels:
             await channel.close()
 
-    def _open_channels(self) -> tuple[grpc.aio.Channel, grpc.aio.Channel]:
-        """To servers that are SERVING, and to any server."""
+    def _open_channels(self) -> tuple[grpc.aio.Channel, ...]:
+        """To servers that are SERVING, and to any server; their calls have the token."""
         # Made at the first call, for a channel belongs to the event loop that runs then.
-        if self._channels is None:
-            serving, any_server = (
-                grpc.aio.insecure_channel(self._address, channel_options(is_health_checked=is_checked))
+        if not self._channels:
+            self._channels = tuple(
+                self._security.async_channel(self._address, channel_options(is_health_checked=is_checked))
                 for is_checked in (True, False)
             )
-            self._channels = (serving, any_server)
-        return self._channels
+            self._identified = tuple(map(self._security.identified, self._channels))
+        return self._identified
 
     def _attempts(self, timeout: float | None, least_seconds: float = 0.0) -> Callable[[], Attempt]:
         seconds = max(self._timeout, least_seconds) if timeout is None else _calls.check_timeout(timeout)
-        return lambda: Attempt(self._address, seconds, self._throttle)
+        return lambda: Attempt(self._address, seconds, self._throttle, self._security)
 
     async def _pause(self, seconds: float) -> None:
         try:

@@ -11,6 +11,7 @@ from dragoman._exchange import Exchanged
 from dragoman._extras import name_extra
 from dragoman._model_methods import AsyncModelMethods
 from dragoman._requests import Target
+from dragoman._security import TlsChoice
 from dragoman.attention.types import Alignment
 from dragoman.errors import DragomanError
 from dragoman.streams import AsyncTranslationStream, TranslationReader
@@ -30,8 +31,15 @@ class AsyncClient(AsyncModelMethods):
             print((await client.translate("Good morning.", source="en", target="fr")).text)
     """
 
-    def __init__(self, address: str | None = None, *, timeout: float = DEFAULT_TIMEOUT_SECONDS) -> None:
-        self._connection = AsyncConnection(address, timeout)
+    def __init__(
+        self,
+        address: str | None = None,
+        *,
+        tls: TlsChoice = None,
+        token: str | None = None,
+        timeout: float = DEFAULT_TIMEOUT_SECONDS,
+    ) -> None:
+        self._connection = AsyncConnection(address, timeout, tls, token)
 
     # A str is a Sequence[str] too: type checkers take the first overload that fits.
     @overload

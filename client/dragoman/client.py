@@ -11,6 +11,7 @@ from dragoman._exchange import Exchanged
 from dragoman._extras import name_extra
 from dragoman._model_methods import ModelMethods
 from dragoman._requests import Target
+from dragoman._security import TlsChoice
 from dragoman.attention.types import Alignment
 from dragoman.errors import DragomanError
 from dragoman.streams import TranslationReader, TranslationStream
@@ -36,16 +37,31 @@ class Client(ModelMethods):
         address: host and port, or any gRPC target such as "dns:///translate.example:50051";
             without a port, 50051 is taken. Default: the environment variable DRAGOMAN_ADDRESS,
             else "localhost:50051".
+        tls: True encrypts, and trusts the authorities that SSL_CERT_FILE names, else those that come with
+            gRPC; the path of a file trusts the authorities in that; a `dragoman.Tls` has a certificate of
+            the client, too; False is without. Default: the environment variable DRAGOMAN_TLS, which is 1,
+            0 or such a path, with DRAGOMAN_CLIENT_CERTIFICATE and DRAGOMAN_CLIENT_KEY, else without.
+        token: says who calls, where the server wants to know. Default: the environment variable
+            DRAGOMAN_TOKEN. It is sent to other machines with TLS alone, or where `tls` is False.
         timeout: seconds that a call to the server may take where a method is not told
             otherwise; math.inf is no limit.
 
     Raises:
-        TypeError: the address is not a text, or the timeout not a number.
-        ValueError: the address is not one, or the timeout is not above 0. Methods raise both for theirs.
+        TypeError: the address or the token is not a text, the timeout not a number, or `tls` none of its types.
+            Methods raise it, and the next, for their timeouts.
+        ValueError: the address is not one, the timeout is not above 0, a file of `tls` or the token is of no
+            use, or the token would be sent to another machine without TLS.
     """
 
-    def __init__(self, address: str | None = None, *, timeout: float = DEFAULT_TIMEOUT_SECONDS) -> None:
-        self._connection = Connection(address, timeout)
+    def __init__(
+        self,
+        address: str | None = None,
+        *,
+        tls: TlsChoice = None,
+        token: str | None = None,
+        timeout: float = DEFAULT_TIMEOUT_SECONDS,
+    ) -> None:
+        self._connection = Connection(address, timeout, tls, token)
 
     # A str is a Sequence[str] too: type checkers take the first overload that fits.
     @overload

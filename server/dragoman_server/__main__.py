@@ -1,7 +1,6 @@
 """The command `dragoman-server`."""
 
 import asyncio
-import logging
 import os
 import signal
 import sys
@@ -13,12 +12,13 @@ from dragoman_server.ending import leave
 from dragoman_server.errors import StartError
 
 EXIT_START_ERROR = 2
+MAKE_TOKEN = "make-token"
 
 _NO_THREAD = "can't start new thread"  # Python's own words
 
 
 def main() -> None:
-    """Runs the server.
+    """Runs the server, or makes a token.
 
     Exits with 0 after SIGTERM or SIGINT, with 2 and one line on stderr where it cannot start,
     with 70 where its engine has died, or hangs while the server stops.
@@ -39,11 +39,16 @@ def main() -> None:
 def _run() -> int:
     with _ending_at_once(), require_extra("server"):
         from dragoman_server.cli import read_config
+        from dragoman_server.log import configure
 
+        if sys.argv[1:2] == [MAKE_TOKEN]:
+            from dragoman_server.access.make_token import make_token
+
+            return make_token(sys.argv[2:])
         config = read_config(sys.argv[1:], os.environ)
+        configure(config.log.log_format, sys.stderr)
         # After the options: it takes most of a second to import, and what is wrong with them is told at once.
         from dragoman_server.app import serve
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     return asyncio.run(serve(config))
 
 

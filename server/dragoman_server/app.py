@@ -6,10 +6,12 @@ import logging
 import signal
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from dragoman._extras import require_extra
+from dragoman_server.access.tokens import Tokens
 from dragoman_server.bundle.bundle import embedded_bundle
-from dragoman_server.config import Config, ModelOptions, validate
+from dragoman_server.config import AccessOptions, Config, ModelOptions, validate
 from dragoman_server.ending import LastResort
 from dragoman_server.engine.completion_cache import CompletionCache
 from dragoman_server.errors import DragomanError, DrainingError, StartError
@@ -25,9 +27,15 @@ from dragoman_server.runtime.hardware import Hardware
 from dragoman_server.runtime.machine import cpu_allowance
 from dragoman_server.service.attention import Attender
 from dragoman_server.service.translate import Translator
+from dragoman_server.wire.addresses import exposure
+from dragoman_server.wire.call_log import CallLog
+from dragoman_server.wire.inference import InferenceServicer
 from dragoman_server.wire.metrics_page import MetricsPage
 from dragoman_server.wire.models import ModelAdminServicer, ModelDescriber, ModelServicer
 from dragoman_server.wire.server import Server
+
+if TYPE_CHECKING:
+    from dragoman_server.wire.tls import Certificates
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +45,8 @@ EXIT_ENGINE_DEAD = 70  # EX_SOFTWARE of sysexits.h
 # A step takes milliseconds, the longest source a second or two: this is no slow step.
 _MAX_STALLED_SECONDS = 10.0
 _SECONDS_PER_HEARTBEAT = 0.5
+
+_SECONDS_PER_LOOK_AT_TOKENS = 1.0
 
 # After which a model gives back memory. Taking it up again costs its next call some milliseconds.
 _IDLE_SECONDS = 60.0
@@ -85,7 +95,21 @@ async def serve(config: Config) -> int:
 
         # -- bind
         heap, metrics = Heap(), Metrics()
-        server = Server(config.listen, config.admin_address, config.limits.max_message_bytes, metrics)
+        certificates = _certificates(config.access, metrics)
+        tokens = Tokens(config.access.tokens, metrics.observe_token_reload) if config.access.tokens else None
+        call_log = CallLog(config.log.log_text)
+        if config.log.log_text:
+            logger.warning("log_text is on: the log has the texts and translations of all calls")
+        server = Server(
+            config.listen,
+            config.admin_address,
+            config.limits.max_message_bytes,
+            metrics,
+            certificates,
+            tokens,
+            call_log,
+        )
+        _warn_of_exposure(config)
         metrics_page = stack.enter_context(MetricsPage(metrics, config.metrics_listen))
 
         # -- load
@@ -137,15 +161,28 @@ async def serve(config: Config) -> int:
         stack.callback(attender.close)
         describer = ModelDescriber(registry, max_rows, options.vocabulary)
         admin = ModelAdminServicer(registry, repository, describer)
-        await server.start(translator, attender, ModelServicer(registry, describer), admin)
+        await server.start(
+            translator,
+            attender,
+            InferenceServicer(translator, registry, server.health),
+            ModelServicer(registry, describer),
+            admin,
+            has_reflection=config.access.reflection,
+        )
         heap.settle()
-        administration = f", administration on {server.admin_address}" if server.admin_address else ""
+        security = _security(certificates)
+        administration = f", administration on {server.admin_address}{security}" if server.admin_address else ""
         print(
-            f"serving {_described(registry)} on {server.address}, metrics on {metrics_page.url}{administration}",
+            f"serving {_described(registry)} on {server.address}{security}, metrics on "
+            f"{metrics_page.url}{administration}",
             flush=True,
         )
         async with contextlib.AsyncExitStack() as background_tasks:
             await background_tasks.enter_async_context(_running(_heartbeat(registry, server, heap)))
+            if certificates is not None:
+                await background_tasks.enter_async_context(_running(certificates.follow()))
+            if tokens is not None:
+                await background_tasks.enter_async_context(_running(_follow(tokens)))
             if watcher is not None and options.watch_seconds:
                 await background_tasks.enter_async_context(_running(watcher.follow(options.watch_seconds)))
             await _first_of(stop, engine_died)
@@ -160,6 +197,33 @@ async def serve(config: Config) -> int:
             logger.info("stopping: calls in flight have %g s", grace_seconds)
         await server.drain(hurry, grace_seconds)
         return EXIT_ENGINE_DEAD if engine_died.is_set() else EXIT_OK
+
+
+def _certificates(options: AccessOptions, metrics: Metrics) -> "Certificates | None":
+    """For TLS; None is none."""
+    if options.tls_certificate is None:
+        return None
+    with require_extra("server"):
+        from dragoman_server.wire.tls import Certificates
+    return Certificates(options, metrics)
+
+
+def _security(certificates: "Certificates | None") -> str:
+    """For the line that has the addresses."""
+    if certificates is None:
+        return ""
+    return " with mutual TLS" if certificates.is_mutual else " with TLS"
+
+
+def _warn_of_exposure(config: Config) -> None:
+    access = config.access
+    sentence = exposure(
+        [address for address in (config.listen, config.admin_address) if address],
+        is_encrypted=access.tls_certificate is not None,
+        knows_callers=access.tokens is not None or access.tls_client_ca is not None,
+    )
+    if sentence:
+        logger.warning("%s", sentence)
 
 
 @contextlib.contextmanager
@@ -215,6 +279,13 @@ async def _heartbeat(registry: Registry, server: Server, heap: Heap) -> None:
         await registry.give_back_memory(_IDLE_SECONDS)
         heap.settle()
         await asyncio.sleep(_SECONDS_PER_HEARTBEAT)
+
+
+async def _follow(tokens: Tokens) -> None:
+    """Looks at the file again and again."""
+    while True:
+        await asyncio.sleep(_SECONDS_PER_LOOK_AT_TOKENS)
+        tokens.update(await asyncio.to_thread(tokens.read))
 
 
 @contextlib.asynccontextmanager

@@ -83,7 +83,7 @@ def _read_flags(arguments: Sequence[str], faults: list[str]) -> dict[str, _Given
 
 
 class _Formatter(argparse.HelpFormatter):
-    """Shows that an option needs a value. The parser takes it without one, so that `_read_flags` can say so."""
+    """Shows which options need a value. The parser takes them without one, so that `_read_flags` can say so."""
 
     def _format_args(self, action: argparse.Action, default_metavar: str) -> str:
         return str(action.metavar or default_metavar)
@@ -106,6 +106,7 @@ def _parser() -> argparse.ArgumentParser:
                 option.flag,
                 action="append",
                 nargs="?",
+                const="true" if option.is_switch else None,
                 default=[],
                 metavar=option.metavar,
                 help=f"{option.about.help} Default: {option.default_text}. Variable: {option.variable}",

@@ -253,17 +253,81 @@ class InputLimits:
 
 
 @dataclass(frozen=True, slots=True)
+class AccessOptions:
+    """Who may call, and what they may call."""
+
+    TITLE: ClassVar = "Access"
+
+    tls_certificate: Annotated[
+        Path | None,
+        About(
+            "Certificate of the server in PEM form, with the chain below its authority's after it. Calls and "
+            "administration take TLS alone then. Read again when it changes, as its key and the next one.",
+            "FILE",
+            "none, no TLS",
+        ),
+    ] = None
+    tls_key: Annotated[
+        Path | None,
+        About("Its private key in PEM form, RSA or ECDSA, which not everybody may read.", "FILE", "none"),
+    ] = None
+    tls_client_ca: Annotated[
+        Path | None,
+        About(
+            "Certificates in PEM form, of the authorities of callers. Who calls must have a certificate of one of them "
+            "then (mutual TLS).",
+            "FILE",
+            "none, callers need no certificate",
+        ),
+    ] = None
+    tokens: Annotated[
+        Path | None,
+        About(
+            "File of those who may call, a token's name and digest with limits on each line, which dragoman-server "
+            "make-token writes. Every call but those of health must carry a token then. Read again when it changes.",
+            "FILE",
+            "none, everybody may call",
+        ),
+    ] = None
+    reflection: Annotated[
+        bool,
+        About(
+            "Whether the server tells callers which services and messages it has (gRPC reflection), on the admin "
+            "address too. Tools such as grpcurl need no .proto files then.",
+        ),
+    ] = False
+
+
+@dataclass(frozen=True, slots=True)
+class LogOptions:
+    """What the log on stderr says."""
+
+    TITLE: ClassVar = "Log"
+
+    log_format: Annotated[
+        Literal["console", "json"],
+        About("Form of the log's lines on stderr. json: an object on each line.", "form"),
+    ] = "console"
+    log_text: Annotated[
+        bool,
+        About(
+            "Whether the log has the texts and translations of calls, to find faults; they are in no line otherwise.",
+        ),
+    ] = False
+
+
+@dataclass(frozen=True, slots=True)
 class Config:
     """All options of `dragoman-server`."""
 
     TITLE: ClassVar = "Server"
 
-    # Loopback, as there is no authentication: other machines reach the server only if its user says so.
+    # Loopback, as without options everybody may call: other machines reach the server only if its user says so.
     listen: Annotated[
         str,
         About(
-            "Address for gRPC. There is no authentication, so by default only this machine can call; 0.0.0.0:50051 "
-            "opens the server to the network. Port 0 takes a free one.",
+            "Address for gRPC. By default only this machine can call; 0.0.0.0:50051 opens the server to the network, "
+            "where it should have TLS and tokens (docs/security.md). Port 0 takes a free one.",
             "HOST:PORT",
             check=parse_address,
         ),
@@ -298,6 +362,8 @@ class Config:
     models: ModelOptions = field(default_factory=ModelOptions)
     engine: EngineOptions = field(default_factory=EngineOptions)
     limits: InputLimits = field(default_factory=InputLimits)
+    access: AccessOptions = field(default_factory=AccessOptions)
+    log: LogOptions = field(default_factory=LogOptions)
 
     @property
     def admin_address(self) -> str | None:
@@ -329,6 +395,12 @@ def validate(config: Config) -> None:
             faults.append(f"model must be another folder each time; the one given twice is {text!r}.")
     if config.models.watch_seconds and config.models.repository is None:
         faults.append(f"watch_seconds must be 0 without a repository and is {config.models.watch_seconds:g}.")
+    access = config.access
+    if (access.tls_certificate is None) != (access.tls_key is None):
+        given, missing = ("tls_key", "tls_certificate") if access.tls_key else ("tls_certificate", "tls_key")
+        faults.append(f"{given} must come with {missing}, which is not given.")
+    if access.tls_client_ca is not None and access.tls_certificate is None:
+        faults.append("tls_client_ca must come with tls_certificate, which is not given.")
     if faults:
         raise StartError(" ".join(faults))
 

@@ -44,6 +44,7 @@ class LastResort:
 
 
 def _end(code: int) -> NoReturn:
+    logging.shutdown()  # writes what waits to be written; none of the server's handlers takes long
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError):  # nobody reads it any more
             stream.flush()

@@ -13,6 +13,10 @@
     ├── NoRepositoryError         the server was started without a repository of models
     ├── NoAttentionError          the model's bundle has no attention graph
     ├── NoVocabularyListError     the model's bundle has no such list of tokens for this pair
+    ├── UnauthenticatedError      the call carries no token that this server knows
+    ├── PermissionDeniedError     the caller's token does not allow this
+    ├── RateLimitedError          the caller has sent more texts than its token allows; says when to try again
+    ├── TooManyCallsError         the caller has as many calls in flight as its token allows; likewise
     ├── QueueFullError            too much is waiting; says when to try again
     ├── NotInTimeError            the caller's deadline will pass before its turn has come; says when it would not
     ├── DeadlineError             the caller's deadline passed before the work was done
@@ -88,6 +92,22 @@ class Reason(StrEnum):
     """The call wants its translations chosen from a list of tokens (`vocabulary`), and the model's bundle has none for
     this pair of languages. The message has the command that makes one: see [vocabulary.md](vocabulary.md)."""
 
+    UNAUTHENTICATED = auto()
+    """The server was started with `--tokens`, and the call has no token that is in the file: the message says whether
+    it has none, several, another scheme than `Bearer`, or one that is unknown."""
+
+    PERMISSION_DENIED = auto()
+    """The caller's token does not allow the call: it names a model that the token's line does not, or loads or unloads
+    models without `admin=yes`."""
+
+    RATE_LIMITED = auto()
+    """The caller has sent more texts than the `rate` of its token. The `RetryInfo` says when a call gets in if no other
+    comes before it; the Python client calls again then, within its timeout."""
+
+    TOO_MANY_CALLS = auto()
+    """As many calls are in flight as the `concurrency` of the caller's token. The `RetryInfo` estimates when one of
+    them has ended."""
+
     QUEUE_FULL = auto()
     """Too much is waiting. The `RetryInfo` says when to call again; the Python client does, within its timeout. If it
     goes on, add servers or CPUs: a larger `--max-waiting` only makes callers wait longer."""
@@ -129,6 +149,22 @@ class Reason(StrEnum):
 
     INVALID_LANGUAGE_CODE = auto()
     """The text is not a BCP 47 language tag."""
+
+    WRONG_TYPE = auto()
+    """Of the Open Inference Protocol: a tensor or a parameter has another type than it must have."""
+
+    WRONG_SHAPE = auto()
+    """Of the Open Inference Protocol: a tensor has another shape than it must have."""
+
+    WRONG_CONTENTS = auto()
+    """Of the Open Inference Protocol: the elements of a tensor are not as its shape and type say, not UTF-8, or not all
+    in the same form."""
+
+    UNKNOWN_TENSOR = auto()
+    """Of the Open Inference Protocol: there is no input or output of this name."""
+
+    UNKNOWN_PARAMETER = auto()
+    """Of the Open Inference Protocol: there is no parameter of this name."""
 
     NO_INPUTS = auto()
     """The call has no texts."""
@@ -300,6 +336,30 @@ class NoAttentionError(DragomanError):
 
 class NoVocabularyListError(DragomanError):
     """What is asked for needs lists of tokens, which the bundle of this model does not have for this direction."""
+
+
+class UnauthenticatedError(DragomanError):
+    """The call has no token, or none that this server knows. The text never repeats it."""
+
+
+class PermissionDeniedError(DragomanError):
+    """The caller is known, and may not do what it asks for."""
+
+
+class RateLimitedError(DragomanError):
+    """The caller has sent too many texts; `retry_after_seconds` is when a call gets in if no other comes before it."""
+
+    def __init__(self, description: str, retry_after_seconds: float) -> None:
+        super().__init__(description)
+        self.retry_after_seconds = retry_after_seconds
+
+
+class TooManyCallsError(DragomanError):
+    """The caller has too many calls in flight; `retry_after_seconds` is an estimate of when one has ended."""
+
+    def __init__(self, description: str, retry_after_seconds: float) -> None:
+        super().__init__(description)
+        self.retry_after_seconds = retry_after_seconds
 
 
 class QueueFullError(DragomanError):

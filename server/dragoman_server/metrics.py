@@ -42,6 +42,18 @@ class Metrics:
             ("method", "code"),
             registry=self.registry,
         )
+        self._caller_requests = Counter(
+            "dragoman_caller_requests_total",
+            "RPCs that have ended, by the name of the caller's token and gRPC status code.",
+            ("caller", "code"),
+            registry=self.registry,
+        )
+        self._token_reloads = Counter(
+            "dragoman_token_reloads_total",
+            "Changes of the file of tokens, by outcome: ok, or failed, where what was before goes on.",
+            ("outcome",),
+            registry=self.registry,
+        )
         self._request_duration = Histogram(
             "dragoman_request_duration_seconds",
             "Time in the handler of an RPC, whatever its outcome.",
@@ -96,14 +108,38 @@ class Metrics:
             "What these may come to take up; 0 where nothing is kept.",
             registry=self.registry,
         )
+        self._certificate_expiry = Gauge(
+            "dragoman_tls_certificate_expiry_timestamp_seconds",
+            "Unix time at which the certificate of the server expires; 0 without TLS.",
+            registry=self.registry,
+        )
+        reloads = Counter(
+            "dragoman_tls_reloads_total",
+            "Changes of the files of TLS, by outcome: ok, or failed, which leaves what was used before.",
+            ("outcome",),
+            registry=self.registry,
+        )
+        self._certificate_reloads = {is_ok: reloads.labels("ok" if is_ok else "failed") for is_ok in (True, False)}
         self._engines = _EngineMetrics(self.registry)
         self._loaded = _LoadedModels()
         self.registry.register(self._loaded)
 
-    def observe_request(self, method: str, code: str, seconds: float) -> None:
-        """Counts an RPC that has ended; `method` must be one of a bounded set."""
+    def observe_request(self, method: str, code: str, seconds: float, caller: str = "") -> None:
+        """Counts an RPC that has ended.
+
+        Args:
+            method: one of a bounded set.
+            code: name of its gRPC status code.
+            seconds: how long it took.
+            caller: name of its caller's token; "" where there are no tokens, or the call has none that is known.
+        """
         self._requests.labels(method, code).inc()
+        self._caller_requests.labels(caller, code).inc()
         self._request_duration.labels(method).observe(seconds)
+
+    def observe_token_reload(self, ok: bool) -> None:
+        """Counts a change of the file of tokens; `ok` says whether it was taken over."""
+        self._token_reloads.labels("ok" if ok else "failed").inc()
 
     def observe_rejection(self, reason: str) -> None:
         """Counts an RPC that was answered with an error; `reason` must be one of a bounded set."""
@@ -162,6 +198,14 @@ class Metrics:
         """
         self._cache_bytes.set_function(num_bytes)
         self._cache_limit.set(limit_bytes)
+
+    def set_certificate_expiry(self, timestamp: float) -> None:
+        """Says when the certificate that new connections get expires, in Unix time."""
+        self._certificate_expiry.set(timestamp)
+
+    def observe_certificate_reload(self, *, ok: bool) -> None:
+        """Counts a change of the files of TLS, which was taken up or not."""
+        self._certificate_reloads[ok].inc()
 
     def model(self, name: str) -> "ModelMetrics":
         """The metrics of one version of a model, until they are closed.

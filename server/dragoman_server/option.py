@@ -9,7 +9,17 @@ from pathlib import Path
 from typing import Any, TypeVar, get_args
 
 import msgspec
-from msgspec.inspect import CustomType, FloatType, IntType, LiteralType, NoneType, UnionType, VarTupleType, type_info
+from msgspec.inspect import (
+    BoolType,
+    CustomType,
+    FloatType,
+    IntType,
+    LiteralType,
+    NoneType,
+    UnionType,
+    VarTupleType,
+    type_info,
+)
 
 from dragoman_server.errors import StartError
 
@@ -21,7 +31,7 @@ class About:
     """What a field says of its option beside type and range."""
 
     help: str
-    unit: str  # of a number; the form of a text
+    unit: str = ""  # of a number; the form of a text
     default_text: str = ""  # where the default itself says nothing
     check: Callable[[str, str], object] | None = None  # raises StartError; takes the option's name and its value
     below: Callable[[str, Path], str] | None = None  # of a text with a path in it: the same from another folder
@@ -55,7 +65,14 @@ class Option:
         return isinstance(type_info(self.type), VarTupleType)
 
     @property
+    def is_switch(self) -> bool:
+        """Whether its flag alone, without a value, says that it is true."""
+        return isinstance(type_info(self.type), BoolType)
+
+    @property
     def default_text(self) -> str:
+        if self.is_switch:
+            return "true" if self.default else "false"
         return self.about.default_text or (
             f"{self.default:g}" if isinstance(self.default, float) else str(self.default)
         )
@@ -72,8 +89,9 @@ class Option:
 
     @property
     def metavar(self) -> str:
-        """The form of a value, such as "auto|NUMBER"."""
-        return self._forms("|", "NUMBER", "NUMBER")
+        """The form of a value, such as "auto|NUMBER"; in brackets where the flag needs none."""
+        forms = self._forms("|", "NUMBER", "NUMBER")
+        return f"[{forms}]" if self.is_switch else forms
 
     @property
     def range(self) -> str:
@@ -120,6 +138,8 @@ class Option:
                     forms.append(whole_number.format(least, most))
                 case FloatType(ge=least, le=most):
                     forms.append(number.format(least, most))
+                case BoolType():
+                    forms.extend(("true", "false"))
                 case LiteralType(values=values):
                     forms.extend(map(str, values))
                 case _:

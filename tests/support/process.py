@@ -9,6 +9,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+_READY = re.compile(
+    r"serving .* on (\S+)(?: with (?:mutual )?TLS)?, metrics on ([^\s,]+)(?:, administration on (\S+).*)?\n"
+)
 MAIN = "from dragoman_server.__main__ import main; main()"
 
 
@@ -44,7 +47,7 @@ def server_process(bundle: Path | None, *options: str, program: str = MAIN) -> I
         try:
             assert process.stdout is not None
             line = process.stdout.readline()
-            ready = re.fullmatch(r"serving .* on (\S+), metrics on ([^\s,]+)(?:, administration on (\S+))?\n", line)
+            ready = _READY.fullmatch(line)
             assert ready, "the server did not start"
             address, metrics_url, admin_address = ready.groups()
             yield ServerProcess(process, address, metrics_url, admin_address, line)

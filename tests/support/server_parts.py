@@ -241,7 +241,9 @@ async def running_server(
         await asyncio.sleep(0.005)
     if task.done():
         task.result()
-    found = re.search(r" on (\S+), metrics on ([^\s,]+)(?:, administration on (\S+))?$", line.strip())
+    found = re.search(
+        r" on (\S+)(?: with (?:mutual )?TLS)?, metrics on ([^\s,]+)(?:, administration on (\S+).*)?$", line.strip()
+    )
     assert found is not None, line
     server = RunningServer(found[1], found[2], found[3], line, engine, task)
     server.on_death = callbacks["on_death"]  # type: ignore[method-assign, assignment]

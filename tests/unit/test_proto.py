@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
+from grpc_health.v1 import health_pb2
 
 ROOT = Path(__file__).parents[2]
 PROTO = ROOT / "proto"
@@ -14,8 +15,19 @@ WELL_KNOWN = "google/protobuf/"
 
 
 def test_the_contract_is_where_it_is_looked_for() -> None:
-    names = ("translation", "attention", "models")
-    assert {Path(f"dragoman/v1/{name}.proto") for name in names} <= set(FILES)
+    names = ("dragoman/v1/translation", "dragoman/v1/attention", "dragoman/v1/models")
+    assert {Path(f"{name}.proto") for name in (*names, "grpc/health/v1/health", "inference/open_inference")} <= set(
+        FILES
+    )
+
+
+def test_health_is_as_grpc_has_it() -> None:
+    text = (PROTO / "grpc/health/v1/health.proto").read_text(encoding="utf-8")
+    for message in health_pb2.DESCRIPTOR.message_types_by_name.values():
+        for field in message.fields:
+            assert re.search(rf"\b{field.name} = {field.number};", text), field.full_name
+    for method in health_pb2.DESCRIPTOR.services_by_name["Health"].methods:
+        assert f"rpc {method.name}({method.input_type.name}) returns (" in text
 
 
 @pytest.mark.parametrize("path", FILES, ids=str)

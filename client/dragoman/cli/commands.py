@@ -25,6 +25,7 @@ from dragoman.cli.options import (
     Timeout,
     VocabularyName,
     connected,
+    secured,
 )
 from dragoman.cli.parsing import TextCommand
 from dragoman.errors import DragomanError, InvalidArgumentError, UnavailableError
@@ -63,6 +64,7 @@ def _options_of_all(
 
 
 @app.command(cls=TextCommand)
+@secured
 def translate(
     source: Annotated[str, typer.Option("--from", help="Language code of the texts.")],
     target: Annotated[str, typer.Option("--to", help="Language code to translate into.")],
@@ -220,6 +222,7 @@ def translate(
 
 
 @app.command(cls=TextCommand)
+@secured
 def score(
     source: Annotated[str, typer.Option("--from", help="Language code of the source.")],
     target: Annotated[str, typer.Option("--to", help="Language code of the translation.")],
@@ -276,17 +279,21 @@ def score(
         raise typer.Exit(FAILED)
 
 
-app.command(cls=TextCommand)(attention.attention)
-app.command(cls=TextCommand)(attention.align)
-app.command()(attention.attention_report)
-app.command()(models.models)
-app.command()(models.languages)
-app.command()(models.load)
-app.command()(models.unload)
-app.command()(models.default)
+app.command(cls=TextCommand)(secured(attention.attention))
+app.command(cls=TextCommand)(secured(attention.align))
+for command in (
+    attention.attention_report,
+    models.models,
+    models.languages,
+    models.load,
+    models.unload,
+    models.default,
+):
+    app.command()(secured(command))
 
 
 @app.command()
+@secured
 def health(
     model: Annotated[str, typer.Option(help="Ask for one model, NAME or NAME@VERSION, not for the server.")] = "",
     address: Address = DEFAULT_ADDRESS,

@@ -143,7 +143,14 @@ class Registry:
 
     @asynccontextmanager
     async def lease(
-        self, name: str, source: str, target: str, deadline: float = math.inf, *, may_pivot: bool = False
+        self,
+        name: str,
+        source: str,
+        target: str,
+        deadline: float = math.inf,
+        *,
+        may_pivot: bool = False,
+        check: Callable[[str], None] = lambda _: None,
     ) -> AsyncIterator[Lease]:
         """Finds the model for a call, and keeps it until the end of the context.
 
@@ -153,6 +160,7 @@ class Registry:
             target: language code of the translations, likewise.
             deadline: of the call, on the `time.monotonic` clock, in seconds.
             may_pivot: whether two models may do it, through a third language.
+            check: told the name of each model, without version, before it is loaded; its errors pass through.
 
         Raises:
             ModelNotFoundError, UnsupportedLanguageError: no model answers the call, and none is in memory.
@@ -163,6 +171,8 @@ class Registry:
             route = self._catalogue.route(name, source, target)
             if isinstance(route, tuple) and len(route) > 1 and not may_pivot:
                 route = self._catalogue.not_alone(source, target, route)
+            for leg in route if isinstance(route, tuple) else ():
+                check(leg.entry.name)
             async with AsyncExitStack() as held:
                 try:
                     lease = await self._lease(route, held, deadline)

@@ -42,6 +42,8 @@ class Attender:
         ModelNotFoundError: there is no model of the name that is asked for.
         UnsupportedLanguageError: the model does not translate this pair of languages.
         NoAttentionError: the model has no attention graph.
+        PermissionDeniedError: the caller may not use the model.
+        RateLimitedError: the caller has sent too many texts.
         DeadlineError: the deadline passed first.
         QueueFullError, NotInTimeError: too much is waiting, for attention or in the engine.
         EngineDeadError, InferenceError: from the engine; the latter also from a pass.
@@ -78,6 +80,7 @@ class Attender:
             resolved = resolve_selection(call.selection, lease.model.manifest.architecture, has_target)
             plan, selection = self._plan(lease, call.config, context, resolved)
             worker, pair = _attention_of(lease.model), call.input
+            context.let_in(1)
             planned = await self._threads.run(
                 _num_characters(pair), partial(self._planner.plan_pair, pair, plan, "", must_spell=True)
             )
@@ -140,6 +143,7 @@ class Attender:
             resolved = resolve_alignment(call.method, call.layer, call.heads, model.manifest)
             plan, alignment = self._plan(lease, call.config, context, resolved, len(call.inputs))
             worker = _attention_of(model)
+            context.let_in(len(call.inputs))
             nums_characters = [*map(_num_characters, call.inputs)]
             pairs = await self._threads.run_all(nums_characters, self._planner.plan_alignments(call.inputs, plan))
             check_deadline(context.deadline)
@@ -161,7 +165,7 @@ class Attender:
 
     def _lease(self, config: TranslateConfig, context: CallContext) -> AbstractAsyncContextManager[Lease]:
         codes = config.source_language_code, config.target_language_code
-        return self._registry.lease(config.model, *codes, context.deadline)
+        return self._registry.lease(config.model, *codes, context.deadline, check=context.caller.check_model)
 
     def _plan(
         self,

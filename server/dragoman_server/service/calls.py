@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from dragoman.types import Vocabulary
+from dragoman_server.access.caller import ANYBODY, Caller
 from dragoman_server.attention.selection import SelectionFields
 from dragoman_server.bundle.manifest import AlignmentMethod
 from dragoman_server.engine.search_options import EarlyStopping
@@ -13,12 +14,31 @@ from dragoman_server.errors import UnknownValue
 from dragoman_server.text.segmentation import Segmentation
 
 
+@dataclass(slots=True)
+class CallRecord:
+    """What the log says of a call when it has ended, noted while it is answered."""
+
+    model: str = ""  # name@version
+    num_texts: int = 0
+
+
 @dataclass(frozen=True, slots=True)
 class CallContext:
     """What is known of a call beside its contents."""
 
     deadline: float = math.inf  # seconds on the time.monotonic clock
     identity: str | None = None  # who calls, as far as it is known; None: nobody else than this call
+    caller: Caller = ANYBODY  # what it may do
+    record: CallRecord = field(default_factory=CallRecord)
+
+    def let_in(self, num_texts: int) -> None:
+        """Lets so many texts of a call in.
+
+        Raises:
+            RateLimitedError: the caller has sent too many.
+        """
+        self.record.num_texts += num_texts
+        self.caller.take(num_texts)
 
 
 @dataclass(frozen=True, slots=True)

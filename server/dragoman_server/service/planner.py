@@ -117,13 +117,14 @@ class Planner:
                 segmentation or Segmentation(manifest.segmentation),
                 decoding,
                 self._vocabularies.of(vocabulary if takes_lists else "full", leg.model, direction),
-                priority,
+                context.caller.lowered(priority),
                 context.deadline,
                 context.identity,
                 route,
                 first,
             )
 
+        context.record.model = legs[-1].model.name
         plan = planned(lease, decodings[0])
         check_deadline(context.deadline)
         return plan if lease.second is None else planned(lease.second, decodings[1], plan)

@@ -69,6 +69,8 @@ class Translator:
         ModelNotFoundError: there is no model of the name that is asked for.
         UnsupportedLanguageError: the model does not translate this pair of languages.
         NoVocabularyListError: a model has no list of tokens as the call wants it.
+        PermissionDeniedError: the caller may not use a model that the call needs.
+        RateLimitedError: the caller has sent too many texts; of a stream it is not, which is read no faster.
         DeadlineError: the deadline passed first.
         QueueFullError, NotInTimeError, EngineDeadError, InferenceError: from the engine.
 
@@ -124,6 +126,7 @@ class Translator:
             if call.include_signals and model.attention is None:
                 raise NoAttentionError("the model's bundle has no attention graph, and without it there are no signals")
             _check_early(call.inputs, plan)
+            context.let_in(len(call.inputs))
             nums_characters = [*map(_num_characters, call.inputs)]
             texts = await self._all_planned(call.inputs, nums_characters, plan)
             signals: list[Sequence[Signals]] = [()] * len(texts)
@@ -152,6 +155,7 @@ class Translator:
         async with self._lease(call.config, context, may_pivot=True) as lease:
             plan = self._planner.plan(lease, call.config, context)
             _check_early([call.input], plan)
+            context.let_in(1)
             planned = await self._planned(call.input, plan, self._decode_text)
             check_deadline(context.deadline)
             loop, changed = asyncio.get_running_loop(), asyncio.Event()
@@ -222,6 +226,8 @@ class Translator:
                         description = f"has {len(message.id)} characters, may have at most {_MAX_ID_CHARACTERS}"
                         raise InvalidInputError(FieldViolation("input.id", description, Reason.ID_TOO_LONG))
                     else:
+                        await context.caller.turn()
+                        context.record.num_texts += 1
                         yield message, plan
 
             async def answer(message_and_plan: tuple[ExchangeInput, Plan], begin: Begun) -> ExchangeOutcome:
@@ -257,6 +263,7 @@ class Translator:
         async with self._lease(call.config, context) as lease:
             plan = self._planner.plan(lease, call.config, context, len(call.inputs), options_path="", takes_lists=False)
             _check_early(call.inputs, plan)
+            context.let_in(len(call.inputs))
             nums_characters = [*map(_num_characters, call.inputs)]
             pairs = await self._threads.run_all(nums_characters, self._planner.plan_scores(call.inputs, plan))
             completions = await self._decode(pairs, plan)
@@ -273,7 +280,8 @@ class Translator:
         self, config: TranslateConfig, context: CallContext, *, may_pivot: bool = False
     ) -> AbstractAsyncContextManager[Lease]:
         codes = config.source_language_code, config.target_language_code
-        return self._registry.lease(config.model, *codes, context.deadline, may_pivot=may_pivot)
+        check = context.caller.check_model
+        return self._registry.lease(config.model, *codes, context.deadline, may_pivot=may_pivot, check=check)
 
     async def _planned(self, text_input: TextInput, plan: Plan, decode: _Decode) -> PlannedText:
         """The requests of the only text of a call or message.

@@ -2,6 +2,8 @@
 
 import errno
 import socket
+from collections.abc import Iterable
+from ipaddress import ip_address
 
 from dragoman_server.errors import StartError
 from dragoman_server.option_texts import parse_address
@@ -42,3 +44,28 @@ def _cannot_listen(address: str, error: OSError) -> StartError:
 def with_port(address: str, port: int) -> str:
     """The address with the port that was taken, in place of 0."""
     return f"{address.rpartition(':')[0]}:{port}"
+
+
+def exposure(addresses: Iterable[str], *, is_encrypted: bool, knows_callers: bool) -> str | None:
+    """A sentence for the log where a server that other machines reach lacks protection.
+
+    Args:
+        addresses: that it listens on.
+        is_encrypted: whether it has TLS.
+        knows_callers: whether callers need a token or a certificate.
+    """
+    lacks = []
+    if not is_encrypted:
+        lacks.append("without TLS others can read and change what is sent (--tls-certificate, --tls-key)")
+    if not knows_callers:
+        lacks.append("without tokens whoever reaches it may call (--tokens)")
+    reached = [address for address in addresses if not _is_loopback(address)] if lacks else []
+    if not reached:
+        return None
+    return f"{' and '.join(reached)} can be reached from other machines: {'; '.join(lacks)}"
+
+
+def _is_loopback(address: str) -> bool:
+    host, port = parse_address("listen", address)
+    infos = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    return all(ip_address(str(info[4][0]).partition("%")[0]).is_loopback for info in infos)

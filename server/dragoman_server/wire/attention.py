@@ -7,8 +7,8 @@ from dragoman.v1 import attention_pb2 as pb
 from dragoman.v1 import attention_pb2_grpc
 from dragoman_server.service.attention import Attender
 from dragoman_server.wire.attention_messages import align_response, attention_response, read_align, read_attention
+from dragoman_server.wire.context import Context, call_context
 from dragoman_server.wire.guard import StreamRules
-from dragoman_server.wire.translation import Context, call_context
 
 SERVICE_NAME = "dragoman.v1.AttentionService"
 
@@ -26,10 +26,10 @@ class AttentionServicer(attention_pb2_grpc.AttentionServiceServicer):
         self, request: pb.GetAttentionRequest, context: Context
     ) -> AsyncGenerator[pb.GetAttentionResponse, None]:
         """Sends attention weights."""
-        async with aclosing(self._attender.attention(read_attention(request), call_context(context))) as parts:
+        async with aclosing(self._attender.attention(read_attention(request), call_context())) as parts:
             async for part in parts:
                 yield attention_response(part)
 
     async def Align(self, request: pb.AlignRequest, context: Context) -> pb.AlignResponse:
         """Aligns texts with their translations."""
-        return align_response(await self._attender.align(read_align(request), call_context(context)))
+        return align_response(await self._attender.align(read_align(request), call_context()))

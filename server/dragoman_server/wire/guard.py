@@ -2,37 +2,39 @@
 
 grpc.aio alone answers undecodable requests and uncaught exceptions with UNKNOWN and the text
 of the exception, and never answers a call whose handler was cancelled by anything but the
-caller. Here every call ends with a status from the table in `wire/status.py`, and is counted.
+caller. Here every call ends with a status from the table in `wire/status.py`, and is counted
+and logged. No call but those of health gets further without a token, where the server has a file of them.
 """
 
 import asyncio
 import logging
-import math
 import secrets
 import time
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import aclosing
+from contextlib import aclosing, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import grpc
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError, Message
 from google.rpc.status_pb2 import Status
 
+from dragoman_server.access.tokens import Tokens
 from dragoman_server.engine.deadlines import has_passed
 from dragoman_server.errors import DragomanError, DrainingError, MalformedMessageError, SlowReaderError
 from dragoman_server.metrics import Metrics
+from dragoman_server.wire.call_log import CallLog
+from dragoman_server.wire.context import Arrival, Context, arrived, enter
 from dragoman_server.wire.open_calls import OpenCall, OpenCalls
-from dragoman_server.wire.status import CODES, internal_status, reason_of, status_of, trailers_of
+from dragoman_server.wire.status import CODES, add_request_id, internal_status, reason_of, status_of, trailers_of
 
 logger = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
 if TYPE_CHECKING:
     _Handler = grpc.RpcMethodHandler[Any, Any]  # generic in its stubs alone
-_Context = grpc.aio.ServicerContext[Any, Any]
-_Behaviour = Callable[[Any, _Context], Awaitable[Any]]
-_StreamBehaviour = Callable[[Any, _Context], AsyncGenerator[Any, None]]
+_Behaviour = Callable[[Any, Context], Awaitable[Any]]
+_StreamBehaviour = Callable[[Any, Context], AsyncGenerator[Any, None]]
 
 # When a caller leaves, the stream of its requests ends as if it were complete, and only then is the handler cancelled.
 _SECONDS_TO_LEAVE = 0.05
@@ -40,6 +42,8 @@ _SECONDS_TO_LEAVE = 0.05
 _STATUS_CODES = {code.value[0]: code for code in grpc.StatusCode}
 
 _HEALTH = "grpc.health.v1.Health/"
+_ADMIN = "dragoman.v1.ModelAdminService/"
+_REQUEST_ID = "x-request-id"
 # One label for all methods that do not exist: callers must not be able to make up metrics.
 _UNKNOWN_METHOD = "unknown"
 
@@ -68,6 +72,8 @@ class Guard(grpc.aio.ServerInterceptor):
     Args:
         metrics: count calls.
         rules: of streams, by method, where they are not as of others.
+        tokens: who may call; None is everybody.
+        call_log: has a line of each call.
 
     Attributes:
         num_calls: calls that have come in so far, without those of health, which come whether there is work or not.
@@ -75,10 +81,17 @@ class Guard(grpc.aio.ServerInterceptor):
         is_draining: whether new calls are refused.
     """
 
-    def __init__(self, metrics: Metrics, rules: Mapping[str, StreamRules]) -> None:
+    def __init__(
+        self,
+        metrics: Metrics,
+        rules: Mapping[str, StreamRules],
+        tokens: Tokens | None = None,
+        call_log: CallLog | None = None,
+    ) -> None:
         self.num_calls, self.is_draining = 0, False
         self.open_calls = OpenCalls()
         self._metrics, self._rules = metrics, rules
+        self._tokens, self._log = tokens, call_log or CallLog()
         self._guarded: dict[str, _Handler] = {}
 
     async def intercept_service(
@@ -93,30 +106,36 @@ class Guard(grpc.aio.ServerInterceptor):
             handler = await continuation(handler_call_details)
             if handler is None:  # grpc answers UNIMPLEMENTED
                 self._metrics.observe_request(_UNKNOWN_METHOD, "UNIMPLEMENTED", 0.0)
+                self._log.ended(_UNKNOWN_METHOD, "UNIMPLEMENTED", "", 0.0, None)
                 return None
             self._guarded[method] = self._guard(method, handler)
         return self._guarded[method]
 
     def _guard(self, method: str, handler: "_Handler") -> "_Handler":
-        parse, rules = handler.request_deserializer, self._rules.get(method, _ANY_STREAM)
+        rules = self._rules.get(method, _ANY_STREAM)
 
-        async def request(messages: AsyncIterable[bytes], context: _Context, call: OpenCall) -> Any:
+        async def request(messages: AsyncIterable[bytes], context: Context, call: OpenCall, arrival: Arrival) -> Any:
+            parse = self._told(_parser(handler.request_deserializer), arrival)
             if handler.request_streaming:
                 return _parsed_stream(parse, messages, call, rules.num_answers)
             return await _only(parse, context, call)
 
-        async def guarded(messages: AsyncIterable[bytes], context: _Context) -> Any:
-            async def answer(call: OpenCall) -> Any:
+        async def guarded(messages: AsyncIterable[bytes], context: Context) -> Any:
+            async def answer(call: OpenCall, arrival: Arrival) -> Any:
                 behaviour = cast(_Behaviour, handler.unary_unary or handler.stream_unary)
-                return await behaviour(await request(messages, context, call), context)
+                response = await behaviour(await request(messages, context, call, arrival), context)
+                self._tell("response", response, arrival)
+                return response
 
             return await self._answer(method, context, answer)
 
-        async def guarded_stream(messages: AsyncIterable[bytes], context: _Context) -> None:
-            async def answer(call: OpenCall) -> None:
+        async def guarded_stream(messages: AsyncIterable[bytes], context: Context) -> None:
+            async def answer(call: OpenCall, arrival: Arrival) -> None:
                 behaviour = cast(_StreamBehaviour, handler.unary_stream or handler.stream_stream)
-                async with aclosing(behaviour(await request(messages, context, call), context)) as responses:
+                told = await request(messages, context, call, arrival)
+                async with aclosing(behaviour(told, context)) as responses:
                     async for response in responses:
+                        self._tell("response", response, arrival)
                         await _write(context, response, call, rules.stall_seconds)
 
             await self._answer(method, context, answer)
@@ -131,16 +150,33 @@ class Guard(grpc.aio.ServerInterceptor):
             guarded, request_deserializer=None, response_serializer=handler.response_serializer
         )
 
-    async def _answer(self, method: str, context: _Context, answer: Callable[[OpenCall], Awaitable[_T]]) -> _T:
-        started = time.monotonic()
-        remaining = context.time_remaining()
-        deadline = math.inf if remaining is None else started + remaining
+    def _told(self, parse: Callable[[bytes], _T], arrival: Arrival) -> Callable[[bytes], _T]:
+        """Parses, and has the log tell of what there is."""
+        if not self._log.has_text:
+            return parse
 
-        def count(code: grpc.StatusCode) -> None:
+        def told(raw: bytes) -> _T:
+            message = parse(raw)
+            self._tell("request", message, arrival)
+            return message
+
+        return told
+
+    def _tell(self, direction: str, message: object, arrival: Arrival) -> None:
+        if self._log.has_text and isinstance(message, Message):
+            self._log.message(direction, message, arrival)
+
+    async def _answer(self, method: str, context: Context, answer: Callable[[OpenCall, Arrival], Awaitable[_T]]) -> _T:
+        started, arrival = time.monotonic(), arrived(context)
+        deadline, is_health = arrival.context.deadline, method.startswith(_HEALTH)
+
+        def count(code: grpc.StatusCode, reason: str = "") -> None:
             now = time.monotonic()
             if now >= deadline:  # whatever the answer is, it does not arrive
                 code = grpc.StatusCode.DEADLINE_EXCEEDED
-            self._metrics.observe_request(method, code.name, now - started)
+            self._metrics.observe_request(method, code.name, now - started, arrival.context.caller.name)
+            if not is_health:
+                self._log.ended(method, code.name, reason, now - started, arrival)
 
         def count_departure() -> None:
             """The caller has left. The context does not tell why, so the clock must."""
@@ -149,11 +185,19 @@ class Guard(grpc.aio.ServerInterceptor):
 
         call = OpenCall()
         try:
+            if self._tokens is not None and not is_health:
+                arrival.authenticate(self._tokens)
+            caller = arrival.context.caller
+            if method.startswith(_ADMIN):
+                caller.check_admin()
             if self.is_draining:
                 raise DrainingError("the server is stopping")
-            with self.open_calls.opened(call):
+            enter(arrival.context)
+            with self.open_calls.opened(call), nullcontext() if is_health else caller.call():
                 async with call.scope:
-                    result = await answer(call)
+                    result = await answer(call, arrival)
+            if not is_health:
+                context.set_trailing_metadata(((_REQUEST_ID, arrival.request_id),))
         except asyncio.CancelledError:
             task = asyncio.current_task()
             if task is not None and task.cancelling():
@@ -173,43 +217,49 @@ class Guard(grpc.aio.ServerInterceptor):
             if call.scope.expired():
                 status = status_of(DrainingError("the server is stopping; what has no answer yet may be sent again"))
             else:
-                status = _failed(method, error)
+                status = _failed(method, error, arrival)
         except DragomanError as error:
-            status = status_of(error) if type(error) in CODES else _failed(method, error)
+            status = status_of(error) if type(error) in CODES else _failed(method, error, arrival)
         except Exception as error:
-            status = _failed(method, error)
+            status = _failed(method, error, arrival)
         else:
             count(grpc.StatusCode.OK)
             return result
-        code = _STATUS_CODES[status.code]
-        count(code)
-        self._metrics.observe_rejection(reason_of(status))
-        return await context.abort(code, status.message, trailers_of(status))
+        code, reason = _STATUS_CODES[status.code], reason_of(status)
+        count(code, reason)
+        self._metrics.observe_rejection(reason)
+        add_request_id(status, arrival.request_id)
+        trailers = (*trailers_of(status), (_REQUEST_ID, arrival.request_id))
+        return await context.abort(code, status.message, trailers)
 
 
-def _parsed(parse: Callable[[bytes], _T] | None, message: bytes) -> _T:
+def _parser(parse: Callable[[bytes], _T] | None) -> Callable[[bytes], _T]:
     if parse is None:
         raise NotImplementedError("a method without a message type cannot be guarded")
-    try:
-        return parse(message)
-    except DecodeError as error:
-        # The text of the error names classes and fields, nothing that the caller can use.
-        raise MalformedMessageError(
-            "the request is not valid: its bytes are no message of this method, or a string in it is no UTF-8"
-        ) from error
+
+    def parsed(message: bytes) -> _T:
+        try:
+            return parse(message)
+        except DecodeError as error:
+            # The text of the error names classes and fields, nothing that the caller can use.
+            raise MalformedMessageError(
+                "the request is not valid: its bytes are no message of this method, or a string in it is no UTF-8"
+            ) from error
+
+    return parsed
 
 
-async def _only(parse: Callable[[bytes], _T] | None, context: _Context, call: OpenCall) -> _T:
+async def _only(parse: Callable[[bytes], _T], context: Context, call: OpenCall) -> _T:
     with call.blocked():
         message = await context.read()
     if message is grpc.aio.EOF:
         await asyncio.sleep(_SECONDS_TO_LEAVE)
         raise MalformedMessageError("the request is not valid: it has no message")
-    return _parsed(parse, message)
+    return parse(message)
 
 
 async def _parsed_stream(
-    parse: Callable[[bytes], _T] | None,
+    parse: Callable[[bytes], _T],
     messages: AsyncIterable[bytes],
     call: OpenCall,
     num_answers: Callable[[_T], int] | None,
@@ -217,14 +267,14 @@ async def _parsed_stream(
     if num_answers is not None:
         call.owe(0)
     async for raw in messages:
-        message = _parsed(parse, raw)
+        message = parse(raw)
         if num_answers is not None:
             call.owe(num_answers(message))
         yield message
     await asyncio.sleep(_SECONDS_TO_LEAVE)
 
 
-async def _write(context: _Context, response: Any, call: OpenCall, stall_seconds: float) -> None:
+async def _write(context: Context, response: Any, call: OpenCall, stall_seconds: float) -> None:
     try:
         with call.blocked():
             async with asyncio.timeout(stall_seconds):
@@ -234,8 +284,9 @@ async def _write(context: _Context, response: Any, call: OpenCall, stall_seconds
     call.answered()
 
 
-def _failed(method: str, error: Exception) -> Status:
+def _failed(method: str, error: Exception, arrival: Arrival) -> Status:
     """The status of a fault of ours, whose details are for the log alone."""
     error_id = secrets.token_hex(8)
-    logger.error("error id %s in %s", error_id, method, exc_info=error)
+    extra = {"request_id": arrival.request_id, "error_id": error_id}
+    logger.error("error id %s in %s", error_id, method, exc_info=error, extra=extra)
     return internal_status(error_id)

@@ -5,7 +5,12 @@ from collections.abc import AsyncGenerator, Iterable, Mapping
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
+from grpc_health.v1.health_pb2 import (
+    HealthCheckRequest,
+    HealthCheckResponse,
+    HealthListRequest,
+    HealthListResponse,
+)
 
 from dragoman_server.errors import DrainingError
 
@@ -32,6 +37,11 @@ class HealthServicer(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
         self._status = HealthCheckResponse.NOT_SERVING
         self._is_draining = self._has_ended = False
         self._changed = asyncio.Condition()
+
+    @property
+    def is_serving(self) -> bool:
+        """Whether the server as a whole is SERVING."""
+        return bool(self._status == HealthCheckResponse.SERVING)
 
     async def serve(self) -> None:
         """From now on the status is SERVING, unless the server drains already."""
@@ -67,6 +77,13 @@ class HealthServicer(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
         if status == HealthCheckResponse.SERVICE_UNKNOWN:
             await context.abort(grpc.StatusCode.NOT_FOUND, "there is no such service or model")
         return HealthCheckResponse(status=status)
+
+    async def List(self, _: HealthListRequest, __: Context) -> HealthListResponse:
+        """The status of every service and model."""
+        response = HealthListResponse()
+        for service in (*sorted(self._services), *self._models):
+            response.statuses[service].status = self._status_of(service)
+        return response
 
     async def Watch(self, request: HealthCheckRequest, _: Context) -> AsyncGenerator[HealthCheckResponse, None]:
         """The status of a service, and each change of it."""

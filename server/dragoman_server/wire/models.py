@@ -14,8 +14,8 @@ from dragoman_server.registry.entry import Entry, State
 from dragoman_server.registry.model import Model
 from dragoman_server.registry.registry import Registry
 from dragoman_server.registry.repository import Repository
+from dragoman_server.wire.context import Context, call_context
 from dragoman_server.wire.enums import VOCABULARY_NUMBERS
-from dragoman_server.wire.translation import Context
 
 logger = logging.getLogger(__name__)
 
@@ -43,12 +43,16 @@ class ModelServicer(models_pb2_grpc.ModelServiceServicer):
         self._registry, self._describer = registry, describer
 
     async def ListModels(self, request: pb.ListModelsRequest, context: Context) -> pb.ListModelsResponse:
-        """Lists all models."""
-        return pb.ListModelsResponse(models=self._describer.messages(self._registry.entries))
+        """Lists all models that the caller may use."""
+        may_use = call_context().caller.may_use
+        entries = [entry for entry in self._registry.entries if may_use(entry.name)]
+        return pb.ListModelsResponse(models=self._describer.messages(entries))
 
     async def GetModel(self, request: pb.GetModelRequest, context: Context) -> pb.GetModelResponse:
         """Gives one model."""
-        return pb.GetModelResponse(model=self._describer.message(self._registry.find(request.model)))
+        entry = self._registry.find(request.model)
+        call_context().caller.check_model(entry.name)
+        return pb.GetModelResponse(model=self._describer.message(entry))
 
 
 class ModelAdminServicer(models_pb2_grpc.ModelAdminServiceServicer):

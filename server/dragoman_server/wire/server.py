@@ -3,23 +3,35 @@
 import asyncio
 import math
 import time
+from typing import TYPE_CHECKING
 
 import grpc
-from grpc_health.v1 import health_pb2_grpc
+from grpc_health.v1 import health, health_pb2_grpc
 
 from dragoman import _channel
 from dragoman.v1 import attention_pb2_grpc, models_pb2_grpc, translation_pb2_grpc
+from dragoman_server.access.tokens import Tokens
 from dragoman_server.errors import StartError
 from dragoman_server.metrics import Metrics
 from dragoman_server.service.attention import Attender
 from dragoman_server.service.translate import Translator
-from dragoman_server.wire import attention, models, translation
+from dragoman_server.wire import attention, inference, models, reflection, translation
 from dragoman_server.wire.addresses import check_free, with_port
 from dragoman_server.wire.attention import AttentionServicer
+from dragoman_server.wire.call_log import CallLog
+from dragoman_server.wire.generated import open_inference_pb2_grpc
 from dragoman_server.wire.guard import Guard
 from dragoman_server.wire.health import HealthServicer
+from dragoman_server.wire.inference import InferenceServicer
 from dragoman_server.wire.models import ModelAdminServicer, ModelServicer
+from dragoman_server.wire.reflection import add_reflection
 from dragoman_server.wire.translation import TranslationServicer
+
+if TYPE_CHECKING:  # imports a package that servers without TLS need not load
+    from dragoman_server.wire.tls import Certificates
+
+_SERVICES = (translation.SERVICE_NAME, attention.SERVICE_NAME, models.SERVICE_NAME, inference.SERVICE_NAME)
+_ADMIN_SERVICES = (models.ADMIN_SERVICE_NAME, models.SERVICE_NAME)
 
 # gRPC cancels calls that it has received but not yet handed to us when a server stops, with a
 # code that callers do not retry. So a server stops only once it has looked for new calls so
@@ -35,6 +47,18 @@ _SECONDS_PER_GLANCE = 0.005
 # some 15 kB, also if its caller has reset it meanwhile, which some do faster than the event loop can follow.
 _MAX_PENDING_CALLS = 20_000
 _MAX_PENDING_SECONDS = 3600
+
+# Calls at a time on one connection. This bounds what one connection can take up, and not what callers need: where a
+# caller has more, its gRPC holds the others back.
+_MAX_STREAMS = 10_000
+
+# All header fields of a call together: gRPC's own upper limit. By default it refuses calls at random from the half on.
+_MAX_METADATA_BYTES = 16_384
+
+# A connection that does not become one of HTTP/2, with TLS or without, is closed after this time; one without a call
+# after the other. gRPC's clients connect anew for their next call.
+_HANDSHAKE_TIMEOUT_MS = 20_000
+_MAX_IDLE_MS = 30 * 60_000
 
 # A caller whose machine or network is gone without a word is noticed within the sum of both, and its calls withdrawn.
 # Else those without a deadline would stay for ever.
@@ -59,6 +83,9 @@ class Server:
         admin_listen: of what loads and unloads models, likewise; None is nowhere.
         max_message_bytes: of one request.
         metrics: count calls.
+        certificates: for TLS on both addresses; None is none.
+        tokens: who may call; None is everybody.
+        call_log: has a line of each call.
 
     Attributes:
         address: `listen` with the port that was taken.
@@ -69,8 +96,18 @@ class Server:
         StartError: an address cannot be listened on.
     """
 
-    def __init__(self, listen: str, admin_listen: str | None, max_message_bytes: int, metrics: Metrics) -> None:
-        self.health = HealthServicer([translation.SERVICE_NAME, attention.SERVICE_NAME, models.SERVICE_NAME])
+    def __init__(
+        self,
+        listen: str,
+        admin_listen: str | None,
+        max_message_bytes: int,
+        metrics: Metrics,
+        certificates: "Certificates | None" = None,
+        tokens: Tokens | None = None,
+        call_log: CallLog | None = None,
+    ) -> None:
+        self._certificates, self._tokens, self._call_log = certificates, tokens, call_log
+        self.health = HealthServicer(_SERVICES)
         self._metrics, self._max_message_bytes = metrics, max_message_bytes
         self._guard, self._server, self.address = self._bound("listen", listen)
         self._guards, self._servers = [self._guard], [self._server]
@@ -82,7 +119,8 @@ class Server:
 
     def _bound(self, option: str, listen: str) -> tuple[Guard, grpc.aio.Server, str]:
         """A server that listens on an address, with a guard of its own, which knows its methods; and the port."""
-        guard = Guard(self._metrics, translation.STREAM_RULES | attention.STREAM_RULES)
+        rules = translation.STREAM_RULES | attention.STREAM_RULES | reflection.STREAM_RULES
+        guard = Guard(self._metrics, rules, self._tokens, self._call_log)
         server = grpc.aio.server(
             interceptors=[guard],
             options=[
@@ -104,25 +142,45 @@ class Server:
                 # arrive sooner after the last one than it was sent.
                 ("grpc.http2.min_ping_interval_without_data_ms", _channel.KEEPALIVE_TIME_MS // 2),
                 ("grpc.keepalive_permit_without_calls", 1),
+                ("grpc.max_concurrent_streams", _MAX_STREAMS),
+                ("grpc.max_metadata_size", _MAX_METADATA_BYTES),
+                ("grpc.absolute_max_metadata_size", _MAX_METADATA_BYTES),
+                ("grpc.server_handshake_timeout_ms", _HANDSHAKE_TIMEOUT_MS),
+                ("grpc.max_connection_idle_ms", _MAX_IDLE_MS),
             ],
         )
         check_free(option, listen)
         try:
-            return guard, server, with_port(listen, server.add_insecure_port(listen))
+            if self._certificates is None:
+                port = server.add_insecure_port(listen)
+            else:
+                port = server.add_secure_port(listen, self._certificates.credentials())
+            return guard, server, with_port(listen, port)
         except RuntimeError as error:  # taken since the line above
             raise StartError(f"cannot listen on {listen}: {error}") from error
 
     async def start(
-        self, translator: Translator, attender: Attender, model_servicer: ModelServicer, admin: ModelAdminServicer
+        self,
+        translator: Translator,
+        attender: Attender,
+        inference_servicer: InferenceServicer,
+        model_servicer: ModelServicer,
+        admin: ModelAdminServicer,
+        *,
+        has_reflection: bool = False,
     ) -> None:
         """Takes calls from now on; health turns SERVING."""
         translation_pb2_grpc.add_TranslationServiceServicer_to_server(TranslationServicer(translator), self._server)
         attention_pb2_grpc.add_AttentionServiceServicer_to_server(AttentionServicer(attender), self._server)
+        open_inference_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(inference_servicer, self._server)
         if self._admin is not None:
             models_pb2_grpc.add_ModelAdminServiceServicer_to_server(admin, self._admin)
         for server in self._servers:
             models_pb2_grpc.add_ModelServiceServicer_to_server(model_servicer, server)
             health_pb2_grpc.add_HealthServicer_to_server(self.health, server)
+            if has_reflection:
+                services = _ADMIN_SERVICES if server is self._admin else _SERVICES
+                add_reflection(server, [*services, health.SERVICE_NAME])
             await server.start()
         await self.health.serve()
 

@@ -1,5 +1,6 @@
 """From an error of ours to a `google.rpc.Status`: one table."""
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import Final, NamedTuple
 
@@ -7,7 +8,7 @@ import grpc
 from google.protobuf.any_pb2 import Any
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
-from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, ResourceInfo, RetryInfo
+from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, RequestInfo, ResourceInfo, RetryInfo
 from google.rpc.status_pb2 import Status
 
 from dragoman_server.errors import (
@@ -28,9 +29,13 @@ from dragoman_server.errors import (
     NoRoomError,
     NotInTimeError,
     NoVocabularyListError,
+    PermissionDeniedError,
     QueueFullError,
+    RateLimitedError,
     Reason,
     SlowReaderError,
+    TooManyCallsError,
+    UnauthenticatedError,
     UnsupportedLanguageError,
 )
 
@@ -65,6 +70,10 @@ CODES: Final[Mapping[type[DragomanError], Code]] = {
     NoRepositoryError: Code(grpc.StatusCode.FAILED_PRECONDITION, Reason.NO_REPOSITORY),
     NoAttentionError: Code(grpc.StatusCode.FAILED_PRECONDITION, Reason.NO_ATTENTION_GRAPH),
     NoVocabularyListError: Code(grpc.StatusCode.FAILED_PRECONDITION, Reason.NO_VOCABULARY_LIST),
+    UnauthenticatedError: Code(grpc.StatusCode.UNAUTHENTICATED, Reason.UNAUTHENTICATED),
+    PermissionDeniedError: Code(grpc.StatusCode.PERMISSION_DENIED, Reason.PERMISSION_DENIED),
+    RateLimitedError: Code(grpc.StatusCode.RESOURCE_EXHAUSTED, Reason.RATE_LIMITED),
+    TooManyCallsError: Code(grpc.StatusCode.RESOURCE_EXHAUSTED, Reason.TOO_MANY_CALLS),
     QueueFullError: Code(grpc.StatusCode.RESOURCE_EXHAUSTED, Reason.QUEUE_FULL),
     NotInTimeError: Code(grpc.StatusCode.RESOURCE_EXHAUSTED, Reason.NOT_IN_TIME),
     DeadlineError: Code(grpc.StatusCode.DEADLINE_EXCEEDED, Reason.DEADLINE_EXCEEDED),
@@ -87,15 +96,20 @@ def status_of(error: DragomanError) -> Status:
         reasons = {violation.reason for violation in error.violations}
         reason = reasons.pop() if len(reasons) == 1 else reason
         details.append(_bad_request(error))
-    elif isinstance(error, QueueFullError | NotInTimeError | NoRoomError):
+    elif isinstance(error, QueueFullError | NotInTimeError | NoRoomError | RateLimitedError | TooManyCallsError):
         retry_delay = Duration()
-        retry_delay.FromNanoseconds(int(error.retry_after_seconds * 1e9))
+        retry_delay.FromNanoseconds(math.ceil(error.retry_after_seconds * 1e9))
         details.append(RetryInfo(retry_delay=retry_delay))
     elif isinstance(error, ModelNotFoundError):
         details.append(_resource("dragoman.v1.Model", error.model))
     elif isinstance(error, UnsupportedLanguageError):
         details.append(_resource("dragoman.v1.LanguagePair", error.language_pair))
     return _status(code, str(error), [ErrorInfo(reason=reason, domain=DOMAIN), *details])
+
+
+def add_request_id(status: Status, request_id: str) -> None:
+    """Says in a status which line of the log is about its call."""
+    status.details.add().Pack(RequestInfo(request_id=request_id))
 
 
 def trailers_of(status: Status) -> tuple[tuple[str, str | bytes], ...]:

@@ -1,22 +1,13 @@
 """TranslationService on the wire: gRPC calls to calls of the translator, nothing else."""
 
-import math
-import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
-from typing import Any
-
-import grpc
 
 from dragoman.v1 import translation_pb2 as pb
 from dragoman.v1 import translation_pb2_grpc
-from dragoman_server.service.calls import (
-    CallContext,
-    ScoreCall,
-    StreamCall,
-    TranslateCall,
-)
+from dragoman_server.service.calls import ScoreCall, StreamCall, TranslateCall
 from dragoman_server.service.translate import Translator
+from dragoman_server.wire.context import Context, call_context
 from dragoman_server.wire.guard import StreamRules
 from dragoman_server.wire.messages import (
     exchange_response,
@@ -36,8 +27,6 @@ STREAM_RULES = {
     f"{SERVICE_NAME}/ExchangeTranslations": StreamRules(num_answers=lambda message: message.HasField("input"))
 }
 
-Context = grpc.aio.ServicerContext[Any, Any]
-
 
 class TranslationServicer(translation_pb2_grpc.TranslationServiceServicer):
     """Errors are raised as they are: the guard turns them into a status."""
@@ -49,14 +38,14 @@ class TranslationServicer(translation_pb2_grpc.TranslationServiceServicer):
         """Translates a batch of texts."""
         inputs = [read_input(message) for message in request.inputs]
         call = TranslateCall(inputs, read_config(request), request.include_signals)
-        return translate_response(await self._translator.translate(call, call_context(context)))
+        return translate_response(await self._translator.translate(call, call_context()))
 
     async def StreamTranslation(
         self, request: pb.StreamTranslationRequest, context: Context
     ) -> AsyncGenerator[pb.StreamTranslationResponse, None]:
         """Translates a text and sends it while it is decoded."""
         call = StreamCall(read_input(request.input), read_config(request))
-        async with aclosing(self._translator.stream(call, call_context(context))) as parts:
+        async with aclosing(self._translator.stream(call, call_context())) as parts:
             async for part in parts:
                 yield stream_response(part)
 
@@ -65,23 +54,11 @@ class TranslationServicer(translation_pb2_grpc.TranslationServiceServicer):
     ) -> AsyncGenerator[pb.ExchangeTranslationsResponse, None]:
         """Translates a stream of texts."""
         messages = (read_exchange(request) async for request in requests)
-        async with aclosing(self._translator.exchange(messages, call_context(context))) as outcomes:
+        async with aclosing(self._translator.exchange(messages, call_context())) as outcomes:
             async for outcome in outcomes:
                 yield exchange_response(outcome)
 
     async def Score(self, request: pb.ScoreRequest, context: Context) -> pb.ScoreResponse:
         """Gives the log-probabilities of given translations."""
         call = ScoreCall([read_pair(message) for message in request.inputs], read_score_config(request))
-        return score_response(await self._translator.score(call, call_context(context)))
-
-
-def call_context(context: Context) -> CallContext:
-    """What is known of a call beside its messages."""
-    remaining: float | None = context.time_remaining()
-    # The deadline is one of the wall clock, which can be set; ours cannot.
-    return CallContext(math.inf if remaining is None else time.monotonic() + remaining, _host(context.peer()))
-
-
-def _host(peer: str) -> str:
-    """Who calls: the address without the port, which is another for each connection."""
-    return peer.rpartition(":")[0] if peer.startswith(("ipv4:", "ipv6:")) else peer
+        return score_response(await self._translator.score(call, call_context()))

@@ -21,6 +21,7 @@ from dragoman import (
     UnavailableError,
 )
 from dragoman._calls import Attempt, Throttle
+from dragoman._security import Security
 from dragoman.v1 import translation_pb2
 from dragoman.v1.translation_pb2 import TranslateRequest, TranslateResponse
 from support.fake_server import MODEL, FakeServer, abort, failed, translated, upper
@@ -360,10 +361,10 @@ def test_the_loss_of_a_connection_is_never_an_internal_error(server: FakeServer,
 def test_a_client_whose_calls_nearly_all_fail_stops_trying_again() -> None:
     throttle = Throttle()
     assert [throttle.lose() for _ in range(100)] == [True] * 99 + [False]
-    assert not Attempt("a:1", 30.0, throttle).pause(UnavailableError("stopping"))
+    assert not Attempt("a:1", 30.0, throttle, Security()).pause(UnavailableError("stopping"))
     for _ in range(40):
         throttle.answer()
-    assert Attempt("a:1", 30.0, throttle).pause(UnavailableError("stopping"))
+    assert Attempt("a:1", 30.0, throttle, Security()).pause(UnavailableError("stopping"))
 
 
 def test_other_errors_are_not_tried_again(server: FakeServer, call: Call) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import dragoman
-from dragoman_server import __main__, app
+from dragoman_server import __main__, app, log
 from dragoman_server.cli import read_config
 from dragoman_server.config import CONFIG_FILE, OPTIONS, Config, ModelOptions, validate
 from dragoman_server.errors import StartError
@@ -31,6 +31,13 @@ VALUES: dict[str, tuple[str, Any]] = {option.name: ("4321", 4321) for option in 
     "lanes": ("3", 3),
     "num_threads": ("2", 2),
     "max_running": ("256", 256),
+    "tls_certificate": ("/etc/tls.crt", Path("/etc/tls.crt")),
+    "tls_key": ("/etc/tls.key", Path("/etc/tls.key")),
+    "tls_client_ca": ("/etc/ca.crt", Path("/etc/ca.crt")),
+    "tokens": ("/etc/tokens", Path("/etc/tokens")),
+    "reflection": ("true", True),
+    "log_format": ("json", "json"),
+    "log_text": ("true", True),
 }
 
 
@@ -60,7 +67,7 @@ def test_without_options_the_defaults_hold() -> None:
 @pytest.mark.parametrize("source", ["flag", "flag with =", "variable", "file"])
 def test_an_option_reaches_the_config(option: Option, source: str, write: Callable[[str], Path]) -> None:
     text, value = VALUES[option.name]
-    key = f"{option.name} = {value if isinstance(value, int | float) else repr(text)}"
+    key = f"{option.name} = {text if isinstance(value, int | float) else repr(text)}"
     arguments, environ = {
         "flag": ([option.flag, text], {}),
         "flag with =": ([f"{option.flag}={text}"], {}),
@@ -125,6 +132,36 @@ def test_lanes_may_be_auto(given: str, write: Callable[[str], Path]) -> None:
     arguments = given.split() if given.startswith("-") else []
     environ = {"DRAGOMAN_LANES": "auto"} if given.startswith("D") else {}
     assert read_config([*arguments, "--config", str(lanes_of)], environ).engine.lanes == "auto"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environ", "line", "is_on"),
+    [
+        (["--log-text"], {}, "", True),
+        (["--log-text", "--lanes", "2"], {}, "", True),
+        (["--log-text=true"], {}, "", True),
+        (["--log-text", "false"], {"DRAGOMAN_LOG_TEXT": "1"}, "log_text = true", False),
+        ([], {"DRAGOMAN_LOG_TEXT": "1"}, "", True),
+        ([], {"DRAGOMAN_LOG_TEXT": "true"}, "", True),
+        ([], {"DRAGOMAN_LOG_TEXT": "0"}, "log_text = true", False),
+        ([], {"DRAGOMAN_LOG_TEXT": "false"}, "", False),
+        ([], {"DRAGOMAN_LOG_TEXT": ""}, "log_text = true", True),
+        ([], {}, "log_text = false", False),
+    ],
+)
+def test_the_flag_of_a_switch_needs_no_value(
+    arguments: list[str], environ: dict[str, str], line: str, is_on: bool, write: Callable[[str], Path]
+) -> None:
+    assert read_config(["--config", str(write(line)), *arguments], environ).log.log_text is is_on
+
+
+def test_a_switch_is_true_or_false(write: Callable[[str], Path]) -> None:
+    assert faults("--log-text", "loud") == "--log-text must be true or false and is 'loud'."
+    assert faults("--log-text=") == "The option --log-text has no value."
+    assert faults("--log-text", "--log-text") == "The option --log-text is given twice."
+    assert faults(DRAGOMAN_LOG_TEXT="2") == "DRAGOMAN_LOG_TEXT must be true or false and is '2'."
+    path = write('log_text = "true"')
+    assert faults("--config", str(path)) == f"{path}, line 1: log_text must be true or false and is 'true'."
 
 
 def test_all_faults_are_told_together_each_with_its_origin(write: Callable[[str], Path]) -> None:
@@ -208,6 +245,9 @@ def test_what_is_no_option_is_named() -> None:
 def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
     """Runs the command; returns its exit code, and what it wrote to stdout and stderr."""
 
+    # The command has the log written to a stream that is gone when the test has ended.
+    monkeypatch.setattr(log, "configure", lambda *_: None)
+
     def run(*arguments: str) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["dragoman-server", *arguments])
         with pytest.raises(SystemExit) as caught:
@@ -242,6 +282,8 @@ def test_the_command_serves_as_configured(
         (["--max-running", "many"], "is 'many'"),
         (["--lanes", "0"], "--lanes must be auto or a whole number from 1"),
         (["--pivot", "a", "--pivot=b"], "The option --pivot is given twice."),
+        (["--tokens", "/no/such/file"], "/no/such/file cannot be read: No such file or directory."),
+        (["make-token", "a b"], "the token: a name must be 1 to 64 letters"),
         (["--model", "/no/such/folder", "--listen", "127.0.0.1:0", "--metrics-listen", "127.0.0.1:0"], "/no/such"),
     ],
 )

@@ -1,7 +1,7 @@
 """What the guard does where no call over the wire can show it."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -14,9 +14,11 @@ from dragoman_server.wire.guard import Guard, StreamRules
 METHOD = "/dragoman.v1.TranslationService/Translate"
 
 
-def context(*messages: bytes, remaining: float | None = None) -> SimpleNamespace:
+def context(
+    *messages: bytes, remaining: float | None = None, metadata: Sequence[tuple[str, str | bytes]] = ()
+) -> SimpleNamespace:
     """That of a call with these requests; `written` are the responses."""
-    unread, written = list(messages), list[object]()
+    unread, written, trailers = list(messages), list[object](), list[tuple[str, str | bytes]]()
 
     async def read() -> object:
         return unread.pop(0) if unread else grpc.aio.EOF
@@ -27,7 +29,18 @@ def context(*messages: bytes, remaining: float | None = None) -> SimpleNamespace
     async def abort(code: grpc.StatusCode, message: str, _: object) -> None:
         raise AbortedError(code, message)
 
-    return SimpleNamespace(time_remaining=lambda: remaining, read=read, write=write, written=written, abort=abort)
+    return SimpleNamespace(
+        time_remaining=lambda: remaining,
+        invocation_metadata=lambda: metadata,
+        set_trailing_metadata=trailers.extend,
+        auth_context=dict,
+        peer=lambda: "ipv4:192.0.2.1:4321",
+        read=read,
+        write=write,
+        written=written,
+        trailers=trailers,
+        abort=abort,
+    )
 
 
 class AbortedError(Exception):

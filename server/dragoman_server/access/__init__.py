@@ -1,0 +1,1 @@
+"""Who may call, and how much: callers, their limits, and the file of their tokens."""

@@ -1,0 +1,1 @@
+"""Stubs of proto/inference, which `make proto` writes."""

@@ -72,8 +72,7 @@ class Trials:
             found = subprocess.run(
                 [sys.executable, "-P", "-m", _PROGRAM],
                 input=msgspec.json.encode(task),
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
+                capture_output=True,
                 env=os.environ | {"PYTHONPATH": os.pathsep.join(map(os.path.abspath, sys.path))},
                 timeout=max_seconds,
                 check=False,

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 
+from dragoman_server.attention import worker as worker_module
 from dragoman_server.attention.worker import AttentionWorker
 from dragoman_server.bundle.bundle import Bundle
 from dragoman_server.bundle.manifest import Precision
@@ -90,6 +91,7 @@ async def taking(worker: AttentionWorker, seconds: float, monkeypatch: pytest.Mo
         patched.setattr(time, "monotonic", lambda: next(times, seconds))
         await worker.run(lambda _: None, math.inf)
     worker._last = time.monotonic()
+    monkeypatch.setattr(worker_module, "_HALVING_SECONDS", 1e9)
 
 
 async def test_the_engine_knows_how_long_attention_takes(
@@ -136,9 +138,8 @@ async def test_passes_that_cannot_be_done_in_time_are_not_begun(
     attender: Attender, worker: AttentionWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await taking(worker, 9.0, monkeypatch)
-    with pytest.raises(
-        NotInTimeError, match=r"the attention would take [89](\.\d)? s, and the deadline is in "
-    ) as refusal:
+    too_long = r"the attention would take [89](\.\d)? s, and the deadline is in "
+    with pytest.raises(NotInTimeError, match=too_long) as refusal:
         await anext(attender.attention(SOURCE_ONLY, soon()))
     assert 3.0 < refusal.value.retry_after_seconds < 4.1
     assert await anext(attender.attention(SOURCE_ONLY, NOW))
@@ -156,15 +157,17 @@ async def test_whoever_finds_too_much_waiting_is_told_how_long_it_takes(
         assert retry_after(3) == 1.0  # nothing is known
         await taking(worker, 2.0, monkeypatch)
         assert 3.5 < retry_after(3) <= 4.0  # two of them are too many
-        assert worker.seconds(1) == pytest.approx(4.0, abs=0.2)  # one of the other comes between
-        assert worker.seconds(9) == pytest.approx(24.0, abs=1.0)  # all of the other do
+        assert worker.seconds(1) == pytest.approx(4.0, abs=0.01)  # one of the other comes between
+        assert worker.seconds(9) == pytest.approx(24.0, abs=0.01)  # all of the other do
     with worker.admitted(0), worker.admitted(0):
-        assert worker.seconds(1) == pytest.approx(6.0, abs=0.3)
+        assert worker.seconds(1) == pytest.approx(2.0)
+    assert worker.seconds(2) == pytest.approx(4.0)
 
 
 async def test_what_is_known_of_the_pace_of_attention_is_forgotten(
     worker: AttentionWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await taking(worker, 100.0, monkeypatch)
+    monkeypatch.setattr(worker_module, "_HALVING_SECONDS", 2.0)
     worker._last -= 20.0
     assert worker.seconds(1) < 0.1

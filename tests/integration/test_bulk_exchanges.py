@@ -66,7 +66,7 @@ async def test_24_bulk_exchanges_leave_room_for_single_calls(
             bulk, others = Stub(of_exchanges), Stub(of_exchanges if is_one_caller else of_calls)
             begun, may_end = Counter[int](), asyncio.Event()
             exchanges = [asyncio.create_task(exchange(bulk, begun, number, may_end)) for number in range(NUM_EXCHANGES)]
-            while len(begun) < NUM_EXCHANGES // 2 and not any(task.done() for task in exchanges):
+            while len(begun) < NUM_EXCHANGES // 2 and not any(task.done() for task in exchanges):  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
             priorities = (pb.PRIORITY_INTERACTIVE, pb.PRIORITY_UNSPECIFIED)
             outcomes = [await translate(others, priorities[number % 2]) for number in range(60)]

@@ -43,7 +43,7 @@ async def exchange(stub: Stub, begun: "Counter[int]", number: int, may_end: asyn
     return num_translated
 
 
-async def translate(stub: Stub, priority: "pb.Priority") -> str:
+async def translate(stub: Stub, priority: "pb.Priority.ValueType") -> str:
     request = pb.TranslateRequest(inputs=[pb.TranslationInput(text=LINE)], priority=priority, **EN_FR)
     try:
         await stub.Translate(request, timeout=60)  # type: ignore[misc]

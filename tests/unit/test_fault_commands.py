@@ -3,6 +3,7 @@
 import contextlib
 import math
 import os
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -131,7 +132,7 @@ def test_faults_hit_one_replica_after_the_other_and_a_failed_call_is_told(
 
     monkeypatch.setattr(kill, "fleet", fleet)
     monkeypatch.setattr(kill, "Traffic", FakeTraffic)
-    monkeypatch.setattr(kill.time, "sleep", lambda _: None)
+    monkeypatch.setattr(time, "sleep", lambda _: None)
     options: dict[str, Any] = {"unary": 7, "streams": 3, "callers": 4, "grace_seconds": 6.0, "hang_seconds": 1.0}
     with pytest.raises(typer.Exit) as ended:
         kill.main(kills=4, restarts=1, hangs=1, seed=0, **options)

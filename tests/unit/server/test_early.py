@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 
 from dragoman_server.attention import worker as worker_module
+from dragoman_server.attention.selection import SelectionFields
 from dragoman_server.attention.worker import AttentionWorker
 from dragoman_server.bundle.bundle import Bundle
 from dragoman_server.bundle.manifest import Precision
@@ -18,7 +19,7 @@ from dragoman_server.registry.model import Model
 from dragoman_server.registry.registry import Registry
 from dragoman_server.runtime.attention_pass import AttentionPass
 from dragoman_server.service.attention import Attender
-from dragoman_server.service.calls import AlignCall, AttentionCall, CallContext, Pair, SelectionFields
+from dragoman_server.service.calls import AlignCall, AttentionCall, CallContext, Pair
 from dragoman_server.service.translate import Translator
 from support.calls import INPUT_LIMITS, MAX_ROWS, MAX_SEGMENTS, NOW, call, config
 from support.fake_runner import FakeRunner, running_engine

@@ -21,6 +21,7 @@ from dragoman_server.option_texts import parse_model
 from dragoman_server.registry.opener import ModelOpener
 from dragoman_server.registry.registry import Registry
 from dragoman_server.registry.repository import Place, Repository
+from dragoman_server.registry.trial import Trials
 from dragoman_server.registry.watcher import Watcher
 from dragoman_server.runtime.background import Background
 from dragoman_server.runtime.hardware import Hardware
@@ -121,7 +122,8 @@ async def serve(config: Config) -> int:
         cache = CompletionCache(config.engine.cache_bytes) if config.engine.cache_bytes else None
         if cache is not None:
             metrics.set_cache(lambda: cache.num_bytes, cache.max_bytes)
-        opener = ModelOpener(config.engine, hardware, background, metrics, on_death, options.vocabulary, cache)
+        trials = None if options.trust_bundles else Trials(config.engine)
+        opener = ModelOpener(config.engine, hardware, background, metrics, on_death, options.vocabulary, cache, trials)
 
         def on_change(registry: Registry) -> None:
             heap.change()

@@ -61,6 +61,14 @@ class ModelOptions:
             "bytes",
         ),
     ] = 0
+    trust_bundles: Annotated[
+        bool,
+        About(
+            "Whether bundles are served without being tried. Else each is loaded by a process of its own first, with "
+            "limits of memory and time, so that a graph that crashes, hangs or takes all memory ends that process "
+            "alone. The embedded model is not tried.",
+        ),
+    ] = False
     pivot: Annotated[
         str,
         About(

@@ -72,7 +72,9 @@ def test_a_server_with_onnx_runtime_for_the_cpu_refuses_a_gpu() -> None:
 async def test_without_a_gpu_fp16_is_served_on_the_cpu_and_the_log_says_why(
     tiny_bundles: dict[Precision, Bundle], capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
-    models = ModelOptions(model=tuple(f"{name}={tiny_bundles[name].folder}" for name in ("fp16", "int8")))
+    models = ModelOptions(
+        model=tuple(f"{name}={tiny_bundles[name].folder}" for name in ("fp16", "int8")), trust_bundles=True
+    )
     async with serving(replace(CONFIG, models=models), capsys) as line:
         assert line.startswith("serving 2 models on the CPU on 127.0.0.1:")
     (warning,) = [record.message for record in caplog.records if "GPU" in record.message]
@@ -93,7 +95,9 @@ async def test_models_on_several_devices_are_counted_in_the_start_line(
         return listing._replace(placement=gpu) if folder.name == "int8" else listing
 
     monkeypatch.setattr(ModelOpener, "peek", on_gpu)
-    models = ModelOptions(model=tuple(f"{name}={tiny_bundles[name].folder}" for name in ("fp32", "int8")))
+    models = ModelOptions(
+        model=tuple(f"{name}={tiny_bundles[name].folder}" for name in ("fp32", "int8")), trust_bundles=True
+    )
     async with serving(replace(CONFIG, models=models), capsys) as line:
         assert line.startswith("serving 2 models (1 on the CPU, 1 on CUDA device 0 (NVIDIA L4)) on 127.0.0.1:")
 
@@ -173,7 +177,7 @@ async def test_one_model_is_decoded_on_two_devices(
 
     monkeypatch.setattr(Engine, "submit", count)
     monkeypatch.setattr(app, "Hardware", partial(SeveralDevices, num_devices=2))
-    models = ModelOptions(model=(str(tiny_bundles["fp32"].folder),))
+    models = ModelOptions(model=(str(tiny_bundles["fp32"].folder),), trust_bundles=True)
     options = EngineOptions(lanes=1, num_threads=1, max_running=4, max_waiting=40)
     words = ["the small dog", "a red house", "a bird sees the old tree", "here", "the green river"]
     texts = [f"{words[i % 5]} and {words[i // 5 % 5]}" for i in range(40)]

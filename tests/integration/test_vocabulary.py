@@ -56,7 +56,7 @@ async def serving(
     bundle: Bundle, capsys: pytest.CaptureFixture[str], default: Vocabulary = "full"
 ) -> AsyncIterator[tuple[AsyncClient, str]]:
     """A client of a server in this process, and the address of its metrics."""
-    models = ModelOptions(model=(str(bundle.folder),), vocabulary=default)
+    models = ModelOptions(model=(str(bundle.folder),), vocabulary=default, trust_bundles=True)
     task, line = asyncio.create_task(app.serve(replace(CONFIG, models=models, engine=ENGINE))), ""
     try:
         while not line.endswith("\n") and not task.done():

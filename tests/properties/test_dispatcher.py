@@ -29,8 +29,13 @@ class CountingEngine:
 
     give_back_memory = stop = start
 
-    def check(self, deadline: float, priority: Priority, identity: object, num_requests: int = 1) -> None:
+    def check(
+        self, deadline: float, priority: Priority, identity: object, num_requests: int = 1, seconds_after: float = 0.0
+    ) -> None:
         pass
+
+    def seconds(self, priority: Priority, identity: object, num_requests: int) -> float:
+        return 0.0
 
     def submit(
         self,

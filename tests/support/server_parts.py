@@ -20,7 +20,7 @@ from dragoman_server.bundle.bundle import Bundle
 from dragoman_server.bundle.framing import FramingTemplate
 from dragoman_server.bundle.languages import LanguageTable
 from dragoman_server.bundle.manifest import Architecture, Limits, Manifest, Parity, StateTensors
-from dragoman_server.config import Config
+from dragoman_server.config import Config, ModelOptions
 from dragoman_server.engine.sequence import Completion, FinishReason, Hypothesis, Priority, Request
 from dragoman_server.errors import DragomanError, EngineDeadError, QueueFullError
 from dragoman_server.registry.entry import Listing
@@ -34,6 +34,7 @@ CONFIG = Config(
     listen="127.0.0.1:0",
     metrics_listen="127.0.0.1:0",
     shutdown_grace_seconds=1000.0,  # longer than a test may take: whoever waits for its end fails
+    models=ModelOptions(trust_bundles=True),  # most have no graphs, and a trial takes a second
 )
 LIMITS = Limits(max_source_tokens=64, max_target_tokens=96, segment_tokens=24)
 SENTENCES = (
@@ -121,6 +122,8 @@ class FakeEngine:
         is_full: whether there is room only for what is unlimited.
         refusal: what `submit` raises.
         early_refusal: what `check` raises.
+        seconds_of_one: how long it says that each request takes.
+        seconds_after: that `check` was told of.
         num_pending_rows: as the test has set it.
     """
 
@@ -136,13 +139,21 @@ class FakeEngine:
         self.early_refusal: Exception | None = None
         self.stalled_seconds = 0.0
         self.num_given_back = self.num_pending_rows = 0
+        self.seconds_of_one = 0.0
+        self.seconds_after: list[float] = []
 
     def start(self) -> None:
         pass
 
-    def check(self, deadline: float, priority: Priority, identity: object, num_requests: int = 1) -> None:
+    def check(
+        self, deadline: float, priority: Priority, identity: object, num_requests: int = 1, seconds_after: float = 0.0
+    ) -> None:
+        self.seconds_after.append(seconds_after)
         if self.early_refusal is not None:
             raise self.early_refusal
+
+    def seconds(self, priority: Priority, identity: object, num_requests: int) -> float:
+        return num_requests * self.seconds_of_one
 
     def submit(
         self,

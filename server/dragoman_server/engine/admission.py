@@ -38,18 +38,20 @@ class Admission:
         self._scheduler, self._limits, self._num_rows = scheduler, limits, num_rows
         self._pace = Pace()
 
-    def check_early(self, deadline: float, priority: Priority, identity: object, num_requests: int) -> None:
+    def check_early(
+        self, deadline: float, priority: Priority, identity: object, num_requests: int, seconds_after: float = 0.0
+    ) -> None:
         """Refuses a call of which only this is known, as if its requests were like those of others lately.
+
+        When they are answered, the call needs `seconds_after`.
 
         Raises:
             QueueFullError: there is no room for so many.
             NotInTimeError: they can hardly be finished by the deadline.
         """
-        size = self._pace.usual_size
-        load, longest = Load(num_requests, num_requests * size), min(num_requests, _LONGEST_RATIO) * size
-        least = Usage(num_requests, num_requests, num_requests)
-        self._check_room(least, priority, identity)
-        self._check_time(load, num_requests, longest, deadline, priority, identity, _EARLY_MARGIN)
+        self._check_room(Usage(num_requests, num_requests, num_requests), priority, identity)
+        if not math.isinf(deadline):
+            _check_time(_EARLY_MARGIN * self.seconds(priority, identity, num_requests) + seconds_after, deadline)
 
     def check(self, groups: Sequence[SequenceGroup]) -> None:
         """Refuses the requests of a call, at least one.
@@ -63,7 +65,16 @@ class Admission:
         load = Load(len(groups), sum(group.weight for group in groups))
         longest = max(group.request.size for group in groups)
         deadline = min(group.request.deadline for group in groups)
-        self._check_time(load, usage.num_rows, longest, deadline, priority, identity, _MARGIN)
+        seconds_after = max(group.request.seconds_after for group in groups)
+        if not math.isinf(deadline):
+            seconds = self._seconds(load, usage.num_rows, longest, priority, identity)
+            _check_time(_MARGIN * seconds + seconds_after, deadline)
+
+    def seconds(self, priority: Priority, identity: object, num_requests: int) -> float:
+        """How long requests would take of which only this is known; 0 where nothing is known of the pace."""
+        size = self._pace.usual_size
+        load, longest = Load(num_requests, num_requests * size), min(num_requests, _LONGEST_RATIO) * size
+        return self._seconds(load, num_requests, longest, priority, identity)
 
     def is_late(self, request: Request) -> bool:
         """Whether a request cannot be finished by its deadline, were it encoded now."""
@@ -90,31 +101,25 @@ class Admission:
             seconds = self._pace.seconds_of(share * self._scheduler.waiting_weight, time.monotonic())
             raise QueueFullError(text, max(_LEAST_RETRY_SECONDS, seconds or _UNKNOWN_RETRY_SECONDS))
 
-    def _check_time(
-        self,
-        load: Load,
-        num_rows: int,
-        longest: float,
-        deadline: float,
-        priority: Priority,
-        identity: object,
-        margin: float,
-    ) -> None:
+    def _seconds(self, load: Load, num_rows: int, longest: float, priority: Priority, identity: object) -> float:
+        """From now to the answers of a call: what comes before it, and its decoding."""
         now = time.monotonic()
-        left = deadline - now
-        if math.isinf(left) or left <= 0.0:  # where it has passed, the engine says so
-            return
         seconds = self._decoding_seconds(longest, num_rows, now)
         if self._scheduler.num_waiting or self._scheduler.num_reserved_rows + num_rows > self._num_rows:
             seconds += self._pace.seconds_of(self._scheduler.weight_until(load, identity, priority), now)
-        seconds *= margin
-        if seconds > left:
-            raise NotInTimeError(
-                f"the answer would take {seconds:.2g} s, and the deadline is in {left:.2g} s",
-                max(_LEAST_RETRY_SECONDS, seconds - left),
-            )
+        return seconds
 
     def _decoding_seconds(self, size: float, num_rows: int, now: float) -> float:
         """From the encoding of a request to its answer, with so many rows beside those that are taken."""
         num_together = min(self._scheduler.num_reserved_rows + num_rows, self._num_rows)
         return self._pace.decoding_seconds(size, num_together, now)
+
+
+def _check_time(seconds: float, deadline: float) -> None:
+    """Raises NotInTimeError where so many seconds are more than there are."""
+    left = deadline - time.monotonic()
+    if 0.0 < left < seconds:  # where it has passed, the engine says so
+        raise NotInTimeError(
+            f"the answer would take {seconds:.2g} s, and the deadline is in {left:.2g} s",
+            max(_LEAST_RETRY_SECONDS, seconds - left),
+        )

@@ -15,7 +15,7 @@ from dragoman_server.engine.search_options import SearchOptions
 from dragoman_server.engine.sequence import Hypothesis, Request
 
 # All else in a request may change the answer; so may a field that is added one day, until it is named here.
-_OF_NO_EFFECT = {"deadline", "priority"}
+_OF_NO_EFFECT = {"deadline", "priority", "seconds_after"}
 _answer_fields = attrgetter(
     *(f.name for f in fields(Request) if f.name not in {*_OF_NO_EFFECT, "options", "candidates"})
 )

@@ -54,21 +54,29 @@ class Dispatcher:
         for engine in self._engines:
             engine.stop()
 
-    def check(self, deadline: float, priority: Priority, identity: object, num_requests: int = 1) -> None:
+    def check(
+        self, deadline: float, priority: Priority, identity: object, num_requests: int = 1, seconds_after: float = 0.0
+    ) -> None:
         """Refuses a call that all engines refuse.
 
         Raises:
             QueueFullError, NotInTimeError: as the engine that has room first.
         """
         refusals = list[QueueFullError | NotInTimeError]()
+        share = math.ceil(num_requests / len(self._engines))
         for engine in self._engines:
             try:
-                engine.check(deadline, priority, identity, math.ceil(num_requests / len(self._engines)))
+                engine.check(deadline, priority, identity, share, seconds_after)
             except (QueueFullError, NotInTimeError) as error:
                 refusals.append(error)
             else:
                 return
         raise min(refusals, key=lambda error: error.retry_after_seconds)
+
+    def seconds(self, priority: Priority, identity: object, num_requests: int) -> float:
+        """How long a call of so many requests would take, dealt to all engines; 0 where nothing is known."""
+        share = math.ceil(num_requests / len(self._engines))
+        return min(engine.seconds(priority, identity, share) for engine in self._engines)
 
     def submit(
         self,

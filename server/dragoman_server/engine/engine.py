@@ -133,7 +133,9 @@ class Engine:
         lanes = zip(self._lanes, self._last_progress, strict=False)  # of a stopped engine there are none
         return max((now - since if lane.has_work else 0.0 for lane, since in lanes), default=0.0)
 
-    def check(self, deadline: float, priority: Priority, identity: object, num_requests: int = 1) -> None:
+    def check(
+        self, deadline: float, priority: Priority, identity: object, num_requests: int = 1, seconds_after: float = 0.0
+    ) -> None:
         """Refuses a call before its texts are looked at, as if its requests were like those of others lately.
 
         Args:
@@ -141,13 +143,19 @@ class Engine:
             priority: of the call.
             identity: of the caller.
             num_requests: as many as the call has at least.
+            seconds_after: that the call needs when these are answered.
 
         Raises:
             QueueFullError: there is no room for so many.
             NotInTimeError: they can hardly be finished by the deadline.
         """
         with self._lock:
-            self._admission.check_early(deadline, priority, identity, num_requests)
+            self._admission.check_early(deadline, priority, identity, num_requests, seconds_after)
+
+    def seconds(self, priority: Priority, identity: object, num_requests: int) -> float:
+        """How long a call of so many requests would take, as if they were like those of others lately; 0: unknown."""
+        with self._lock:
+            return self._admission.seconds(priority, identity, num_requests)
 
     def submit(
         self,

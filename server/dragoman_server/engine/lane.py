@@ -59,6 +59,7 @@ class Lane:
         self._runner, self._search, self._answer = runner, search, answer
         self.departed: list[SequenceGroup] = []  # running groups to be dropped at the next step; behind the lock
         self._num_cached_tokens = 0
+        self._has_failed = False  # whether the latest step could not be run
 
     @property
     def has_work(self) -> bool:
@@ -100,7 +101,9 @@ class Lane:
         started = time.monotonic()
         encoded: list[SequenceGroup] = []
         failed: list[SequenceGroup] = []
-        for batch in batches:
+        untried = list(reversed(batches))
+        while untried:
+            batch = untried.pop()
             began = time.monotonic()
             try:
                 self._runner.encode([group.request.source_ids for group in batch], batch[0].live[0].row)
@@ -108,7 +111,10 @@ class Lane:
                 raise
             except Exception as error:
                 logger.error("inference failed for %d sources", len(batch), exc_info=error)
-                failed += batch
+                if len(batch) > 1:  # one alone may be at fault, or all together too large
+                    untried += [[group] for group in reversed(batch)]
+                else:
+                    failed += batch
                 continue
             seconds = time.monotonic() - began
             for group in batch:
@@ -141,8 +147,9 @@ class Lane:
             raise
         except Exception as error:
             logger.error("inference failed for %d rows", len(rows), exc_info=error)
-            self._remove(list(self._schedule.running), InferenceError, _BATCH_FAILED)
+            self._note_failure()
             return 0, 0.0
+        self._has_failed = False
         running = self._schedule.running
         broken = self._search.advance(running, questions, all_rows, output)
         done = [group for group in running if not group.live]
@@ -155,6 +162,15 @@ class Lane:
             logger.error("the model gave no numbers for %d requests", len(broken))
             self._remove(broken, InferenceError, _BATCH_FAILED)
         return len(questions), time.monotonic() - started
+
+    def _note_failure(self) -> None:
+        """The step is run again as it was: memory may have been short for a moment. Then with half of the requests."""
+        if not self._has_failed:
+            self._has_failed = True
+            return
+        self._has_failed = False
+        running = list(self._schedule.running)
+        self._remove(running[len(running) // 2 :], InferenceError, _BATCH_FAILED)
 
     def _deliver(self, done: Rows[SequenceGroup]) -> None:
         now = time.monotonic()

@@ -23,13 +23,20 @@ class SegmentEngine(Protocol):
     def stop(self) -> None:
         """Ends; requests not finished by then get an EngineDeadError."""
 
-    def check(self, deadline: float, priority: Priority, identity: object, num_requests: int = 1) -> None:
+    def check(
+        self, deadline: float, priority: Priority, identity: object, num_requests: int = 1, seconds_after: float = 0.0
+    ) -> None:
         """Refuses a call that has at least so many requests, where that is certain before they are known.
+
+        When they are answered, the call needs `seconds_after`.
 
         Raises:
             QueueFullError: there is no room for so many.
             NotInTimeError: they cannot be finished by the deadline.
         """
+
+    def seconds(self, priority: Priority, identity: object, num_requests: int) -> float:
+        """How long a call of so many requests would take, as if they were like those of others lately; 0: unknown."""
 
     def submit(
         self,

@@ -40,6 +40,7 @@ class Request:
     num_framing_ids: int = 0  # of these the first ones, such as the target's language: they do not count in scores
     priority: Priority = Priority.DEFAULT
     candidates: Candidates | None = None  # the tokens that targets may have; None: the whole vocabulary
+    seconds_after: float = 0.0  # that its caller needs, when it is answered, for what comes then
 
     @property
     def size(self) -> int:

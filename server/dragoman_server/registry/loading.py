@@ -33,6 +33,13 @@ def max_load_seconds(folder: Path) -> float:
     return _MAX_SECONDS + (weights.stat().st_size if weights.is_file() else 0) / _LEAST_BYTES_PER_SECOND
 
 
+def took_too_long(max_seconds: float) -> StartError:
+    """The error where loading did not end in time."""
+    return StartError(
+        f"the model was not loaded within {max_seconds:.0f} seconds: a graph hangs, or the machine is too slow"
+    )
+
+
 async def load(work: Callable[[], _T], stop: asyncio.Event, max_seconds: float) -> _T:
     """Does the work on a thread of its own, and leaves it behind where it does not end.
 
@@ -58,9 +65,7 @@ async def load(work: Callable[[], _T], stop: asyncio.Event, max_seconds: float) 
             raise StoppedError
         if loaded.done():
             return loaded.result()
-        raise StartError(
-            f"the model was not loaded within {max_seconds:.0f} seconds: a graph hangs, or the machine is too slow"
-        )
+        raise took_too_long(max_seconds)
     finally:
         stopped.cancel()
         loaded.cancel()

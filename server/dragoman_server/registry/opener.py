@@ -12,6 +12,7 @@ from dragoman_server.errors import BundleError
 from dragoman_server.metrics import Metrics
 from dragoman_server.registry.entry import Entry, Listing
 from dragoman_server.registry.model import Model
+from dragoman_server.registry.trial import Trials
 from dragoman_server.runtime.background import Background
 from dragoman_server.runtime.footprint import model_bytes
 from dragoman_server.runtime.hardware import Hardware, Placement
@@ -28,6 +29,7 @@ class ModelOpener:
         on_death: called when an error has ended an engine.
         vocabulary: what targets are chosen from where a call does not say: a list that each bundle must have.
         cache: keeps the answers of all; None: they are not kept.
+        trials: try bundles before they are loaded; None: all are trusted.
     """
 
     def __init__(
@@ -39,10 +41,11 @@ class ModelOpener:
         on_death: Callable[[], None],
         vocabulary: Vocabulary = "full",
         cache: CompletionCache | None = None,
+        trials: Trials | None = None,
     ) -> None:
         self._options, self._hardware, self._background = options, hardware, background
         self._metrics, self._on_death, self._vocabulary = metrics, on_death, vocabulary
-        self._cache = cache
+        self._cache, self._trials = cache, trials
 
     def peek(self, folder: Path) -> Listing:
         """What is known of a bundle before it is loaded.
@@ -72,6 +75,8 @@ class ModelOpener:
     def open(self, entry: Entry) -> Model:
         """Loads a model; raises StartError where it cannot be served, or is not the one that was listed."""
         assert entry.bundle is not None
+        if self._trials is not None:
+            self._trials.hold(entry.bundle)
         model_metrics = self._metrics.model(entry.name)
         try:
             model = Model.open(

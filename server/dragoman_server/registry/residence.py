@@ -32,6 +32,9 @@ _MAX_SECONDS_FOR_ROOM = 30.0
 # The reason may have passed: no memory, no file descriptors, a file that nobody could read.
 _SECONDS_TO_NEXT_TRY = 60.0
 
+# A bundle may be loaded by another process first, which tries it.
+_NUM_LOADS = 2
+
 
 class RetiredError(Exception):
     """A model is not served any more: another may be."""
@@ -147,7 +150,8 @@ class Residence:
                 await self._make_room(entry, asked)
                 started = time.monotonic()
                 try:
-                    model = await load(lambda: self._opener.open(entry), self._stop, max_load_seconds(entry.folder))
+                    max_seconds = _NUM_LOADS * max_load_seconds(entry.folder)
+                    model = await load(lambda: self._opener.open(entry), self._stop, max_seconds)
                 except StartError as error:
                     self._on_load(entry.name, False, time.monotonic() - started)
                     entry.error, entry.failed_until = str(error), time.monotonic() + _SECONDS_TO_NEXT_TRY

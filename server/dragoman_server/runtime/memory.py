@@ -118,6 +118,12 @@ def memory_limit(num_bytes: int, max_seconds: float = 60.0) -> Iterator[None]:
         _LIMIT.leave(share)
 
 
+def limit_memory(num_bytes: int) -> None:
+    """Lets no allocation succeed from now on that makes this process larger by more than `num_bytes`."""
+    if sys.platform == "linux":
+        _set_data_limit(_data_bytes() + num_bytes)
+
+
 @dataclass(frozen=True, eq=False)  # each is another
 class _Share:
     """What a thread inside of `memory_limit` may allocate."""

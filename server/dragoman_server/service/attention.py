@@ -23,6 +23,7 @@ from dragoman_server.registry.model import Model
 from dragoman_server.registry.registry import Lease, Registry
 from dragoman_server.runtime.attention_pass import AttentionPass
 from dragoman_server.service.calls import AlignCall, AttentionCall, CallContext, Pair, TranslateConfig
+from dragoman_server.service.early import checked_early
 from dragoman_server.service.plan import Plan, PlannedText
 from dragoman_server.service.planner import Planner, check_deadline
 from dragoman_server.service.submission import TextThreads, submitted
@@ -80,6 +81,9 @@ class Attender:
             resolved = resolve_selection(call.selection, lease.model.manifest.architecture, has_target)
             plan, selection = self._plan(lease, call.config, context, resolved)
             worker, pair = _attention_of(lease.model), call.input
+            num_targets = 1 if pair.target is not None else plan.decoding.search.num_hypotheses
+            num_passes = 1 + num_targets * has_target * len(selection.kinds)
+            plan = checked_early(plan, int(has_target), worker.seconds(num_passes), may_be_cached=False)
             context.let_in(1)
             planned = await self._threads.run(
                 _num_characters(pair), partial(self._planner.plan_pair, pair, plan, "", must_spell=True)
@@ -90,8 +94,7 @@ class Attender:
             nums_target = [] if planned.target_ids is None else [len(planned.target_ids)]
             self._check_size(selection, request, nums_target)
             check_deadline(context.deadline)
-            num_targets = (len(nums_target) or plan.decoding.search.num_hypotheses) * has_target
-            with worker.admitted(1 + num_targets * len(selection.kinds)) as admission:
+            with worker.admitted(num_passes, context.deadline) as admission:
                 targets: Sequence[Hypothesis] = ()
                 if has_target:
                     (completion,) = await self._decoded(planned.requests, plan)
@@ -143,12 +146,14 @@ class Attender:
             resolved = resolve_alignment(call.method, call.layer, call.heads, model.manifest)
             plan, alignment = self._plan(lease, call.config, context, resolved, len(call.inputs))
             worker = _attention_of(model)
-            context.let_in(len(call.inputs))
+            num_inputs = len(call.inputs)
+            plan = checked_early(plan, num_inputs, worker.seconds(num_inputs), may_be_cached=False)
+            context.let_in(num_inputs)
             nums_characters = [*map(_num_characters, call.inputs)]
             pairs = await self._threads.run_all(nums_characters, self._planner.plan_alignments(call.inputs, plan))
             check_deadline(context.deadline)
             requests = [request for pair in pairs if isinstance(pair, PlannedText) for request in pair.requests]
-            with worker.admitted(len(requests)):
+            with worker.admitted(len(requests), context.deadline):
                 completions = iter(await self._decoded(requests, plan))
                 results: list[AlignedPair | InvalidInputError] = []
                 for pair in pairs:

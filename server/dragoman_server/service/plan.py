@@ -30,6 +30,7 @@ class Plan:
     identity: str | None  # of the caller
     route: str = ""  # where the text goes through a third language: the way it goes, for errors
     first: "Plan | None" = None  # likewise, of what comes before this model
+    seconds_after: float = 0.0  # that must be left when this model is done, for what comes then
 
     def max_target_tokens(self, source: SourceSegment) -> int:
         """How many tokens the target of a segment may have, end-of-sentence included."""

@@ -207,6 +207,7 @@ class Planner:
                 len(plan.framing.target_prefix),
                 plan.priority,
                 plan.vocabulary.candidates(source_ids, forced_ids),
+                plan.seconds_after,
             )
             for source, source_ids in zip(segmented.segments, all_source_ids, strict=True)
         ]
@@ -324,7 +325,16 @@ class Planner:
             forced_ids = target_ids
         source_ids = plan.framing.frame(source.token_ids)
         num_framing_ids = plan.framing.num_forced(forced_ids)
-        request = Request(source_ids, num_tokens, plan.deadline, search, forced_ids, num_framing_ids, plan.priority)
+        request = Request(
+            source_ids,
+            num_tokens,
+            plan.deadline,
+            search,
+            forced_ids,
+            num_framing_ids,
+            plan.priority,
+            seconds_after=plan.seconds_after,
+        )
         text = target if isinstance(target, str) else None
         return PlannedText(segmented, plan.framing, [request], target_ids, text)
 

@@ -35,6 +35,7 @@ from dragoman_server.service.calls import (
     TranslateCall,
     TranslateConfig,
 )
+from dragoman_server.service.early import checked_early
 from dragoman_server.service.exchange import Begun, exchange
 from dragoman_server.service.plan import Plan, PlannedText
 from dragoman_server.service.planner import Planner, check_deadline
@@ -125,13 +126,15 @@ class Translator:
             model = plan.model
             if call.include_signals and model.attention is None:
                 raise NoAttentionError("the model's bundle has no attention graph, and without it there are no signals")
-            _check_early(call.inputs, plan)
+            observer = model.attention if call.include_signals else None
+            num_certain = _num_certain(call.inputs)
+            plan = checked_early(plan, num_certain, observer.seconds(num_certain) if observer else 0.0)
             context.let_in(len(call.inputs))
             nums_characters = [*map(_num_characters, call.inputs)]
             texts = await self._all_planned(call.inputs, nums_characters, plan)
             signals: list[Sequence[Signals]] = [()] * len(texts)
-            if call.include_signals and model.attention is not None:
-                completions, signals = await self._observed(texts, plan, model.attention)
+            if observer is not None:
+                completions, signals = await self._observed(texts, plan, observer)
             else:
                 completions = await self._decode(texts, plan)
             results = (
@@ -154,7 +157,7 @@ class Translator:
         """
         async with self._lease(call.config, context, may_pivot=True) as lease:
             plan = self._planner.plan(lease, call.config, context)
-            _check_early([call.input], plan)
+            plan = checked_early(plan, _num_certain([call.input]))
             context.let_in(1)
             planned = await self._planned(call.input, plan, self._decode_text)
             check_deadline(context.deadline)
@@ -262,7 +265,7 @@ class Translator:
         """
         async with self._lease(call.config, context) as lease:
             plan = self._planner.plan(lease, call.config, context, len(call.inputs), options_path="", takes_lists=False)
-            _check_early(call.inputs, plan)
+            plan = checked_early(plan, _num_certain(call.inputs))
             context.let_in(len(call.inputs))
             nums_characters = [*map(_num_characters, call.inputs)]
             pairs = await self._threads.run_all(nums_characters, self._planner.plan_scores(call.inputs, plan))
@@ -336,7 +339,7 @@ class Translator:
     ) -> tuple[list[list[Completion]], list[Sequence[Signals]]]:
         """The answers for the requests of every text, and the signals of the best hypothesis of each."""
         sources = [() if isinstance(text, InvalidInputError) else text.sources for text in texts]
-        with attention.admitted(sum(map(len, sources))):
+        with attention.admitted(sum(map(len, sources)), plan.deadline):
             completions = await self._decode(texts, plan)
             signals: list[Sequence[Signals]] = [
                 [await self._signals(*segment, plan, attention) for segment in zip(own, answers, strict=True)]
@@ -370,15 +373,9 @@ class Translator:
             self._on_translated(_plain_name(plan.first.model), plan.first.vocabulary.name, num_segments)
 
 
-def _check_early(inputs: Sequence[TextInput | Pair], plan: Plan) -> None:
-    """Refuses what must be refused whatever the texts are, before they are tokenized, which takes time.
-
-    Raises:
-        QueueFullError, NotInTimeError: from the engine that comes first.
-    """
-    num_requests = sum(has_words(text_input.text[:_EARLY_CHARACTERS]) for text_input in inputs)
-    if num_requests:
-        (plan.first or plan).model.engine.check(plan.deadline, plan.priority, plan.identity, num_requests)
+def _num_certain(inputs: Sequence[TextInput | Pair]) -> int:
+    """Segments that the texts have at least, as far as can be seen before they are tokenized, which takes time."""
+    return sum(has_words(text_input.text[:_EARLY_CHARACTERS]) for text_input in inputs)
 
 
 def _plain_name(model: Model) -> str:

@@ -336,6 +336,24 @@ def test_the_rest_is_the_engine(cached: CachingEngine, engine: FakeEngine) -> No
     assert engine.num_given_back == 1
 
 
-def test_nobody_is_refused_before_it_is_known_what_is_in_the_cache(cached: CachingEngine, engine: FakeEngine) -> None:
-    engine.early_refusal = QueueFullError("the queue is full", retry_after_seconds=1.0)
-    cached.check(math.inf, Priority.DEFAULT, None)
+def test_nobody_is_refused_before_it_is_known_what_is_asked_for_while_the_cache_helps(
+    cached: CachingEngine, engine: FakeEngine
+) -> None:
+    engine.seconds_of_one = 2.0
+    engine.early_refusal = full = QueueFullError("the queue is full", retry_after_seconds=1.0)
+
+    def is_refused() -> bool:
+        try:
+            cached.check(math.inf, Priority.DEFAULT, "a", 3, 0.5)
+        except QueueFullError as error:
+            return error is full
+        return False
+
+    assert is_refused()  # nothing is in the cache
+    assert cached.seconds(Priority.DEFAULT, "a", 3) == 6.0
+    assert engine.seconds_after == [0.5]
+    cached.submit([A] * 30)
+    assert not is_refused()
+    assert cached.seconds(Priority.DEFAULT, "a", 3) == 0.0
+    cached.submit([replace(A, source_ids=(number, 3)) for number in range(400)])
+    assert is_refused()

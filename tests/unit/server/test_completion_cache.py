@@ -98,6 +98,7 @@ def test_all_that_changes_an_answer_makes_another_key(
 
 def test_a_field_of_a_request_is_looked_at_unless_it_is_known_not_to_matter() -> None:
     known = {"source_ids", "max_target_tokens", "deadline", "options", "prefix_ids", "num_framing_ids", "priority"}
+    known |= {"seconds_after"}
     assert {f.name for f in fields(Request)} == {*known, "candidates"}, "decide whether it changes answers; add a case"
 
 

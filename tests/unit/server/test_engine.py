@@ -205,21 +205,56 @@ def test_a_deadline_ends_what_runs_and_what_waits() -> None:
 
 
 @pytest.mark.parametrize("failing_step", [1, 2, 4])
-def test_a_failed_step_answers_its_rows_and_the_engine_goes_on(failing_step: int) -> None:
+@pytest.mark.parametrize(("num_failures", "num_failed"), [(1, 0), (2, 1), (4, 2)])
+def test_a_failed_step_is_run_again_then_with_half_of_its_requests(
+    failing_step: int, num_failures: int, num_failed: int
+) -> None:
     steps = 0
 
-    def fail_once(_: int) -> None:
+    def fail(_: int) -> None:
         nonlocal steps
         steps += 1
-        if steps == failing_step:
+        if failing_step <= steps < failing_step + num_failures:
             raise RuntimeError("out of memory")
 
-    with running_engine(FakeRunner(on_decode=fail_once)) as engine:
+    gate = Gate()
+    with running_engine(FakeRunner(on_encode=gate, on_decode=fail)) as engine:
         futures = engine.submit([REQUESTS[2], REQUESTS[4]])
-        for future in futures:
-            with pytest.raises(InferenceError):
-                future.result(timeout=30)
+        gate.open.set()
+        errors = [future.exception(timeout=30) for future in futures]
+        assert [type(error) for error in errors if error] == [InferenceError] * num_failed
+        for future, request in zip(futures, (REQUESTS[2], REQUESTS[4]), strict=True):
+            if not future.exception():
+                assert hypotheses([future]) == [(expected(request),)]
         assert hypotheses(engine.submit(REQUESTS)) == [(expected(request),) for request in REQUESTS]
+
+
+def test_a_step_that_is_too_large_fails_no_more_than_half_of_its_requests() -> None:
+    def refuse(num_rows: int) -> None:
+        if num_rows > 6:
+            raise MemoryError
+
+    gate, requests = Gate(), [replace(REQUESTS[index % 5], priority=Priority.DEFAULT) for index in range(10)]
+    with running_engine(FakeRunner(on_encode=gate, on_decode=refuse)) as engine:
+        futures = engine.submit(requests)
+        gate.open.set()
+        errors = [future.exception(timeout=30) for future in futures]
+        answered = [(f, r) for f, r, error in zip(futures, requests, errors, strict=True) if error is None]
+        assert len(answered) >= 5
+        assert hypotheses([future for future, _ in answered]) == [(expected(request),) for _, request in answered]
+
+
+def test_a_batch_that_cannot_be_encoded_is_encoded_one_by_one() -> None:
+    def refuse(sources: Sequence[Sequence[int]]) -> None:
+        if len(sources) > 1 or REQUESTS[2].source_ids in sources:
+            raise MemoryError
+
+    with running_engine(FakeRunner(on_encode=refuse)) as engine:
+        futures = engine.submit(REQUESTS)
+        with pytest.raises(InferenceError):
+            futures[2].result(timeout=30)
+        others = [0, 1, 3, 4]
+        assert hypotheses([futures[i] for i in others]) == [(expected(REQUESTS[i]),) for i in others]
 
 
 def test_a_failed_encoding_answers_its_batch_and_nobody_else() -> None:

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from contextlib import AbstractContextManager, nullcontext
 from itertools import chain
 
 from hypothesis import given
@@ -36,6 +37,9 @@ class CountingEngine:
 
     def seconds(self, priority: Priority, identity: object, num_requests: int) -> float:
         return 0.0
+
+    def expecting(self, identity: object, num_requests: int) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def submit(
         self,

@@ -5,9 +5,9 @@ import io
 import os
 import re
 import signal
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -124,6 +124,7 @@ class FakeEngine:
         early_refusal: what `check` raises.
         seconds_of_one: how long it says that each request takes.
         seconds_after: that `check` was told of.
+        num_expected: requests that it is told are made ready.
         num_pending_rows: as the test has set it.
     """
 
@@ -140,6 +141,7 @@ class FakeEngine:
         self.stalled_seconds = 0.0
         self.num_given_back = self.num_pending_rows = 0
         self.seconds_of_one = 0.0
+        self.num_expected = 0
         self.seconds_after: list[float] = []
 
     def start(self) -> None:
@@ -154,6 +156,12 @@ class FakeEngine:
 
     def seconds(self, priority: Priority, identity: object, num_requests: int) -> float:
         return num_requests * self.seconds_of_one
+
+    @contextmanager
+    def expecting(self, identity: object, num_requests: int) -> Iterator[None]:
+        self.num_expected += num_requests
+        yield
+        self.num_expected -= num_requests
 
     def submit(
         self,

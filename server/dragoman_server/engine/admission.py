@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections import Counter
 from collections.abc import Sequence
 
 from dragoman_server.engine.pace import Pace
@@ -37,6 +38,8 @@ class Admission:
     def __init__(self, scheduler: Scheduler, limits: Usage, num_rows: int) -> None:
         self._scheduler, self._limits, self._num_rows = scheduler, limits, num_rows
         self._pace = Pace()
+        # By identity, requests that were not refused early, and are not known yet.
+        self._num_expected = Counter[object]()
 
     def check_early(
         self, deadline: float, priority: Priority, identity: object, num_requests: int, seconds_after: float = 0.0
@@ -49,9 +52,18 @@ class Admission:
             QueueFullError: there is no room for so many.
             NotInTimeError: they can hardly be finished by the deadline.
         """
-        self._check_room(Usage(num_requests, num_requests, num_requests), priority, identity)
+        least = num_requests + self._num_expected[identity]
+        self._check_room(Usage(least, least, least), priority, identity)
         if not math.isinf(deadline):
             _check_time(_EARLY_MARGIN * self.seconds(priority, identity, num_requests) + seconds_after, deadline)
+
+    def expect(self, identity: object, num_requests: int) -> None:
+        """So many requests of a caller more, or fewer where it is negative, are made ready to be checked."""
+        if identity is None:  # a call of its own
+            return
+        self._num_expected[identity] += num_requests
+        if not self._num_expected[identity]:
+            del self._num_expected[identity]
 
     def check(self, groups: Sequence[SequenceGroup]) -> None:
         """Refuses the requests of a call, at least one.
@@ -74,7 +86,8 @@ class Admission:
         """How long requests would take of which only this is known; 0 where nothing is known of the pace."""
         size = self._pace.usual_size
         load, longest = Load(num_requests, num_requests * size), min(num_requests, _LONGEST_RATIO) * size
-        return self._seconds(load, num_requests, longest, priority, identity)
+        before = self._pace.seconds_of(self._num_expected[identity] * size, time.monotonic())
+        return before + self._seconds(load, num_requests, longest, priority, identity)
 
     def is_late(self, request: Request) -> bool:
         """Whether a request cannot be finished by its deadline, were it encoded now."""

@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -130,6 +131,10 @@ class CachingEngine:
     def seconds(self, priority: Priority, identity: object, num_requests: int) -> float:
         """As the engine's, while hardly anything is in the cache; else 0: nothing is known."""
         return self._engine.seconds(priority, identity, num_requests) if self._hit_share < _RARE_HITS else 0.0
+
+    def expecting(self, identity: object, num_requests: int) -> AbstractContextManager[None]:
+        """As the engine's."""
+        return self._engine.expecting(identity, num_requests)
 
     def submit(
         self,

@@ -2,8 +2,9 @@
 
 import math
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import ExitStack, contextmanager
 from typing import Protocol
 
 from dragoman_server.engine.segment_engine import SegmentEngine
@@ -77,6 +78,15 @@ class Dispatcher:
         """How long a call of so many requests would take, dealt to all engines; 0 where nothing is known."""
         share = math.ceil(num_requests / len(self._engines))
         return min(engine.seconds(priority, identity, share) for engine in self._engines)
+
+    @contextmanager
+    def expecting(self, identity: object, num_requests: int) -> Iterator[None]:
+        """So many requests that `check` has let pass are made ready, for all engines together."""
+        share = math.ceil(num_requests / len(self._engines))
+        with ExitStack() as stack:
+            for engine in self._engines:
+                stack.enter_context(engine.expecting(identity, share))
+            yield
 
     def submit(
         self,

@@ -9,9 +9,10 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Rows
 from concurrent.futures import Future
+from contextlib import contextmanager
 from functools import partial
 from typing import NamedTuple, Protocol
 
@@ -156,6 +157,17 @@ class Engine:
         """How long a call of so many requests would take, as if they were like those of others lately; 0: unknown."""
         with self._lock:
             return self._admission.seconds(priority, identity, num_requests)
+
+    @contextmanager
+    def expecting(self, identity: object, num_requests: int) -> Iterator[None]:
+        """So many requests that `check` has let pass are made ready, and count when the same caller asks again."""
+        with self._lock:
+            self._admission.expect(identity, num_requests)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._admission.expect(identity, -num_requests)
 
     def submit(
         self,

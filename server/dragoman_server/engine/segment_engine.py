@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from contextlib import AbstractContextManager
 from typing import Protocol
 
 from dragoman_server.engine.sequence import Completion, Priority, Request
@@ -37,6 +38,9 @@ class SegmentEngine(Protocol):
 
     def seconds(self, priority: Priority, identity: object, num_requests: int) -> float:
         """How long a call of so many requests would take, as if they were like those of others lately; 0: unknown."""
+
+    def expecting(self, identity: object, num_requests: int) -> AbstractContextManager[None]:
+        """So many requests that `check` has let pass are made ready, and count when the same caller asks again."""
 
     def submit(
         self,

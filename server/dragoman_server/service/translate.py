@@ -312,7 +312,8 @@ class Translator:
             before = await self._all_planned(inputs, nums_characters, plan.first)
             completions = await self._decode(before, plan.first)
             planned = self._planner.plan_seconds(before, completions, plan.first, plan)
-        return await self._threads.run_all(nums_characters, planned)
+        with plan.model.engine.expecting(plan.identity, len(inputs)):
+            return await self._threads.run_all(nums_characters, planned)
 
     async def _have_list(self, plan: Plan) -> None:
         """Waits until the list of the language has its weights: if a lane has to take them, all of its rows wait."""

@@ -230,7 +230,10 @@ class Guard(grpc.aio.ServerInterceptor):
         self._metrics.observe_rejection(reason)
         add_request_id(status, arrival.request_id)
         trailers = (*trailers_of(status), (_REQUEST_ID, arrival.request_id))
-        return await context.abort(code, status.message, trailers)
+        try:
+            return await context.abort(code, status.message, trailers)
+        except grpc.aio.InternalError as error:  # as above
+            raise asyncio.CancelledError from error
 
 
 def _parser(parse: Callable[[bytes], _T] | None) -> Callable[[bytes], _T]:

@@ -354,7 +354,7 @@ def test_who_cannot_be_answered_in_time_is_refused_at_once() -> None:
         ):
             with pytest.raises(NotInTimeError, match="the deadline is in") as refusal:
                 refuse()
-            assert 1.0 < refusal.value.retry_after_seconds < 60.0
+            assert refusal.value.retry_after_seconds > 1.0
         engine.check(math.inf, Priority.DEFAULT, "a", 50)  # whoever has time waits
         engine.check(time.monotonic() + 100.0, Priority.DEFAULT, "a", 50)
         engine.check(soon, Priority.DEFAULT, "b", 1)  # others have turns of their own
@@ -365,13 +365,28 @@ def test_who_cannot_be_answered_in_time_is_refused_at_once() -> None:
             future.cancel()
 
 
+def test_what_is_made_ready_counts_for_its_caller() -> None:
+    with slow_engine(max_waiting=200) as engine:
+        waiting = engine.submit([LONG] * 5, identity="a")
+        hypotheses(waiting)
+        soon = time.monotonic() + 4.0
+        engine.check(soon, Priority.DEFAULT, "a", 5)
+        with engine.expecting("a", 100):
+            with pytest.raises(NotInTimeError):
+                engine.check(soon, Priority.DEFAULT, "a", 5)
+            with pytest.raises(QueueFullError):
+                engine.check(math.inf, Priority.DEFAULT, "a", 200)
+            engine.check(soon, Priority.DEFAULT, "b", 5)
+        engine.check(soon, Priority.DEFAULT, "a", 5)
+
+
 def test_a_full_queue_says_how_long_it_takes_to_have_room() -> None:
     with slow_engine(max_waiting=100) as engine:
         waiting = engine.submit([LONG] * 100)
         hypotheses(waiting[:3])
         with pytest.raises(QueueFullError) as refusal:
             engine.check(math.inf, Priority.BULK, "b", 50)
-        assert 1.0 < refusal.value.retry_after_seconds < 60.0  # about 50 have to leave
+        assert refusal.value.retry_after_seconds > 1.0  # about 50 have to leave
         with pytest.raises(QueueFullError):
             engine.submit([LONG] * 100)
         for future in waiting:

@@ -274,6 +274,22 @@ async def test_who_is_refused_whatever_the_texts_are_is_refused_before_they_are_
     assert engine.requests == []
 
 
+async def test_while_texts_are_tokenized_the_engine_expects_them(
+    translator: Translator, engine: FakeEngine, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+    encode = tokenizer.encode
+
+    def watched(text: str) -> list[int]:
+        seen.append(engine.num_expected)
+        return encode(text)
+
+    monkeypatch.setattr(tokenizer, "encode", watched)
+    await translator.translate(call("Hello.", "World."), CallContext(identity="a"))
+    assert seen == [2, 2]
+    assert engine.num_expected == 0
+
+
 async def test_a_call_without_anything_to_translate_is_never_refused(
     translator: Translator, engine: FakeEngine
 ) -> None:

@@ -34,6 +34,7 @@ VALUES: dict[str, tuple[str, Any]] = {option.name: ("4321", 4321) for option in 
     "tokens": ("/etc/tokens", Path("/etc/tokens")),
     "log_format": ("json", "json"),
     "log_text": ("true", True),
+    "trust_bundles": ("true", True),
 }
 
 

@@ -16,7 +16,7 @@ from dragoman_server.errors import StartError
 from dragoman_server.option import About, Option, build, options_of, values_of
 from dragoman_server.option_texts import model_below, parse_address, parse_device, parse_model, parse_pivot
 
-_ADMIN_ADDRESS = "127.0.0.1:50052"  # loopback, as everywhere: there is no authentication
+_ADMIN_ADDRESS = "127.0.0.1:50052"  # loopback, as everywhere: what protects it has to be set up
 
 
 @dataclass(frozen=True, slots=True)
@@ -351,8 +351,8 @@ class Config:
     admin_listen: Annotated[
         str | None,
         About(
-            "Address for gRPC calls that load and unload models. Whoever reaches it may do so. Port 0 takes a free "
-            "one.",
+            "Address for gRPC calls that load and unload models. Whoever reaches it may do so, unless tokens are "
+            "asked for. Port 0 takes a free one.",
             "HOST:PORT",
             "127.0.0.1:50052 with a repository, else none",
             check=parse_address,

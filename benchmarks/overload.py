@@ -5,11 +5,13 @@ two, five and ten times as many calls, which come whether or not earlier ones we
 
     python -m benchmarks.overload [--seconds 120] [--times 2 5 10] [--deadlines 1 5 30]
 
-The load generator needs a processor too: `--texts` makes calls large enough for it, and for refusals, to be cheap
-beside the work that a call asks for.
+The load generator needs a processor too, the same as the server: `--texts` makes calls large enough for it, and for
+refusals, to be cheap beside the work that a call asks for. `--max-waiting` of the server bounds what is still to be
+done when the load ends, and so the time until it is as fast as before.
 """
 
 import contextlib
+import subprocess
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -30,7 +32,7 @@ from benchmarks.statistics import Summary, percentile
 from dragoman import Client, DragomanError
 from dragoman_server.runtime.machine import available_cpus
 
-_NUM_CALLERS = 64  # calls in flight that keep the server busy
+_NUM_TEXTS = 768  # in flight: they keep the server busy
 _WARM_UP_SECONDS = 3.0
 _HEALTH_PAUSE_SECONDS = 0.05
 _MAX_RECOVERY_SECONDS = 60.0
@@ -143,10 +145,13 @@ def measure(
     deadlines: Sequence[float],
     num_texts: int,
     beam: int,
+    max_waiting: int,
 ) -> Iterator[Row]:
     """The sustained rate, then every load."""
-    with dragoman_server(default_model(), settings) as server:
-        job = Job(server.address, settings.sentences, seconds, None, _NUM_CALLERS, num_texts, beam_size=beam, seed=1)
+    options = ("--max-waiting", str(max_waiting))
+    with dragoman_server(default_model(), settings, *options, log=subprocess.DEVNULL) as server:
+        num_callers = max(1, min(_NUM_TEXTS, max_waiting) // num_texts)
+        job = Job(server.address, settings.sentences, seconds, None, num_callers, num_texts, beam_size=beam, seed=1)
         alone = _alone_seconds(server.address)
         drive(replace(job, seconds=min(seconds, _WARM_UP_SECONDS)))
         outcome = drive(replace(job, seconds=min(seconds, settings.load_seconds)))
@@ -155,7 +160,7 @@ def measure(
         yield Row(
             "overload",
             subject,
-            f"{_NUM_CALLERS} callers, {num_texts} texts a call",
+            f"{num_callers} callers, {num_texts} texts a call",
             "calls/s",
             Summary.single(sustained),
         )
@@ -168,8 +173,9 @@ def main(
     seconds: Annotated[float, typer.Option(min=1, help="Length of each load.")] = 120.0,
     times: Annotated[tuple[float, float, float], typer.Option(help="How many times the sustained rate.")] = (2, 5, 10),
     deadlines: Annotated[tuple[float, float, float], typer.Option(help="Of a call, in seconds.")] = (1, 5, 30),
-    texts: Annotated[int, typer.Option(min=1, help="Texts in a call.")] = 16,
+    texts: Annotated[int, typer.Option(min=1, help="Texts in a call.")] = 64,
     beam_size: Annotated[int, typer.Option(min=1, help="Of every text.")] = 1,
+    max_waiting: Annotated[int, typer.Option(min=1, help="--max-waiting of the server.")] = 1024,
     sentences: Annotated[Path, typer.Option(help="File of English sentences, one a line.")] = SENTENCES,
     results: Annotated[Path, typer.Option(help="Folder for the results.")] = RESULTS,
     quick: Annotated[bool, typer.Option("--quick", help="Run all of the code, but measure nothing.")] = False,
@@ -177,7 +183,9 @@ def main(
     """More load than there is room for: answers in time, refusals, health, recovery and memory."""
     make = Settings.smoke if quick else Settings
     settings = make(read_sentences(sentences), available_cpus())
-    rows = measure(settings, 1.0 if quick else seconds, sorted(set(times)), sorted(set(deadlines)), texts, beam_size)
+    rows = measure(
+        settings, 1.0 if quick else seconds, sorted(set(times)), sorted(set(deadlines)), texts, beam_size, max_waiting
+    )
     publish(list(rows), results, "overload")
 
 

@@ -39,6 +39,8 @@ _MAX_BYTES_PER_HOUR = 1_000_000.0
 _MAX_LATENCY_RATIO = 1.1
 _MAX_GROWTH = 4  # descriptors or threads, between the end of the warm-up and the end without traffic
 _SETTLE_SECONDS = 3.0
+_NUM_FILLING = 256  # texts at a time, of the longest, by which all pools get as large as this traffic makes them
+_NUM_REPORTED = 12  # memory is told so many times
 
 
 @dataclass(frozen=True)
@@ -191,7 +193,13 @@ async def _soak(server: Server, seconds: float, num_callers: int, record: Record
 
     looking = asyncio.create_task(look())
     async with AsyncClient(server.address, timeout=120) as client:
-        callers = Callers(client, read_sentences(SENTENCES), record)
+        texts = read_sentences(SENTENCES)
+        longest = sorted(texts, key=len)[-_NUM_FILLING:]
+        for model in _MODELS:
+            for beam_size in (1, 4):
+                options: dict[str, Any] = {**_LANGUAGES, "model": model, "beam_size": beam_size}
+                await client.translate(longest, **options)
+        callers = Callers(client, texts, record)
         end = time.monotonic() + seconds
         await asyncio.gather(*(callers.run(seed, end) for seed in range(num_callers)))
         looking.cancel()
@@ -229,6 +237,8 @@ def main(
         f"memory {warm[0].num_bytes / 1e6:.1f} MB after the warm-up, {warm[-1].num_bytes / 1e6:.1f} MB at the end: "
         f"{slope / 1e6:+.2f} MB/h"
     )
+    every = max(1, len(samples) // _NUM_REPORTED)
+    print("memory over time", *(f"{sample.num_bytes / 1e6:.1f}" for sample in samples[::every]), "MB")
     print(f"descriptors {descriptors:+}, threads {threads:+} without traffic, against the end of the warm-up")
     print(f"p99 of a text {early * 1e3:.0f} ms at first, {late * 1e3:.0f} ms at last: {late / early:.2f} times")
     is_clean = not record.num_broken and not record.num_different and max(descriptors, threads) <= _MAX_GROWTH

@@ -9,9 +9,9 @@ import sys
 # A thread that wants the lock gets it after this. Python's 5 ms are longer than a step.
 _SWITCH_SECONDS = 0.001
 
-# Objects made between two collections, and collections of one generation for each of the next. Of thousands of requests
-# that wait, a collection of all takes 0.3 s; what it finds in the oldest generation is next to nothing.
-_THRESHOLDS = (2_000, 10, 100)
+# Objects made between two collections, and collections of one generation for each of the next. With Python's 700 it
+# looks at the requests of a busy server dozens of times before they are answered.
+_THRESHOLDS = (2_000, 10, 10)
 
 
 class Heap:

@@ -3,6 +3,7 @@
 import logging
 import threading
 import time
+import weakref
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager
@@ -22,7 +23,7 @@ _RARE_HITS = 0.1
 _LATEST_SHARE = 0.01
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True, weakref_slot=True, eq=False)
 class _Waiter:
     """Somebody who waits for an answer. `arrived` is on the `time.monotonic` clock."""
 
@@ -179,7 +180,7 @@ class CachingEngine:
             if requests:
                 self._hit_share += (1.0 - kept) * (num_hits + num_joined) / len(requests)
         for waiter in waiters:
-            waiter.future.add_done_callback(partial(self._on_left, waiter))
+            waiter.future.add_done_callback(partial(self._on_left, weakref.ref(waiter)))
         try:
             self._launch(begun, is_unlimited=is_unlimited)
         except BaseException:
@@ -248,9 +249,9 @@ class CachingEngine:
                 if waiter.tell is not None:
                     waiter.tell(certain_ids)
 
-    def _on_left(self, waiter: _Waiter, future: "Future[Completion]") -> None:
+    def _on_left(self, about: "weakref.ref[_Waiter]", future: "Future[Completion]") -> None:
         """Withdraws a request for which nobody waits any more."""
-        if not future.cancelled():
+        if not future.cancelled() or (waiter := about()) is None:
             return
         with self._lock:
             flight = waiter.flight
@@ -274,6 +275,7 @@ class CachingEngine:
         is_late = isinstance(error, DeadlineError)
         with self._lock:
             self._end(flight)
+            flight.answer = None  # which holds the flight: only the garbage collector would free both
             waiters, flight.waiters = flight.waiters, {}
             for waiter in list(waiters):
                 if is_late and waiter.request.deadline > flight.request.deadline:

@@ -9,6 +9,7 @@ import logging
 import math
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Rows
 from concurrent.futures import Future
@@ -222,11 +223,11 @@ class Engine:
             dealt = self._deal()
         self._tell(dealt)
         for group in groups:
-            group.future.add_done_callback(partial(self._note_cancellation, group))
+            group.future.add_done_callback(partial(self._note_cancellation, weakref.ref(group)))
         return [group.future for group in groups]
 
-    def _note_cancellation(self, group: SequenceGroup, future: "Future[Completion]") -> None:
-        if future.cancelled():
+    def _note_cancellation(self, about: "weakref.ref[SequenceGroup]", future: "Future[Completion]") -> None:
+        if future.cancelled() and (group := about()) is not None:
             with self._lock:
                 self._departures.cancel(group)
 

@@ -123,12 +123,13 @@ class Sequence:
 Progress = Callable[[tuple[int, ...]], None]
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True, weakref_slot=True, eq=False)
 class SequenceGroup:
     """A request on its way, with all its candidates. Times are on the `time.monotonic` clock.
 
     `future` is the way home. A caller that no longer wants the answer cancels it; the engine then drops the group at
-    its next step.
+    its next step. It keeps what it calls when it is done: that must not hold the group, else only the garbage collector
+    frees both.
     """
 
     request: Request

@@ -57,10 +57,11 @@ async def completed(
     """
     futures = engine.submit(requests, identity=identity, is_unlimited=is_unlimited) if requests else []
     loop, ended, count = asyncio.get_running_loop(), asyncio.Event(), itertools.count(1)
+    num_futures = len(futures)  # futures keep what they call: it must not hold them
 
     def on_answer(future: Future[Completion]) -> None:  # on a lane's thread, or where it is cancelled
         has_failed = future.cancelled() or future.exception()
-        if (next(count) == len(futures) or has_failed) and not (ended.is_set() or loop.is_closed()):
+        if (next(count) == num_futures or has_failed) and not (ended.is_set() or loop.is_closed()):
             loop.call_soon_threadsafe(ended.set)
 
     for future in futures:
@@ -78,6 +79,7 @@ async def completed(
         ended.set()
         for future in futures:
             future.cancel()  # those that are done do not mind
+        futures = []  # an error that is raised holds this frame
 
 
 class StreamBacklog:

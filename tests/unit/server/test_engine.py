@@ -365,6 +365,22 @@ def test_who_cannot_be_answered_in_time_is_refused_at_once() -> None:
             future.cancel()
 
 
+def test_what_was_answered_is_freed_without_the_garbage_collector() -> None:
+    gc.disable()
+    try:
+        with running_engine(FakeRunner()) as engine:
+            answers = engine.submit(REQUESTS, on_progress=lambda *_: None)
+            hypotheses(answers)
+            left = [weakref.ref(answer) for answer in answers]
+            del answers
+            give_up = time.monotonic() + 10  # a lane still holds them when it has told
+            while any(answer() for answer in left) and time.monotonic() < give_up:
+                time.sleep(0.01)
+            assert [answer() for answer in left] == [None] * len(REQUESTS)
+    finally:
+        gc.enable()
+
+
 def test_what_is_made_ready_counts_for_its_caller() -> None:
     with slow_engine(max_waiting=30_000) as engine:
         hypotheses(engine.submit([LONG] * 5, identity="a"))

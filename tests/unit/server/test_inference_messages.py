@@ -9,11 +9,13 @@ from dragoman_server.wire.generated import open_inference_pb2 as pb
 from dragoman_server.wire.inference_messages import read_inference
 from support.inference import LANGUAGES, raw, raw_request, request, tensor
 
+MAX_INPUTS = 4
+
 
 def faults(message: pb.ModelInferRequest) -> dict[str, tuple[str, str]]:
     """Reason and description of every field at fault."""
     with pytest.raises(InvalidInputError) as caught:
-        read_inference(message)
+        read_inference(message, MAX_INPUTS)
     return {v.field: (v.reason, v.description) for v in caught.value.violations}
 
 

@@ -169,15 +169,15 @@ def _texts(tensor: pb.ModelInferRequest.InferInputTensor, raw: bytes | None, max
         InvalidInputError: has the first fault.
     """
     name, expected = tensor.name, tensor.shape[0]
+    typed = tensor.contents.bytes_contents
+    if raw is None and len(typed) != expected:
+        raise _wrong(name, f"has {len(typed)} elements, by its shape it must have {expected}")
     if expected > max_inputs:
         raise InvalidInputError(too_many_inputs(name, expected, max_inputs))
-    elements: Sequence[bytes] = tensor.contents.bytes_contents
-    num_elements = str(len(elements))
-    if raw is not None:
-        elements = [*islice(_raw_elements(name, raw), expected + 1)]
-        num_elements = str(len(elements)) if len(elements) <= expected else f"more than {expected}"
+    elements = [*(typed if raw is None else islice(_raw_elements(name, raw), expected + 1))]
     if len(elements) != expected:
-        raise _wrong(name, f"has {num_elements} elements, by its shape it must have {expected}")
+        number = str(len(elements)) if len(elements) < expected else f"more than {expected}"
+        raise _wrong(name, f"has {number} elements, by its shape it must have {expected}")
     texts = []
     for index, element in enumerate(elements):
         try:

@@ -153,7 +153,9 @@ def test_lines_of_calls_look_as_others(form: Literal["json", "console"], monkeyp
     monkeypatch.setattr(logging, "LogRecord", None)  # what makes them cheap
     log.info(logger, "call", FIELDS)
     flushed()
-    one, other = (re.sub(r"\d{4}-\d\d-\d\dT[\d:]{8}\.\d{1,6}Z", "TIME", line) for line in stream.getvalue().splitlines())
+    one, other = (
+        re.sub(r"\d{4}-\d\d-\d\dT[\d:]{8}\.\d{1,6}Z", "TIME", line) for line in stream.getvalue().splitlines()
+    )
     assert one == other
     assert "TIME" in one
 

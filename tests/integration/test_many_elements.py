@@ -54,6 +54,7 @@ def in_order(descriptor: Descriptor) -> Any:
         elif field.name == "text":
             message.text = "One."
         elif field.name == "config":
+            assert field.message_type is not None
             message.config.CopyFrom(in_order(field.message_type))
     return message
 

@@ -81,9 +81,10 @@ def read_lines(text: str, path: Path) -> list[Line]:
         if not content:
             continue
         line = _read_line(content, f"{path}, line {number}")
-        for what, key in (("name", line.name), *(("digest", digest) for digest in line.digests)):
-            if (other := seen.setdefault((what, key), number)) != number:
-                raise StartError(f"{path}, line {number} has the {what} of line {other}.")
+        keys: list[tuple[str, str | bytes]] = [("name", line.name), *(("digest", digest) for digest in line.digests)]
+        for key in keys:
+            if (other := seen.setdefault(key, number)) != number:
+                raise StartError(f"{path}, line {number} has the {key[0]} of line {other}.")
         found.append(line)
     if not found:
         raise StartError(f"{path} has no token: dragoman-server make-token NAME --file {path} adds one.")

@@ -23,6 +23,7 @@ def main() -> None:
     Exits with 0 after SIGTERM or SIGINT, with 2 and one line on stderr where it cannot start,
     with 70 where its engine has died, or hangs while the server stops.
     """
+    _open_standard_files()
     try:
         code = _run()
     except StartError as error:
@@ -34,6 +35,17 @@ def main() -> None:
         print("dragoman-server: the system lets it have no more threads, or no memory for one", file=sys.stderr)
         code = EXIT_START_ERROR
     leave(code)
+
+
+def _open_standard_files() -> None:
+    """Has nothing else become the file of an error or a log that goes to stderr where that was closed, as by `2>&-`."""
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
+    if sys.__stderr__ is None:
+        sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115 - lasts as long as the process
 
 
 def _run() -> int:

@@ -31,6 +31,7 @@ The wire maps each class to a status in one table, `wire/status.py`; a StartErro
 process before there is a wire. The text of an error never repeats the caller's text.
 """
 
+from collections.abc import Iterator, Sized
 from dataclasses import dataclass
 from enum import StrEnum, auto
 
@@ -220,6 +221,9 @@ class Reason(StrEnum):
     ID_TOO_LONG = auto()
     """The id of an input has too many characters."""
 
+    TOO_MANY_ELEMENTS = auto()
+    """The list has more elements than there can be different ones."""
+
     NO_TARGET = auto()
     """Decoder and cross-attention need a target."""
 
@@ -254,6 +258,13 @@ class FieldViolation:
     """A phrase that follows the field's name: the limit and the value."""
 
     reason: Reason
+
+
+def too_many(elements: Sized, most: int, field: str) -> Iterator[FieldViolation]:
+    """What is wrong with a list that has more elements than it may, none of which is to be looked at."""
+    if len(elements) > most:
+        description = f"has {len(elements)} elements, may have at most {most}"
+        yield FieldViolation(field, description, Reason.TOO_MANY_ELEMENTS)
 
 
 @dataclass(frozen=True, slots=True)

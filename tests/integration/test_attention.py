@@ -354,10 +354,10 @@ def test_chunks_are_of_a_limited_size_and_in_order(stub: attention_pb2_grpc.Atte
     [
         ({"kinds": [0]}, {"kinds[0]": "UNKNOWN_ENUM_VALUE"}),
         ({"kinds": [3, 9, 3]}, {"kinds[1]": "UNKNOWN_ENUM_VALUE", "kinds[2]": "DUPLICATE"}),
-        (
-            {"layers": [2, -3, 1, -1]},
-            {"layers[0]": "OUT_OF_RANGE", "layers[1]": "OUT_OF_RANGE", "layers[3]": "DUPLICATE"},
-        ),
+        ({"layers": [2, -3]}, {"layers[0]": "OUT_OF_RANGE", "layers[1]": "OUT_OF_RANGE"}),
+        ({"layers": [1, -1]}, {"layers[1]": "DUPLICATE"}),
+        ({"layers": [0, 1, 0]}, {"layers": "TOO_MANY_ELEMENTS"}),
+        ({"kinds": [1, 2, 3, 9]}, {"kinds": "TOO_MANY_ELEMENTS"}),
         ({"heads": [4]}, {"heads[0]": "OUT_OF_RANGE"}),
         ({"head_reduction": 3}, {"head_reduction": "UNKNOWN_ENUM_VALUE"}),
         ({"layer_reduction": 2}, {"layer_reduction": "NOT_FOR_LAYERS"}),

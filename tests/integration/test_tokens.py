@@ -60,7 +60,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         }.items()
     }
     tokens.touch(0o600)
-    tokens.write_text("\n".join(line for _, line in made.values()), encoding="utf-8")
+    tokens.write_text("".join(f"{line}\n" for _, line in made.values()), encoding="utf-8")
     program = PROGRAM.format(path=str(log))
     options = ("--tokens", str(tokens), "--log-format", "json", "--max-text-characters", "5000")
     with server_process(embedded_bundle(), *options, program=program) as process:

@@ -43,16 +43,19 @@ class Caller:
         self._rate = Rate(grant.rate, clock)
         self._num_in_flight, self._call_seconds = 0, _FIRST_CALL_SECONDS
         self._streams_turn = asyncio.Lock()  # hands out turns in the order in which they are asked for
-        self._given: asyncio.Event | None = None  # of the stream whose turn it is: it need not wait any longer
+        self._woken: asyncio.Event | None = None  # of the stream whose turn it is, to look again
+        self._is_given = False  # whether its text was paid for already
 
     @property
     def grant(self) -> Grant:
-        """What it may do. May be replaced: what is in flight stays, and counts."""
+        """What it may do. May be replaced: what is in flight stays, and counts; streams that wait look again."""
         return self._grant
 
     @grant.setter
     def grant(self, grant: Grant) -> None:
         self._grant, self._rate.per_second = grant, grant.rate
+        if self._woken is not None:
+            self._woken.set()
 
     def may_use(self, model: str) -> bool:
         """Whether it may use a model; `model` is its name without a version."""
@@ -102,27 +105,30 @@ class Caller:
             description = f"the token {self.name} may send {self._grant.rate:g} texts a second, and has sent more"
             raise RateLimitedError(description, seconds)
         self._rate.take(num_texts)
-        if self._given is not None and not self._given.is_set():
+        if self._woken is not None and not self._is_given:
             # Else calls that come again and again would leave streams nothing.
             self._rate.take(1)
-            self._given.set()
+            self._is_given = True
+            self._woken.set()
 
     async def turn(self) -> None:
         """Returns when a text of a stream may go on. Streams have turns in the order in which they ask."""
         if math.isinf(self._grant.rate):
             return
         async with self._streams_turn:
-            given = self._given = asyncio.Event()
+            woken = self._woken = asyncio.Event()
+            self._is_given = False
             try:
-                while not given.is_set():
+                while not self._is_given:
+                    woken.clear()
                     if not (seconds := self._rate.seconds_until_free(for_stream=True)):
                         self._rate.take(1)
                         return
                     with suppress(TimeoutError):
                         async with asyncio.timeout(seconds):
-                            await given.wait()
+                            await woken.wait()
             finally:
-                self._given = None
+                self._woken = None
 
 
 ANYBODY: Final = Caller("", Grant(is_admin=True))

@@ -1,12 +1,14 @@
 """The command `dragoman-server make-token`."""
 
 import argparse
+import errno
 import os
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from dragoman_server.access.tokens import make_token as new_token
-from dragoman_server.access.tokens import read_lines, read_text
+from dragoman_server.access.tokens import read_lines, text_of
 from dragoman_server.errors import StartError
 
 _DESCRIPTION = (
@@ -39,22 +41,47 @@ def make_token(arguments: Sequence[str]) -> int:
     options = {key: getattr(given, key) for key in ("rate", "concurrency", "priority", "models")}
     options = {key: value for key, value in options.items() if value is not None}
     token, line = new_token(given.name, options | ({"admin": "yes"} if given.admin else {}))
-    if given.file is not None:
-        _append(given.file, line)
-    print(token if given.file is not None else f"{token}\n{line}")
+    if given.file is None:
+        _print(f"{token}\n{line}")
+        return 0
+    is_new = not os.path.lexists(given.file)
+    try:
+        _add(given.file, line, lambda: _print(token))
+    except OSError as error:
+        raise StartError(f"{given.file} cannot be written: {error.strerror}. No token was added.") from error
+    except StartError:
+        if is_new:
+            given.file.unlink(missing_ok=True)
+        raise
     return 0
 
 
-def _append(path: Path, line: str) -> None:
-    """Puts a line at the end of a file whose other lines are as they must be."""
+def _add(path: Path, line: str, print_token: Callable[[], None]) -> None:
+    """Puts a line at the end of a file whose other lines are as they must be, once the token is printed.
+
+    Raises:
+        OSError: the file cannot be read or written.
+        StartError: it is no file for tokens, would have a line that is not as it must be, or the token cannot be
+            printed.
+    """
+    # Of a pipe, open would wait for who reads.
+    flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC
+    with os.fdopen(os.open(path, flags, _MODE), "r+b", buffering=0) as file:
+        size, text = os.fstat(file.fileno()).st_size, text_of(file, path)
+        added = f"{line}\n" if text.endswith("\n") or not text else f"\n{line}\n"
+        read_lines(text + added, path)
+        # A token that nobody has seen is lost; one without a line can be made again.
+        print_token()
+        raw = added.encode()
+        if file.write(raw) != len(raw):
+            os.ftruncate(file.fileno(), size)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def _print(text: str) -> None:
     try:
-        has_text = path.exists() and path.stat().st_size
-        if has_text:
-            text = read_text(path)
-            line = line if text.endswith("\n") else f"\n{line}"
-            read_lines(text + line, path)
-        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, _MODE)
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(f"{line}\n")
+        if sys.stdout is None:  # it is closed
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        print(text, flush=True)
     except OSError as error:
-        raise StartError(f"{path} cannot be written: {error.strerror}.") from error
+        raise StartError(f"the token cannot be printed: {error.strerror}. It was not added to a file.") from error

@@ -26,9 +26,27 @@ class Rate:
     """
 
     def __init__(self, per_second: float = math.inf, clock: Callable[[], float] = time.monotonic) -> None:
-        self.per_second = per_second
-        self._clock = clock
+        self._per_second, self._clock = per_second, clock
         self._full_at = -math.inf
+
+    @property
+    def per_second(self) -> float:
+        """May be changed. The part of the burst that is used stays the same part.
+
+        Texts that are owed are paid for at the new rate where that is sooner: nobody has to wait longer than they were
+        told, and with no limit they owe nothing.
+        """
+        return self._per_second
+
+    @per_second.setter
+    def per_second(self, per_second: float) -> None:
+        now = self._clock()
+        owed_seconds = self._full_at - _BURST_SECONDS - now
+        if math.isinf(per_second):
+            self._full_at = -math.inf
+        elif owed_seconds > 0 and per_second > self._per_second:
+            self._full_at = now + _BURST_SECONDS + owed_seconds * self._per_second / per_second
+        self._per_second = per_second
 
     def seconds_until_free(self, *, for_stream: bool = False) -> float:
         """When the bucket takes a call, or a text of a stream, if nobody else comes before it; 0 is now."""
@@ -38,4 +56,4 @@ class Rate:
 
     def take(self, num_texts: int) -> None:
         """Takes the texts out, whether the bucket has as many or not."""
-        self._full_at = max(self._full_at, self._clock()) + num_texts / self.per_second
+        self._full_at = max(self._full_at, self._clock()) + num_texts / self._per_second

@@ -9,9 +9,9 @@ import os
 import re
 import secrets
 import stat
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import BinaryIO, Final, NamedTuple
 
 from dragoman_server.access.caller import Caller, Grant
 from dragoman_server.engine.sequence import Priority
@@ -24,20 +24,23 @@ logger = logging.getLogger(__name__)
 _TOKEN_BYTES = 32
 
 _PREFIX = "sha256:"
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+# A token in the place of its name has more characters.
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,38}")
 _DIGEST = re.compile(r"sha256:([0-9a-fA-F]{64})")
+_MAX_DIGESTS = 2  # of one name: its token, and the one that takes its place
 _MODEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+_-]*")
 _PRIORITIES = {priority.name.lower(): priority for priority in Priority}
-_MAX_RATE, _MAX_CONCURRENCY = 1_000_000, 1_000_000
+_MIN_RATE, _MAX_RATE, _MAX_CONCURRENCY = 0.001, 1_000_000, 1_000_000
+_MAX_FILE_BYTES = 1 << 20
 _NOBODY: Final = (bytes(32), None)
 _OPTIONS: Final = ("rate", "concurrency", "priority", "models", "admin")
 
 
 class Line(NamedTuple):
-    """A token, as the file has it."""
+    """A caller, as the file has it."""
 
     name: str
-    digest: bytes
+    digests: tuple[bytes, ...]  # of its tokens
     grant: Grant
 
 
@@ -57,11 +60,10 @@ def make_token(name: str, options: Mapping[str, str]) -> tuple[str, str]:
         StartError: the name or an option is not as it must be.
     """
     _check_name(name, "the token")
+    _grant(options, "the token")
     token = base64.urlsafe_b64encode(secrets.token_bytes(_TOKEN_BYTES)).decode().rstrip("=")
     words = [name, _PREFIX + digest_of(token).hex(), *(f"{key}={value}" for key, value in options.items())]
-    line = " ".join(words)
-    _read_line(line, "the token")
-    return token, line
+    return token, " ".join(words)
 
 
 def read_lines(text: str, path: Path) -> list[Line]:
@@ -70,6 +72,8 @@ def read_lines(text: str, path: Path) -> list[Line]:
     Raises:
         StartError: a sentence that names the file, and the line that is not as it must be, or has what another has.
     """
+    if text and not text.endswith("\n"):
+        raise StartError(f"{path} has no newline at its end: it may be half of a file that is being written.")
     found: list[Line] = []
     seen: dict[tuple[str, str | bytes], int] = {}  # the number of the line
     for number, content in enumerate(text.split("\n"), start=1):
@@ -77,9 +81,10 @@ def read_lines(text: str, path: Path) -> list[Line]:
         if not content:
             continue
         line = _read_line(content, f"{path}, line {number}")
-        for what, key in (("name", line.name), ("digest", line.digest)):
-            if (other := seen.setdefault((what, key), number)) != number:
-                raise StartError(f"{path}, line {number} has the {what} of line {other}.")
+        keys: list[tuple[str, str | bytes]] = [("name", line.name), *(("digest", digest) for digest in line.digests)]
+        for key in keys:
+            if (other := seen.setdefault(key, number)) != number:
+                raise StartError(f"{path}, line {number} has the {key[0]} of line {other}.")
         found.append(line)
     if not found:
         raise StartError(f"{path} has no token: dragoman-server make-token NAME --file {path} adds one.")
@@ -90,9 +95,12 @@ def _read_line(content: str, where: str) -> Line:
     """The words of a line. What is wrong with one is told without the word: it may be a token in the wrong place."""
     name, *words = content.split()
     _check_name(name, where)
-    found = _DIGEST.fullmatch(words[0]) if words else None
-    if found is None:
+    digests = [_DIGEST.fullmatch(digest) for digest in words[0].split(",")] if words else [None]
+    if None in digests:
         raise StartError(f"{where}: after the name must come {_PREFIX} and the token's digest, 64 hexadecimal digits.")
+    found = {bytes.fromhex(digest[1]): None for digest in digests if digest is not None}
+    if not len(found) == len(digests) <= _MAX_DIGESTS:
+        raise StartError(f"{where}: a name may have {_MAX_DIGESTS} different digests, with a comma between them.")
     options: dict[str, str] = {}
     for word in words[1:]:
         key, separator, value = word.partition("=")
@@ -101,12 +109,12 @@ def _read_line(content: str, where: str) -> Line:
         if key in options:
             raise StartError(f"{where}: {key} is given twice.")
         options[key] = value
-    return Line(name, bytes.fromhex(found[1]), _grant(options, where))
+    return Line(name, tuple(found), _grant(options, where))
 
 
 def _check_name(name: str, where: str) -> None:
     if not _NAME.fullmatch(name):
-        raise StartError(f"{where}: a name must be 1 to 64 letters, digits and ._-, and begin with no sign.")
+        raise StartError(f"{where}: a name must be 1 to 39 letters, digits and ._-, and begin with no sign.")
 
 
 def _grant(options: Mapping[str, str], where: str) -> Grant:
@@ -129,9 +137,9 @@ def _grant(options: Mapping[str, str], where: str) -> Grant:
 
 def _rate(text: str, where: str) -> float:
     rate = float(text) if re.fullmatch(r"\d{1,9}(\.\d{1,9})?", text, re.ASCII) else 0.0
-    if not 0 < rate <= _MAX_RATE:
+    if not _MIN_RATE <= rate <= _MAX_RATE:
         raise StartError(
-            f"{where}: rate must be a number above 0, at most {_MAX_RATE} texts a second, not {text!r:.40}."
+            f"{where}: rate must be a number from {_MIN_RATE} to {_MAX_RATE} texts a second, not {text!r:.40}."
         )
     return rate
 
@@ -149,21 +157,33 @@ def read_text(path: Path) -> str:
     """The text of a file of tokens.
 
     Raises:
-        StartError: a sentence that names the file, which cannot be read or is open to others.
+        StartError: a sentence that names the file, which cannot be read, is open to others, or is no text of a size
+            that such files have.
     """
     try:
         # The mode and the text are those of one file, whatever is put in its place meanwhile.
         with open(path, "rb", opener=_open) as file:
-            mode = os.fstat(file.fileno()).st_mode
-            if not stat.S_ISREG(mode):
-                raise StartError(f"{path} is no file.")
-            if mode & stat.S_IRWXO:
-                raise StartError(
-                    f"{path} is open to everybody here by its mode {stat.S_IMODE(mode):04o}: chmod o= {path}"
-                )
-            return file.read().decode()
+            return text_of(file, path)
     except OSError as error:
         raise StartError(f"{path} cannot be read: {error.strerror}.") from error
+
+
+def text_of(file: BinaryIO, path: Path) -> str:
+    """The same of a file that is open, without `O_NONBLOCK` only if it is known to be no pipe.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    mode = os.fstat(file.fileno()).st_mode
+    if not stat.S_ISREG(mode):
+        raise StartError(f"{path} is no file.")
+    if mode & stat.S_IRWXO:
+        raise StartError(f"{path} is open to everybody here by its mode {stat.S_IMODE(mode):04o}: chmod o= {path}")
+    raw = file.read(_MAX_FILE_BYTES + 1)
+    if len(raw) > _MAX_FILE_BYTES:
+        raise StartError(f"{path} has more than {_MAX_FILE_BYTES} bytes, which no file of tokens has.")
+    try:
+        return raw.decode("utf-8-sig")  # editors of Windows begin files with a byte order mark
     except UnicodeDecodeError:
         raise StartError(f"{path} is not UTF-8 text.") from None
 
@@ -182,7 +202,8 @@ class Tokens:
     def __init__(self, path: Path, on_reload: Callable[[bool], None] = lambda _: None) -> None:
         self._path, self._on_reload = path, on_reload
         self._callers: dict[bytes, tuple[bytes, Caller | None]] = {}
-        self._seen = self.read()
+        self._models: Callable[[], Collection[str]] | None = None
+        self._seen = self._decided = self.read()
         self._take_over(self._seen)
 
     def __len__(self) -> int:
@@ -206,10 +227,14 @@ class Tokens:
             return error
 
     def update(self, read: str | StartError) -> None:
-        """Takes over what was read where it is another than before; what is wrong is told once, and changes nothing."""
+        """Takes over what was read where it is another than before; what is wrong is told once, and changes nothing.
+
+        A file that is being written is seen half: nothing is made of a change before the next look finds it the same.
+        """
         before, self._seen = self._seen, read
-        if (type(read), str(read)) == (type(before), str(before)):
+        if not _is_same(read, before) or _is_same(read, self._decided):
             return
+        self._decided = read
         try:
             self._take_over(read)
         except StartError as error:
@@ -217,7 +242,26 @@ class Tokens:
             self._on_reload(False)
         else:
             logger.info("%d tokens are read from %s", len(self), self._path)
+            self._warn_of_models()
             self._on_reload(True)
+
+    def expect_models(self, names: Callable[[], Collection[str]]) -> None:
+        """Warns of models that lines name and that there are not, now and after each change of the file.
+
+        Args:
+            names: gives those of the models there are, without versions.
+        """
+        self._models = names
+        self._warn_of_models()
+
+    def _warn_of_models(self) -> None:
+        if self._models is None:
+            return
+        known = {*self._models()}
+        callers = {caller.name: caller for _, caller in self._callers.values() if caller is not None}
+        for caller in callers.values():
+            if missing := sorted((caller.grant.models or frozenset()) - known):
+                logger.warning("the token %s may use %s, which no model is named", caller.name, ", ".join(missing))
 
     def _take_over(self, read: str | StartError) -> None:
         if isinstance(read, StartError):
@@ -229,8 +273,12 @@ class Tokens:
         for line in lines:
             caller = by_name.get(line.name) or Caller(line.name, line.grant)
             caller.grant = line.grant
-            callers[line.digest] = line.digest, caller
+            callers |= {digest: (digest, caller) for digest in line.digests}
         self._callers = callers
+
+
+def _is_same(one: str | StartError, other: str | StartError) -> bool:
+    return (type(one), str(one)) == (type(other), str(other))
 
 
 def _open(path: str, flags: int) -> int:

@@ -7,7 +7,7 @@ from typing import TypeVar, get_args
 from dragoman.attention.sizes import attention_bytes
 from dragoman.types import AttentionKind, Reduction, WeightType
 from dragoman_server.bundle.manifest import Alignment, AlignmentMethod, Architecture, Manifest
-from dragoman_server.errors import FieldViolation, InvalidInputError, Reason, UnknownValue
+from dragoman_server.errors import FieldViolation, InvalidInputError, Reason, UnknownValue, too_many
 
 _Value = TypeVar("_Value")
 
@@ -146,6 +146,10 @@ def _kinds(
     """The kinds in the order of the API."""
     if not kinds:
         return ("cross",) if has_target else ("encoder",)
+    known = get_args(AttentionKind)
+    if faults := [*too_many(kinds, len(known), "selection.kinds")]:
+        violations += faults
+        return ()
     for index, kind in enumerate(kinds):
         field = f"selection.kinds[{index}]"
         if isinstance(kind, UnknownValue):
@@ -154,7 +158,7 @@ def _kinds(
             violations.append(FieldViolation(field, f"has {kind} once more", Reason.DUPLICATE))
         elif not has_target and kind != "encoder":
             violations.append(FieldViolation(field, f"is {kind}, which needs a target", Reason.NO_TARGET))
-    return tuple(kind for kind in get_args(AttentionKind) if kind in kinds)
+    return tuple(kind for kind in known if kind in kinds)
 
 
 def _known(value: _Value | UnknownValue | None, field: str, violations: list[FieldViolation]) -> _Value | None:
@@ -169,6 +173,9 @@ def _places(
     places: Sequence[int], number: int, path: str, what: str, violations: list[FieldViolation]
 ) -> tuple[int, ...]:
     """The places from 0 of those that may be counted from -1 backwards, in rising order; all where there are none."""
+    if faults := [*too_many(places, number, path)]:
+        violations += faults
+        return ()
     found: set[int] = set()
     for index, place in enumerate(places):
         field = path if path == "layer" else f"{path}[{index}]"

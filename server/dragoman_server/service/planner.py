@@ -26,6 +26,7 @@ from dragoman_server.service.violations import (
     prefix_violations,
     target_violations,
     token_id_violations,
+    too_many_inputs,
     unknown_violations,
 )
 from dragoman_server.service.vocabulary import Vocabularies, only_full
@@ -150,9 +151,7 @@ class Planner:
         if not num_inputs:
             yield FieldViolation("inputs", "is empty, must have at least one element", Reason.NO_INPUTS)
         if num_inputs > most:
-            yield FieldViolation(
-                "inputs", f"has {num_inputs} elements, may have at most {most}", Reason.TOO_MANY_INPUTS
-            )
+            yield too_many_inputs("inputs", num_inputs, most)
 
     # -- texts to translate --------------------------------------------------------------------
 
@@ -308,9 +307,9 @@ class Planner:
             if must_spell:
                 violations += unknown_violations(target_ids, model, f"{path}target_text")
         elif target is not None:
-            target_ids = tuple(target)
             field = f"{path}target_token_ids"
-            too_long = [*target_violations(target_ids, model, field)]
+            too_long = [*target_violations(target, model, field)]
+            target_ids = () if too_long else tuple(target)
             violations += too_long or token_id_violations(target_ids, model, field)
         else:
             violations += length_violations(segmented, plan, f"{path}text")

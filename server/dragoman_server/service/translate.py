@@ -87,6 +87,9 @@ class Translator:
         vocabulary: what targets are chosen from where a call does not say.
         on_translated: is told the name of a model, what it has chosen targets from, and the targets of how many
             segments.
+
+    Attributes:
+        max_inputs: how many texts a call may have.
     """
 
     def __init__(
@@ -102,7 +105,7 @@ class Translator:
         self._registry = registry
         self._planner = Planner(limits, max_segments, max_rows, vocabulary)
         self._stream_backlog = StreamBacklog(max_segments)
-        self._max_in_flight = limits.max_exchange_in_flight
+        self.max_inputs, self._max_in_flight = limits.max_inputs, limits.max_exchange_in_flight
         self._on_suspicion, self._on_translated = on_suspicion, on_translated
         self._threads = TextThreads()
         self._lists = ThreadPoolExecutor(1, thread_name_prefix="dragoman-lists")

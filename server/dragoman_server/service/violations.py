@@ -24,6 +24,11 @@ def config_violations(config: TranslateConfig, first: Model, last: Model) -> Ite
             yield value.violation(field)
 
 
+def too_many_inputs(field: str, number: int, most: int) -> FieldViolation:
+    """What is wrong with more texts than a call may have."""
+    return FieldViolation(field, f"has {number} elements, may have at most {most}", Reason.TOO_MANY_INPUTS)
+
+
 def target_violations(target_ids: Sequence[int], model: Model, field: str) -> Iterator[FieldViolation]:
     """Where a target that was given has more tokens than the model writes."""
     most = model.manifest.limits.max_target_tokens

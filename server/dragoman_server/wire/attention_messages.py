@@ -1,6 +1,7 @@
 """Messages of attention.proto to plain values and back."""
 
 from collections.abc import Iterable, Iterator
+from functools import partial
 
 from dragoman.attention.alignment import Link, pharaoh
 from dragoman.v1 import attention_pb2 as pb
@@ -21,6 +22,7 @@ from dragoman_server.service.calls import AlignCall, AttentionCall, DecodingFiel
 from dragoman_server.text.segmentation import Segmentation
 from dragoman_server.text.tokenizer import Span
 from dragoman_server.wire import enums
+from dragoman_server.wire.elements import Elements
 from dragoman_server.wire.messages import read_options, read_pair
 from dragoman_server.wire.status import status_of
 
@@ -34,9 +36,9 @@ def read_attention(message: pb.GetAttentionRequest) -> AttentionCall:
         read_pair(message),
         _read_config(message, read_options(message.options)),
         SelectionFields(
-            tuple(enums.read(enums.KINDS, number) for number in selection.kinds),
-            tuple(selection.layers),
-            tuple(selection.heads),
+            Elements(partial(enums.read, enums.KINDS), selection.kinds),
+            selection.layers,
+            selection.heads,
             enums.read(enums.REDUCTIONS, selection.head_reduction),
             enums.read(enums.REDUCTIONS, selection.layer_reduction),
             selection.rollout,
@@ -49,11 +51,11 @@ def read_attention(message: pb.GetAttentionRequest) -> AttentionCall:
 def read_align(message: pb.AlignRequest) -> AlignCall:
     """Pairs to align."""
     return AlignCall(
-        [read_pair(pair) for pair in message.inputs],
+        Elements(read_pair, message.inputs),
         _read_config(message, read_options(message.options)),
         enums.read(enums.METHODS, message.method),
         message.layer if message.HasField("layer") else None,
-        tuple(message.heads),
+        message.heads,
     )
 
 

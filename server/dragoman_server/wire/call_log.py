@@ -2,16 +2,20 @@
 
 import logging
 from collections.abc import Iterator
+from itertools import islice
 
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 
+from dragoman_server.log import info
 from dragoman_server.wire.context import Arrival
 
 logger = logging.getLogger(__name__)
 
 # Of a string in a message, such as the weights of attention, which are bytes.
 _MAX_CHARACTERS = 10_000
+# Of a message, and elements of a list in it: a message that will be refused may have millions.
+_MAX_TEXTS = 1_000
 
 
 class CallLog:
@@ -34,8 +38,6 @@ class CallLog:
             seconds: how long it took.
             arrival: what was known of it; None where nothing was looked at.
         """
-        if not logger.isEnabledFor(logging.INFO):
-            return
         fields: dict[str, object] = {"method": method, "code": code, "duration_seconds": round(seconds, 6)}
         if reason:
             fields["reason"] = reason
@@ -46,11 +48,11 @@ class CallLog:
             for name, value in (("trace_id", arrival.trace_id), ("model", record.model), ("texts", record.num_texts)):
                 if value:
                     fields[name] = value
-        logger.info("call", extra=fields)
+        info(logger, "call", fields)
 
     def message(self, direction: str, message: Message, arrival: Arrival) -> None:
         """A message has come in or goes out; writes all texts in it."""
-        texts = dict(_texts(message, ""))
+        texts = dict(islice(_texts(message, ""), _MAX_TEXTS))
         logger.info("message", extra={"request_id": arrival.request_id, "direction": direction, "fields": texts})
 
 
@@ -63,9 +65,9 @@ def _texts(message: Message, path: str) -> Iterator[tuple[str, str]]:
             continue
         is_map = field.message_type is not None and field.message_type.GetOptions().map_entry
         if is_map:
-            items = [(f"{path}{field.name}[{key}]", value[key]) for key in value]
+            items = [(f"{path}{field.name}[{key}]", value[key]) for key in islice(value, _MAX_TEXTS)]
         elif field.is_repeated:
-            items = [(f"{path}{field.name}[{index}]", item) for index, item in enumerate(value)]
+            items = [(f"{path}{field.name}[{index}]", item) for index, item in enumerate(islice(value, _MAX_TEXTS))]
         else:
             items = [(path + field.name, value)]
         for name, item in items:

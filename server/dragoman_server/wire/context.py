@@ -90,6 +90,8 @@ def _bearer(values: Iterable[str], tokens: Tokens) -> Caller:
     scheme, _, token = values[0].strip().partition(" ")
     if scheme.lower() != _BEARER:
         raise UnauthenticatedError("the authorization of the call is not of the scheme Bearer, the only one known here")
+    if not token.strip():
+        raise UnauthenticatedError("the authorization of the call has no token behind the word Bearer")
     if (caller := tokens.find(token.strip())) is None:
         raise UnauthenticatedError("the token of the call is unknown; upper and lower case are not the same in it")
     return caller

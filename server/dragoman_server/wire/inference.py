@@ -71,7 +71,7 @@ class InferenceServicer(open_inference_pb2_grpc.GRPCInferenceServiceServicer):
 
     async def ModelInfer(self, request: pb.ModelInferRequest, context: Context) -> pb.ModelInferResponse:
         """Translates texts."""
-        inference = read_inference(request)
+        inference = read_inference(request, self._translator.max_inputs)
         known = call_context()
         known = replace(known, deadline=min(known.deadline, time.monotonic() + inference.timeout_seconds))
         try:

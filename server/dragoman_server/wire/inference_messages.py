@@ -8,14 +8,16 @@ import re
 import struct
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Final
 
 from dragoman_server.engine.sequence import FinishReason
-from dragoman_server.errors import FieldViolation, InvalidInputError, Reason
+from dragoman_server.errors import FieldViolation, InvalidInputError, Reason, too_many
 from dragoman_server.service.calls import TextInput, TranslateCall
 from dragoman_server.service.results import TranslatedText, TranslateOutcome
+from dragoman_server.service.violations import too_many_inputs
 from dragoman_server.wire.generated import open_inference_pb2 as pb
-from dragoman_server.wire.inference_parameters import ReadParameters, excerpt, read_parameters
+from dragoman_server.wire.inference_parameters import PARAMETERS, ReadParameters, excerpt, read_parameters
 
 INPUTS: Final = ("text", "source_language", "target_language")
 """The tensors that a model reads, all of BYTES."""
@@ -52,15 +54,25 @@ def model_named(name: str, version: str) -> str:
     return f"{name}@{version}" if version else name
 
 
-def read_inference(message: pb.ModelInferRequest) -> Inference:
+def read_inference(message: pb.ModelInferRequest, max_inputs: int) -> Inference:
     """What is asked for.
+
+    Args:
+        message: the request.
+        max_inputs: texts that a call may have. Elements of tensors beyond it are not looked at.
 
     Raises:
         InvalidInputError: has all that is wrong with tensors and parameters.
     """
     model = model_named(message.model_name, message.model_version)
-    violations: list[FieldViolation] = []
-    tensors = _read_tensors(message, violations)
+    violations = [
+        *too_many(message.inputs, len(INPUTS), "inputs"),
+        *too_many(message.outputs, len(OUTPUTS), "outputs"),
+        *too_many(message.parameters, len(PARAMETERS), "parameters"),
+    ]
+    if violations:
+        raise InvalidInputError(*violations)
+    tensors = _read_tensors(message, max_inputs, violations)
     parameters = read_parameters(message.parameters, violations)
     source = _language("source_language", tensors, parameters, violations)
     target = _language("target_language", tensors, parameters, violations)
@@ -99,8 +111,10 @@ def _renamed(field: str) -> str:
     return "text" if field == "inputs" else field.removesuffix("_code")
 
 
-def _read_tensors(message: pb.ModelInferRequest, violations: list[FieldViolation]) -> dict[str, list[str]]:
-    """The elements of each input."""
+def _read_tensors(
+    message: pb.ModelInferRequest, max_inputs: int, violations: list[FieldViolation]
+) -> dict[str, list[str]]:
+    """The elements of each input; of one at fault none."""
     tensors: dict[str, list[str]] = {}
     num_raw, num_inputs = len(message.raw_input_contents), len(message.inputs)
     if num_raw not in (0, num_inputs):
@@ -120,25 +134,17 @@ def _read_tensors(message: pb.ModelInferRequest, violations: list[FieldViolation
             faults = [*_tensor_faults(tensor, is_raw=raw is not None)]
             if not faults:
                 try:
-                    tensors[name] = _texts(tensor, raw)
-                except _ElementError as error:
-                    faults = [FieldViolation(error.field, str(error), Reason.WRONG_CONTENTS)]
+                    tensors[name] = _texts(tensor, raw, max_inputs)
+                except InvalidInputError as error:
+                    faults = [*error.violations]
             violations += faults
     return tensors
-
-
-class _ElementError(Exception):
-    """What is wrong with the elements of a tensor, as a phrase that follows on `field`."""
-
-    def __init__(self, field: str, description: str) -> None:
-        super().__init__(description)
-        self.field = field
 
 
 def _tensor_faults(tensor: pb.ModelInferRequest.InferInputTensor, *, is_raw: bool) -> Iterator[FieldViolation]:
     name, shape = tensor.name, tensor.shape
     if tensor.parameters:
-        description = f"is {excerpt(min(tensor.parameters))}, which is none that a tensor may have"
+        description = f"is {excerpt(next(iter(tensor.parameters)))}, which is none that a tensor may have"
         yield FieldViolation(f"{name}.parameters", description, Reason.UNKNOWN_PARAMETER)
     if tensor.datatype != "BYTES":
         yield FieldViolation(f"{name}.datatype", f"is {excerpt(tensor.datatype)}, must be BYTES", Reason.WRONG_TYPE)
@@ -156,18 +162,33 @@ def _tensor_faults(tensor: pb.ModelInferRequest.InferInputTensor, *, is_raw: boo
         return
 
 
-def _texts(tensor: pb.ModelInferRequest.InferInputTensor, raw: bytes | None) -> list[str]:
+def _texts(tensor: pb.ModelInferRequest.InferInputTensor, raw: bytes | None, max_inputs: int) -> list[str]:
+    """The elements of a tensor whose shape is that of a list.
+
+    Raises:
+        InvalidInputError: has the first fault.
+    """
     name, expected = tensor.name, tensor.shape[0]
-    elements = list(tensor.contents.bytes_contents) if raw is None else list(_raw_elements(name, raw))
+    typed = tensor.contents.bytes_contents
+    if raw is None and len(typed) != expected:
+        raise _wrong(name, f"has {len(typed)} elements, by its shape it must have {expected}")
+    if expected > max_inputs:
+        raise InvalidInputError(too_many_inputs(name, expected, max_inputs))
+    elements = [*(typed if raw is None else islice(_raw_elements(name, raw), expected + 1))]
     if len(elements) != expected:
-        raise _ElementError(name, f"has {len(elements)} elements, by its shape it must have {expected}")
+        number = str(len(elements)) if len(elements) < expected else f"more than {expected}"
+        raise _wrong(name, f"has {number} elements, by its shape it must have {expected}")
     texts = []
     for index, element in enumerate(elements):
         try:
             texts.append(element.decode())
         except UnicodeDecodeError as error:
-            raise _ElementError(f"{name}[{index}]", f"is not UTF-8 from byte {error.start} on") from None
+            raise _wrong(f"{name}[{index}]", f"is not UTF-8 from byte {error.start} on") from None
     return texts
+
+
+def _wrong(field: str, description: str) -> InvalidInputError:
+    return InvalidInputError(FieldViolation(field, description, Reason.WRONG_CONTENTS))
 
 
 def _raw_elements(name: str, raw: bytes) -> Iterator[bytes]:
@@ -176,7 +197,7 @@ def _raw_elements(name: str, raw: bytes) -> Iterator[bytes]:
         begin = place + _LENGTH.size
         place = begin + _LENGTH.unpack_from(raw, place)[0] if begin <= len(raw) else begin
         if place > len(raw):
-            raise _ElementError(f"{name}[{index}]", "goes on beyond the end of its raw contents")
+            raise _wrong(f"{name}[{index}]", "goes on beyond the end of its raw contents")
         yield raw[begin:place]
         index += 1
 
@@ -210,7 +231,7 @@ def _output_faults(outputs: Sequence[pb.ModelInferRequest.InferRequestedOutputTe
         elif name in seen:
             yield FieldViolation(f"outputs[{index}].name", f"is {name}, which is there twice", Reason.DUPLICATE)
         elif output.parameters:
-            description = f"is {excerpt(min(output.parameters))}, which is none that a tensor may have"
+            description = f"is {excerpt(next(iter(output.parameters)))}, which is none that a tensor may have"
             yield FieldViolation(f"outputs[{index}].parameters", description, Reason.UNKNOWN_PARAMETER)
         seen.add(name)
 

@@ -84,7 +84,7 @@ def read_pair(message: pb.ScoreInput | attention_pb2.AlignInput | attention_pb2.
         case "target_text":
             return Pair(message.text, message.target_text)
         case "target_token_ids":
-            return Pair(message.text, tuple(message.target_token_ids.ids))
+            return Pair(message.text, message.target_token_ids.ids)
         case _:
             return Pair(message.text, None)
 

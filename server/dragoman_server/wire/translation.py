@@ -8,6 +8,7 @@ from dragoman.v1 import translation_pb2_grpc
 from dragoman_server.service.calls import ScoreCall, StreamCall, TranslateCall
 from dragoman_server.service.translate import Translator
 from dragoman_server.wire.context import Context, call_context
+from dragoman_server.wire.elements import Elements
 from dragoman_server.wire.guard import StreamRules
 from dragoman_server.wire.messages import (
     exchange_response,
@@ -36,8 +37,7 @@ class TranslationServicer(translation_pb2_grpc.TranslationServiceServicer):
 
     async def Translate(self, request: pb.TranslateRequest, context: Context) -> pb.TranslateResponse:
         """Translates a batch of texts."""
-        inputs = [read_input(message) for message in request.inputs]
-        call = TranslateCall(inputs, read_config(request), request.include_signals)
+        call = TranslateCall(Elements(read_input, request.inputs), read_config(request), request.include_signals)
         return translate_response(await self._translator.translate(call, call_context()))
 
     async def StreamTranslation(
@@ -60,5 +60,5 @@ class TranslationServicer(translation_pb2_grpc.TranslationServiceServicer):
 
     async def Score(self, request: pb.ScoreRequest, context: Context) -> pb.ScoreResponse:
         """Gives the log-probabilities of given translations."""
-        call = ScoreCall([read_pair(message) for message in request.inputs], read_score_config(request))
+        call = ScoreCall(Elements(read_pair, request.inputs), read_score_config(request))
         return score_response(await self._translator.score(call, call_context()))

@@ -284,7 +284,7 @@ def test_the_command_serves_as_configured(
         (["--lanes", "0"], "--lanes must be auto or a whole number from 1"),
         (["--pivot", "a", "--pivot=b"], "The option --pivot is given twice."),
         (["--tokens", "/no/such/file"], "/no/such/file cannot be read: No such file or directory."),
-        (["make-token", "a b"], "the token: a name must be 1 to 64 letters"),
+        (["make-token", "a b"], "the token: a name must be 1 to 39 letters"),
         (["--model", "/no/such/folder", "--listen", "127.0.0.1:0", "--metrics-listen", "127.0.0.1:0"], "/no/such"),
     ],
 )

@@ -30,7 +30,7 @@ class Called:
 
     def __init__(self, path: Path, options: dict[str, str] | None = None) -> None:
         self.token, line = make_token("alice", options or {})
-        path.write_text(line, encoding="utf-8")
+        path.write_text(f"{line}\n", encoding="utf-8")
         path.chmod(0o600)
         self.metrics = Metrics()
         self.guard = Guard(self.metrics, {}, Tokens(path))
@@ -92,7 +92,8 @@ async def test_what_is_no_token_is_refused(called: Called) -> None:
         ([], "the call has no token, which this server wants as metadata authorization: Bearer"),
         ([("authorization", called.token)], "the authorization of the call is not of the scheme Bearer"),
         ([("authorization", f"Basic {called.token}")], "the authorization of the call is not of the scheme Bearer"),
-        ([("authorization", "Bearer")], "the token of the call is unknown"),
+        ([("authorization", "Bearer")], "the authorization of the call has no token behind the word Bearer"),
+        ([("authorization", "Bearer  ")], "the authorization of the call has no token behind the word Bearer"),
         ([("authorization", f"Bearer {called.token.swapcase()}")], "the token of the call is unknown; upper and lower"),
         ([("authorization", f"Bearer {called.token}")] * 2, "the call has 2 authorization headers, may have one"),
     ):
@@ -100,9 +101,9 @@ async def test_what_is_no_token_is_refused(called: Called) -> None:
         assert code is grpc.StatusCode.UNAUTHENTICATED
         assert found.startswith(message)
     labels = {"caller": "", "code": "UNAUTHENTICATED"}
-    assert called.metrics.registry.get_sample_value("dragoman_caller_requests_total", labels) == 6
+    assert called.metrics.registry.get_sample_value("dragoman_caller_requests_total", labels) == 7
     rejected = called.metrics.registry.get_sample_value("dragoman_rejected_total", {"reason": "UNAUTHENTICATED"})
-    assert rejected == 6
+    assert rejected == 7
 
 
 async def test_only_administrators_load_models(called: Called, tmp_path: Path) -> None:

@@ -7,13 +7,16 @@ import pytest
 from dragoman_server.errors import InvalidInputError
 from dragoman_server.wire.generated import open_inference_pb2 as pb
 from dragoman_server.wire.inference_messages import read_inference
+from dragoman_server.wire.inference_parameters import PARAMETERS
 from support.inference import LANGUAGES, raw, raw_request, request, tensor
+
+MAX_INPUTS = 4
 
 
 def faults(message: pb.ModelInferRequest) -> dict[str, tuple[str, str]]:
     """Reason and description of every field at fault."""
     with pytest.raises(InvalidInputError) as caught:
-        read_inference(message)
+        read_inference(message, MAX_INPUTS)
     return {v.field: (v.reason, v.description) for v in caught.value.violations}
 
 
@@ -112,7 +115,7 @@ def test_a_call_has_one_pair_of_languages(languages: list[str], reason: str, des
         (b"\x02\x00\x00\x00a", "text[0]", "goes on beyond the end of its raw contents"),
         (raw(b"a") + b"\xff\xff\xff\xff", "text[1]", "goes on beyond the end of its raw contents"),
         (raw(b"a"), "text", "has 1 elements, by its shape it must have 2"),
-        (raw(b"a", b"b", b"c"), "text", "has 3 elements, by its shape it must have 2"),
+        (raw(b"a", b"b", b"c"), "text", "has more than 2 elements, by its shape it must have 2"),
         (raw(b"a", b"\xc3("), "text[1]", "is not UTF-8 from byte 0 on"),
     ],
 )
@@ -176,13 +179,28 @@ def test_a_parameter_without_a_value_or_that_is_unknown_is_named() -> None:
 
 
 def test_an_output_at_fault_is_named() -> None:
-    message = request("a", outputs=["score", "logits", "score"])
-    message.outputs.add(name="translation").parameters["classification"].int64_param = 3
-    assert faults(message) == {
+    assert faults(request("a", outputs=["score", "logits", "score"])) == {
         "outputs[1].name": (
             "UNKNOWN_TENSOR",
             "is 'logits', which is no output; there are translation, score, finish_reason",
         ),
         "outputs[2].name": ("DUPLICATE", "is score, which is there twice"),
-        "outputs[3].parameters": ("UNKNOWN_PARAMETER", "is 'classification', which is none that a tensor may have"),
     }
+    message = request("a")
+    message.outputs.add(name="translation").parameters["classification"].int64_param = 3
+    description = "is 'classification', which is none that a tensor may have"
+    assert faults(message) == {"outputs[0].parameters": ("UNKNOWN_PARAMETER", description)}
+
+
+def test_lists_longer_than_they_may_be_are_not_looked_at() -> None:
+    message = request("a", outputs=["x"] * 4, parameters={f"p{number}": 1 for number in range(99)})
+    message.inputs.extend([tensor("x")] * 3)
+    most = len(PARAMETERS)
+    assert faults(message) == {
+        "inputs": ("TOO_MANY_ELEMENTS", "has 4 elements, may have at most 3"),
+        "outputs": ("TOO_MANY_ELEMENTS", "has 4 elements, may have at most 3"),
+        "parameters": ("TOO_MANY_ELEMENTS", f"has 99 elements, may have at most {most}"),
+    }
+    five = {"text": ("TOO_MANY_INPUTS", "has 5 elements, may have at most 4")}
+    assert faults(request(*["a"] * 5)) == five
+    assert faults(raw_request([raw(*[b"a"] * 9)], [5])) == five

@@ -3,10 +3,12 @@
 import io
 import json
 import logging
+import re
 import threading
 import time
 import warnings
 from collections.abc import Iterator
+from typing import Literal
 
 import pytest
 
@@ -113,3 +115,80 @@ def test_a_log_that_is_gone_ends_nobody() -> None:
     for _ in range(3):
         logger.info("call")
         flushed()
+
+
+def test_a_log_that_is_not_read_has_a_limit_of_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(log, "_MAX_BYTES", 10_000)
+    stream = Stuck()
+    log.configure("json", stream)
+    for _ in range(8):
+        logger.info("x" * 3_000)
+    time.sleep(0.1)  # three are being written, and count
+    logger.info("x" * 3_000)
+    logger.info("short")
+    stream.go_on.set()
+    flushed()
+    logger.info("x" * 3_000)  # there is room again
+    flushed()
+    lines = [json.loads(line) for line in stream.getvalue().splitlines()]
+    assert [len(line["event"]) for line in lines if "lost" not in line] == [3_000] * 3 + [5, 3_000]
+    assert sum(line.get("lost", 0) for line in lines) == 6
+
+
+FIELDS = {
+    "method": "dragoman.v1.TranslationService/Translate",
+    "code": "OK",
+    "duration_seconds": 0.166425,
+    "request_id": "a=\"b'\\",
+    "caller": "C. N. é\x1b[31m\n",
+    "texts": 1,
+}
+
+
+@pytest.mark.parametrize("form", ["json", "console"])
+def test_lines_of_calls_look_as_others(form: Literal["json", "console"], monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = io.StringIO()
+    log.configure(form, stream)
+    logger.info("call", extra=FIELDS)
+    monkeypatch.setattr(logging, "LogRecord", None)  # what makes them cheap
+    log.info(logger, "call", FIELDS)
+    flushed()
+    one, other = (
+        re.sub(r"\d{4}-\d\d-\d\dT[\d:]{8}\.\d{1,6}Z", "TIME", line) for line in stream.getvalue().splitlines()
+    )
+    assert one == other
+    assert "TIME" in one
+
+
+def test_lines_of_calls_go_wherever_others_go(caplog: pytest.LogCaptureFixture) -> None:
+    logging.getLogger().addHandler(caplog.handler)
+    stream = io.StringIO()
+    log.configure("json", stream)
+    log.info(logger, "call", FIELDS)
+    logger.setLevel(logging.WARNING)
+    try:
+        log.info(logger, "not this", {})
+        logging.getLogger().removeHandler(caplog.handler)
+        log.info(logger, "nor this", {})
+    finally:
+        logger.setLevel(logging.NOTSET)
+    flushed()
+    assert caplog.messages == ["call"]
+    assert stream.getvalue().count("\n") == 1
+
+
+def test_the_console_shows_control_characters_and_obeys_none() -> None:
+    stream = io.StringIO()
+    log.configure("console", stream)
+    logger.info("the\x1b[2J model\x07", extra={"caller": "a\x1b[31mb\r", "model": "é"})
+    try:
+        raise ValueError("\x1b]0;x\x07")
+    except ValueError:
+        logger.exception("failed")
+    flushed()
+    text = stream.getvalue()
+    assert text.replace("\n", "").isprintable()
+    assert "the\\x1b[2J model\\x07" in text
+    assert "caller=a\\x1b[31mb\\r" in text
+    assert "model=é" in text
+    assert "ValueError: \\x1b]0;x\\x07" in text

@@ -379,7 +379,9 @@ class AsyncConnection:
         # Made at the first call, for a channel belongs to the event loop that runs then.
         if not self._channels:
             self._channels = tuple(
-                self._security.async_channel(self._address, channel_options(self._address, is_health_checked=is_checked))
+                self._security.async_channel(
+                    self._address, channel_options(self._address, is_health_checked=is_checked)
+                )
                 for is_checked in (True, False)
             )
             self._identified = tuple(map(self._security.identified, self._channels))

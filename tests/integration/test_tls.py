@@ -218,7 +218,7 @@ def test_a_machine_without_descriptors_is_not_the_certificates_fault(
         error = OSError(errno.EMFILE, os.strerror(errno.EMFILE))
         patched.setattr(tls_trial.socket, "create_server", Mock(side_effect=error))
         certificates.look()
-        with pytest.raises(StartError, match="which cannot be tried: Too many open files."):
+        with pytest.raises(StartError, match=r"which cannot be tried: Too many open files\."):
             Certificates(access, metrics)
     certificates.look()
     assert _reloads(metrics) == {"ok": 1, "failed": 0}

@@ -15,6 +15,8 @@ from typer.testing import CliRunner, Result
 import dragoman
 from benchmarks.certificates import Authority, key_bytes, private_key
 from dragoman import AsyncClient, Client, PermissionDeniedError, Tls, UnauthenticatedError, UnavailableError
+from dragoman._channel import resolve_address
+from dragoman._security import secure
 from dragoman.cli.commands import app
 from dragoman_server.bundle.bundle import Bundle
 from dragoman_server.config import AccessOptions
@@ -313,12 +315,13 @@ def test_a_bad_file_of_a_token_is_wrong_usage(content: bytes | None, sentence: s
 # -- what makes no sense -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("make", [Client, AsyncClient])
 @pytest.mark.parametrize("variable", ["", "0", "false", "1", "true"])
-def test_a_token_goes_to_other_machines_with_tls_alone(
-    make: Any, variable: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_token_goes_to_other_machines_with_tls_alone(variable: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DRAGOMAN_TLS", variable)
+
+    def protect(address: str, tls: bool | None) -> None:
+        secure(resolve_address(address), tls, TOKEN)
+
     for address in (
         "localhost",
         "127.0.0.1:1",
@@ -329,7 +332,7 @@ def test_a_token_goes_to_other_machines_with_tls_alone(
         "dns:localhost:1",
         "ipv6:[::1]:1",
     ):
-        make(address, token=TOKEN)
+        protect(address, None)
     for address in (
         "translate.example",
         "10.0.0.1",
@@ -341,14 +344,18 @@ def test_a_token_goes_to_other_machines_with_tls_alone(
         "ipv4:127.0.0.1:1,%310.0.0.1:1",
     ):
         if variable:  # it was said what is wanted
-            make(address, token=TOKEN)
+            protect(address, None)
             continue
         with pytest.raises(ValueError, match=r"the token is not sent to .* without TLS") as refused:
-            make(address, token=TOKEN)
+            protect(address, None)
         assert TOKEN not in str(refused.value)
-        make(address, token=TOKEN, tls=False)
-        make(address, token=TOKEN, tls=True)
-        make(address)
+        protect(address, False)
+        protect(address, True)
+        secure(resolve_address(address), None, None)
+    if not variable:
+        for make in (Client, AsyncClient):
+            with pytest.raises(ValueError, match=r"the token is not sent to .* without TLS"):
+                make("translate.example", token=TOKEN)
 
 
 def test_what_is_of_no_use_is_told_when_a_client_is_made(files: Path) -> None:

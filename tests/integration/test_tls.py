@@ -3,7 +3,6 @@
 import asyncio
 import errno
 import logging
-import math
 import os
 from collections.abc import Callable
 from dataclasses import replace
@@ -22,7 +21,6 @@ from dragoman_server.errors import StartError
 from dragoman_server.metrics import Metrics
 from dragoman_server.wire import server as server_module
 from dragoman_server.wire import tls as tls_module
-from dragoman_server.wire import tls_trial
 from dragoman_server.wire.addresses import exposure
 from dragoman_server.wire.tls import Certificates
 from dragoman_server.wire.tls_trial import UnusableError
@@ -199,7 +197,8 @@ def test_what_grpc_cannot_use_is_not_tried_at_each_look(
         for _ in range(4):
             certificates.look()
         assert (tries, _reloads(metrics)) == (1, {"ok": 0, "failed": 1})
-        patched.setattr(tls_module.time, "monotonic", lambda: math.inf)  # a minute later
+        assert certificates._refusal is not None
+        certificates._refusal = certificates._refusal._replace(until=0.0)  # a minute later
         certificates.look()
         assert tries == 2
         TRUSTED.issue().save(tmp_path, "server")
@@ -216,7 +215,7 @@ def test_a_machine_without_descriptors_is_not_the_certificates_fault(
     TRUSTED.issue().save(tmp_path, "server")
     with monkeypatch.context() as patched:
         error = OSError(errno.EMFILE, os.strerror(errno.EMFILE))
-        patched.setattr(tls_trial.socket, "create_server", Mock(side_effect=error))
+        patched.setattr("dragoman_server.wire.tls_trial.socket.create_server", Mock(side_effect=error))
         certificates.look()
         with pytest.raises(StartError, match=r"which cannot be tried: Too many open files\."):
             Certificates(access, metrics)

@@ -162,6 +162,7 @@ class Attempt:
         self._throttle = throttle
         self._end: float | None = None
         self._num_losses, self._last_loss = 0, -math.inf
+        self._not_reached: list[str] = []  # what gRPC said where there was no connection
 
     @property
     def remaining(self) -> float | None:
@@ -173,12 +174,13 @@ class Attempt:
 
     def answered(self) -> None:
         """A message has come in."""
+        self._not_reached.clear()
         self._throttle.answer()
 
     def progressed(self) -> None:
         """A message has come in that will not be asked for again."""
         self._num_losses = 0
-        self._throttle.answer()
+        self.answered()
 
     def pause(self, error: DragomanError) -> float | None:
         """The seconds to wait before a call that failed is sent again; None where that cannot help or is too late."""
@@ -211,7 +213,8 @@ class Attempt:
         elif isinstance(error, UnavailableError) and error.message.endswith(_NOT_SERVING):
             reword(error, f"the server at {self.address} is NOT_SERVING: it starts or stops, or has no model")
         elif isinstance(error, UnavailableError) and error.message.startswith(_NOT_REACHED):
-            reword(error, self._security.not_reached(error.message, self.address))
+            self._not_reached.append(error.message)
+            reword(error, self._security.not_reached(self._not_reached, self.address))
         elif isinstance(error, UnauthenticatedError) and not self._security.metadata:
             reword(error, f"{error.message} (this client has no token: see token= and {TOKEN_VARIABLE})")
         return error

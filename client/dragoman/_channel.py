@@ -77,11 +77,10 @@ def _is_ipv6(host: str | None) -> bool:
 
 
 def is_local(address: str) -> bool:
-    """Whether what is sent to an address, one of `resolve_address`, stays on this machine."""
+    """Whether what is sent to an address, one of `resolve_address`, stays on this machine, see `channel_options`."""
     if address.startswith(("unix:", "unix-abstract:")):
         return True
-    hosts = [parts["ipv6"] or parts["host"] for parts in map(_HOST_AND_PORT.fullmatch, _listed(address)) if parts]
-    return bool(hosts) and all(map(_is_loopback, hosts))
+    return all(map(_is_here, map(_HOST_AND_PORT.fullmatch, _listed(address))))
 
 
 def _listed(address: str) -> list[str]:
@@ -90,17 +89,22 @@ def _listed(address: str) -> list[str]:
     return rest.split(",") if kind in ("ipv4", "ipv6") else [address]
 
 
-def _is_loopback(host: str) -> bool:
+def _is_here(parts: re.Match[str] | None) -> bool:
+    # A server of names that was chosen may give any address for any name.
+    if parts is None or parts["resolver"] not in (None, "dns:", "dns:///"):
+        return False
+    host = parts["ipv6"] or parts["host"]
     try:
         return host == "localhost" or ip_address(host).is_loopback
     except ValueError:
         return False
 
 
-def channel_options(*, is_health_checked: bool) -> list[tuple[str, int | str]]:
+def channel_options(address: str, *, is_health_checked: bool) -> list[tuple[str, int | str]]:
     """The options of a channel to a Dragoman server.
 
     Args:
+        address: of the server.
         is_health_checked: whether only servers that are SERVING are called, as is right for translations. What is
             asked about a server, or done to it, concerns the others too.
     """
@@ -121,4 +125,6 @@ def channel_options(*, is_health_checked: bool) -> list[tuple[str, int | str]]:
         ("grpc.use_local_subchannel_pool", 1),
         ("grpc.initial_reconnect_backoff_ms", 200),
         ("grpc.max_reconnect_backoff_ms", 2_000),
+        # The variable http_proxy holds for "localhost", too, and what is sent would leave this machine.
+        *([("grpc.enable_http_proxy", 0)] if is_local(address) else []),
     ]

@@ -57,7 +57,7 @@ class Connection:
         self._closed = threading.Event()
         self._process_id = os.getpid()
         self._channels = tuple(  # neither connects before its first call
-            self._security.channel(self._address, channel_options(is_health_checked=is_checked))
+            self._security.channel(self._address, channel_options(self._address, is_health_checked=is_checked))
             for is_checked in (True, False)
         )
         serving, any_server = map(self._security.identified, self._channels)
@@ -379,7 +379,9 @@ class AsyncConnection:
         # Made at the first call, for a channel belongs to the event loop that runs then.
         if not self._channels:
             self._channels = tuple(
-                self._security.async_channel(self._address, channel_options(is_health_checked=is_checked))
+                self._security.async_channel(
+                    self._address, channel_options(self._address, is_health_checked=is_checked)
+                )
                 for is_checked in (True, False)
             )
             self._identified = tuple(map(self._security.identified, self._channels))

@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, TypeAlias
@@ -22,6 +22,8 @@ _AUTHORITIES_VARIABLE: Final = "SSL_CERT_FILE"
 
 _SWITCHES: Final = {"1": True, "true": True, "0": False, "false": False}
 _TOKEN: Final = re.compile(r"[!-~]+")
+# Files of authorities may have anything in between, in any encoding.
+_CERTIFICATE: Final = re.compile(rb"(?s)-----BEGIN (X509 )?CERTIFICATE-----.+?-----END (?(1)X509 )CERTIFICATE-----")
 
 FilePath: TypeAlias = str | os.PathLike[str]
 
@@ -73,18 +75,27 @@ class Security:
         """What makes the calls of a channel, sync or async, with the metadata; it is for the generated stubs."""
         return _IdentifiedChannel(channel, self.metadata) if self.metadata else channel
 
-    def not_reached(self, message: str, address: str) -> str:
+    def not_reached(self, messages: Sequence[str], address: str) -> str:
         """A sentence for a call whose server could not be connected to.
 
         Args:
-            message: what gRPC says of it.
+            messages: what gRPC said of it each time that the call was sent. Of several addresses that a name has,
+                such as those of "localhost", it tells of one, now this and now that.
             address: of the server.
         """
-        question = f"no server can be reached: is dragoman-server running at {address}?"
+        causes = (self._cause(message, address) for message in reversed(messages))
+        return next(filter(None, causes), f"no server can be reached: is dragoman-server running at {address}?")
+
+    def _cause(self, message: str, address: str) -> str | None:
+        """Why there is no connection to a server that is there; None if there is none, as far as is known."""
+        is_closed = re.search(_CLOSED, message) is not None
         if self.credentials is None:
-            if re.search(_CLOSED, message):
-                return f"{question} What listens there closed the connection: it may want TLS, see tls="
-            return question
+            return (
+                f"no server can be reached: is dragoman-server running at {address}? What listens there closed the "
+                "connection: it may want TLS, see tls="
+                if is_closed
+                else None
+            )
         if "WRONG_VERSION_NUMBER" in message:
             return f"the server at {address} does not speak TLS: was it started without --tls-certificate?"
         if found := re.search(r"CERTIFICATE_VERIFY_FAILED: ([\w ,'-]+)", message):
@@ -94,17 +105,17 @@ class Security:
             )
         if "Hostname Verification Check failed" in message:
             return f"the certificate of the server at {address} is one for another name"
-        if re.search(_CLOSED, message):
-            if self.has_certificate:
-                return (
-                    f"the server at {address} ended the handshake of TLS: the certificate of this client may have "
-                    "expired, or be of an authority that the server does not trust"
-                )
+        if not is_closed:
+            return None
+        if self.has_certificate:
             return (
-                f"the server at {address} ended the handshake of TLS: it may want a certificate of this client, see "
-                "dragoman.Tls"
+                f"the server at {address} ended the handshake of TLS: the certificate of this client may have expired, "
+                "or be of an authority that the server does not trust"
             )
-        return question
+        return (
+            f"the server at {address} ended the handshake of TLS: it may want a certificate of this client, see "
+            "dragoman.Tls"
+        )
 
 
 # How gRPC says that the other side hung up.
@@ -125,9 +136,13 @@ def secure(address: str, tls: TlsChoice, token: str | None) -> Security:
     """
     if token is not None and not isinstance(token, str):
         raise TypeError(f"token is of type {type(token).__name__}, must be a str")
+    if token == "":
+        raise ValueError(f"the token is empty: leave token= out for that of {TOKEN_VARIABLE}, or for none")
     token = token or os.environ.get(TOKEN_VARIABLE, "").strip() or None
     if token is not None and not _TOKEN.fullmatch(token):
         raise ValueError("the token has characters other than visible ASCII: no token has")
+    if tls == "":
+        raise ValueError(f"tls is the path of a file and empty: leave it out for what {TLS_VARIABLE} says, or for none")
     choice = tls_of_environment() if tls is None else tls
     if token and choice is None and not is_local(address):
         raise ValueError(
@@ -143,7 +158,14 @@ def secure(address: str, tls: TlsChoice, token: str | None) -> Security:
         return Security(None, metadata)
     if not isinstance(choice, Tls):
         raise TypeError(f"tls is of type {type(choice).__name__}, must be a bool, the path of a file or a dragoman.Tls")
-    return Security(_credentials(choice), metadata, choice.certificate is not None)
+    try:
+        credentials = _credentials(choice)
+    except ValueError as error:
+        if tls is not None:
+            raise
+        variables = f"{TLS_VARIABLE}, {CERTIFICATE_VARIABLE} or {KEY_VARIABLE}"
+        raise ValueError(f"{error} (as {variables} says)") from None
+    return Security(credentials, metadata, choice.certificate is not None)
 
 
 def tls_of_environment() -> Tls | bool | None:
@@ -166,13 +188,14 @@ def _credentials(tls: Tls) -> grpc.ChannelCredentials:
     import ssl  # takes 10 ms, which clients without TLS need not wait
 
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    authorities = None
-    if (ca := tls.ca or os.environ.get(_AUTHORITIES_VARIABLE)) is not None:
-        authorities = _read(ca, "authorities")
+    authorities, of_machine = None, os.environ.get(_AUTHORITIES_VARIABLE) or None
+    if (ca := of_machine if tls.ca is None else tls.ca) is not None:
+        named = f", which {_AUTHORITIES_VARIABLE} names," if tls.ca is None else ""
+        authorities = b"\n".join(found[0] for found in _CERTIFICATE.finditer(_read(ca, "authorities", named)))
         try:
             context.load_verify_locations(cadata=authorities.decode("ascii"))
         except (ssl.SSLError, ValueError):
-            raise ValueError(f"{os.fspath(ca)} has no certificates in PEM form") from None
+            raise ValueError(f"{os.fspath(ca)}{named} has no certificates in PEM form") from None
     if tls.certificate is None or tls.key is None:
         return grpc.ssl_channel_credentials(authorities)
     certificate, key = _read(tls.certificate, "certificate"), _read(tls.key, "key")
@@ -187,11 +210,13 @@ def _credentials(tls: Tls) -> grpc.ChannelCredentials:
     return grpc.ssl_channel_credentials(authorities, key, certificate)
 
 
-def _read(path: FilePath, what: str) -> bytes:
+def _read(path: FilePath, what: str, named: str = "") -> bytes:
+    if not os.fspath(path):
+        raise ValueError(f"the {what} are in a file whose path is empty")
     try:
         return Path(path).read_bytes()
     except OSError as error:
-        raise ValueError(f"the {what} in {os.fspath(path)} cannot be read: {error.strerror}") from None
+        raise ValueError(f"the {what} in {os.fspath(path)}{named} cannot be read: {error.strerror}") from None
 
 
 # -- metadata with every call ------------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ import contextlib
 import logging
 import signal
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from typing import TYPE_CHECKING, Any
 
 from dragoman._extras import require_extra
@@ -23,6 +23,7 @@ from dragoman_server.registry.registry import Registry
 from dragoman_server.registry.repository import Place, Repository
 from dragoman_server.registry.trial import Trials
 from dragoman_server.registry.watcher import Watcher
+from dragoman_server.repeating import repeating
 from dragoman_server.runtime.background import Background
 from dragoman_server.runtime.hardware import Hardware
 from dragoman_server.runtime.machine import cpu_allowance
@@ -180,7 +181,10 @@ async def serve(config: Config) -> int:
             flush=True,
         )
         async with contextlib.AsyncExitStack() as background_tasks:
-            await background_tasks.enter_async_context(_running(_heartbeat(registry, server, heap)))
+            beat = _heartbeat(registry, server, heap)
+            await background_tasks.enter_async_context(
+                _running(repeating("the heartbeat", _SECONDS_PER_HEARTBEAT, beat))
+            )
             if certificates is not None:
                 await background_tasks.enter_async_context(_running(certificates.follow()))
             if tokens is not None:
@@ -260,13 +264,17 @@ def _described(registry: Registry) -> str:
     return f"{len(serving)} models{where}"
 
 
-async def _heartbeat(registry: Registry, server: Server, heap: Heap) -> None:
-    """Health turns NOT_SERVING while an engine has work and gets nowhere, and while there is no model.
+def _heartbeat(registry: Registry, server: Server, heap: Heap) -> Callable[[], Awaitable[None]]:
+    """What is done again and again while the server runs.
+
+    Health turns NOT_SERVING while an engine has work and gets nowhere, and while there is no model.
 
     Models that nobody uses give memory back, and those that were unloaded give back what Python holds of them.
     """
     reason = ""
-    while True:
+
+    async def beat() -> None:
+        nonlocal reason
         before = reason
         if registry.stalled_seconds > _MAX_STALLED_SECONDS:
             reason = "an engine hangs"
@@ -280,14 +288,17 @@ async def _heartbeat(registry: Registry, server: Server, heap: Heap) -> None:
             await server.health.serve()
         await registry.give_back_memory(_IDLE_SECONDS)
         heap.settle()
-        await asyncio.sleep(_SECONDS_PER_HEARTBEAT)
+
+    return beat
 
 
 async def _follow(tokens: Tokens) -> None:
     """Looks at the file again and again."""
-    while True:
-        await asyncio.sleep(_SECONDS_PER_LOOK_AT_TOKENS)
+
+    async def look() -> None:
         tokens.update(await asyncio.to_thread(tokens.read))
+
+    await repeating("the look at the tokens", _SECONDS_PER_LOOK_AT_TOKENS, look)
 
 
 @contextlib.asynccontextmanager

@@ -15,6 +15,8 @@ from typer.testing import CliRunner, Result
 import dragoman
 from benchmarks.certificates import Authority, key_bytes, private_key
 from dragoman import AsyncClient, Client, PermissionDeniedError, Tls, UnauthenticatedError, UnavailableError
+from dragoman._channel import resolve_address
+from dragoman._security import secure
 from dragoman.cli.commands import app
 from dragoman_server.bundle.bundle import Bundle
 from dragoman_server.config import AccessOptions
@@ -246,6 +248,33 @@ async def test_every_call_has_the_token_and_a_refusal_is_not_repeated(seen: tupl
     assert sorted(async_calls) == sorted(sync_calls)  # none more often, so none again
 
 
+@pytest.mark.parametrize("seen", [grpc.StatusCode.PERMISSION_DENIED], indirect=True)
+async def test_what_is_for_this_machine_goes_through_no_proxy(
+    seen: tuple[Seen, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    handler, address = seen
+    asked: list[bytes] = []
+
+    async def proxy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        asked.append(await reader.readline())
+        writer.close()
+
+    async with await asyncio.start_server(proxy, "127.0.0.1", 0) as server:
+        for name in ("no_proxy", "no_grpc_proxy", "NO_PROXY"):
+            monkeypatch.delenv(name, raising=False)
+        port = server.sockets[0].getsockname()[1]
+        for name in ("grpc_proxy", "https_proxy", "http_proxy"):
+            monkeypatch.setenv(name, f"http://127.0.0.1:{port}")
+        target = f"localhost:{address.rpartition(':')[2]}"
+        with Client(target, token=TOKEN) as client, pytest.raises(PermissionDeniedError):
+            await asyncio.to_thread(client.models)
+        async with AsyncClient(target, token=TOKEN) as other:
+            with pytest.raises(PermissionDeniedError):
+                await other.models()
+    assert len(handler.calls) == 2
+    assert not asked
+
+
 async def test_a_client_without_a_token_is_told_where_it_would_come_from(seen: tuple[Seen, str]) -> None:
     handler, address = seen
     async with AsyncClient(address) as client:
@@ -286,12 +315,13 @@ def test_a_bad_file_of_a_token_is_wrong_usage(content: bytes | None, sentence: s
 # -- what makes no sense -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("make", [Client, AsyncClient])
 @pytest.mark.parametrize("variable", ["", "0", "false", "1", "true"])
-def test_a_token_goes_to_other_machines_with_tls_alone(
-    make: Any, variable: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_token_goes_to_other_machines_with_tls_alone(variable: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DRAGOMAN_TLS", variable)
+
+    def protect(address: str, tls: bool | None) -> None:
+        secure(resolve_address(address), tls, TOKEN)
+
     for address in (
         "localhost",
         "127.0.0.1:1",
@@ -299,8 +329,10 @@ def test_a_token_goes_to_other_machines_with_tls_alone(
         "unix:/a",
         "ipv4:127.0.0.1:1,127.0.0.2:1",
         "dns:///localhost:1",
+        "dns:localhost:1",
+        "ipv6:[::1]:1",
     ):
-        make(address, token=TOKEN)
+        protect(address, None)
     for address in (
         "translate.example",
         "10.0.0.1",
@@ -308,27 +340,39 @@ def test_a_token_goes_to_other_machines_with_tls_alone(
         "ipv4:127.0.0.1:1,10.0.0.1:1",
         "dns:///a:1",
         "xds:///a",
+        "dns://8.8.8.8/localhost:1",
+        "ipv4:127.0.0.1:1,%310.0.0.1:1",
     ):
         if variable:  # it was said what is wanted
-            make(address, token=TOKEN)
+            protect(address, None)
             continue
         with pytest.raises(ValueError, match=r"the token is not sent to .* without TLS") as refused:
-            make(address, token=TOKEN)
+            protect(address, None)
         assert TOKEN not in str(refused.value)
-        make(address, token=TOKEN, tls=False)
-        make(address, token=TOKEN, tls=True)
-        make(address)
+        protect(address, False)
+        protect(address, True)
+        secure(resolve_address(address), None, None)
+    if not variable:
+        for make in (Client, AsyncClient):
+            with pytest.raises(ValueError, match=r"the token is not sent to .* without TLS"):
+                make("translate.example", token=TOKEN)
 
 
 def test_what_is_of_no_use_is_told_when_a_client_is_made(files: Path) -> None:
     (files / "bad.pem").write_bytes(b"garbage")
+    broken = TRUSTED.certificate.replace(b"\nMII", b"\n\xff\xff", 1)
+    (files / "broken.pem").write_bytes(TRUSTED.certificate + broken)
     (files / "locked.key").write_bytes(key_bytes(private_key(), b"pass"))
     cases: list[tuple[dict[str, Any], type[Exception], str]] = [
         ({"tls": 1.5}, TypeError, "tls is of type float, must be a bool, the path of a file or a dragoman.Tls"),
         ({"token": 5}, TypeError, "token is of type int, must be a str"),
+        ({"token": ""}, ValueError, "the token is empty: leave token= out for that of DRAGOMAN_TOKEN"),
+        ({"tls": ""}, ValueError, "tls is the path of a file and empty: leave it out for what DRAGOMAN_TLS says"),
+        ({"tls": Tls(ca="")}, ValueError, "the authorities are in a file whose path is empty"),
         ({"token": "a b"}, ValueError, "the token has characters other than visible ASCII"),
         ({"token": "a\nb"}, ValueError, "the token has characters other than visible ASCII"),
         ({"tls": files / "none.pem"}, ValueError, r"the authorities in \S+none.pem cannot be read: No such file"),
+        ({"tls": files / "broken.pem"}, ValueError, r"broken.pem has no certificates in PEM form"),
         ({"tls": files / "bad.pem"}, ValueError, r"bad.pem has no certificates in PEM form"),
         (
             {"tls": Tls(certificate=files / "caller.pem")},
@@ -361,11 +405,27 @@ def test_what_is_of_no_use_is_told_when_a_client_is_made(files: Path) -> None:
     assert "has no certificates in PEM form" in " ".join(result.output.replace("│", " ").split())
 
 
+async def test_authorities_may_have_marks_and_comments_around_them(server: RunningServer, files: Path) -> None:
+    odd = files / "odd.pem"
+    odd.write_bytes(b"\xef\xbb\xbf" + TRUSTED.certificate + "# Főtanúsítvány\n".encode() + FOREIGN.certificate)
+    async with AsyncClient(server.address, tls=replace(shown(files, "caller"), ca=odd)) as client:
+        assert await client.health()
+
+
 def test_variables_and_authorities_of_the_machine(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Client("localhost", tls=True)
     monkeypatch.setenv("SSL_CERT_FILE", str(files / "none.pem"))
-    with pytest.raises(ValueError, match=r"none\.pem cannot be read"):
+    with pytest.raises(ValueError, match=r"none\.pem, which SSL_CERT_FILE names, cannot be read"):
         Client("localhost", tls=True)
+    (files / "none.pem").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"none\.pem, which SSL_CERT_FILE names, has no certificates in PEM form"):
+        Client("localhost", tls=True)
+    monkeypatch.setenv("SSL_CERT_FILE", "")  # is none
+    Client("localhost", tls=True)
+    monkeypatch.setenv("DRAGOMAN_TLS", "yes")
+    with pytest.raises(ValueError, match=r"the authorities in yes cannot be read: .* \(as DRAGOMAN_TLS, .* says\)"):
+        Client("localhost")
+    monkeypatch.delenv("DRAGOMAN_TLS")
     Client("localhost", tls=files / "ca.pem")
     monkeypatch.setenv("DRAGOMAN_CLIENT_KEY", str(files / "caller.key"))
     with pytest.raises(ValueError, match="a key of the client is of no use without its certificate"):

@@ -1,12 +1,14 @@
 """TLS of the server: what it takes at the start and while it runs, and whom it lets in."""
 
 import asyncio
+import errno
 import logging
 import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import grpc
 import pytest
@@ -17,12 +19,16 @@ from dragoman_server.bundle.bundle import Bundle
 from dragoman_server.config import AccessOptions, Config, validate
 from dragoman_server.errors import StartError
 from dragoman_server.metrics import Metrics
+from dragoman_server.wire import server as server_module
 from dragoman_server.wire import tls as tls_module
 from dragoman_server.wire.addresses import exposure
 from dragoman_server.wire.tls import Certificates
+from dragoman_server.wire.tls_trial import UnusableError
+from support.odd_certificates import EXPLICIT_CURVE, RSA_512, RSA_PSS, with_version
 from support.server_parts import CONFIG, running_server
 
 TRUSTED = Authority()
+GOOD = TRUSTED.issue()
 CHECK = "/grpc.health.v1.Health/Check"
 
 
@@ -46,6 +52,14 @@ def _pair(**values: Any) -> Callable[[Path], object]:
     return lambda folder: TRUSTED.issue(**values).save(folder, "server")
 
 
+def _saved(pair: Pair) -> Callable[[Path], object]:
+    return lambda folder: pair.save(folder, "server")
+
+
+def _extend(path: Path, content: bytes) -> None:
+    path.write_bytes(path.read_bytes() + content)
+
+
 def _open_key(folder: Path) -> None:
     (folder / "server.key").chmod(0o644)
 
@@ -57,6 +71,7 @@ def _pipe(folder: Path) -> None:
 
 _NO_CERTIFICATE = "not a certificate in PEM form, or several."
 _NO_KIND = "of a kind that gRPC cannot use: it takes RSA, and ECDSA with P-256 or P-384."
+_NO_HANDSHAKE = "with which gRPC can hold no handshake ("
 FILES = {"tls_certificate": "server.pem", "tls_key": "server.key", "tls_client_ca": "ca.pem"}
 # What is done to the files, the option that is told, and what it says of its file.
 BAD: dict[str, tuple[Callable[[Path], object], str, str]] = {
@@ -84,6 +99,32 @@ BAD: dict[str, tuple[Callable[[Path], object], str, str]] = {
     "not yet valid": (_pair(since_days=1), "tls_certificate", "not valid before 20"),
     "Ed25519": (_pair(key=ed25519.Ed25519PrivateKey.generate()), "tls_key", _NO_KIND),
     "P-521": (_pair(key=ec.generate_private_key(ec.SECP521R1())), "tls_key", _NO_KIND),
+    # What `cryptography` raises no ValueError for.
+    "an odd version": (_write("server.pem", with_version(GOOD.certificate, 5)), "tls_certificate", _NO_CERTIFICATE),
+    "an odd version in the chain": (
+        _write("server.pem", GOOD.certificate + with_version(GOOD.certificate, 5)),
+        "tls_certificate",
+        _NO_CERTIFICATE,
+    ),
+    "an authority of an odd version": (
+        _write("ca.pem", with_version(GOOD.certificate, 5)),
+        "tls_client_ca",
+        _NO_CERTIFICATE,
+    ),
+    # What gRPC cannot use, and says nothing of.
+    "RSA of 512 bits": (_saved(RSA_512), "tls_certificate", _NO_HANDSHAKE),
+    "RSA-PSS": (_saved(RSA_PSS), "tls_certificate", _NO_HANDSHAKE),
+    "a curve in numbers": (_saved(EXPLICIT_CURVE), "tls_certificate", _NO_HANDSHAKE),
+    "a chain that gRPC leaves out": (
+        lambda folder: _extend(folder / "server.pem", with_version(GOOD.certificate, None)),
+        "tls_certificate",
+        "whose certificate 2 gRPC cannot read.",
+    ),
+    "an authority that gRPC leaves out": (
+        lambda folder: _extend(folder / "ca.pem", with_version(GOOD.certificate, None)),
+        "tls_client_ca",
+        "whose certificate 2 gRPC cannot read.",
+    ),
     "expired authority": (_write("ca.pem", Authority(days=-1).certificate), "tls_client_ca", "expired on 20"),
 }
 
@@ -137,6 +178,49 @@ def test_a_bad_file_that_comes_later_is_told_once_and_changes_nothing(
 def _reloads(metrics: Metrics) -> dict[str, float | None]:
     name = "dragoman_tls_reloads_total"
     return {outcome: metrics.registry.get_sample_value(name, {"outcome": outcome}) for outcome in ("ok", "failed")}
+
+
+def test_what_grpc_cannot_use_is_not_tried_at_each_look(
+    access: AccessOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    metrics, tries = Metrics(), 0
+    certificates = Certificates(access, metrics)
+
+    def fail(*_: object) -> None:
+        nonlocal tries
+        tries += 1
+        raise UnusableError("timed out")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(tls_module, "try_pair", fail)
+        TRUSTED.issue().save(tmp_path, "server")
+        for _ in range(4):
+            certificates.look()
+        assert (tries, _reloads(metrics)) == (1, {"ok": 0, "failed": 1})
+        assert certificates._refusal is not None
+        certificates._refusal = certificates._refusal._replace(until=0.0)  # a minute later
+        certificates.look()
+        assert tries == 2
+        TRUSTED.issue().save(tmp_path, "server")
+        patched.undo()
+    certificates.look()
+    assert _reloads(metrics) == {"ok": 1, "failed": 1}
+
+
+def test_a_machine_without_descriptors_is_not_the_certificates_fault(
+    access: AccessOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    metrics = Metrics()
+    certificates = Certificates(access, metrics)
+    TRUSTED.issue().save(tmp_path, "server")
+    with monkeypatch.context() as patched:
+        error = OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        patched.setattr("dragoman_server.wire.tls_trial.socket.create_server", Mock(side_effect=error))
+        certificates.look()
+        with pytest.raises(StartError, match=r"which cannot be tried: Too many open files\."):
+            Certificates(access, metrics)
+    certificates.look()
+    assert _reloads(metrics) == {"ok": 1, "failed": 0}
 
 
 def test_files_behind_a_link_that_is_swapped_are_taken_up(tmp_path: Path) -> None:
@@ -224,6 +308,34 @@ async def test_only_callers_with_a_certificate_are_let_in_where_one_is_asked_for
                 code, details = await checked(address, credentials(trusted, pair))
                 assert code is expected, details
             assert (await checked(address, None))[0] is refused
+
+
+async def test_files_with_marks_comments_and_other_blocks_are_taken(
+    access: AccessOptions, bundle: Bundle, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for path in (access.tls_certificate, access.tls_key, access.tls_client_ca):
+        assert path is not None
+        path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes() + "# é\n".encode())
+    foreign = Authority("another")
+    assert access.tls_client_ca is not None
+    _extend(access.tls_client_ca, foreign.certificate + key_bytes(private_key()))
+    async with running_server(bundle, monkeypatch, capsys, replace(CONFIG, access=access)) as server:
+        for authority in (TRUSTED, foreign):
+            code, details = await checked(server.address, credentials(TRUSTED, authority.issue("caller")))
+            assert code is grpc.StatusCode.OK, details
+
+
+async def test_a_connection_without_a_handshake_is_closed(
+    access: AccessOptions, bundle: Bundle, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(server_module, "_HANDSHAKE_TIMEOUT_MS", 300)
+    async with running_server(bundle, monkeypatch, capsys, replace(CONFIG, access=access)) as server:
+        host, _, port = server.address.rpartition(":")
+        for sent in (b"", b"\x16\x03\x01"):
+            reader, writer = await asyncio.open_connection(host, int(port))
+            writer.write(sent)
+            assert await reader.read() == b""  # until the server closes it
+            writer.close()
 
 
 async def test_a_caller_notices_a_certificate_of_another_host(

@@ -3,21 +3,28 @@
 import contextlib
 import math
 import os
+import re
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 import typer
 
-from benchmarks import overload
-from benchmarks.faults import kill
+from benchmarks import guard, overload
+from benchmarks.certificates import Authority
+from benchmarks.faults import kill, rotation
 from benchmarks.faults.fleet import Replica, target
 from benchmarks.faults.traffic import EXCHANGE, STREAM, UNARY, Record
 from benchmarks.load import Job, Outcome
 from benchmarks.report import Subject
 from benchmarks.servers import Server
+from benchmarks.settings import Settings
 
 SERVER = Server(Subject("Dragoman server", "1", "int8", 1, "default"), "127.0.0.1:1", os.getpid())
 OUTCOME = Outcome(
@@ -146,3 +153,170 @@ def test_faults_hit_one_replica_after_the_other_and_a_failed_call_is_told(
 
 def test_one_target_stands_for_all_replicas() -> None:
     assert target([Replica(1, ()), Replica(2, ())]) == "ipv4:127.0.0.1:1,127.0.0.1:2"
+
+
+# -- protection --------------------------------------------------------------------------------------------------------
+
+
+class RotatingTraffic:
+    """Does what happens meanwhile, and has seen what the test says."""
+
+    record = Record(5)
+
+    def __init__(self, texts: Sequence[str], reference: str) -> None:
+        assert texts
+        self.records = {UNARY: self.record}
+
+    def run(self, address: str, num_callers: int, faults: Callable[[], None], least: Mapping[str, int]) -> None:
+        assert (address, num_callers, least) == ("127.0.0.1:0", 3, {})
+        faults()
+
+
+class NewClient:
+    """Of either kind; the calls of one may fail."""
+
+    error: Exception | None = None
+
+    def __init__(self, address: str, timeout: float) -> None:
+        assert address == "127.0.0.1:0"
+
+    def __enter__(self) -> "NewClient":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def translate(self, text: str, *, source: str, target: str) -> None:
+        time.sleep(0.001)
+        if self.error is not None:
+            raise self.error
+
+
+class NewAsyncClient(NewClient):
+    async def __aenter__(self) -> "NewAsyncClient":
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        pass
+
+    async def translate(self, text: str, *, source: str, target: str) -> None:  # type: ignore[override]
+        super().translate(text, source=source, target=target)
+
+
+@pytest.mark.parametrize(
+    ("record", "error", "exit_code"),
+    [
+        (Record(5), None, 0),
+        (Record(5, num_different=1), None, 1),
+        (Record(5), ConnectionError("not let in"), 1),
+    ],
+)
+def test_certificates_are_replaced_one_after_the_other_and_a_failed_call_is_told(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    record: Record,
+    error: Exception | None,
+    exit_code: int,
+) -> None:
+    files: dict[str, Path] = {}
+    taken: list[bytes] = []
+
+    @contextlib.contextmanager
+    def fleet(number: int, *options: str) -> Iterator[list[FakeReplica]]:
+        assert number == 1
+        files.update(zip(options[::2], map(Path, options[1::2]), strict=True))
+        assert set(files) == {"--tls-certificate", "--tls-key", "--tls-client-ca"}
+        yield [FakeReplica(0, [])]
+
+    def taken_up(address: str, certificate: bytes, folder: Path) -> None:
+        assert files["--tls-certificate"].read_bytes() == certificate
+        assert files["--tls-key"].parent == folder
+        taken.append(certificate)
+
+    monkeypatch.setattr(os, "environ", {**os.environ})
+    monkeypatch.setattr(RotatingTraffic, "record", record)
+    monkeypatch.setattr(NewClient, "error", error)
+    for name, value in {
+        "fleet": fleet,
+        "Traffic": RotatingTraffic,
+        "Client": NewClient,
+        "AsyncClient": NewAsyncClient,
+        "_await": taken_up,
+    }.items():
+        monkeypatch.setattr(rotation, name, value)
+    with pytest.raises(typer.Exit) as ended:
+        rotation.main(rotations=4, callers=3, newcomers=2)
+    assert ended.value.exit_code == exit_code
+    assert len(set(taken)) == 4
+    said = capsys.readouterr().out
+    assert "4 certificates, " in said
+    assert ("ConnectionError: not let in" in said) == (error is not None)
+
+
+def test_a_certificate_that_is_not_taken_up_ends_the_command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    authority = Authority()
+    (tmp_path / "ca.pem").write_bytes(authority.certificate)
+    authority.issue("caller").save(tmp_path, "caller")
+    certificates = Certificates(authority, tmp_path)
+    monkeypatch.setattr(rotation, "_PATIENCE_SECONDS", 5.0)
+    with certificates.served() as address:
+        rotation._await(address, certificates.pair.certificate, tmp_path)
+        monkeypatch.setattr(rotation, "_PATIENCE_SECONDS", 0.3)
+        with pytest.raises(RuntimeError, match="does not take up a new certificate"):
+            rotation._await(address, authority.issue().certificate, tmp_path)
+
+
+class Certificates:
+    """A server that has one for ever."""
+
+    def __init__(self, authority: Authority, folder: Path) -> None:
+        self.pair, self._ca = authority.issue(), authority.certificate
+
+    @contextlib.contextmanager
+    def served(self) -> Iterator[str]:
+        server = grpc.server(ThreadPoolExecutor(1))
+        pairs = [(self.pair.key, self.pair.certificate)]
+        port = server.add_secure_port("127.0.0.1:0", grpc.ssl_server_credentials(pairs, self._ca, True))
+        server.start()
+        try:
+            yield f"127.0.0.1:{port}"
+        finally:
+            server.stop(None).wait()
+
+
+def test_protection_is_compared_with_none_in_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server with TLS is given its authority, that with tokens its token; each ratio is over the server without."""
+    order: list[str] = []
+    started: list[tuple[str, ...]] = []
+    rates = {"without": 100.0, "TLS": 96.0, "tokens, log in JSON": 99.0}
+
+    @contextlib.contextmanager
+    def served(model: object, settings: Settings, *options: str, log: int) -> Iterator[Server]:
+        started.append(options)
+        if "--tokens" in options:
+            line = Path(options[options.index("--tokens") + 1]).read_text()
+            assert re.fullmatch(r"bench sha256:[0-9a-f]{64}\n", line)
+        yield SERVER
+
+    def saturate(server: Server, settings: Settings, num_callers: int, size: int) -> Outcome:
+        kind = server.subject.setting
+        assert (server.ca is not None) == (kind == "TLS")
+        assert (server.token is not None) == (kind == "tokens, log in JSON")
+        order.append(kind)
+        return replace(OUTCOME, num_target_tokens=round(rates[kind] * OUTCOME.seconds))
+
+    monkeypatch.setattr(guard, "default_model", lambda: None)
+    monkeypatch.setattr(guard, "dragoman_server", served)
+    monkeypatch.setattr(Server, "saturate", saturate)
+    rows = list(guard.run(replace(Settings.smoke(("Hello.",), 1), num_pairs=2)))
+    assert [options[::2] for options in started] == [
+        (),
+        ("--tls-certificate", "--tls-key"),
+        ("--tokens", "--log-format"),
+    ]
+    kinds = list(rates)
+    pairs = [["TLS", "without"], ["tokens, log in JSON", "without"]]
+    turns = [kind for pair in pairs for kind in pair] + [kind for pair in pairs for kind in reversed(pair)]
+    assert order == [*kinds, *turns] * 2
+    ratios = {row.subject.setting: row.ratio.median for row in rows if row.ratio is not None}
+    assert ratios == {"TLS": pytest.approx(0.96), "tokens, log in JSON": pytest.approx(0.99)}

@@ -8,6 +8,7 @@ swapped together behind a symbolic link, as Kubernetes does.
 import asyncio
 import logging
 import stat
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -16,17 +17,20 @@ from typing import NamedTuple
 
 import grpc
 from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
 from dragoman_server.config import AccessOptions
 from dragoman_server.errors import StartError
 from dragoman_server.metrics import Metrics
+from dragoman_server.repeating import repeating
+from dragoman_server.wire.tls_trial import UnusableError, try_authority, try_pair
 
 logger = logging.getLogger(__name__)
 
 _SECONDS_PER_LOOK = 1.0
+# What gRPC could not use is tried again after this time, for it may have been the machine's fault.
+_SECONDS_PER_TRIAL = 60.0
 _MAX_FILE_BYTES = 1 << 20  # a chain has some kB; the authorities of the whole web have 200 kB
 
 # What gRPC can hold a handshake with. Its BoringSSL offers clients no other curve, and no Ed25519.
@@ -48,6 +52,15 @@ class _Credentials:
     expires: datetime
 
 
+class _Refusal(NamedTuple):
+    """Contents that gRPC cannot use."""
+
+    contents: _Contents
+    error: StartError
+    until: float
+    """On the monotonic clock: when they are tried again."""
+
+
 class Certificates:
     """What handshakes are held with.
 
@@ -65,7 +78,8 @@ class Certificates:
     def __init__(self, options: AccessOptions, metrics: Metrics) -> None:
         self._options, self._metrics = options, metrics
         self.is_mutual = options.tls_client_ca is not None
-        self._current = _credentials(options, _read_all(options))
+        self._refusal: _Refusal | None = None
+        self._current = self._usable(_read_all(options))
         # What is wrong with which contents: found by the last look, and told in the log.
         self._suspected: tuple[_Contents | None, str] | None = None
         self._told: tuple[_Contents | None, str] | None = None
@@ -88,9 +102,7 @@ class Certificates:
 
     async def follow(self) -> None:
         """Looks at the files again and again."""
-        while True:
-            await asyncio.sleep(_SECONDS_PER_LOOK)
-            await asyncio.to_thread(self.look)
+        await repeating("the look at the certificate", _SECONDS_PER_LOOK, lambda: asyncio.to_thread(self.look))
 
     def look(self) -> None:
         """Takes up what has changed, if it is in order.
@@ -103,7 +115,7 @@ class Certificates:
             if contents == self._current.contents:
                 self._suspected = self._told = None
                 return
-            self._current = _credentials(self._options, contents)
+            self._current = self._usable(contents)
         except StartError as error:
             fault = contents, str(error)
             if fault == self._suspected and fault != self._told:
@@ -116,6 +128,21 @@ class Certificates:
         self._metrics.observe_certificate_reload(ok=True)
         self._metrics.set_certificate_expiry(self._current.expires.timestamp())
         logger.info("new connections get the certificate that expires on %s", _date(self._current.expires))
+
+    def _usable(self, contents: _Contents) -> _Credentials:
+        """What gRPC takes, of contents that are in order and that it can use.
+
+        Raises:
+            StartError: they are not, or it cannot.
+        """
+        refusal = self._refusal
+        if refusal is not None and refusal.contents == contents and time.monotonic() < refusal.until:
+            raise refusal.error
+        try:
+            return _credentials(self._options, contents)
+        except _UnusableError as error:
+            self._refusal = _Refusal(contents, error, time.monotonic() + _SECONDS_PER_TRIAL)
+            raise
 
 
 # -- reading -----------------------------------------------------------------------------------------------------------
@@ -157,20 +184,26 @@ def _read(name: str, path: Path, *, is_secret: bool = False) -> bytes:
 # -- checking ----------------------------------------------------------------------------------------------------------
 
 
+class _UnusableError(StartError):
+    """Found by a trial, which is not repeated at each look."""
+
+
 def _credentials(options: AccessOptions, contents: _Contents) -> _Credentials:
     """What gRPC takes, of contents that are in order.
 
     Raises:
         StartError: they are not.
     """
-    certificate = _certificates("tls_certificate", options.tls_certificate, contents.certificate)[0]
+    chain = _certificates("tls_certificate", options.tls_certificate, contents.certificate)
+    certificate = chain[0]
     name = f"tls_certificate is {options.tls_certificate}, which"
     now = datetime.now(UTC)
     if certificate.not_valid_after_utc < now:
         raise StartError(f"{name} expired on {_date(certificate.not_valid_after_utc)}.")
     if certificate.not_valid_before_utc > now:
         raise StartError(f"{name} is not valid before {_date(certificate.not_valid_before_utc)}.")
-    _check_key(options, contents.key, certificate)
+    key = _key(options, contents.key, certificate)
+    authorities: Sequence[x509.Certificate] = ()
     if contents.client_ca is not None:
         authorities = _certificates("tls_client_ca", options.tls_client_ca, contents.client_ca)
         if all(authority.not_valid_after_utc < now for authority in authorities):
@@ -178,25 +211,32 @@ def _credentials(options: AccessOptions, contents: _Contents) -> _Credentials:
             raise StartError(
                 f"tls_client_ca is {options.tls_client_ca}, whose last certificate expired on {_date(latest)}."
             )
-    pair = (contents.key, contents.certificate)
-    configuration = grpc.ssl_server_certificate_configuration([pair], contents.client_ca)
+    # gRPC gets what was understood, and not the files: it stumbles over a byte order mark, and leaves out whatever
+    # comes after what it does not understand.
+    pems, trusted = _pems(chain), _pems(authorities)
+    _try(options, key, pems, trusted)
+    configuration = grpc.ssl_server_certificate_configuration([(key, b"".join(pems))], b"".join(trusted) or None)
     return _Credentials(contents, configuration, certificate.not_valid_after_utc)
 
 
 def _certificates(name: str, path: Path | None, content: bytes) -> Sequence[x509.Certificate]:
     try:
-        return x509.load_pem_x509_certificates(content)
-    except ValueError as error:
+        found = x509.load_pem_x509_certificates(content)
+        for certificate in found:  # the rest of them is read when it is asked for
+            certificate.not_valid_before_utc, certificate.not_valid_after_utc  # noqa: B018
+    except Exception as error:  # of many kinds, not all of which are documented
         raise StartError(f"{name} is {path}, which is not a certificate in PEM form, or several.") from error
+    return found
 
 
-def _check_key(options: AccessOptions, content: bytes, certificate: x509.Certificate) -> None:
+def _key(options: AccessOptions, content: bytes, certificate: x509.Certificate) -> bytes:
+    """The private key in PEM form."""
     name = f"tls_key is {options.tls_key}, which"
     try:
         key = serialization.load_pem_private_key(content, password=None)
     except TypeError as error:
         raise StartError(f"{name} is encrypted: the server takes a key without a passphrase.") from error
-    except (ValueError, UnsupportedAlgorithm) as error:
+    except Exception as error:
         raise StartError(f"{name} is not a private key in PEM form.") from error
     is_known = isinstance(key, rsa.RSAPrivateKey) or (
         isinstance(key, ec.EllipticCurvePrivateKey) and isinstance(key.curve, _CURVES)
@@ -205,10 +245,47 @@ def _check_key(options: AccessOptions, content: bytes, certificate: x509.Certifi
         raise StartError(f"{name} is of a kind that gRPC cannot use: it takes RSA, and ECDSA with P-256 or P-384.")
     try:
         fits = key.public_key() == certificate.public_key()
-    except (ValueError, UnsupportedAlgorithm):  # the certificate has a key of another kind
+    except Exception:  # the certificate has a key of another kind
         fits = False
     if not fits:
         raise StartError(f"{name} does not fit the certificate in {options.tls_certificate}.")
+    return key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+
+
+def _pems(certificates: Sequence[x509.Certificate]) -> list[bytes]:
+    """In PEM form, each once."""
+    return list(dict.fromkeys(found.public_bytes(serialization.Encoding.PEM) for found in certificates))
+
+
+def _try(options: AccessOptions, key: bytes, chain: Sequence[bytes], authorities: Sequence[bytes]) -> None:
+    """Has gRPC use them.
+
+    Raises:
+        _UnusableError: it cannot.
+        StartError: it could not be tried.
+    """
+    try:
+        try_pair(key, chain)
+    except UnusableError as error:
+        raise _UnusableError(
+            f"tls_certificate is {options.tls_certificate}, with which gRPC can hold no handshake ({error}): it takes "
+            "keys of RSA, but not RSA-PSS, from 1024 bits on, and of ECDSA with P-256 or P-384 by name."
+        ) from error
+    except OSError as error:
+        raise StartError(
+            f"tls_certificate is {options.tls_certificate}, which cannot be tried: {error.strerror or error}."
+        ) from error
+    named = [("tls_certificate", options.tls_certificate, number, pem) for number, pem in enumerate(chain[1:], 2)]
+    named += [("tls_client_ca", options.tls_client_ca, number, pem) for number, pem in enumerate(authorities, 1)]
+    for name, path, number, pem in named:
+        try:
+            try_authority(key, chain[:1], pem)
+        except UnusableError as error:
+            raise _UnusableError(f"{name} is {path}, whose certificate {number} gRPC cannot read.") from error
+        except OSError as error:
+            raise StartError(f"{name} is {path}, which cannot be tried: {error.strerror or error}.") from error
 
 
 def _date(moment: datetime) -> str:

@@ -147,6 +147,8 @@ async def serve(config: Config) -> int:
             return EXIT_OK
         except DragomanError as error:
             raise StartError(str(error.__cause__ or error)) from error  # the bundle's fault without the model's name
+        if tokens is not None:
+            tokens.expect_models(lambda: {entry.name for entry in registry.entries})
 
         # -- serve
         max_segments, max_rows = config.engine.max_waiting, config.engine.max_running

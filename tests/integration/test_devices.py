@@ -37,7 +37,7 @@ def refusal(program: Sequence[str], device: str, variables: dict[str, str] | Non
     command = [*program, *addresses, "--device", device]
     process = subprocess.run(command, capture_output=True, text=True, env=variables, timeout=100, check=False)
     assert (process.returncode, process.stdout) == (2, ""), process.stderr
-    lines = [line for line in process.stderr.splitlines() if " INFO " not in line]
+    lines = [line for line in process.stderr.splitlines() if "[info" not in line]
     (line,) = lines
     return line
 

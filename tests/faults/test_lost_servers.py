@@ -87,7 +87,7 @@ def test_a_server_that_stops_is_left_before_it_refuses(servers: tuple[ServerProc
     first, _ = servers
     with Client(first.address, timeout=60) as alone, Client(both(servers), timeout=60) as client:
         client.translate(["a"] * 300, source="en", target="fr")
-        busy = alone.stream(TEXT, source="en", target="fr", beam_size=4)
+        busy = alone.stream(TEXT * 4, source="en", target="fr", beam_size=4)
         next(busy)  # so it goes on for a while
         first.process.terminate()
         while alone.health():

@@ -442,7 +442,8 @@ def test_a_deadline_that_has_passed(stub: attention_pb2_grpc.AttentionServiceStu
     ):
         with pytest.raises(grpc.RpcError) as caught:
             call()
-        assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        # What comes in before its deadline, but cannot be answered by then, may be refused.
+        assert caught.value.code() in (grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.RESOURCE_EXHAUSTED)
 
 
 def test_callers_who_leave_in_the_middle_leave_room_for_others(

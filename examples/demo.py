@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,13 +28,15 @@ def running_server() -> Iterator[tuple[list[tuple[str, str]], str, str]]:
     """Yields the directions of the model, the address of the service and the URL of its metrics."""
     # Port 0: whatever else runs on this machine, the demo finds room. The line printed when ready names the ports.
     command = [sys.executable, "-m", "dragoman_server", "--listen", "localhost:0", "--metrics-listen", "localhost:0"]
-    server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    log = tempfile.TemporaryFile("w+")  # noqa: SIM115 - ends with the process
+    server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True)
     try:
         assert server.stdout is not None
         line = server.stdout.readline()
         ready = re.fullmatch(r"serving \S+ \((.*?)\) on .* on (\S+), metrics on (\S+)\n", line)
         if ready is None:
-            sys.exit("the server did not start")
+            log.seek(0)
+            sys.exit(f"the server did not start: {log.read()}")
         print(line)
         directions = [(source, target) for source, target in (d.split("-") for d in ready[1].split(", "))]
         yield directions, ready[2], ready[3]

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from typing import Any
+from urllib.parse import unquote
 
 import grpc
 
@@ -116,4 +117,5 @@ def _certified(context: Context) -> str:
 
 def _host(peer: str) -> str:
     """Who calls: the address without the port, which is another for each connection."""
+    peer = unquote(peer)  # gRPC writes the brackets of IPv6 as in a URL
     return peer.rpartition(":")[0] if peer.startswith(("ipv4:", "ipv6:")) else peer

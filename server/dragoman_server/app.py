@@ -166,6 +166,7 @@ async def serve(config: Config) -> int:
         stack.callback(attender.close)
         describer = ModelDescriber(registry, max_rows, options.vocabulary)
         admin = ModelAdminServicer(registry, repository, describer)
+        heap.settle()
         await server.start(
             translator,
             attender,
@@ -174,7 +175,6 @@ async def serve(config: Config) -> int:
             admin,
             has_reflection=config.access.reflection,
         )
-        heap.settle()
         security = _security(certificates)
         administration = f", administration on {server.admin_address}{security}" if server.admin_address else ""
         print(

@@ -77,9 +77,8 @@ async def completed(
         return [future.result() for future in futures]
     finally:
         ended.set()
-        for future in futures:
-            future.cancel()  # those that are done do not mind
-        futures = []  # an error that is raised holds this frame
+        while futures:  # an error that is raised holds this frame, which should not hold them
+            futures.pop().cancel()  # those that are done do not mind
 
 
 class StreamBacklog:

@@ -1,7 +1,9 @@
 """A cache before an engine: who decodes, who waits, and who is answered at once."""
 
+import gc
 import math
 import time
+import weakref
 from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError, Future
 from dataclasses import replace
@@ -66,6 +68,21 @@ def test_what_was_answered_is_not_decoded_again(cached: CachingEngine, engine: F
     assert answer.result(0) == Completion(echo(A).hypotheses, 0.0, 0.0, 0.0)
     assert engine.requests == [A, B]
     assert lookups == [(0, 0, 2), (1, 0, 0)]
+
+
+def test_what_was_answered_is_freed_without_the_garbage_collector(cached: CachingEngine, engine: FakeEngine) -> None:
+    gc.disable()
+    try:
+        futures = [*cached.submit([A, B]), *cached.submit([A])]
+        engine.release()
+        futures += cached.submit([B])
+        left = [weakref.ref(future) for future in [*futures, *engine.futures]]
+        assert len(left) == 6
+        del futures
+        engine.futures.clear()
+        assert [future() for future in left] == [None] * 6
+    finally:
+        gc.enable()
 
 
 def test_what_is_being_decoded_is_waited_for(cached: CachingEngine, engine: FakeEngine, lookups: Lookups) -> None:

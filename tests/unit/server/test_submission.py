@@ -1,8 +1,10 @@
 """What stands between handlers and the engine, and the threads that work on texts."""
 
 import asyncio
+import gc
 import itertools
 import threading
+import weakref
 from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import Any
@@ -16,6 +18,30 @@ from support.fake_runner import Gate
 from support.server_parts import FakeEngine
 
 LONG, SHORT = 20_000, 5_000  # characters
+
+
+@pytest.mark.parametrize("error", [None, InferenceError("it failed")])
+async def test_what_was_answered_is_freed_without_the_garbage_collector(error: InferenceError | None) -> None:
+    engine = FakeEngine()
+    engine.is_holding = True
+    gc.disable()
+    try:
+        task = asyncio.create_task(completed(engine, [Request((4,), 9)] * 3))
+        await asyncio.sleep(0)
+        left = [weakref.ref(future) for future in engine.futures]
+        if error is None:
+            engine.release()
+        else:
+            engine.futures[0].set_exception(error)
+        await asyncio.wait([task])
+        assert (task.exception() is None) == (error is None)
+        del task
+        engine.futures.clear()
+        assert len(left) == 3
+        assert [future() for future in left][1:] == [None] * 2  # an error has the frames that it passed
+    finally:
+        gc.enable()
+
 
 # -- streams -----------------------------------------------------------------------------------------------------------
 

@@ -25,7 +25,7 @@ from dragoman_server.registry.trial import Trials
 from dragoman_server.registry.watcher import Watcher
 from dragoman_server.runtime.background import Background
 from dragoman_server.runtime.hardware import Hardware
-from dragoman_server.runtime.machine import cpu_allowance
+from dragoman_server.runtime.machine import available_memory, cpu_allowance, throttled_periods
 from dragoman_server.service.attention import Attender
 from dragoman_server.service.translate import Translator
 from dragoman_server.wire.addresses import exposure
@@ -110,6 +110,8 @@ async def serve(config: Config) -> int:
             tokens,
             call_log,
         )
+        metrics.set_serving(lambda: server.health.is_serving)
+        metrics.set_machine(available_memory(), throttled_periods)
         _warn_of_exposure(config)
         metrics_page = stack.enter_context(MetricsPage(metrics, config.metrics_listen))
 

@@ -16,7 +16,7 @@ from prometheus_client import (
     Metric,
     ProcessCollector,
 )
-from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from dragoman_server.engine.engine import StepReport
@@ -36,6 +36,16 @@ class Metrics:
         self.registry = CollectorRegistry()
         # Memory, CPU time and open files, under Prometheus' own names.
         ProcessCollector(registry=self.registry)
+        self._serving = Gauge(
+            "dragoman_serving",
+            "1 while the health of the server as a whole is SERVING, else 0.",
+            registry=self.registry,
+        )
+        self._memory_limit = Gauge(
+            "dragoman_memory_limit_bytes",
+            "Memory that the process may use: the machine's, or the limit of its control groups.",
+            registry=self.registry,
+        )
         self._requests = Counter(
             "dragoman_requests_total",
             "RPCs that have ended, by method and gRPC status code.",
@@ -48,12 +58,14 @@ class Metrics:
             ("caller", "code"),
             registry=self.registry,
         )
-        self._token_reloads = Counter(
+        token_reloads = Counter(
             "dragoman_token_reloads_total",
             "Changes of the file of tokens, by outcome: ok, or failed, where what was before goes on.",
             ("outcome",),
             registry=self.registry,
         )
+        # There from the start, as the first failure would else be a counter that begins at 1, which has no rate.
+        self._token_reloads = {is_ok: token_reloads.labels("ok" if is_ok else "failed") for is_ok in (True, False)}
         self._request_duration = Histogram(
             "dragoman_request_duration_seconds",
             "Time in the handler of an RPC, whatever its outcome.",
@@ -123,6 +135,8 @@ class Metrics:
         self._engines = _EngineMetrics(self.registry)
         self._loaded = _LoadedModels()
         self.registry.register(self._loaded)
+        self._throttling = _CpuThrottling()
+        self.registry.register(self._throttling)
 
     def observe_request(self, method: str, code: str, seconds: float, caller: str = "") -> None:
         """Counts an RPC that has ended.
@@ -139,7 +153,7 @@ class Metrics:
 
     def observe_token_reload(self, ok: bool) -> None:
         """Counts a change of the file of tokens; `ok` says whether it was taken over."""
-        self._token_reloads.labels("ok" if ok else "failed").inc()
+        self._token_reloads[ok].inc()
 
     def observe_rejection(self, reason: str) -> None:
         """Counts an RPC that was answered with an error; `reason` must be one of a bounded set."""
@@ -174,6 +188,21 @@ class Metrics:
         """
         self._model_loads.labels(model, "ok" if ok else "failed").inc()
         self._model_load_seconds.observe(seconds)
+
+    def set_serving(self, is_serving: Callable[[], bool]) -> None:
+        """Shows whether the health of the server is SERVING, whenever the page is asked for."""
+        self._serving.set_function(is_serving)
+
+    def set_machine(self, memory_bytes: int, throttled_periods: Callable[[], tuple[int, int]]) -> None:
+        """Says what the process may use of the machine.
+
+        Args:
+            memory_bytes: of memory.
+            throttled_periods: how many periods of a quota of CPU time there were so far, and in how many of them it was
+                used up; asked whenever the page is.
+        """
+        self._memory_limit.set(memory_bytes)
+        self._throttling.periods = throttled_periods
 
     def set_models(self, counts: Mapping[str, int]) -> None:
         """Says how many versions of models there are in each state.
@@ -229,6 +258,7 @@ class ModelMetrics:
         kv_bytes_per_token: size of the keys and values of a cached token.
         kv_limit_bytes: size of the pool for keys and values.
         weights_bytes: size of the weights in memory.
+        stalled_seconds: how long its engine has had work and finished no step.
     """
 
     def __init__(self, name: str, engines: "_EngineMetrics", loaded: "_LoadedModels") -> None:
@@ -237,6 +267,7 @@ class ModelMetrics:
         self.reports: dict[int, StepReport] = {}
         self.last_step_time = 0.0
         self.kv_bytes_per_token = self.kv_limit_bytes = self.weights_bytes = 0
+        self.stalled_seconds: Callable[[], float] = lambda: 0.0
         # Looking up a child takes longer than counting with it, and a step of a small model is over in 0.6 ms.
         self._batch_size = engines.batch_size.labels(name)
         self._encode_seconds = engines.encode_seconds.labels(name)
@@ -302,6 +333,7 @@ class ModelMetrics:
     def close(self) -> None:
         """Says that the version is no longer loaded: the gauges forget it. Steps that end later are still counted."""
         self._loaded.remove(self)
+        self.stalled_seconds = lambda: 0.0  # without the engine, which refers to this object
 
 
 class _EngineMetrics:
@@ -403,6 +435,11 @@ _GAUGES: tuple[tuple[str, str, Callable[[Sequence[ModelMetrics]], float]], ...] 
         "Unix time of the latest step, 0 before the first. It stands still while there is nothing to do.",
         lambda versions: max(version.last_step_time for version in versions),
     ),
+    (
+        "dragoman_engine_stalled_seconds",
+        "How long an engine has had work and finished no step, the worst of them; 0 while there is nothing to do.",
+        lambda versions: max(version.stalled_seconds() for version in versions),
+    ),
 )
 
 
@@ -431,6 +468,22 @@ class _LoadedModels(Collector):
     def describe(self) -> Iterable[Metric]:
         """The metrics without samples, from which the registry knows their names."""
         return _gauges(())
+
+
+class _CpuThrottling(Collector):
+    """What the kernel says of the quota of CPU time, whenever the page is asked for."""
+
+    def __init__(self) -> None:
+        self.periods: Callable[[], tuple[int, int]] = lambda: (0, 0)
+
+    def collect(self) -> Iterable[Metric]:
+        num_periods, num_throttled = self.periods()
+        yield CounterMetricFamily(
+            "dragoman_cpu_periods", "Periods of the container's quota of CPU time; 0 without one.", num_periods
+        )
+        yield CounterMetricFamily(
+            "dragoman_cpu_throttled_periods", "Those in which the quota was used up before the end.", num_throttled
+        )
 
 
 def _gauges(versions: Sequence[ModelMetrics]) -> Iterator[Metric]:

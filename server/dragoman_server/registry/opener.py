@@ -95,6 +95,8 @@ class ModelOpener:
             raise
         if self._cache is not None:
             model.engine = CachingEngine(model.engine, self._cache.part(), model_metrics.observe_lookups)
+        engine = model.engine
+        model_metrics.stalled_seconds = lambda: engine.stalled_seconds
         model_metrics.set_info(entry.version, model.manifest.precision, entry.placement.device)
         model_metrics.set_weights(entry.num_bytes)
         model_metrics.set_kv_cache(model.kv_bytes_per_token, model.max_kv_bytes)

@@ -278,6 +278,34 @@ def test_models_are_counted_by_state(metrics: Metrics) -> None:
     assert models()["ready"] == 2
 
 
+def test_what_the_server_says_of_itself_is_asked_for_with_the_page(metrics: Metrics) -> None:
+    health, periods = [True], [(8, 0)]
+    assert value(metrics, "serving") == value(metrics, "cpu_periods_total") == 0
+    metrics.set_serving(lambda: health[-1])
+    metrics.set_machine(1 << 30, lambda: periods[-1])
+    assert value(metrics, "memory_limit_bytes") == 1 << 30
+    assert (value(metrics, "serving"), value(metrics, "cpu_throttled_periods_total")) == (1, 0)
+    health.append(False)
+    periods.append((10, 2))
+    assert (value(metrics, "serving"), value(metrics, "cpu_throttled_periods_total")) == (0, 2)
+    assert value(metrics, "cpu_periods_total") == 10
+
+
+def test_the_engine_that_has_stalled_for_longest_counts(metrics: Metrics) -> None:
+    first, second = metrics.model("tiny"), metrics.model("tiny")
+    assert value(metrics, "engine_stalled_seconds", model="tiny") == 0
+    first.stalled_seconds, second.stalled_seconds = (lambda: 3.0), (lambda: 12.0)
+    assert value(metrics, "engine_stalled_seconds", model="tiny") == 12
+    second.close()
+    assert value(metrics, "engine_stalled_seconds", model="tiny") == 3
+
+
+def test_failed_reloads_of_tokens_are_there_before_the_first(metrics: Metrics) -> None:
+    assert value(metrics, "token_reloads_total", outcome="failed") == 0
+    metrics.observe_token_reload(False)
+    assert value(metrics, "token_reloads_total", outcome="failed") == 1
+
+
 def test_loads_are_counted_by_model_and_outcome(metrics: Metrics) -> None:
     metrics.observe_load("tiny", True, 0.2)
     metrics.observe_load("tiny", False, 400.0)
@@ -307,6 +335,7 @@ def test_the_model_comes_first_of_the_labels(metrics: Metrics) -> None:
         "dragoman_decode_step_seconds",
         "dragoman_encode_seconds",
         "dragoman_engine_last_step_timestamp_seconds",
+        "dragoman_engine_stalled_seconds",
         "dragoman_generated_tokens",
         "dragoman_model_info",
         "dragoman_model_loads",

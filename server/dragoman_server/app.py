@@ -25,7 +25,7 @@ from dragoman_server.registry.trial import Trials
 from dragoman_server.registry.watcher import Watcher
 from dragoman_server.runtime.background import Background
 from dragoman_server.runtime.hardware import Hardware
-from dragoman_server.runtime.machine import available_memory, cpu_allowance, throttled_periods
+from dragoman_server.runtime.machine import cpu_allowance, throttled_periods
 from dragoman_server.service.attention import Attender
 from dragoman_server.service.translate import Translator
 from dragoman_server.wire.addresses import exposure
@@ -48,6 +48,7 @@ _MAX_STALLED_SECONDS = 10.0
 _SECONDS_PER_HEARTBEAT = 0.5
 
 _SECONDS_PER_LOOK_AT_TOKENS = 1.0
+_SECONDS_PER_LOOK_AT_LAG = 0.1
 
 # After which a model gives back memory. Taking it up again costs its next call some milliseconds.
 _IDLE_SECONDS = 60.0
@@ -110,8 +111,7 @@ async def serve(config: Config) -> int:
             tokens,
             call_log,
         )
-        metrics.set_serving(lambda: server.health.is_serving)
-        metrics.set_machine(available_memory(), throttled_periods)
+        metrics.set_cpu_quota(throttled_periods)
         _warn_of_exposure(config)
         metrics_page = stack.enter_context(MetricsPage(metrics, config.metrics_listen))
 
@@ -120,6 +120,7 @@ async def serve(config: Config) -> int:
         # back.
         background = stack.enter_context(contextlib.closing(Background()))
         hardware = stack.enter_context(Hardware(config.engine))
+        metrics.set_devices(hardware.reports)
         options = config.models
         cache = CompletionCache(config.engine.cache_bytes) if config.engine.cache_bytes else None
         if cache is not None:
@@ -161,7 +162,7 @@ async def serve(config: Config) -> int:
             metrics.observe_segments,
         )
         stack.callback(translator.close)
-        attender = Attender(registry, config.limits, max_segments, max_rows)
+        attender = Attender(registry, config.limits, max_segments, max_rows, metrics.observe_attention_bytes)
         stack.callback(attender.close)
         describer = ModelDescriber(registry, max_rows, options.vocabulary)
         admin = ModelAdminServicer(registry, repository, describer)
@@ -183,6 +184,7 @@ async def serve(config: Config) -> int:
         )
         async with contextlib.AsyncExitStack() as background_tasks:
             await background_tasks.enter_async_context(_running(_heartbeat(registry, server, heap)))
+            await background_tasks.enter_async_context(_running(_measure_lag(metrics)))
             if certificates is not None:
                 await background_tasks.enter_async_context(_running(certificates.follow()))
             if tokens is not None:
@@ -283,6 +285,15 @@ async def _heartbeat(registry: Registry, server: Server, heap: Heap) -> None:
         await registry.give_back_memory(_IDLE_SECONDS)
         heap.settle()
         await asyncio.sleep(_SECONDS_PER_HEARTBEAT)
+
+
+async def _measure_lag(metrics: Metrics) -> None:
+    """Sleeps, and counts how much later than it wanted the loop woke it up."""
+    loop = asyncio.get_running_loop()
+    while True:
+        due = loop.time() + _SECONDS_PER_LOOK_AT_LAG
+        await asyncio.sleep(_SECONDS_PER_LOOK_AT_LAG)
+        metrics.observe_loop_lag(max(0.0, loop.time() - due))
 
 
 async def _follow(tokens: Tokens) -> None:

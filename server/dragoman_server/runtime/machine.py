@@ -54,6 +54,16 @@ def throttled_periods(root: Path = Path("/")) -> tuple[int, int]:
     return max(found)
 
 
+def resident_memory(root: Path = Path("/")) -> int:
+    """The bytes of memory that this process has; 0 where the system does not tell.
+
+    Args:
+        root: as in `cpu_allowance`.
+    """
+    fields = _read(root / "proc/self/statm").split()
+    return int(fields[1]) * os.sysconf("SC_PAGE_SIZE") if fields else 0
+
+
 def _quotas(root: Path) -> Iterator[float]:
     """The quota in CPUs of each control group that this process is in, ancestors included."""
     for folder, is_version_2 in _groups("cpu", root):

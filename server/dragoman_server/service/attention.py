@@ -4,7 +4,7 @@ Knows neither gRPC nor protobuf, as the translator.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager
 from functools import partial
 from itertools import islice
@@ -54,10 +54,18 @@ class Attender:
         limits: what a call may ask for.
         max_segments: how many pairs a call may have.
         max_rows: how many rows the engine decodes together.
+        on_sent: is told the name of a model, and how many bytes of its weights are handed out.
     """
 
-    def __init__(self, registry: Registry, limits: InputLimits, max_segments: int, max_rows: int) -> None:
-        self._registry, self._limits = registry, limits
+    def __init__(
+        self,
+        registry: Registry,
+        limits: InputLimits,
+        max_segments: int,
+        max_rows: int,
+        on_sent: Callable[[str, int], None] = lambda *_: None,
+    ) -> None:
+        self._registry, self._limits, self._on_sent = registry, limits, on_sent
         self._planner = Planner(limits, max_segments, max_rows)
         self._threads = TextThreads()
         self._places = Places[Iterator[Chunk]](_MAX_SENDING)
@@ -125,6 +133,7 @@ class Attender:
                             tensor, num_sent = chunk.tensor, num_sent + 1 if chunk.tensor == tensor else 1
                             place.keep(stream)
                             del stream  # else the place could not let go of it
+                            self._on_sent(lease.model.plain_name, len(chunk.data))
                             yield chunk
                 finally:
                     worker.give_back_memory()

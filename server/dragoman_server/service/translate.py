@@ -353,7 +353,7 @@ class Translator:
         work = partial(segment_signals, source, target, model.manifest, model.tokenizer)
         signals = await attention.run(work, plan.deadline)
         for suspicion in signals.suspicions:
-            self._on_suspicion(_plain_name(model), suspicion.value)
+            self._on_suspicion(model.plain_name, suspicion.value)
         return signals
 
     async def _translated(
@@ -368,20 +368,15 @@ class Translator:
         """Counts the segments of a text that has been translated, each by the model that did it."""
         if isinstance(text, InvalidInputError):
             return
-        self._on_translated(_plain_name(plan.model), plan.vocabulary.name, len(text.requests))
+        self._on_translated(plan.model.plain_name, plan.vocabulary.name, len(text.requests))
         if plan.first is not None and text.first is not None:
             num_segments = len(text.first.spans)
-            self._on_translated(_plain_name(plan.first.model), plan.first.vocabulary.name, num_segments)
+            self._on_translated(plan.first.model.plain_name, plan.first.vocabulary.name, num_segments)
 
 
 def _num_certain(inputs: Sequence[TextInput | Pair]) -> int:
     """Segments that the texts have at least, as far as can be seen before they are tokenized, which takes time."""
     return sum(has_words(text_input.text[:_EARLY_CHARACTERS]) for text_input in inputs)
-
-
-def _plain_name(model: Model) -> str:
-    """Without its version."""
-    return model.name.rpartition("@")[0]
 
 
 def _num_characters(call_input: TextInput | Pair) -> int:

@@ -77,7 +77,8 @@ class Guard(grpc.aio.ServerInterceptor):
 
     Attributes:
         num_calls: calls that have come in so far, without those of health, which come whether there is work or not.
-        open_calls: those whose status is not known yet.
+        num_in_flight: of these, calls whose status is not known yet.
+        open_calls: all whose status is not known yet.
         is_draining: whether new calls are refused.
     """
 
@@ -88,7 +89,7 @@ class Guard(grpc.aio.ServerInterceptor):
         tokens: Tokens | None = None,
         call_log: CallLog | None = None,
     ) -> None:
-        self.num_calls, self.is_draining = 0, False
+        self.num_calls, self.num_in_flight, self.is_draining = 0, 0, False
         self.open_calls = OpenCalls()
         self._metrics, self._rules = metrics, rules
         self._tokens, self._log = tokens, call_log or CallLog()
@@ -184,6 +185,7 @@ class Guard(grpc.aio.ServerInterceptor):
             count(grpc.StatusCode.DEADLINE_EXCEEDED if is_late else grpc.StatusCode.CANCELLED)
 
         call = OpenCall()
+        self.num_in_flight += not is_health
         try:
             if self._tokens is not None and not is_health:
                 arrival.authenticate(self._tokens)
@@ -225,6 +227,8 @@ class Guard(grpc.aio.ServerInterceptor):
         else:
             count(grpc.StatusCode.OK)
             return result
+        finally:
+            self.num_in_flight -= not is_health
         code, reason = _STATUS_CODES[status.code], reason_of(status)
         count(code, reason)
         self._metrics.observe_rejection(reason)

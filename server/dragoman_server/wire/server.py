@@ -111,6 +111,7 @@ class Server:
         self._metrics, self._max_message_bytes = metrics, max_message_bytes
         self._guard, self._server, self.address = self._bound("listen", listen)
         self._guards, self._servers = [self._guard], [self._server]
+        metrics.set_server(lambda: sum(guard.num_in_flight for guard in self._guards), lambda: self.health.is_serving)
         self._admin, self.admin_address = None, None
         if admin_listen is not None:
             guard, self._admin, self.admin_address = self._bound("admin_listen", admin_listen)

@@ -58,19 +58,20 @@ async def call_for_ever(client: AsyncClient, first: int, source: str, target: st
         await asyncio.sleep(SECONDS_PER_CALL)
 
 
+async def a_pair(client: AsyncClient) -> tuple[str, str]:
+    """Languages that the server translates between; waits for a server that has any."""
+    while True:
+        with contextlib.suppress(DragomanError):
+            for source, targets in (await client.languages()).items():
+                return source, targets[0]
+        await asyncio.sleep(1)
+
+
 async def main(address: str, num_callers: int) -> None:
     """Waits for the server, then calls until SIGTERM."""
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, sys.exit, 0)
     async with AsyncClient(address) as client:
-        while True:
-            try:
-                (model, *_) = await client.models()
-            except (DragomanError, ValueError):
-                await asyncio.sleep(1)
-            else:
-                break
-        pair = model.languages.pairs()[0] if hasattr(model.languages, "pairs") else next(iter(model.languages))
-        source, target = pair
+        source, target = await a_pair(client)
         async with asyncio.TaskGroup() as callers:
             for number in range(num_callers):
                 callers.create_task(call_for_ever(client, number * 5, source, target))

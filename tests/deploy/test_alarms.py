@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 import urllib.parse
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
 from pathlib import Path
 
 import pytest
@@ -25,6 +25,9 @@ FASTER = 30
 PATIENCE_SECONDS = 180.0
 # After which whatever else there is to raise has been raised: twice the longest `for`.
 SETTLING_SECONDS = 2 * 15 * 60 / FASTER
+
+# A machine that is busy with other things raises these, and rightly so.
+STARVED = {"DragomanEventLoopSlow", "DragomanCpuThrottled"}
 
 # Engines die, or hang, as soon as a file is there.
 FAULT = """
@@ -55,12 +58,14 @@ class Watched:
 
     @property
     def told(self) -> set[str]:
-        """The names of alerts that were told."""
-        return {alert["alertname"] for alert in self._alerts}
+        """The names of alerts that were told, but for those that the machine is to blame for."""
+        return {alert["alertname"] for alert in self._alerts} - STARVED
 
     def raised(self) -> set[str]:
         """The names of alerts that Prometheus has raised, told or not."""
-        return {series["metric"]["alertname"] for series in self.prometheus.query('ALERTS{alertstate="firing"}')}
+        return {
+            series["metric"]["alertname"] for series in self.prometheus.query('ALERTS{alertstate="firing"}')
+        } - STARVED
 
 
 @contextlib.contextmanager
@@ -116,11 +121,11 @@ def wait_for(condition: Callable[[], bool]) -> bool:
     return False
 
 
-def assert_told_of(them: Watched, alert: str) -> None:
-    """That operators are told of one alert, and of nothing else."""
+def assert_told_of(them: Watched, alert: str, also: Set[str] = frozenset()) -> None:
+    """That operators are told of one alert, and of nothing else but what may come before it."""
     assert wait_for(lambda: alert in them.told), them.raised()
     time.sleep(SETTLING_SECONDS)
-    assert them.told == {alert}
+    assert them.told - also == {alert}
 
 
 def test_an_engine_that_dies(tmp_path: Path) -> None:
@@ -142,7 +147,7 @@ def test_a_queue_that_is_full(tmp_path: Path) -> None:
         load = [sys.executable, str(DEPLOY / "load/load.py"), them.server.address]
         with subprocess.Popen(load) as process:
             try:
-                assert_told_of(them, "DragomanOverloaded")
+                assert_told_of(them, "DragomanOverloaded", {"DragomanQueueSlow"})
             finally:
                 process.kill()
 

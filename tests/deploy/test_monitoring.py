@@ -39,7 +39,7 @@ GPU_PAGE = ROOT / "tests/deploy/dcgm.txt"
 SCRAPE_SECONDS = 15
 # What Grafana makes of it: four scrapes, so that a rate has its two samples even if one is lost.
 RATE_INTERVAL = f"{4 * SCRAPE_SECONDS}s"
-# Scrapes for two samples of a counter that came into being under load, the interval of the slowest rules, and then some.
+# For two samples of a counter that came into being under load, and for the slowest rules, and then some.
 PATIENCE_SECONDS = 24 * SCRAPE_SECONDS
 
 

@@ -47,7 +47,7 @@ def program(name: str) -> str:
     if path is None:
         pytest.fail(
             f"these tests need {name}, which is not installed "
-            "(Debian: apt-get install prometheus prometheus-alertmanager)"
+            "(Debian: apt-get install prometheus prometheus-alertmanager docker-compose)"
         )
     return path
 
@@ -68,7 +68,7 @@ def write_config(folder: Path, targets: Mapping[str, str], alertmanager: str | N
     ]
     config["alerting"] = {"alertmanagers": [{"static_configs": [{"targets": [alertmanager]}]}] if alertmanager else []}
     if faster != 1:
-        config["global"] = {"scrape_interval": "1s", "evaluation_interval": "1s"}
+        config["global"] = {"scrape_interval": "2s", "evaluation_interval": "1s"}
     for name in config["rule_files"]:
         (folder / name).write_text(shortened((CONFIG.parent / name).read_text(), faster))
     path = folder / "prometheus.yml"
@@ -81,7 +81,7 @@ def shortened(rules: str, faster: float) -> str:
 
     def divided(match: re.Match[str]) -> str:
         seconds = int(match["number"]) * {"s": 1, "m": 60, "h": 3600, "d": 86400}[match["unit"]] / faster
-        return f"{match['before']}{max(round(seconds), 1 if match['before'][0] != '[' else 4)}s"
+        return f"{match['before']}{max(round(seconds), 1 if match['before'][0] != '[' else 8)}s"
 
     if faster == 1:
         return rules

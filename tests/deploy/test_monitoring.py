@@ -208,3 +208,16 @@ def test_the_guide_has_every_metric_with_its_labels(monitored: Monitored) -> Non
     for name in shown:
         for labels in re.findall(rf"^{name}(?:_sum)?(?:\{{(.*)\}})? ", page, re.MULTILINE):
             assert set(re.findall(r"(\w+)=", labels)) == set(re.findall(r"\w+", guide[name])), name
+
+
+def test_the_guide_points_prometheus_to_a_server_without_containers(tmp_path: Path) -> None:
+    commands = GUIDE.read_text().partition("### Without containers")[2].partition("```console\n")[2].partition("```")[0]
+    lines = commands.replace("\\\n", "").replace("/tmp/prometheus", str(tmp_path / "config")).splitlines()
+    prepared = [line for line in lines if line.startswith(("mkdir", "cp", "sed", "promtool"))]
+    subprocess.run("\n".join(["set -e", *prepared]), shell=True, cwd=ROOT, check=True)
+    config = yaml.safe_load((tmp_path / "config/prometheus.yml").read_text())
+    assert [job["static_configs"] for job in config["scrape_configs"]] == [
+        [{"targets": ["localhost:9464"]}],
+        [{"targets": []}],
+    ]
+    assert config["alerting"]["alertmanagers"] == [{"static_configs": [{"targets": ["localhost:9093"]}]}]

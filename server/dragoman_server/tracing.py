@@ -4,20 +4,20 @@ The spans of a call are made when it has ended, from times that were noted anywa
 answered. There is no text in them. OpenTelemetry is imported here alone, and only when traces are asked for.
 """
 
-import logging
 import math
 import os
 import threading
 import time
 from collections.abc import Mapping
 from contextlib import suppress
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from dragoman import __version__
 from dragoman._extras import require_extra
 from dragoman_server.service.record import CallRecord
 
-logger = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    from opentelemetry.context import Context
 
 _SERVICE = "dragoman-server"
 # What is left when the server stops has so long to be sent. A collector that is gone must hold up nobody.
@@ -121,15 +121,14 @@ class Tracing:
             thread.start()
             thread.join(_SECONDS_TO_FLUSH)
 
-    def _context_of(self, parent: TraceParent | None) -> "object":
+    def _context_of(self, parent: TraceParent | None) -> "Context":
         trace = self._trace
         if parent is None:
             return trace.set_span_in_context(trace.INVALID_SPAN)  # whatever the process itself is in
+        trace_id, span_id = int(parent.trace_id, 16), int(parent.span_id, 16)
         flags = trace.TraceFlags(trace.TraceFlags.SAMPLED if parent.is_sampled else trace.TraceFlags.DEFAULT)
-        context = trace.SpanContext(
-            int(parent.trace_id, 16), int(parent.span_id, 16), is_remote=True, trace_flags=flags
-        )
-        return trace.set_span_in_context(trace.NonRecordingSpan(context))
+        span = trace.NonRecordingSpan(trace.SpanContext(trace_id, span_id, is_remote=True, trace_flags=flags))
+        return trace.set_span_in_context(span)
 
 
 def _resource() -> Mapping[str, str]:

@@ -24,8 +24,9 @@ from dragoman_server.bundle.bundle import Bundle
 from dragoman_server.bundle.manifest import Precision
 from support.process import ServerProcess, server_process
 from support.repository import copy_bundle
+from support.tiny_model import WORDS
 
-TEXT = "the dog sees a cat"
+TEXT = " ".join(WORDS[:9])  # which the model makes other words of
 
 
 class Receiver(trace_service_pb2_grpc.TraceServiceServicer):  # type: ignore[misc]

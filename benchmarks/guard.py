@@ -87,7 +87,7 @@ def _servers(folder: Path, settings: Settings, stack: contextlib.ExitStack) -> d
 @contextlib.contextmanager
 def _collector() -> Iterator[str]:
     """The address of a collector of OpenTelemetry that takes what comes."""
-    take = grpc.unary_unary_rpc_method_handler(lambda *_: b"")
+    take: grpc.RpcMethodHandler[bytes, bytes] = grpc.unary_unary_rpc_method_handler(lambda *_: b"")
     service, _, method = _EXPORT.strip("/").partition("/")
     server = grpc.server(ThreadPoolExecutor(1), [grpc.method_handlers_generic_handler(service, {method: take})])
     port = server.add_insecure_port("127.0.0.1:0")

@@ -2,8 +2,8 @@
 
     python -m benchmarks.observation
 
-Not a part of `python -m benchmarks`. Steps are those of the default model, of one row, which are the shortest there are;
-a call is one text from a client on the same machine. The goal is that metrics take less than 1 % of each.
+Not a part of `python -m benchmarks`. Steps are those of the default model, of one row, which are the shortest that it
+has; a call is one text from a client on the same machine. The goal is that metrics take less than 1 % of each.
 """
 
 import time

@@ -1,7 +1,7 @@
 """Traces of calls, for a collector that speaks OTLP over gRPC.
 
 The spans of a call are made when it has ended, from times that were noted anyway: nothing is done for them while it is
-answered. There is no text in them. OpenTelemetry is imported here alone, and only when traces are asked for.
+answered. There is no text in them. OpenTelemetry is imported only when traces are asked for.
 """
 
 import math
@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from dragoman import __version__
 from dragoman._extras import require_extra
-from dragoman_server.service.record import CallRecord
+from dragoman_server.service.record import CallRecord, Work
 
 if TYPE_CHECKING:
     from opentelemetry.context import Context
+    from opentelemetry.sdk.trace import ReadableSpan
+    from opentelemetry.trace import SpanContext, SpanKind, Status
 
 _SERVICE = "dragoman-server"
 # What is left when the server stops has so long to be sent. A collector that is gone must hold up nobody.
@@ -62,14 +64,19 @@ class Tracing:
     def __init__(self, endpoint: str) -> None:
         with require_extra("tracing"):
             from opentelemetry import trace
-            from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
             from opentelemetry.sdk.resources import Resource
-            from opentelemetry.sdk.trace import TracerProvider
+            from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
             from opentelemetry.sdk.trace.export import BatchSpanProcessor
-        self._trace = trace
-        self._provider = TracerProvider(resource=Resource.create(_resource()), shutdown_on_exit=False)
-        self._provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(endpoint=endpoint)))
-        self._tracer = self._provider.get_tracer("dragoman_server", __version__)
+            from opentelemetry.sdk.util.instrumentation import InstrumentationScope
+
+            from dragoman_server.span_exporter import SpanExporter
+        self._trace, self._span_class = trace, ReadableSpan
+        # Its spans take fifty times as long to make as those that are only read, so it makes none of ours.
+        provider = TracerProvider(resource=Resource.create(_resource()), shutdown_on_exit=False)
+        self._sampler, self._ids, self._resource = provider.sampler, provider.id_generator, provider.resource
+        self._scope = InstrumentationScope("dragoman_server", __version__)
+        self._processor = BatchSpanProcessor(SpanExporter(endpoint=endpoint))
+        self._sampled, self._ok = trace.TraceFlags(trace.TraceFlags.SAMPLED), trace.Status()
 
     def wants(self, parent: TraceParent | None) -> bool:
         """Whether a call of this parent may be traced, so that its work has to be noted."""
@@ -77,64 +84,84 @@ class Tracing:
 
     def ended(self, call: Ended) -> str:
         """Makes the spans of a call; returns the id of the trace that they are in, "" where the call is not sampled."""
-        trace = self._trace
-        offset = time.time() - time.monotonic()
-
-        def nanoseconds(seconds: float) -> int:
-            return int((offset + seconds) * 1e9)
-
-        end = nanoseconds(call.ended)
-        root = self._tracer.start_span(
-            call.method,
-            self._context_of(call.parent),
-            trace.SpanKind.SERVER,
-            _attributes(call),
-            start_time=nanoseconds(call.begun),
-        )
-        if not root.is_recording():
+        trace, parent = self._trace, self._parent(call.parent)
+        trace_id = self._ids.generate_trace_id() if parent is None else parent.trace_id
+        sampling = self._sampler.should_sample(self._inside(parent), trace_id, call.method, trace.SpanKind.SERVER)
+        if not sampling.decision.is_sampled():
             return ""
-        if call.code != "OK":
-            root.set_status(trace.StatusCode.ERROR, call.reason or call.code)
-        inside = trace.set_span_in_context(root)
+        offset, root = time.time() - time.monotonic(), self._context(trace_id)
         for work in call.record.work or ():
-            span = self._tracer.start_span(
-                work.name,
-                inside,
-                attributes={"dragoman.model": work.model, "dragoman.num_pieces": work.num_pieces},
-                start_time=nanoseconds(work.begun),
-            )
-            if work.phases:
-                inside_work = trace.set_span_in_context(span)
-                for phase in work.phases:
-                    part = self._tracer.start_span(phase.name, inside_work, start_time=nanoseconds(phase.begun))
-                    part.end(nanoseconds(phase.ended))
-            if work.ended == math.inf:
-                span.set_status(trace.StatusCode.ERROR, "not finished")
-            span.end(min(end, nanoseconds(work.ended)) if math.isfinite(work.ended) else end)
-        root.end(end)
-        return f"{root.get_span_context().trace_id:032x}"
+            inside = self._context(trace_id)
+            for phase in work.phases:
+                self._send(phase.name, self._context(trace_id), inside, offset + phase.begun, offset + phase.ended)
+            has_ended = math.isfinite(work.ended)
+            status = self._ok if has_ended else trace.Status(trace.StatusCode.ERROR, "not finished")
+            end = work.ended if has_ended else call.ended
+            self._send(work.name, inside, root, offset + work.begun, offset + end, _attributes_of_work(work), status)
+        status = self._ok
+        if call.code != "OK":
+            status = trace.Status(trace.StatusCode.ERROR, call.reason or call.code)
+        times = offset + call.begun, offset + call.ended
+        self._send(call.method, root, parent, *times, _attributes(call), status, trace.SpanKind.SERVER)
+        return f"{trace_id:032x}"
 
     def close(self) -> None:
         """Sends what is left, if the collector takes it at once."""
-        thread = threading.Thread(target=self._provider.shutdown, name="dragoman-traces", daemon=True)
+        thread = threading.Thread(target=self._processor.shutdown, name="dragoman-traces", daemon=True)
         with suppress(RuntimeError):  # there are no more threads
             thread.start()
             thread.join(_SECONDS_TO_FLUSH)
 
-    def _context_of(self, parent: TraceParent | None) -> "Context":
-        trace = self._trace
+    def _send(
+        self,
+        name: str,
+        context: "SpanContext",
+        parent: "SpanContext | None",
+        begun: float,
+        ended: float,
+        attributes: Mapping[str, str | int] | None = None,
+        status: "Status | None" = None,
+        kind: "SpanKind | None" = None,
+    ) -> None:
+        """Hands a span to the thread that sends it; its times are in Unix time, in seconds."""
+        span: ReadableSpan = self._span_class(
+            name,
+            context,
+            parent,
+            self._resource,
+            attributes,
+            kind=kind or self._trace.SpanKind.INTERNAL,
+            status=status or self._ok,
+            start_time=int(begun * 1e9),
+            end_time=int(ended * 1e9),
+            instrumentation_scope=self._scope,
+        )
+        self._processor.on_end(span)
+
+    def _context(self, trace_id: int) -> "SpanContext":
+        """That of a new span."""
+        return self._trace.SpanContext(trace_id, self._ids.generate_span_id(), False, self._sampled)
+
+    def _parent(self, parent: TraceParent | None) -> "SpanContext | None":
         if parent is None:
-            return trace.set_span_in_context(trace.INVALID_SPAN)  # whatever the process itself is in
-        trace_id, span_id = int(parent.trace_id, 16), int(parent.span_id, 16)
-        flags = trace.TraceFlags(trace.TraceFlags.SAMPLED if parent.is_sampled else trace.TraceFlags.DEFAULT)
-        span = trace.NonRecordingSpan(trace.SpanContext(trace_id, span_id, is_remote=True, trace_flags=flags))
-        return trace.set_span_in_context(span)
+            return None
+        flags = self._trace.TraceFlags(int(parent.is_sampled))
+        return self._trace.SpanContext(int(parent.trace_id, 16), int(parent.span_id, 16), True, flags)
+
+    def _inside(self, parent: "SpanContext | None") -> "Context":
+        """For the sampler."""
+        trace = self._trace
+        return trace.set_span_in_context(trace.INVALID_SPAN if parent is None else trace.NonRecordingSpan(parent))
 
 
 def _resource() -> Mapping[str, str]:
     """Who sends the spans, unless the variables of OpenTelemetry say so."""
     is_named = "OTEL_SERVICE_NAME" in os.environ or "service.name=" in os.environ.get("OTEL_RESOURCE_ATTRIBUTES", "")
     return {"service.version": __version__} | ({} if is_named else {"service.name": _SERVICE})
+
+
+def _attributes_of_work(work: Work) -> dict[str, str | int]:
+    return {"dragoman.model": work.model, "dragoman.num_pieces": work.num_pieces}
 
 
 def _attributes(call: Ended) -> dict[str, str | int]:

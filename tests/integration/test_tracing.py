@@ -29,7 +29,7 @@ from support.tiny_model import WORDS
 TEXT = " ".join(WORDS[:9])  # which the model makes other words of
 
 
-class Receiver(trace_service_pb2_grpc.TraceServiceServicer):  # type: ignore[misc]
+class Receiver(trace_service_pb2_grpc.TraceServiceServicer):
     """Keeps what it is sent."""
 
     def __init__(self) -> None:
@@ -79,7 +79,7 @@ def server(
     copy_bundle(tiny_bundles["int8"].folder, root / "de-en", ("de", "en"))
     copy_bundle(tiny_bundles["int8"].folder, root / "en-es", ("en", "es"))
     collector = grpc.server(ThreadPoolExecutor(2))
-    trace_service_pb2_grpc.add_TraceServiceServicer_to_server(receiver, collector)
+    trace_service_pb2_grpc.add_TraceServiceServicer_to_server(receiver, collector)  # type: ignore[no-untyped-call]
     port = collector.add_insecure_port("127.0.0.1:0")
     collector.start()
     with pytest.MonkeyPatch.context() as patch:

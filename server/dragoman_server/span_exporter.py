@@ -11,6 +11,10 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue, KeyValue
 from opentelemetry.proto.trace.v1 import trace_pb2
 from opentelemetry.sdk.trace import ReadableSpan
+from opentelemetry.trace import SpanKind, StatusCode
+
+_KINDS = {SpanKind.INTERNAL: trace_pb2.Span.SPAN_KIND_INTERNAL, SpanKind.SERVER: trace_pb2.Span.SPAN_KIND_SERVER}
+_CODES = {StatusCode.OK: trace_pb2.Status.STATUS_CODE_OK, StatusCode.ERROR: trace_pb2.Status.STATUS_CODE_ERROR}
 
 
 class SpanExporter(OTLPSpanExporter):
@@ -34,22 +38,21 @@ def _encoded(span: ReadableSpan) -> trace_pb2.Span:
         trace_id=context.trace_id.to_bytes(16, "big"),
         span_id=context.span_id.to_bytes(8, "big"),
         name=span.name,
-        kind=span.kind.value + 1,  # type: ignore[arg-type]  # OTLP has one more before them
-        start_time_unix_nano=span.start_time,
-        end_time_unix_nano=span.end_time,
+        kind=_KINDS[span.kind],
+        start_time_unix_nano=span.start_time or 0,
+        end_time_unix_nano=span.end_time or 0,
         flags=_flags(span),
-        attributes=[
-            KeyValue(
-                key=key, value=AnyValue(string_value=value) if isinstance(value, str) else AnyValue(int_value=value)
-            )
-            for key, value in (span.attributes or {}).items()
-        ],
+        attributes=[KeyValue(key=key, value=_value(value)) for key, value in (span.attributes or {}).items()],
     )
     if parent is not None:
         encoded.parent_span_id = parent.span_id.to_bytes(8, "big")
     if not status.is_unset:
-        encoded.status.code, encoded.status.message = status.status_code.value, status.description or ""
+        encoded.status.CopyFrom(trace_pb2.Status(code=_CODES[status.status_code], message=status.description or ""))
     return encoded
+
+
+def _value(value: object) -> AnyValue:
+    return AnyValue(int_value=value) if isinstance(value, int) else AnyValue(string_value=str(value))
 
 
 def _flags(span: ReadableSpan) -> int:

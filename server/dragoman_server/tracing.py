@@ -67,6 +67,7 @@ class Tracing:
             from opentelemetry.sdk.resources import Resource
             from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
             from opentelemetry.sdk.trace.export import BatchSpanProcessor
+            from opentelemetry.sdk.trace.sampling import Decision
             from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
             from dragoman_server.span_exporter import SpanExporter
@@ -76,6 +77,7 @@ class Tracing:
         self._sampler, self._ids, self._resource = provider.sampler, provider.id_generator, provider.resource
         self._scope = InstrumentationScope("dragoman_server", __version__)
         self._processor = BatchSpanProcessor(SpanExporter(endpoint=endpoint))
+        self._is_sampled = Decision.RECORD_AND_SAMPLE
         self._sampled, self._ok = trace.TraceFlags(trace.TraceFlags.SAMPLED), trace.Status()
 
     def wants(self, parent: TraceParent | None) -> bool:
@@ -87,7 +89,7 @@ class Tracing:
         trace, parent = self._trace, self._parent(call.parent)
         trace_id = self._ids.generate_trace_id() if parent is None else parent.trace_id
         sampling = self._sampler.should_sample(self._inside(parent), trace_id, call.method, trace.SpanKind.SERVER)
-        if not sampling.decision.is_sampled():
+        if sampling.decision is not self._is_sampled:
             return ""
         offset, root = time.time() - time.monotonic(), self._context(trace_id)
         for work in call.record.work or ():
@@ -151,7 +153,9 @@ class Tracing:
     def _inside(self, parent: "SpanContext | None") -> "Context":
         """For the sampler."""
         trace = self._trace
-        return trace.set_span_in_context(trace.INVALID_SPAN if parent is None else trace.NonRecordingSpan(parent))
+        span = trace.INVALID_SPAN if parent is None else trace.NonRecordingSpan(parent)
+        context: Context = trace.set_span_in_context(span)
+        return context
 
 
 def _resource() -> Mapping[str, str]:

@@ -28,6 +28,7 @@ from dragoman_server.runtime.hardware import Hardware
 from dragoman_server.runtime.machine import cpu_allowance, throttled_periods
 from dragoman_server.service.attention import Attender
 from dragoman_server.service.translate import Translator
+from dragoman_server.tracing import Tracing
 from dragoman_server.wire.addresses import exposure
 from dragoman_server.wire.call_log import CallLog
 from dragoman_server.wire.inference import InferenceServicer
@@ -102,6 +103,9 @@ async def serve(config: Config) -> int:
         call_log = CallLog(config.log.log_text)
         if config.log.log_text:
             logger.warning("log_text is on: the log has the texts and translations of all calls")
+        tracing = Tracing(config.tracing.otlp_endpoint) if config.tracing.otlp_endpoint else None
+        if tracing is not None:
+            stack.callback(tracing.close)
         server = Server(
             config.listen,
             config.admin_address,
@@ -110,6 +114,7 @@ async def serve(config: Config) -> int:
             certificates,
             tokens,
             call_log,
+            tracing,
         )
         metrics.set_cpu_quota(throttled_periods)
         _warn_of_exposure(config)

@@ -137,7 +137,7 @@ class Metrics:
         # By method, code and caller: looking up a child takes longer than counting with it.
         self._of_requests: dict[tuple[str, str, str], tuple[Counter, Counter, Histogram]] = {}
 
-    def observe_request(self, method: str, code: str, seconds: float, caller: str = "") -> None:
+    def observe_request(self, method: str, code: str, seconds: float, caller: str = "", trace_id: str = "") -> None:
         """Counts an RPC that has ended.
 
         Args:
@@ -145,6 +145,7 @@ class Metrics:
             code: name of its gRPC status code.
             seconds: how long it took.
             caller: name of its caller's token; "" where there are no tokens, or the call has none that is known.
+            trace_id: of its trace, an exemplar of how long calls take; "" where it is not traced.
         """
         key = method, code, caller
         if (children := self._of_requests.get(key)) is None:
@@ -156,7 +157,7 @@ class Metrics:
         requests, caller_requests, duration = children
         requests.inc()
         caller_requests.inc()
-        duration.observe(seconds)
+        duration.observe(seconds, {"trace_id": trace_id} if trace_id else None)
 
     def observe_token_reload(self, ok: bool) -> None:
         """Counts a change of the file of tokens; `ok` says whether it was taken over."""

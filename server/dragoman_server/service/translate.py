@@ -173,6 +173,7 @@ class Translator:
                 if not answer.cancelled():
                     answer.exception()  # may come when another has failed already and nobody asks
 
+            work = plan.begin("translate", len(planned.requests))
             growing = GrowingText(planned.text.separators(), plan.model.tokenizer.decode)
             with submitted(
                 plan.model.engine,
@@ -193,6 +194,8 @@ class Translator:
                     else:
                         break
             completions = [completion for completion in finished if completion is not None]
+            if work is not None:
+                work.end(completions)
             result = await self._translated(call.input, plan, planned, completions)
             yield StreamOutcome(result, *plan.answered_by)
 
@@ -243,7 +246,11 @@ class Translator:
                         plan.model.engine, planned.requests, stream, plan.identity
                     ) as answers:
                         begin(len(answers))
-                        return await asyncio.gather(*answers)
+                        work = plan.begin("translate", len(answers))
+                        completions = await asyncio.gather(*answers)
+                        if work is not None:
+                            work.end(completions)
+                        return completions
 
                 try:
                     planned = await self._planned(message.input, plan, decode)
@@ -326,10 +333,14 @@ class Translator:
         check_deadline(plan.deadline)
         requests = [[] if isinstance(text, InvalidInputError) else text.requests for text in texts]
         all_requests = [request for own in requests for request in own]
-        completions = iter(
-            await completed(plan.model.engine, all_requests, identity=plan.identity, is_unlimited=plan.is_unlimited)
+        work = plan.begin("translate", len(all_requests))
+        completions = await completed(
+            plan.model.engine, all_requests, identity=plan.identity, is_unlimited=plan.is_unlimited
         )
-        return [[next(completions) for _ in own] for own in requests]
+        if work is not None:
+            work.end(completions)
+        left = iter(completions)
+        return [[next(left) for _ in own] for own in requests]
 
     async def _decode_text(self, text: PlannedText, plan: Plan) -> Sequence[Completion]:
         (completions,) = await self._decode([text], plan)
@@ -342,10 +353,13 @@ class Translator:
         sources = [() if isinstance(text, InvalidInputError) else text.sources for text in texts]
         with attention.admitted(sum(map(len, sources)), plan.deadline):
             completions = await self._decode(texts, plan)
+            work = plan.begin("attention", sum(map(len, sources)))
             signals: list[Sequence[Signals]] = [
                 [await self._signals(*segment, plan, attention) for segment in zip(own, answers, strict=True)]
                 for own, answers in zip(sources, completions, strict=True)
             ]
+            if work is not None:
+                work.end()
         return completions, signals
 
     async def _signals(self, source: Source, completion: Completion, plan: Plan, attention: AttentionWorker) -> Signals:

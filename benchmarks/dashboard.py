@@ -8,6 +8,7 @@ Heat maps become their median and 95th percentile; tables are left out. Panels w
 import argparse
 import json
 import math
+import re
 import time
 import urllib.parse
 import urllib.request
@@ -64,7 +65,7 @@ def draw(panels: list[tuple[dict[str, Any], _Series]], path: Path) -> None:
             _draw_panel(panel, series, axes)
         row[0].annotate(title, (-0.3, 0.5), xycoords="axes fraction", rotation=90, va="center", weight="bold", size=13)
     figure.tight_layout()
-    figure.savefig(path, dpi=80)
+    figure.savefig(path, dpi=80, bbox_inches="tight")
     plt.close(figure)
 
 
@@ -77,7 +78,7 @@ def _draw_panel(panel: dict[str, Any], series: _Series, axes: Any) -> None:
     axes.tick_params(labelsize=7)
     axes.grid(visible=True, alpha=0.3)
     axes.set_ylim(bottom=0)
-    if 0 < len(series) <= _MAX_LABELS:
+    if series and any(label for label, _, _ in series) and len(series) <= _MAX_LABELS:
         axes.legend(fontsize=5)
     elif not series:
         axes.text(0.5, 0.5, "no data", transform=axes.transAxes, ha="center", color="grey")
@@ -104,6 +105,7 @@ def _series(url: str, panel: dict[str, Any], seconds: float, rate_interval: str)
                     label = name
                     for key, value in line["metric"].items():
                         label = label.replace("{{" + key + "}}", value.rpartition("/")[2])
+                    label = re.sub(r"{{\w+}}", "", label)
                     found.append((label, [(x - end) / 60 for x, _ in points], [y for _, y in points]))
     return found
 

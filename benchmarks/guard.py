@@ -1,10 +1,11 @@
-"""What protection costs: served throughput with TLS, and with tokens and a log in JSON, against that without.
+"""What protection and tracing cost: served throughput with TLS, with tokens and a log in JSON, and with traces.
 
     python -m benchmarks.guard
 
 Not a part of `python -m benchmarks`. All servers have the default model and run beside each other; those that are
 compared take turns. The callers' side of TLS is paid by the load generator, on the same processors. The goals are that
-TLS costs at most 5 %, and tokens with the log at most 2 %.
+TLS costs at most 5 %, tokens with the log at most 2 %, and traces of all calls at most 3 %. The collector of the traces
+takes them and does nothing else, in this process, on the same processors.
 """
 
 import contextlib
@@ -12,8 +13,11 @@ import hashlib
 import secrets
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+
+import grpc
 
 from benchmarks.certificates import Authority
 from benchmarks.models import default_model
@@ -22,7 +26,8 @@ from benchmarks.servers import Server, dragoman_server
 from benchmarks.settings import Settings, run_part
 from benchmarks.statistics import Summary, paired_ratios
 
-_PLAIN, _TLS, _TOKENS = "without", "TLS", "tokens, log in JSON"
+_PLAIN, _TLS, _TOKENS, _TRACES = "without", "TLS", "tokens, log in JSON", "traces of all calls"
+_EXPORT = "/opentelemetry.proto.collector.trace.v1.TraceService/Export"
 _LOADS = {"128 callers of one text": (128, 1), "4 callers of 64 texts": (4, 64)}
 
 
@@ -36,7 +41,7 @@ def run(settings: Settings) -> Iterator[Row]:
     with tempfile.TemporaryDirectory() as name, contextlib.ExitStack() as stack:
         servers = _servers(Path(name), settings, stack)
         for load, (num_callers, size) in _LOADS.items():
-            rates: dict[str, list[tuple[float, float]]] = {kind: [] for kind in (_TLS, _TOKENS)}
+            rates: dict[str, list[tuple[float, float]]] = {kind: [] for kind in (_TLS, _TOKENS, _TRACES)}
             for server in servers.values():
                 server.saturate(short, num_callers, size)  # the first run allocates
             for turn in range(settings.num_pairs):
@@ -63,6 +68,7 @@ def _servers(folder: Path, settings: Settings, stack: contextlib.ExitStack) -> d
         _PLAIN: [],
         _TLS: ["--tls-certificate", str(certificate), "--tls-key", str(key)],
         _TOKENS: ["--tokens", str(tokens), "--log-format", "json"],
+        _TRACES: ["--otlp-endpoint", stack.enter_context(_collector())],
     }
     model, servers = default_model(), {}
     log = stack.enter_context((folder / "log").open("wb"))
@@ -76,6 +82,20 @@ def _servers(folder: Path, settings: Settings, stack: contextlib.ExitStack) -> d
             token=token if kind == _TOKENS else None,
         )
     return servers
+
+
+@contextlib.contextmanager
+def _collector() -> Iterator[str]:
+    """The address of a collector of OpenTelemetry that takes what comes."""
+    take: grpc.RpcMethodHandler[bytes, bytes] = grpc.unary_unary_rpc_method_handler(lambda *_: b"")
+    service, _, method = _EXPORT.strip("/").partition("/")
+    server = grpc.server(ThreadPoolExecutor(1), [grpc.method_handlers_generic_handler(service, {method: take})])
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    try:
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.stop(None)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import os
 import re
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -73,7 +74,7 @@ class Security:
 
     def identified(self, channel: Any) -> Any:
         """What makes the calls of a channel, sync or async, with the metadata; it is for the generated stubs."""
-        return _IdentifiedChannel(channel, self.metadata) if self.metadata else channel
+        return _IdentifiedChannel(channel, self.metadata)
 
     def not_reached(self, messages: Sequence[str], address: str) -> str:
         """A sentence for a call whose server could not be connected to.
@@ -224,8 +225,19 @@ def _read(path: FilePath, what: str, named: str = "") -> bytes:
 # in the place of its calls.
 
 
+def _trace_parent() -> tuple[tuple[str, str], ...]:
+    """The span that the caller is in, where its program uses OpenTelemetry, as W3C Trace Context wants it told."""
+    trace: Any = sys.modules.get("opentelemetry.trace")  # who has a span has imported it
+    if trace is None:
+        return ()
+    context = trace.get_current_span().get_span_context()
+    if not context.is_valid:
+        return ()
+    return (("traceparent", f"00-{context.trace_id:032x}-{context.span_id:016x}-{context.trace_flags:02x}"),)
+
+
 class _IdentifiedChannel:
-    """Makes the methods of a channel, all of whose calls have some metadata."""
+    """Makes the methods of a channel, all of whose calls have some metadata, and that of their trace."""
 
     def __init__(self, channel: Any, metadata: tuple[tuple[str, str], ...]) -> None:
         self._metadata = metadata
@@ -246,7 +258,7 @@ class _IdentifiedMethod:
         self._method, self._metadata = method, metadata
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self._method(*args, metadata=self._metadata, **kwargs)
+        return self._method(*args, metadata=self._metadata + _trace_parent(), **kwargs)
 
     def future(self, *args: Any, **kwargs: Any) -> Any:
-        return self._method.future(*args, metadata=self._metadata, **kwargs)
+        return self._method.future(*args, metadata=self._metadata + _trace_parent(), **kwargs)

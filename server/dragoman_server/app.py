@@ -26,9 +26,10 @@ from dragoman_server.registry.watcher import Watcher
 from dragoman_server.repeating import repeating
 from dragoman_server.runtime.background import Background
 from dragoman_server.runtime.hardware import Hardware
-from dragoman_server.runtime.machine import cpu_allowance
+from dragoman_server.runtime.machine import cpu_allowance, throttled_periods
 from dragoman_server.service.attention import Attender
 from dragoman_server.service.translate import Translator
+from dragoman_server.tracing import Tracing
 from dragoman_server.wire.addresses import exposure
 from dragoman_server.wire.call_log import CallLog
 from dragoman_server.wire.inference import InferenceServicer
@@ -49,6 +50,7 @@ _MAX_STALLED_SECONDS = 10.0
 _SECONDS_PER_HEARTBEAT = 0.5
 
 _SECONDS_PER_LOOK_AT_TOKENS = 1.0
+_SECONDS_PER_LOOK_AT_LAG = 0.1
 
 # After which a model gives back memory. Taking it up again costs its next call some milliseconds.
 _IDLE_SECONDS = 60.0
@@ -102,6 +104,9 @@ async def serve(config: Config) -> int:
         call_log = CallLog(config.log.log_text)
         if config.log.log_text:
             logger.warning("log_text is on: the log has the texts and translations of all calls")
+        tracing = Tracing(config.tracing.otlp_endpoint) if config.tracing.otlp_endpoint else None
+        if tracing is not None:
+            stack.callback(tracing.close)
         server = Server(
             config.listen,
             config.admin_address,
@@ -110,7 +115,9 @@ async def serve(config: Config) -> int:
             certificates,
             tokens,
             call_log,
+            tracing,
         )
+        metrics.set_cpu_quota(throttled_periods)
         _warn_of_exposure(config)
         metrics_page = stack.enter_context(MetricsPage(metrics, config.metrics_listen))
 
@@ -119,6 +126,7 @@ async def serve(config: Config) -> int:
         # back.
         background = stack.enter_context(contextlib.closing(Background()))
         hardware = stack.enter_context(Hardware(config.engine))
+        metrics.set_devices(hardware.reports)
         options = config.models
         cache = CompletionCache(config.engine.cache_bytes) if config.engine.cache_bytes else None
         if cache is not None:
@@ -162,7 +170,7 @@ async def serve(config: Config) -> int:
             metrics.observe_segments,
         )
         stack.callback(translator.close)
-        attender = Attender(registry, config.limits, max_segments, max_rows)
+        attender = Attender(registry, config.limits, max_segments, max_rows, metrics.observe_attention_bytes)
         stack.callback(attender.close)
         describer = ModelDescriber(registry, max_rows, options.vocabulary)
         admin = ModelAdminServicer(registry, repository, describer)
@@ -187,6 +195,7 @@ async def serve(config: Config) -> int:
             await background_tasks.enter_async_context(
                 _running(repeating("the heartbeat", _SECONDS_PER_HEARTBEAT, beat))
             )
+            await background_tasks.enter_async_context(_running(_measure_lag(metrics)))
             if certificates is not None:
                 await background_tasks.enter_async_context(_running(certificates.follow()))
             if tokens is not None:
@@ -292,6 +301,15 @@ def _heartbeat(registry: Registry, server: Server, heap: Heap) -> Callable[[], A
         heap.settle()
 
     return beat
+
+
+async def _measure_lag(metrics: Metrics) -> None:
+    """Sleeps, and counts how much later than it wanted the loop woke it up."""
+    loop = asyncio.get_running_loop()
+    while True:
+        due = loop.time() + _SECONDS_PER_LOOK_AT_LAG
+        await asyncio.sleep(_SECONDS_PER_LOOK_AT_LAG)
+        metrics.observe_loop_lag(max(0.0, loop.time() - due))
 
 
 async def _follow(tokens: Tokens) -> None:

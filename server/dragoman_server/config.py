@@ -14,7 +14,14 @@ from msgspec import Meta
 from dragoman.types import Vocabulary
 from dragoman_server.errors import StartError
 from dragoman_server.option import About, Option, build, options_of, values_of
-from dragoman_server.option_texts import model_below, parse_address, parse_device, parse_model, parse_pivot
+from dragoman_server.option_texts import (
+    model_below,
+    parse_address,
+    parse_device,
+    parse_endpoint,
+    parse_model,
+    parse_pivot,
+)
 
 _ADMIN_ADDRESS = "127.0.0.1:50052"  # loopback, as everywhere: what protects it has to be set up
 
@@ -325,6 +332,25 @@ class LogOptions:
 
 
 @dataclass(frozen=True, slots=True)
+class TracingOptions:
+    """Where traces of calls are sent."""
+
+    TITLE: ClassVar = "Tracing"
+
+    otlp_endpoint: Annotated[
+        str | None,
+        About(
+            "Collector of OpenTelemetry that traces of calls are sent to, by OTLP over gRPC; https is TLS. All else, "
+            "such as the sampler, headers and the service's name, is said by the variables of OpenTelemetry, OTEL_*. "
+            "Needs the extra tracing.",
+            "http[s]://HOST:PORT",
+            "none, no traces",
+            check=parse_endpoint,
+        ),
+    ] = None
+
+
+@dataclass(frozen=True, slots=True)
 class Config:
     """All options of `dragoman-server`."""
 
@@ -372,6 +398,7 @@ class Config:
     limits: InputLimits = field(default_factory=InputLimits)
     access: AccessOptions = field(default_factory=AccessOptions)
     log: LogOptions = field(default_factory=LogOptions)
+    tracing: TracingOptions = field(default_factory=TracingOptions)
 
     @property
     def admin_address(self) -> str | None:

@@ -62,6 +62,14 @@ def parse_pivot(name: str, text: str) -> None:
         raise StartError(f"{name} must be auto, off or a language code such as en, and is {text!r:.200}.")
 
 
+def parse_endpoint(name: str, text: str) -> None:
+    """Raises StartError, naming the option `name`, unless the text is http[s]://HOST:PORT."""
+    scheme, separator, address = text.partition("://")
+    if not separator or scheme not in ("http", "https"):
+        raise StartError(f"{name} must be http://HOST:PORT or https://HOST:PORT and is {text!r:.200}.")
+    parse_address(name, address.removesuffix("/"))
+
+
 class DeviceChoice(NamedTuple):
     """What `--device` says."""
 

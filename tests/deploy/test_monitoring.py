@@ -1,64 +1,53 @@
 """A real Prometheus with the configuration of the compose file scrapes a real server under load."""
 
 import contextlib
-import itertools
 import json
 import math
 import re
-import shutil
-import socket
 import subprocess
+import sys
 import time
 import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from threading import Event
 from typing import Any
 
 import pytest
+import yaml
 
-from dragoman import Client, DragomanError
 from dragoman_server.bundle.bundle import Bundle, embedded_bundle
 from support.process import server_process
+from support.prometheus import ALERTMANAGER, CONFIG, Prometheus, exporter, program, prometheus, write_config
 
 pytestmark = pytest.mark.timeout(600)
 
 ROOT = Path(__file__).parents[2]
-CONFIG = ROOT / "deploy/prometheus/prometheus.yml"
 ALERTS = ROOT / "deploy/prometheus/alerts.yml"
+RULES = ROOT / "deploy/prometheus/rules.yml"
+RUNBOOKS = ROOT / "docs/runbooks.md"
 RULE_TESTS = ROOT / "tests/deploy/alerts.yml"
 DASHBOARD = ROOT / "deploy/grafana/dashboards/dragoman.json"
 GUIDE = ROOT / "docs/operations.md"
 
-TARGET = "server:9464"
+LOAD = ROOT / "deploy/load/load.py"
+# As NVIDIA's exporter writes it: github.com/NVIDIA/dcgm-exporter, README.
+GPU_PAGE = ROOT / "tests/deploy/dcgm.txt"
+
 SCRAPE_SECONDS = 15
 # What Grafana makes of it: four scrapes, so that a rate has its two samples even if one is lost.
 RATE_INTERVAL = f"{4 * SCRAPE_SECONDS}s"
-# Scrapes for two samples of a counter that came into being under load, and then some.
-PATIENCE_SECONDS = 12 * SCRAPE_SECONDS
+# For two samples of a counter that came into being under load, and for the slowest rules, and then some.
+PATIENCE_SECONDS = 24 * SCRAPE_SECONDS
 
 
 @dataclass(frozen=True)
-class Monitored:
-    """The server's page, and the Prometheus that scrapes it."""
+class Monitored(Prometheus):
+    """A Prometheus that scrapes a server, and the server's page."""
 
     metrics_url: str
-    prometheus_url: str
-
-    def query(self, expression: str) -> list[Any]:
-        """The instant vector."""
-        result: list[Any] = self.get("query", query=expression)["result"]
-        return result
-
-    def get(self, path: str, **parameters: str) -> Any:
-        """The data of an answer of Prometheus' API."""
-        url = f"{self.prometheus_url}/api/v1/{path}?{urllib.parse.urlencode(parameters)}"
-        with urllib.request.urlopen(url) as answer:
-            return json.load(answer)["data"]
 
     def page(self) -> str:
         """What is scraped."""
@@ -70,22 +59,20 @@ class Monitored:
 @pytest.fixture(scope="module")
 def monitored(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Monitored]:
     bundle = Bundle.open(embedded_bundle())
+    folder = tmp_path_factory.mktemp("prometheus")
     # So little room that some of the load is refused.
-    with server_process(bundle.folder, "--max-running=2", "--max-waiting=4") as server:
-        folder = tmp_path_factory.mktemp("prometheus")
-        text = CONFIG.read_text()
-        assert text.count(TARGET) == 1
-        assert f"scrape_interval: {SCRAPE_SECONDS}s" in text
-        config = folder / "prometheus.yml"
-        config.write_text(text.replace(TARGET, urllib.parse.urlsplit(server.metrics_url).netloc))
-        shutil.copy(ALERTS, folder)
-        with (
-            load(server.address, next(iter(bundle.manifest.languages))),
-            prometheus(config, folder / "data") as prometheus_url,
-        ):
-            found = Monitored(server.metrics_url, prometheus_url)
-            assert wait_for(lambda: has_data(found.query('up{job="dragoman"} == 1')))
-            yield found
+    with (
+        server_process(bundle.folder, "--max-running=2", "--max-waiting=4") as server,
+        load(server.address),
+        exporter(GPU_PAGE) as gpu,
+        prometheus(
+            write_config(folder, {"dragoman": urllib.parse.urlsplit(server.metrics_url).netloc, "dcgm": gpu}),
+            folder / "data",
+        ) as process,
+    ):
+        found = Monitored(process.url, server.metrics_url)
+        assert wait_for(lambda: has_data(found.query('up{job="dragoman"} == 1')))
+        yield found
 
 
 def wait_for(condition: Callable[[], bool]) -> bool:
@@ -100,52 +87,13 @@ def wait_for(condition: Callable[[], bool]) -> bool:
 
 
 @contextlib.contextmanager
-def load(address: str, direction: tuple[str, str]) -> Iterator[None]:
-    """Callers that are answered, refused, too late or wrong, until the end of the context."""
-    source, target = direction
-    stop = Event()
-
-    def call(client: Client) -> None:
-        for number in itertools.count():
-            if stop.wait(0.1):
-                return
-            with contextlib.suppress(DragomanError):
-                match number % 8:
-                    case 0:
-                        client.translate("Hello.", source=source, target="xx")
-                    case 1:
-                        client.translate("How are you?", source=source, target=target, timeout=0.002)
-                    case _:
-                        client.translate(["Hello.", "How are you?"] * 2, source=source, target=target)
-
-    with Client(address) as client, ThreadPoolExecutor() as callers:
-        done = [callers.submit(call, client) for _ in range(4)]
+def load(address: str) -> Iterator[None]:
+    """The callers of the compose file, who are answered, refused, too late or wrong, until the end of the context."""
+    with subprocess.Popen([sys.executable, LOAD, address]) as process:
         try:
             yield
         finally:
-            stop.set()
-        for future in done:
-            future.result()
-
-
-@contextlib.contextmanager
-def prometheus(config: Path, data: Path) -> Iterator[str]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{probe.getsockname()[1]}"
-    command = [program("prometheus"), f"--config.file={config}", f"--storage.tsdb.path={data}"]
-    with subprocess.Popen([*command, f"--web.listen-address={address}", "--log.level=warn"]) as process:
-        try:
-            yield f"http://{address}"
-        finally:
             process.terminate()
-
-
-def program(name: str) -> str:
-    path = shutil.which(name)
-    if path is None:
-        pytest.fail(f"these tests need {name}, which is not installed (Debian: apt-get install prometheus)")
-    return path
 
 
 def queries() -> dict[str, str]:
@@ -156,6 +104,8 @@ def queries() -> dict[str, str]:
     found: dict[str, str] = {}
     for panel in dashboard["panels"]:
         for target in panel.get("targets", ()):
+            if 'device=~"cuda' in target["expr"]:  # of a GPU, which is tested by name alone
+                continue
             query = target["expr"]
             for name, value in values.items():
                 query = query.replace(name, value)
@@ -177,6 +127,25 @@ def test_every_query_of_the_dashboard_has_an_answer(monitored: Monitored) -> Non
         return not unanswered
 
     assert wait_for(are_answered), unanswered
+
+
+def test_every_name_in_dashboard_and_rules_is_that_of_a_metric(monitored: Monitored) -> None:
+    rules = [yaml.safe_load(file.read_text()) for file in (RULES, ALERTS)]
+    expressions = [rule["expr"] for file in rules for group in file["groups"] for rule in group["rules"]]
+    dashboard = json.loads(DASHBOARD.read_text())
+    expressions += [target["expr"] for panel in dashboard["panels"] for target in panel.get("targets", ())]
+    expressions += [annotation["expr"] for annotation in dashboard["annotations"]["list"]]
+    used = {
+        name.removesuffix("_bucket").removesuffix("_sum").removesuffix("_count")
+        for expression in expressions
+        for name in re.findall(r"(?<![\w:])(?:dragoman|process|DCGM)_\w+", expression)
+    }
+    page = monitored.page() + GPU_PAGE.read_text()
+    assert used - set(re.findall(r"^# TYPE (\w+) ", page, re.MULTILINE)) == set()
+    recorded = {
+        rule["record"] for file in rules for group in file["groups"] for rule in group["rules"] if "record" in rule
+    }
+    assert {name for text in expressions for name in re.findall(r"\w+:dragoman_\w+:\w+", text)} == recorded
 
 
 def test_every_query_of_metrics_by_model_is_for_the_chosen_models(monitored: Monitored) -> None:
@@ -210,9 +179,20 @@ def test_alerts_are_raised_when_they_should_be() -> None:
     subprocess.run([program("promtool"), "test", "rules", RULE_TESTS], check=True)
 
 
+def test_every_alert_has_a_test_and_a_runbook() -> None:
+    rules = [rule for group in yaml.safe_load(ALERTS.read_text())["groups"] for rule in group["rules"]]
+    alerts = [*dict.fromkeys(rule["alert"] for rule in rules)]
+    cases = [case for test in yaml.safe_load(RULE_TESTS.read_text())["tests"] for case in test["alert_rule_test"]]
+    assert {case["alertname"] for case in cases if case["exp_alerts"]} == set(alerts)
+    assert re.findall(r"^## (Dragoman\w+)$", RUNBOOKS.read_text(), re.MULTILINE) == alerts
+    for rule in rules:
+        assert rule["annotations"]["runbook"] == f"docs/runbooks.md#{rule['alert'].lower()}"
+
+
 def test_promtool_has_nothing_to_say(monitored: Monitored) -> None:
     promtool = program("promtool")
     subprocess.run([promtool, "check", "config", CONFIG], check=True)
+    subprocess.run([program("amtool"), "check-config", ALERTMANAGER], check=True)
     check = subprocess.run(
         [promtool, "check", "metrics"], input=monitored.page(), capture_output=True, text=True, check=False
     )
@@ -228,3 +208,16 @@ def test_the_guide_has_every_metric_with_its_labels(monitored: Monitored) -> Non
     for name in shown:
         for labels in re.findall(rf"^{name}(?:_sum)?(?:\{{(.*)\}})? ", page, re.MULTILINE):
             assert set(re.findall(r"(\w+)=", labels)) == set(re.findall(r"\w+", guide[name])), name
+
+
+def test_the_guide_points_prometheus_to_a_server_without_containers(tmp_path: Path) -> None:
+    commands = GUIDE.read_text().partition("### Without containers")[2].partition("```console\n")[2].partition("```")[0]
+    lines = commands.replace("\\\n", "").replace("/tmp/prometheus", str(tmp_path / "config")).splitlines()
+    prepared = [line for line in lines if line.startswith(("mkdir", "cp", "sed", "promtool"))]
+    subprocess.run("\n".join(["set -e", *prepared]), shell=True, cwd=ROOT, check=True)
+    config = yaml.safe_load((tmp_path / "config/prometheus.yml").read_text())
+    assert [job["static_configs"] for job in config["scrape_configs"]] == [
+        [{"targets": ["localhost:9464"]}],
+        [{"targets": []}],
+    ]
+    assert config["alerting"]["alertmanagers"] == [{"static_configs": [{"targets": ["localhost:9093"]}]}]

@@ -36,14 +36,26 @@ class AttentionWorker:
     Args:
         attention_pass: of the model; only this thread calls it.
         max_waiting: pieces of work that may be announced and not yet be done.
+        on_piece: told by the thread of each piece of work how long it has waited, and how long it has taken; None:
+            its deadline had passed.
     """
 
-    def __init__(self, attention_pass: AttentionPass, max_waiting: int) -> None:
+    def __init__(
+        self,
+        attention_pass: AttentionPass,
+        max_waiting: int,
+        on_piece: Callable[[float, float | None], None] = lambda *_: None,
+    ) -> None:
         self._pass = attention_pass
-        self._max_waiting = max_waiting
+        self._max_waiting, self._on_piece = max_waiting, on_piece
         self._num_waiting = self._num_callers = 0
         self._piece_seconds, self._last = 0.0, -math.inf  # as is usual; when that was known
         self._thread = ThreadPoolExecutor(1, "dragoman-attention", initializer=flush_denormals)
+
+    @property
+    def num_waiting(self) -> int:
+        """Pieces of work that were announced and are not done yet."""
+        return self._num_waiting
 
     def seconds(self, num_pieces: int) -> float:
         """How long so many pieces of work of one more caller would take, as far as is known; else 0.
@@ -111,14 +123,18 @@ class AttentionWorker:
             DeadlineError: the deadline passed before it was this work's turn.
             InferenceError: the work failed.
         """
+        asked = time.monotonic()
 
         def piece() -> _T:
             began = time.monotonic()
             if began >= deadline:
+                self._on_piece(began - asked, None)
                 raise DeadlineError("the deadline passed before the attention was computed")
             try:
                 found = work(self._pass)
-                self._note(time.monotonic() - began)
+                seconds = time.monotonic() - began
+                self._note(seconds)
+                self._on_piece(began - asked, seconds)
                 return found
             except Exception as error:
                 logger.error("a pass of attention failed", exc_info=error)

@@ -41,7 +41,8 @@ class StepReport(NamedTuple):
     num_waiting: int  # requests
     num_running: int  # requests, in all lanes
     num_cancelled: int  # dropped because their callers left
-    num_expired: int  # dropped because their deadlines passed
+    num_expired: int  # dropped because their deadlines passed, or would have passed too soon
+    num_expired_waiting: int = 0  # of these, before they were encoded
 
 
 class Device(Protocol):
@@ -262,7 +263,7 @@ class Engine:
             is_alone: whether no other engine computes in another lane.
         """
         try:
-            num_cancelled, num_expired = self._drop_abandoned()
+            num_cancelled, num_expired, num_expired_waiting = self._drop_abandoned()
             is_alone = is_alone and not any(other.has_work for i, other in enumerate(self._lanes) if i != lane)
             step = self._lanes[lane].step(is_alone)
             with self._lock:
@@ -270,14 +271,15 @@ class Engine:
                 self._num_cached_tokens[lane] = step.num_cached_tokens
                 dealt = self._deal()
                 self._admission.note_step(now, step.num_decoded)
-                num_expired, self._num_late = num_expired + self._num_late, 0
+                num_late, self._num_late = self._num_late, 0
                 report = StepReport(
                     step,
                     sum(self._num_cached_tokens),
                     self._scheduler.num_waiting,
                     self._scheduler.num_running,
                     num_cancelled,
-                    num_expired,
+                    num_expired + num_late,
+                    num_expired_waiting + num_late,
                 )
             self._tell(dealt - {lane})
             self._on_step(report)
@@ -324,8 +326,8 @@ class Engine:
             for group in late:
                 self._answer(group, DeadlineError("the deadline would pass before the translation is finished"))
 
-    def _drop_abandoned(self) -> tuple[int, int]:
-        """Forgets what is cancelled or past its deadline; returns how many of each.
+    def _drop_abandoned(self) -> tuple[int, int, int]:
+        """Forgets what is cancelled or past its deadline; returns how many of each, and of the latter of those waiting.
 
         What runs is left to its lane, which drops it at its next step.
         """
@@ -333,7 +335,7 @@ class Engine:
             now = time.monotonic()
             abandoned = self._departures.take(now)
             if not abandoned:
-                return 0, 0
+                return 0, 0, 0
             withdrawn = self._scheduler.withdraw(abandoned)
             for group in abandoned:
                 if group not in withdrawn:
@@ -342,8 +344,9 @@ class Engine:
         self._tell(dealt)
         for group in withdrawn:
             self._answer(group, DeadlineError("the deadline passed before the translation was begun"))
-        num_expired = sum(has_passed(group.request.deadline, group.arrived, now) for group in abandoned)
-        return len(abandoned) - num_expired, num_expired
+        expired = [group for group in abandoned if has_passed(group.request.deadline, group.arrived, now)]
+        num_waiting = sum(group in withdrawn for group in expired)
+        return len(abandoned) - len(expired), len(expired), num_waiting
 
     def _fail_everything(self) -> None:
         # Not from the scheduler: an error may have come between leaving it and being answered.

@@ -19,6 +19,11 @@ class KvBudget:
         self.lock = threading.Lock()
         self._reserved: dict[object, int] = {}  # bytes by engine
 
+    @property
+    def reserved_bytes(self) -> int:
+        """What the rows of all engines may come to take up: a glance, without the lock."""
+        return sum(tuple(self._reserved.values()))
+
     def left_to(self, engine: object) -> float:
         """Bytes that the other engines leave to this one."""
         return self.max_bytes - sum(self._reserved.values()) + self._reserved.get(engine, 0)

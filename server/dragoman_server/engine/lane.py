@@ -24,6 +24,13 @@ logger = logging.getLogger(__name__)
 _BATCH_FAILED = "the model could not be run on this batch"
 
 
+class Answer(NamedTuple):
+    """How long a segment took that was answered with a translation."""
+
+    seconds: float  # from its arrival
+    seconds_per_token: float  # of decoding, for each token of the best translation
+
+
 class LaneStep(NamedTuple):
     """What one step of a lane did. Durations are 0 for a phase that did not run."""
 
@@ -34,6 +41,9 @@ class LaneStep(NamedTuple):
     num_encoded_tokens: int = 0  # without padding
     queue_seconds: tuple[float, ...] = ()  # how long each request that was encoded had waited
     first_token_seconds: tuple[float, ...] = ()  # from arrival, of each request that got its first token
+    num_padding_tokens: int = 0  # that the encoder read beside these
+    answers: tuple[Answer, ...] = ()  # of those that were translated and whose callers were still there
+    num_wasted_tokens: int = 0  # decoded for requests that were given up, or have failed
 
 
 class Lane:
@@ -58,7 +68,8 @@ class Lane:
         self._schedule, self._lock = schedule, lock
         self._runner, self._search, self._answer = runner, search, answer
         self.departed: list[SequenceGroup] = []  # running groups to be dropped at the next step; behind the lock
-        self._num_cached_tokens = 0
+        self._num_cached_tokens = self._num_wasted_tokens = self._num_padding_tokens = 0
+        self._answers: list[Answer] = []  # of the present step
         self._has_failed = False  # whether the latest step could not be run
 
     @property
@@ -86,11 +97,16 @@ class Lane:
         encoded, encode_seconds = self._encode(batches) if batches else ((), 0.0)
         num_decoded, decode_seconds = self._decode()
         step = LaneStep(self._num_cached_tokens, num_decoded, decode_seconds, encode_seconds)
+        if self._answers or self._num_wasted_tokens:
+            step = step._replace(answers=tuple(self._answers), num_wasted_tokens=self._num_wasted_tokens)
+            self._answers, self._num_wasted_tokens = [], 0
         if not encoded:
             return step
         now = time.monotonic()
+        num_padding_tokens, self._num_padding_tokens = self._num_padding_tokens, 0
         return step._replace(
             num_encoded_tokens=sum(group.num_source_tokens for group in encoded),
+            num_padding_tokens=num_padding_tokens,
             queue_seconds=tuple(group.joined - group.arrived for group in encoded),
             # Those that were encoded in this step have their first token, unless the batch failed.
             first_token_seconds=tuple(now - group.arrived for group in encoded) if num_decoded else (),
@@ -120,6 +136,8 @@ class Lane:
             for group in batch:
                 group.joined, group.encode_seconds = began, seconds
             encoded += batch
+            lengths = [group.num_source_tokens for group in batch]
+            self._num_padding_tokens += len(lengths) * max(lengths) - sum(lengths)
         self._num_cached_tokens += sum(group.num_source_tokens for group in encoded)
         if failed:  # not before all rows are filled, for this moves some
             self._remove(failed, InferenceError, _BATCH_FAILED)
@@ -181,12 +199,18 @@ class Lane:
                     group.num_reported = len(certain_ids)
                     group.on_progress(certain_ids)
         for group in done:
-            self._answer(group, group.completion(now))
+            completion = group.completion(now)
+            num_tokens = len(completion.hypotheses[0].token_ids)
+            if group.future.cancelled():
+                self._num_wasted_tokens += sum(len(hypothesis.token_ids) for hypothesis in group.finished)
+            else:
+                self._answers.append(Answer(now - group.arrived, completion.decode_seconds / max(1, num_tokens)))
+            self._answer(group, completion)
 
     def _remove(self, groups: Collection[SequenceGroup], error: type[DragomanError], message: str) -> None:
         """Frees the rows of groups and answers these, and nobody else."""
         for group in groups:
-            group.live = []
+            self._waste(group)
         self._move_rows()
         for group in groups:
             self._answer(group, error(message))
@@ -195,11 +219,17 @@ class Lane:
         """Answers all that run: who knows what is in their rows."""
         failed = list(self._schedule.running)
         for group in failed:
-            group.live = []
+            self._waste(group)
         with self._lock:
             self._schedule.update()  # moves nothing, as nothing is left
         for group in failed:
             self._answer(group, InferenceError(_BATCH_FAILED))
+
+    def _waste(self, group: SequenceGroup) -> None:
+        """Ends a group without an answer: what was decoded of it is of no use to anybody."""
+        self._num_wasted_tokens += sum(len(sequence.token_ids) for sequence in group.live)
+        self._num_wasted_tokens += sum(len(hypothesis.token_ids) for hypothesis in group.finished)
+        group.live = []
 
     def _move_rows(self) -> None:
         """Lets those without live sequences leave, and moves the others together."""

@@ -84,6 +84,7 @@ class Model:
         version: str = "",
         on_step: Callable[[int, StepReport], None] = lambda *_: None,
         on_death: Callable[[], None] = lambda: None,
+        on_attention: Callable[[float, float | None], None] = lambda *_: None,
         on_close: Callable[[], None] = lambda: None,
     ) -> Self:
         """Loads a bundle and replays its parity certificate, on each device that will run it.
@@ -97,6 +98,8 @@ class Model:
             version: that the bundle must have; empty: any.
             on_step: told after every step by which engine it was, the first being 0.
             on_death: told by an engine when an error has ended it.
+            on_attention: told of each piece of work of attention how long it has waited and taken, as `AttentionWorker`
+                says.
             on_close: called when it has been closed.
 
         Raises:
@@ -137,10 +140,15 @@ class Model:
             replay_attention(bundle, attention_pass)
             give_back_memory()  # the log-probs of all tokens of a large vocabulary
             attention_pass.background = background  # not before: where the graph hangs, it could not be closed
-            attention = AttentionWorker(attention_pass, options.max_waiting)
+            attention = AttentionWorker(attention_pass, options.max_waiting, on_attention)
         engine = engines[0] if len(engines) == 1 else Dispatcher(engines)
         all_runners = [*chain.from_iterable(runners)]
         return cls(bundle, engine, attention, all_runners, max_kv_bytes, name, difference, on_close)
+
+    @property
+    def plain_name(self) -> str:
+        """The name without the version."""
+        return self.name.rpartition("@")[0]
 
     @property
     def kv_bytes_per_token(self) -> int:

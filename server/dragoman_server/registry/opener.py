@@ -88,6 +88,7 @@ class ModelOpener:
                 version=entry.bundle.version,
                 on_step=model_metrics.observe_step,
                 on_death=self._on_death,
+                on_attention=model_metrics.observe_attention,
                 on_close=model_metrics.close,
             )
         except BaseException:
@@ -95,8 +96,12 @@ class ModelOpener:
             raise
         if self._cache is not None:
             model.engine = CachingEngine(model.engine, self._cache.part(), model_metrics.observe_lookups)
+        engine = model.engine
+        model_metrics.stalled_seconds = lambda: engine.stalled_seconds
         model_metrics.set_info(entry.version, model.manifest.precision, entry.placement.device)
         model_metrics.set_weights(entry.num_bytes)
+        if (attention := model.attention) is not None:
+            model_metrics.set_attention(lambda: attention.num_waiting)
         model_metrics.set_kv_cache(model.kv_bytes_per_token, model.max_kv_bytes)
         return model
 

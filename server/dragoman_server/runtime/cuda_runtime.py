@@ -63,6 +63,18 @@ def free(number: int, pointer: int) -> None:
         pass
 
 
+def memory_info(number: int) -> tuple[int, int]:
+    """Bytes of a device that are free, and all that it has.
+
+    Raises:
+        DeviceLostError: the device cannot be used any more.
+    """
+    use_device(number)
+    free_bytes, num_bytes = ctypes.c_size_t(), ctypes.c_size_t()
+    _call("cudaMemGetInfo", ctypes.pointer(free_bytes), ctypes.pointer(num_bytes))
+    return free_bytes.value, num_bytes.value
+
+
 def copy_to_device(number: int, pointer: int, array: NDArray[Any]) -> None:
     """Copies an array, in C order; the device has it when this returns.
 

@@ -30,6 +30,7 @@ class Device:
         self._is_closed = False
         self._changed = [threading.Condition() for _ in range(num_lanes)]  # by lane; guards the next two
         self._turns = [Turns(lane) for lane in range(num_lanes)]
+        self._busy_seconds = [0.0] * num_lanes  # each is written by its lane alone
         self._current: list[Stepper | None] = [None] * num_lanes
         self._threads = [
             threading.Thread(target=self._run, args=[lane], name=f"dragoman-lane-{lane}", daemon=True)
@@ -47,6 +48,11 @@ class Device:
     @property
     def num_lanes(self) -> int:
         return len(self._threads)
+
+    @property
+    def busy_seconds(self) -> float:
+        """That steps have taken so far, in all lanes together."""
+        return sum(self._busy_seconds)
 
     def attach(self, stepper: Stepper) -> None:
         """Runs the stepper's lanes from now on."""
@@ -99,6 +105,7 @@ class Device:
             began = self._clock()
             self._step(lane)
             seconds = self._clock() - began
+            self._busy_seconds[lane] += seconds
 
     def _begin_turn(self, lane: int, seconds: float) -> bool:
         """Waits until some stepper has work, and makes it the lane's current one; False where the device is closed.

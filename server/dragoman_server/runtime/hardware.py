@@ -8,13 +8,15 @@ from typing import Final, Literal, Self
 from dragoman_server.bundle.bundle import Bundle, embedded_bundle
 from dragoman_server.bundle.manifest import CUDA_PRECISIONS, Precision
 from dragoman_server.config import EngineOptions
+from dragoman_server.device_metrics import DeviceReport
 from dragoman_server.engine.kv_budget import KvBudget
-from dragoman_server.errors import BundleError, StartError
+from dragoman_server.errors import BundleError, DeviceLostError, StartError
 from dragoman_server.option_texts import parse_device
+from dragoman_server.runtime import cuda_runtime
 from dragoman_server.runtime.cuda import CudaDevice, CudaSystem, find_devices
 from dragoman_server.runtime.cuda_session import PROVIDER
 from dragoman_server.runtime.device import Device
-from dragoman_server.runtime.machine import available_memory
+from dragoman_server.runtime.machine import available_memory, resident_memory
 
 logger = logging.getLogger(__name__)
 
@@ -133,6 +135,10 @@ class Hardware:
             )
         return self._cpu
 
+    def reports(self) -> list[DeviceReport]:
+        """How the devices in use stand, for metrics. Of a GPU that is lost the memory is 0."""
+        return [_report(seat) for seat in (*self._cpu, *self._gpus)]
+
     def close(self) -> None:
         """Ends the threads."""
         for seat in (*self._cpu, *self._gpus):
@@ -164,6 +170,26 @@ class Hardware:
         )
         budget = KvBudget(self._options.max_kv_bytes or device.num_bytes // 2)
         return Seat("cuda", device.number, device.name, Device(1), budget)
+
+
+def _report(seat: Seat) -> DeviceReport:
+    if seat.kind == "cpu":
+        used, limit = resident_memory(), available_memory()
+    else:
+        try:
+            free, limit = cuda_runtime.memory_info(seat.number)
+        except DeviceLostError:
+            free = limit = 0
+        used = limit - free
+    return DeviceReport(
+        seat.kind if seat.kind == "cpu" else f"{seat.kind}:{seat.number}",
+        seat.device.num_lanes,
+        seat.device.busy_seconds,
+        seat.budget.reserved_bytes,
+        seat.budget.max_bytes,
+        used,
+        limit,
+    )
 
 
 def _named(bundle: Bundle) -> str:

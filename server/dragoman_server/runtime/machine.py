@@ -38,6 +38,32 @@ def available_memory(root: Path = Path("/")) -> int:
     return min([has, *(int(limit) for limit in limits if limit not in ("", "max"))])
 
 
+def throttled_periods(root: Path = Path("/")) -> tuple[int, int]:
+    """How many periods of a quota of CPU time have passed, and in how many of them the kernel stopped this process.
+
+    Args:
+        root: as in `cpu_allowance`.
+
+    Returns:
+        Those of the control group with the most, this process's own or an ancestor's; (0, 0) without a quota.
+    """
+    found = [(0, 0)]
+    for folder, _ in _groups("cpu", root):
+        counts = dict(line.split() for line in _read(folder / "cpu.stat").splitlines())
+        found.append((int(counts.get("nr_periods", 0)), int(counts.get("nr_throttled", 0))))
+    return max(found)
+
+
+def resident_memory(root: Path = Path("/")) -> int:
+    """The bytes of memory that this process has; 0 where the system does not tell.
+
+    Args:
+        root: as in `cpu_allowance`.
+    """
+    fields = _read(root / "proc/self/statm").split()
+    return int(fields[1]) * os.sysconf("SC_PAGE_SIZE") if fields else 0
+
+
 def _quotas(root: Path) -> Iterator[float]:
     """The quota in CPUs of each control group that this process is in, ancestors included."""
     for folder, is_version_2 in _groups("cpu", root):

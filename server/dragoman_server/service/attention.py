@@ -4,7 +4,7 @@ Knows neither gRPC nor protobuf, as the translator.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager
 from functools import partial
 from itertools import islice
@@ -54,10 +54,18 @@ class Attender:
         limits: what a call may ask for.
         max_segments: how many pairs a call may have.
         max_rows: how many rows the engine decodes together.
+        on_sent: is told the name of a model, and how many bytes of its weights are handed out.
     """
 
-    def __init__(self, registry: Registry, limits: InputLimits, max_segments: int, max_rows: int) -> None:
-        self._registry, self._limits = registry, limits
+    def __init__(
+        self,
+        registry: Registry,
+        limits: InputLimits,
+        max_segments: int,
+        max_rows: int,
+        on_sent: Callable[[str, int], None] = lambda *_: None,
+    ) -> None:
+        self._registry, self._limits, self._on_sent = registry, limits, on_sent
         self._planner = Planner(limits, max_segments, max_rows)
         self._threads = TextThreads()
         self._places = Places[Iterator[Chunk]](_MAX_SENDING)
@@ -111,6 +119,7 @@ class Attender:
                     worker.give_back_memory()
 
                 tensor = num_sent = 0  # the one under way, and how many chunks of it were sent
+                passes = plan.begin("attention", num_passes)
                 try:
                     with self._places.reserved(on_lost) as place:
                         while True:
@@ -121,10 +130,13 @@ class Attender:
                                 stream = await worker.run(begin, request.deadline)
                             chunk = await worker.run(partial(_next, stream), request.deadline)
                             if chunk is None:
+                                if passes is not None:
+                                    passes.end()
                                 break
                             tensor, num_sent = chunk.tensor, num_sent + 1 if chunk.tensor == tensor else 1
                             place.keep(stream)
                             del stream  # else the place could not let go of it
+                            self._on_sent(lease.model.plain_name, len(chunk.data))
                             yield chunk
                 finally:
                     worker.give_back_memory()
@@ -155,6 +167,7 @@ class Attender:
             requests = [request for pair in pairs if isinstance(pair, PlannedText) for request in pair.requests]
             with worker.admitted(len(requests), context.deadline):
                 completions = iter(await self._decoded(requests, plan))
+                passes = plan.begin("attention", len(requests))
                 results: list[AlignedPair | InvalidInputError] = []
                 for pair in pairs:
                     if isinstance(pair, InvalidInputError):
@@ -164,6 +177,8 @@ class Attender:
                     given_text = pair.target_text
                     work = partial(align_pair, source, target, given_text, alignment, model.manifest, model.tokenizer)
                     results.append(await worker.run(work, context.deadline))
+                if passes is not None:
+                    passes.end()
             return AlignOutcome(results, alignment, model.name, plan.direction)
 
     # -- what both need ------------------------------------------------------------------------
@@ -193,7 +208,11 @@ class Attender:
     async def _decoded(self, requests: Sequence[Request], plan: Plan) -> Sequence[Completion]:
         """Targets with their log-probabilities: those that were given are forced."""
         with submitted(plan.model.uncached_engine, requests, identity=plan.identity) as answers:
-            return await asyncio.gather(*answers)
+            work = plan.begin("translate", len(requests))
+            completions = await asyncio.gather(*answers)
+            if work is not None:
+                work.end(completions)
+            return completions
 
 
 def _attention_of(model: Model) -> AttentionWorker:

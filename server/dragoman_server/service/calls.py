@@ -11,15 +11,8 @@ from dragoman_server.bundle.manifest import AlignmentMethod
 from dragoman_server.engine.search_options import EarlyStopping
 from dragoman_server.engine.sequence import Priority
 from dragoman_server.errors import UnknownValue
+from dragoman_server.service.record import CallRecord
 from dragoman_server.text.segmentation import Segmentation
-
-
-@dataclass(slots=True)
-class CallRecord:
-    """What the log says of a call when it has ended, noted while it is answered."""
-
-    model: str = ""  # name@version
-    num_texts: int = 0
 
 
 @dataclass(frozen=True, slots=True)

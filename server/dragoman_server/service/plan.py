@@ -1,7 +1,7 @@
 """What the planner makes of a call: a checked config, and texts that can be decoded."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from dragoman.types import Vocabulary
 from dragoman_server.attention.results import Source
@@ -11,6 +11,7 @@ from dragoman_server.engine.sequence import Priority, Request
 from dragoman_server.registry.model import Model
 from dragoman_server.service.options import Decoding
 from dragoman_server.service.pivot import FirstLeg, Pivot
+from dragoman_server.service.record import CallRecord, Work
 from dragoman_server.service.vocabulary import TargetVocabulary
 from dragoman_server.text.segmentation import Segmentation, SegmentedText, SourceSegment
 
@@ -31,10 +32,15 @@ class Plan:
     route: str = ""  # where the text goes through a third language: the way it goes, for errors
     first: "Plan | None" = None  # likewise, of what comes before this model
     seconds_after: float = 0.0  # that must be left when this model is done, for what comes then
+    record: CallRecord = field(default_factory=CallRecord)  # of the call
 
     def max_target_tokens(self, source: SourceSegment) -> int:
         """How many tokens the target of a segment may have, end-of-sentence included."""
         return self.decoding.limit.of(len(source.token_ids) + self.framing.num_specials)
+
+    def begin(self, name: str, num_pieces: int) -> Work | None:
+        """Notes that the model is asked for something; None where nobody wants to know."""
+        return self.record.begin(name, self.model.name, num_pieces) if num_pieces else None
 
     @property
     def models(self) -> set[Model]:

@@ -123,6 +123,7 @@ class Planner:
                 context.identity,
                 route,
                 first,
+                record=context.record,
             )
 
         context.record.model = legs[-1].model.name

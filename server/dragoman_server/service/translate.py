@@ -176,6 +176,7 @@ class Translator:
                 if not answer.cancelled():
                     answer.exception()  # may come when another has failed already and nobody asks
 
+            work = plan.begin("translate", len(planned.requests))
             growing = GrowingText(planned.text.separators(), plan.model.tokenizer.decode)
             with submitted(
                 plan.model.engine,
@@ -196,6 +197,8 @@ class Translator:
                     else:
                         break
             completions = [completion for completion in finished if completion is not None]
+            if work is not None:
+                work.end(completions)
             result = await self._translated(call.input, plan, planned, completions)
             yield StreamOutcome(result, *plan.answered_by)
 
@@ -246,7 +249,11 @@ class Translator:
                         plan.model.engine, planned.requests, stream, plan.identity
                     ) as answers:
                         begin(len(answers))
-                        return await asyncio.gather(*answers)
+                        work = plan.begin("translate", len(answers))
+                        completions = await asyncio.gather(*answers)
+                        if work is not None:
+                            work.end(completions)
+                        return completions
 
                 try:
                     planned = await self._planned(message.input, plan, decode)
@@ -329,10 +336,14 @@ class Translator:
         check_deadline(plan.deadline)
         requests = [[] if isinstance(text, InvalidInputError) else text.requests for text in texts]
         all_requests = [request for own in requests for request in own]
-        completions = iter(
-            await completed(plan.model.engine, all_requests, identity=plan.identity, is_unlimited=plan.is_unlimited)
+        work = plan.begin("translate", len(all_requests))
+        completions = await completed(
+            plan.model.engine, all_requests, identity=plan.identity, is_unlimited=plan.is_unlimited
         )
-        return [[next(completions) for _ in own] for own in requests]
+        if work is not None:
+            work.end(completions)
+        left = iter(completions)
+        return [[next(left) for _ in own] for own in requests]
 
     async def _decode_text(self, text: PlannedText, plan: Plan) -> Sequence[Completion]:
         (completions,) = await self._decode([text], plan)
@@ -345,10 +356,13 @@ class Translator:
         sources = [() if isinstance(text, InvalidInputError) else text.sources for text in texts]
         with attention.admitted(sum(map(len, sources)), plan.deadline):
             completions = await self._decode(texts, plan)
+            work = plan.begin("attention", sum(map(len, sources)))
             signals: list[Sequence[Signals]] = [
                 [await self._signals(*segment, plan, attention) for segment in zip(own, answers, strict=True)]
                 for own, answers in zip(sources, completions, strict=True)
             ]
+            if work is not None:
+                work.end()
         return completions, signals
 
     async def _signals(self, source: Source, completion: Completion, plan: Plan, attention: AttentionWorker) -> Signals:
@@ -356,7 +370,7 @@ class Translator:
         work = partial(segment_signals, source, target, model.manifest, model.tokenizer)
         signals = await attention.run(work, plan.deadline)
         for suspicion in signals.suspicions:
-            self._on_suspicion(_plain_name(model), suspicion.value)
+            self._on_suspicion(model.plain_name, suspicion.value)
         return signals
 
     async def _translated(
@@ -371,20 +385,15 @@ class Translator:
         """Counts the segments of a text that has been translated, each by the model that did it."""
         if isinstance(text, InvalidInputError):
             return
-        self._on_translated(_plain_name(plan.model), plan.vocabulary.name, len(text.requests))
+        self._on_translated(plan.model.plain_name, plan.vocabulary.name, len(text.requests))
         if plan.first is not None and text.first is not None:
             num_segments = len(text.first.spans)
-            self._on_translated(_plain_name(plan.first.model), plan.first.vocabulary.name, num_segments)
+            self._on_translated(plan.first.model.plain_name, plan.first.vocabulary.name, num_segments)
 
 
 def _num_certain(inputs: Sequence[TextInput | Pair]) -> int:
     """Segments that the texts have at least, as far as can be seen before they are tokenized, which takes time."""
     return sum(has_words(text_input.text[:_EARLY_CHARACTERS]) for text_input in inputs)
-
-
-def _plain_name(model: Model) -> str:
-    """Without its version."""
-    return model.name.rpartition("@")[0]
 
 
 def _num_characters(call_input: TextInput | Pair) -> int:

@@ -45,7 +45,8 @@ class CallLog:
             context = arrival.context
             fields |= {"request_id": arrival.request_id, "caller": context.caller.name or context.identity}
             record = context.record
-            for name, value in (("trace_id", arrival.trace_id), ("model", record.model), ("texts", record.num_texts)):
+            trace_id = "" if arrival.trace_parent is None else arrival.trace_parent.trace_id
+            for name, value in (("trace_id", trace_id), ("model", record.model), ("texts", record.num_texts)):
                 if value:
                     fields[name] = value
         info(logger, "call", fields)

@@ -16,13 +16,15 @@ from dragoman_server.access.caller import ANYBODY, Caller
 from dragoman_server.access.tokens import Tokens
 from dragoman_server.errors import UnauthenticatedError
 from dragoman_server.service.calls import CallContext
+from dragoman_server.tracing import TraceParent
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
 # What callers put into the log: nothing that ends a line or is taken for another field.
 _REQUEST_ID = re.compile(r"[!-~]{1,128}")
-_TRACE_PARENT = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}(?:-.*)?")  # W3C Trace Context
-_NO_TRACE = "0" * 32
+_TRACE_PARENT = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(?:-.*)?")  # W3C Trace Context
+_NO_TRACE, _NO_SPAN = "0" * 32, "0" * 16
+_SAMPLED = 1  # of its flags
 _BEARER = "bearer"
 
 
@@ -33,13 +35,13 @@ class Arrival:
     Attributes:
         metadata: those of its keys that somebody looks at, each with all of its values.
         request_id: the caller's name for it, or one made here.
-        trace_id: of the trace that it belongs to, "" where it is part of none.
+        trace_parent: the caller's span, None where the call is part of no trace.
         context: for the service; its caller is nobody in particular until it is authenticated.
     """
 
     metadata: dict[str, list[str]]
     request_id: str
-    trace_id: str
+    trace_parent: TraceParent | None
     context: CallContext
 
     def authenticate(self, tokens: Tokens) -> None:
@@ -67,7 +69,7 @@ def arrived(context: Context) -> Arrival:
     return Arrival(
         metadata,
         _request_id(metadata.get("x-request-id", [])),
-        _trace_id(metadata.get("traceparent", [])),
+        _trace_parent(metadata.get("traceparent", [])),
         CallContext(deadline, _certified(context) or _host(context.peer()), ANYBODY),
     )
 
@@ -104,9 +106,11 @@ def _request_id(values: list[str]) -> str:
     return secrets.token_hex(8)
 
 
-def _trace_id(values: list[str]) -> str:
+def _trace_parent(values: list[str]) -> TraceParent | None:
     found = _TRACE_PARENT.fullmatch(values[0]) if len(values) == 1 else None
-    return "" if found is None or found[1] == _NO_TRACE else found[1]
+    if found is None or found[1] == _NO_TRACE or found[2] == _NO_SPAN:
+        return None
+    return TraceParent(found[1], found[2], bool(int(found[3], 16) & _SAMPLED))
 
 
 def _certified(context: Context) -> str:

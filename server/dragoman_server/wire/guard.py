@@ -23,6 +23,7 @@ from dragoman_server.access.tokens import Tokens
 from dragoman_server.engine.deadlines import has_passed
 from dragoman_server.errors import DragomanError, DrainingError, MalformedMessageError, SlowReaderError
 from dragoman_server.metrics import Metrics
+from dragoman_server.tracing import Ended, Tracing
 from dragoman_server.wire.call_log import CallLog
 from dragoman_server.wire.context import Arrival, Context, arrived, enter
 from dragoman_server.wire.open_calls import OpenCall, OpenCalls
@@ -74,10 +75,12 @@ class Guard(grpc.aio.ServerInterceptor):
         rules: of streams, by method, where they are not as of others.
         tokens: who may call; None is everybody.
         call_log: has a line of each call.
+        tracing: has the spans of each call; None is none.
 
     Attributes:
         num_calls: calls that have come in so far, without those of health, which come whether there is work or not.
-        open_calls: those whose status is not known yet.
+        num_in_flight: of these, calls whose status is not known yet.
+        open_calls: all whose status is not known yet.
         is_draining: whether new calls are refused.
     """
 
@@ -87,11 +90,12 @@ class Guard(grpc.aio.ServerInterceptor):
         rules: Mapping[str, StreamRules],
         tokens: Tokens | None = None,
         call_log: CallLog | None = None,
+        tracing: Tracing | None = None,
     ) -> None:
-        self.num_calls, self.is_draining = 0, False
+        self.num_calls, self.num_in_flight, self.is_draining = 0, 0, False
         self.open_calls = OpenCalls()
         self._metrics, self._rules = metrics, rules
-        self._tokens, self._log = tokens, call_log or CallLog()
+        self._tokens, self._log, self._tracing = tokens, call_log or CallLog(), tracing
         self._guarded: dict[str, _Handler] = {}
 
     async def intercept_service(
@@ -166,6 +170,17 @@ class Guard(grpc.aio.ServerInterceptor):
         if self._log.has_text and isinstance(message, Message):
             self._log.message(direction, message, arrival)
 
+    def _traced(
+        self, method: str, code: grpc.StatusCode, reason: str, begun: float, ended: float, arrival: Arrival
+    ) -> str:
+        """Makes the spans of a call that has ended; the id of its trace, where it is sampled."""
+        if self._tracing is None:
+            return ""
+        number: int = code.value[0]
+        record, parent = arrival.context.record, arrival.trace_parent
+        call = Ended(method, code.name, number, reason, begun, ended, arrival.request_id, parent, record)
+        return self._tracing.ended(call)
+
     async def _answer(self, method: str, context: Context, answer: Callable[[OpenCall, Arrival], Awaitable[_T]]) -> _T:
         started, arrival = time.monotonic(), arrived(context)
         deadline, is_health = arrival.context.deadline, method.startswith(_HEALTH)
@@ -174,7 +189,8 @@ class Guard(grpc.aio.ServerInterceptor):
             now = time.monotonic()
             if now >= deadline:  # whatever the answer is, it does not arrive
                 code = grpc.StatusCode.DEADLINE_EXCEEDED
-            self._metrics.observe_request(method, code.name, now - started, arrival.context.caller.name)
+            trace_id = "" if is_health else self._traced(method, code, reason, started, now, arrival)
+            self._metrics.observe_request(method, code.name, now - started, arrival.context.caller.name, trace_id)
             if not is_health:
                 self._log.ended(method, code.name, reason, now - started, arrival)
 
@@ -183,7 +199,10 @@ class Guard(grpc.aio.ServerInterceptor):
             is_late = has_passed(deadline, started, time.monotonic())
             count(grpc.StatusCode.DEADLINE_EXCEEDED if is_late else grpc.StatusCode.CANCELLED)
 
+        if self._tracing is not None and not is_health and self._tracing.wants(arrival.trace_parent):
+            arrival.context.record.work = []
         call = OpenCall()
+        self.num_in_flight += not is_health
         try:
             if self._tokens is not None and not is_health:
                 arrival.authenticate(self._tokens)
@@ -225,6 +244,8 @@ class Guard(grpc.aio.ServerInterceptor):
         else:
             count(grpc.StatusCode.OK)
             return result
+        finally:
+            self.num_in_flight -= not is_health
         code, reason = _STATUS_CODES[status.code], reason_of(status)
         count(code, reason)
         self._metrics.observe_rejection(reason)

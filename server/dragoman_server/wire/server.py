@@ -15,6 +15,7 @@ from dragoman_server.errors import StartError
 from dragoman_server.metrics import Metrics
 from dragoman_server.service.attention import Attender
 from dragoman_server.service.translate import Translator
+from dragoman_server.tracing import Tracing
 from dragoman_server.wire import attention, inference, models, reflection, translation
 from dragoman_server.wire.addresses import check_free, with_port
 from dragoman_server.wire.attention import AttentionServicer
@@ -86,6 +87,7 @@ class Server:
         certificates: for TLS on both addresses; None is none.
         tokens: who may call; None is everybody.
         call_log: has a line of each call.
+        tracing: has the spans of each call; None is none.
 
     Attributes:
         address: `listen` with the port that was taken.
@@ -105,12 +107,15 @@ class Server:
         certificates: "Certificates | None" = None,
         tokens: Tokens | None = None,
         call_log: CallLog | None = None,
+        tracing: Tracing | None = None,
     ) -> None:
-        self._certificates, self._tokens, self._call_log = certificates, tokens, call_log
+        self._certificates, self._tokens = certificates, tokens
+        self._call_log, self._tracing = call_log, tracing
         self.health = HealthServicer(_SERVICES)
         self._metrics, self._max_message_bytes = metrics, max_message_bytes
         self._guard, self._server, self.address = self._bound("listen", listen)
         self._guards, self._servers = [self._guard], [self._server]
+        metrics.set_server(lambda: sum(guard.num_in_flight for guard in self._guards), lambda: self.health.is_serving)
         self._admin, self.admin_address = None, None
         if admin_listen is not None:
             guard, self._admin, self.admin_address = self._bound("admin_listen", admin_listen)
@@ -120,7 +125,7 @@ class Server:
     def _bound(self, option: str, listen: str) -> tuple[Guard, grpc.aio.Server, str]:
         """A server that listens on an address, with a guard of its own, which knows its methods; and the port."""
         rules = translation.STREAM_RULES | attention.STREAM_RULES | reflection.STREAM_RULES
-        guard = Guard(self._metrics, rules, self._tokens, self._call_log)
+        guard = Guard(self._metrics, rules, self._tokens, self._call_log, self._tracing)
         server = grpc.aio.server(
             interceptors=[guard],
             options=[

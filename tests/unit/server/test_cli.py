@@ -38,6 +38,7 @@ VALUES: dict[str, tuple[str, Any]] = {option.name: ("4321", 4321) for option in 
     "reflection": ("true", True),
     "log_format": ("json", "json"),
     "log_text": ("true", True),
+    "otlp_endpoint": ("http://localhost:4317", "http://localhost:4317"),
     "trust_bundles": ("true", True),
 }
 

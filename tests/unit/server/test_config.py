@@ -8,7 +8,7 @@ import pytest
 
 from dragoman_server.config import OPTIONS, Config, EngineOptions, InputLimits, ModelOptions, validate
 from dragoman_server.errors import StartError
-from dragoman_server.runtime.machine import available_cpus, available_memory, cpu_allowance
+from dragoman_server.runtime.machine import available_cpus, available_memory, cpu_allowance, throttled_periods
 
 
 def test_the_defaults_are_valid() -> None:
@@ -186,3 +186,12 @@ def test_a_quota_of_version_1_counts(machine: Machine, limit: str, cpus: int) ->
     machine.write("sys/fs/cgroup/cpu/cpu.cfs_quota_us", limit)
     machine.write("sys/fs/cgroup/cpu/cpu.cfs_period_us", "100000")
     assert machine.cpus() == cpus
+
+
+@pytest.mark.parametrize(("group", "path"), [("0::/a/b", "a/"), ("1:cpu,cpuacct:/a", "cpu/a/")])
+def test_throttled_periods_are_those_of_the_group_with_a_quota(machine: Machine, group: str, path: str) -> None:
+    assert throttled_periods(machine.root) == (0, 0)
+    machine.write("proc/self/cgroup", group)
+    machine.write("sys/fs/cgroup/a/b/cpu.stat", "usage_usec 5\nnr_periods 0\nnr_throttled 0")
+    machine.write(f"sys/fs/cgroup/{path}cpu.stat", "usage_usec 5\nnr_periods 40\nnr_throttled 10\nthrottled_usec 9")
+    assert throttled_periods(machine.root) == (40, 10)

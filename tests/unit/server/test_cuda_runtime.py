@@ -58,6 +58,10 @@ class FakeRuntime:
         del self.blocks[pointer.value]
         return self._note("cudaFree")
 
+    def cudaMemGetInfo(self, free: Any, total: Any) -> int:
+        free.contents.value, total.contents.value = 30 << 30, 80 << 30
+        return self._note("cudaMemGetInfo")
+
     def cudaGetErrorString(self, code: int) -> bytes:
         return b"error %d" % code
 
@@ -74,6 +78,14 @@ def runtime(monkeypatch: pytest.MonkeyPatch) -> FakeRuntime:
 
 
 GPU = Memory("cuda", 1)
+
+
+def test_the_memory_of_a_device(runtime: FakeRuntime) -> None:
+    assert cuda_runtime.memory_info(1) == (30 << 30, 80 << 30)
+    assert ("cudaSetDevice", 1) in runtime.calls
+    runtime.errors["cudaMemGetInfo"] = ILLEGAL_ADDRESS
+    with pytest.raises(DeviceLostError):
+        cuda_runtime.memory_info(1)
 
 
 def test_a_buffer_is_zero_then_what_was_written_and_is_given_back(runtime: FakeRuntime) -> None:

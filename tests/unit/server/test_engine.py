@@ -534,6 +534,11 @@ def test_steps_are_reported() -> None:
     assert sum(report.step.num_encoded_tokens for report in reports) == sum(len(r.source_ids) for r in REQUESTS)
     assert sum(report.step.num_decoded for report in reports) == sum(len(r.source_ids) + 1 for r in REQUESTS)
     assert (reports[0].num_waiting, reports[0].num_running) == (3, 2)
+    answers = [answer for report in reports for answer in report.step.answers]
+    assert len(answers) == len(REQUESTS)
+    assert all(0.0 < answer.seconds_per_token < answer.seconds for answer in answers)
+    assert reports[0].step.num_padding_tokens == 7 - 5
+    assert sum(report.step.num_wasted_tokens for report in reports) == 0
     assert reports[0].num_cached_tokens == sum(n + 1 for n in (7, 5))  # the longest
     assert (reports[-1].num_waiting, reports[-1].num_running) == (0, 0)
 
@@ -555,7 +560,28 @@ def test_who_leaves_as_its_deadline_passes_is_not_reported_as_having_given_up() 
     engine.stop()
     device.close()
     assert sum(report.num_expired for report in reports) == 2
+    assert sum(report.num_expired_waiting for report in reports) == 1  # there are two rows
     assert sum(report.num_cancelled for report in reports) == 2
+
+
+def test_what_was_decoded_for_who_has_left_is_reported() -> None:
+    gate, reports = Gate(), list[StepReport]()
+    with Device(1) as device:
+        options = EngineOptions(max_running=2)
+        engine = Engine([FakeRunner(on_decode=gate)], SEARCH, options, device, on_step=reports.append)
+        engine.start()
+        (left,) = engine.submit(REQUESTS[:1])
+        assert gate.reached.wait(timeout=30)
+        left.cancel()
+        gate.open.set()
+        hypotheses(engine.submit(REQUESTS[1:2]))
+        engine.stop()
+    steps = [report.step for report in reports]
+    num_of_other = len(REQUESTS[1].source_ids) + 1
+    num_wasted = sum(step.num_wasted_tokens for step in steps)
+    assert num_wasted == sum(step.num_decoded for step in steps) - num_of_other
+    assert num_wasted > 0
+    assert sum(len(step.answers) for step in steps) == 1
 
 
 # -- several lanes -----------------------------------------------------------------------------------------------------

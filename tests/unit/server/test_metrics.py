@@ -5,8 +5,9 @@ from threading import Barrier, Event
 import pytest
 from prometheus_client import Gauge, generate_latest
 
+from dragoman_server.device_metrics import DeviceReport
 from dragoman_server.engine.engine import StepReport
-from dragoman_server.engine.lane import LaneStep
+from dragoman_server.engine.lane import Answer, LaneStep
 from dragoman_server.metrics import Metrics
 
 STEP = StepReport(
@@ -18,12 +19,16 @@ STEP = StepReport(
         num_encoded_tokens=17,
         queue_seconds=(0.5, 0.25),
         first_token_seconds=(0.75,),
+        num_padding_tokens=3,
+        answers=(Answer(2.0, 0.0004), Answer(1.0, 0.002)),
+        num_wasted_tokens=6,
     ),
     num_cached_tokens=30,
     num_waiting=5,
     num_running=3,
     num_cancelled=1,
-    num_expired=2,
+    num_expired=5,
+    num_expired_waiting=2,
 )
 IDLE = STEP._replace(step=LaneStep(20, 0, 0.0, 0.0), num_waiting=0, num_running=0)
 
@@ -90,7 +95,24 @@ def test_a_step_moves_all_metrics_of_the_engine(metrics: Metrics) -> None:
     assert value(metrics, "source_tokens_total", model="tiny") == 17
     assert value(metrics, "generated_tokens_total", model="tiny") == 4
     assert value(metrics, "cancelled_total", model="tiny", reason="caller") == 1
-    assert value(metrics, "cancelled_total", model="tiny", reason="deadline") == 2
+    assert value(metrics, "cancelled_total", model="tiny", reason="deadline") == 5
+    assert value(metrics, "deadline_missed_total", model="tiny", stage="queue") == 2
+    assert value(metrics, "deadline_missed_total", model="tiny", stage="decode") == 3
+    assert value(metrics, "padding_tokens_total", model="tiny") == 3
+    assert value(metrics, "segment_duration_seconds_sum", model="tiny") == 3.0
+    assert value(metrics, "time_per_output_token_seconds_sum", model="tiny") == pytest.approx(0.0024)
+    assert value(metrics, "wasted_tokens_total", model="tiny") == 6
+
+
+@pytest.mark.parametrize(("seconds", "le"), [(0.0002, "0.00025"), (0.0006, "0.001"), (0.001, "0.001"), (7.0, "+Inf")])
+def test_a_step_is_in_the_bucket_of_its_duration(metrics: Metrics, seconds: float, le: str) -> None:
+    metrics.model("tiny").observe_step(0, STEP._replace(step=LaneStep(1, 1, seconds, 0.0)))
+    (family,) = (found for found in metrics.registry.collect() if found.name == "dragoman_decode_step_seconds")
+    buckets = {sample.labels["le"]: sample.value for sample in family.samples if sample.name.endswith("_bucket")}
+    bounds = [*buckets]
+    assert [*map(float, bounds)] == sorted(map(float, bounds))
+    assert [*buckets.values()] == [0.0] * bounds.index(le) + [1.0] * (len(bounds) - bounds.index(le))
+    assert value(metrics, "decode_step_seconds_count", model="tiny") == 1
 
 
 def test_a_phase_that_did_not_run_is_not_timed(metrics: Metrics) -> None:
@@ -180,7 +202,7 @@ def test_a_model_that_is_gone_leaves_only_what_it_has_counted(metrics: Metrics) 
     for version in (stays, goes):
         version.observe_step(0, STEP)
     goes.close()
-    for name in (*GAUGES, "engine_last_step_timestamp_seconds", "model_info"):
+    for name in (*GAUGES, "num_attention_waiting", "engine_last_step_timestamp_seconds", "model_info"):
         assert [labels["model"] for labels in labels_of(metrics, name)] == ["small"]
     assert value(metrics, "generated_tokens_total", model="tiny") == 4
     metrics.model("tiny").observe_step(0, STEP)
@@ -238,8 +260,25 @@ def test_steps_count_while_versions_come_and_go(metrics: Metrics) -> None:
     num_counted = num_threads * num_versions * num_steps
     assert value(metrics, "generated_tokens_total", model="tiny") == 4 * num_counted
     assert value(metrics, "batch_size_count", model="tiny") == num_counted
-    assert value(metrics, "cancelled_total", model="tiny", reason="deadline") == 2 * num_counted
+    assert value(metrics, "cancelled_total", model="tiny", reason="deadline") == 5 * num_counted
     assert value(metrics, "num_requests_waiting", model="tiny") is None
+
+
+def test_attention_is_counted_by_model(metrics: Metrics) -> None:
+    version = metrics.model("tiny")
+    version.observe_attention(0.5, 0.25)
+    version.observe_attention(2.0, None)
+    assert value(metrics, "attention_wait_seconds_sum", model="tiny") == 2.5
+    assert value(metrics, "attention_pass_seconds_count", model="tiny") == 1
+    assert value(metrics, "attention_pass_seconds_sum", model="tiny") == 0.25
+    assert value(metrics, "deadline_missed_total", model="tiny", stage="attention") == 1
+    metrics.observe_attention_bytes("tiny", 10)
+    metrics.observe_attention_bytes("tiny", 5)
+    assert value(metrics, "attention_bytes_total", model="tiny") == 15
+    other = metrics.model("tiny")
+    for each, number in ((version, 3), (other, 4)):
+        each.set_attention(lambda number=number: number)  # type: ignore[misc]
+    assert value(metrics, "num_attention_waiting", model="tiny") == 7
 
 
 def test_lookups_are_counted_by_model_and_outcome(metrics: Metrics) -> None:
@@ -261,6 +300,38 @@ def test_the_cache_is_as_large_as_it_is_when_the_page_is_asked_for(metrics: Metr
     assert value(metrics, "cache_bytes") == 20
 
 
+def test_the_server_is_as_it_is_when_the_page_is_asked_for(metrics: Metrics) -> None:
+    calls, serving = [1], [True]
+    metrics.set_server(lambda: len(calls), lambda: serving[-1])
+    assert (value(metrics, "num_calls_in_flight"), value(metrics, "serving")) == (1, 1)
+    calls.clear()
+    serving.append(False)
+    assert (value(metrics, "num_calls_in_flight"), value(metrics, "serving")) == (0, 0)
+
+
+def test_the_devices_are_as_they_are_when_the_page_is_asked_for(metrics: Metrics) -> None:
+    assert value(metrics, "lanes", device="cpu") is None
+    metrics.set_devices(
+        lambda: [DeviceReport("cpu", 2, 1.5, 10, 20.0, 30, 40), DeviceReport("cuda:1", 1, 3, 4, 5, 6, 7)]
+    )
+    names = (
+        "lanes",
+        "lane_busy_seconds_total",
+        "kv_reserved_bytes",
+        "kv_budget_bytes",
+        "device_memory_used_bytes",
+        "device_memory_limit_bytes",
+    )
+    assert [value(metrics, name, device="cpu") for name in names] == [2, 1.5, 10, 20, 30, 40]
+    assert [value(metrics, name, device="cuda:1") for name in names] == [1, 3, 4, 5, 6, 7]
+
+
+def test_the_lag_of_the_event_loop(metrics: Metrics) -> None:
+    metrics.observe_loop_lag(0.003)
+    assert value(metrics, "event_loop_lag_seconds_bucket", le="0.0025") == 0
+    assert value(metrics, "event_loop_lag_seconds_bucket", le="0.005") == 1
+
+
 # -- the models of the server ------------------------------------------------------------------------------------------
 
 
@@ -276,6 +347,30 @@ def test_models_are_counted_by_state(metrics: Metrics) -> None:
     with pytest.raises(ValueError, match="no state of a model: lost"):
         metrics.set_models({"ready": 1, "lost": 1})
     assert models()["ready"] == 2
+
+
+def test_the_quota_of_cpu_time_is_asked_for_with_the_page(metrics: Metrics) -> None:
+    assert value(metrics, "cpu_periods_total") == 0
+    periods = [(8, 0)]
+    metrics.set_cpu_quota(lambda: periods[-1])
+    assert value(metrics, "cpu_throttled_periods_total") == 0
+    periods.append((10, 2))
+    assert (value(metrics, "cpu_periods_total"), value(metrics, "cpu_throttled_periods_total")) == (10, 2)
+
+
+def test_the_engine_that_has_stalled_for_longest_counts(metrics: Metrics) -> None:
+    first, second = metrics.model("tiny"), metrics.model("tiny")
+    assert value(metrics, "engine_stalled_seconds", model="tiny") == 0
+    first.stalled_seconds, second.stalled_seconds = (lambda: 3.0), (lambda: 12.0)
+    assert value(metrics, "engine_stalled_seconds", model="tiny") == 12
+    second.close()
+    assert value(metrics, "engine_stalled_seconds", model="tiny") == 3
+
+
+def test_failed_reloads_of_tokens_are_there_before_the_first(metrics: Metrics) -> None:
+    assert value(metrics, "token_reloads_total", outcome="failed") == 0
+    metrics.observe_token_reload(False)
+    assert value(metrics, "token_reloads_total", outcome="failed") == 1
 
 
 def test_loads_are_counted_by_model_and_outcome(metrics: Metrics) -> None:
@@ -297,23 +392,34 @@ def test_the_model_comes_first_of_the_labels(metrics: Metrics) -> None:
     metrics.model("tiny").set_info("0123", "int8", "cpu")
     metrics.observe_suspicion("tiny", "length")
     metrics.observe_load("tiny", True, 1.0)
+    metrics.observe_attention_bytes("tiny", 1)
     labels = {family.name: [*sample.labels] for family in metrics.registry.collect() for sample in family.samples}
     of_models = {name: names for name, names in labels.items() if "model" in names}
     assert of_models.keys() == {
         *(f"dragoman_{name}" for name in GAUGES),
+        "dragoman_attention_bytes",
+        "dragoman_attention_pass_seconds",
+        "dragoman_attention_wait_seconds",
         "dragoman_batch_size",
         "dragoman_cache_requests",
         "dragoman_cancelled",
+        "dragoman_deadline_missed",
         "dragoman_decode_step_seconds",
         "dragoman_encode_seconds",
         "dragoman_engine_last_step_timestamp_seconds",
+        "dragoman_engine_stalled_seconds",
         "dragoman_generated_tokens",
         "dragoman_model_info",
         "dragoman_model_loads",
+        "dragoman_num_attention_waiting",
+        "dragoman_padding_tokens",
         "dragoman_queue_wait_seconds",
+        "dragoman_segment_duration_seconds",
         "dragoman_source_tokens",
         "dragoman_suspect_translations",
+        "dragoman_time_per_output_token_seconds",
         "dragoman_time_to_first_token_seconds",
+        "dragoman_wasted_tokens",
     }
     assert {names[0] for names in of_models.values()} == {"model"}
     assert of_models["dragoman_model_info"] == ["model", "version", "precision", "device"]

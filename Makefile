@@ -82,7 +82,7 @@ lint: $(DEV)/.stamp $(PROTO)/.stamp ## Check format, types, import order, the co
 	$(DEV)/bin/lint-imports
 	PYTHON=$(PROTO)/bin/python proto/check.sh
 
-proto: $(PROTO)/.stamp ## Generate the stubs in client/ and server/ from proto/
+proto: $(PROTO)/.stamp ## Generate the stubs in client/ and server/, and the descriptors for Envoy, from proto/
 	PYTHON=$(PROTO)/bin/python proto/generate.sh .
 
 proto-release: $(PROTO)/.stamp ## Take the contract as it is for the released one, which nothing may break from then on

@@ -16,7 +16,7 @@ _FOLDER: Final = Path(__file__).parents[2] / "deploy/envoy"
 _SERVER: Final = """\
               - endpoint:
                   address:
-                    socket_address: {address: server, port_value: 50051}
+                    socket_address: {address: dragoman-servers, port_value: 50051}
 """
 _PATIENCE_SECONDS: Final = 30.0
 
@@ -42,7 +42,7 @@ def configuration(servers: Sequence[str], calls: int, admin: int, metrics: int) 
     endpoints = ""
     for server in servers:
         host, _, port = server.rpartition(":")
-        endpoints += _SERVER.replace("address: server", f"address: {host}").replace("50051", port)
+        endpoints += _SERVER.replace("address: dragoman-servers", f"address: {host}").replace("50051", port)
     for old, new in (
         (_SERVER, endpoints),
         ("address: 0.0.0.0", "address: 127.0.0.1"),

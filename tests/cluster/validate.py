@@ -1,7 +1,7 @@
 """Holds Kubernetes' objects on standard input, a JSON array, against schemas; prints a JSON array of what is wrong.
 
-Runs in an environment of its own, with `kubernetes-validate`. The kinds of others, whose schemas no package has, are held
-against `crds.json` beside this file.
+Runs in an environment of its own, with `kubernetes-validate`. The kinds of others, whose schemas no package has, are
+held against `crds.json` beside this file.
 """
 
 import json

@@ -209,7 +209,10 @@ def test_a_browser_gets_the_reason_of_an_error(front: Proxy, page: Page) -> None
 )
 def test_pages_of_this_machine_may_call_and_no_others(front: Proxy, origin: str, may: bool) -> None:
     asking = ["-X", "OPTIONS", "-i", "-H", f"origin: {origin}", "-H", "access-control-request-method: POST"]
-    _, answer = curl(front, "/dragoman.v1.TranslationService/Translate", None, *asking)
+    for path in ("/dragoman.v1.TranslationService/Translate", "/v1/translate"):
+        _, answer = curl(front, path, None, *asking)
+        assert (f"access-control-allow-origin: {origin}" in answer) is may
+    _, answer = curl(front, "/v1/models", None, "-i", "-H", f"origin: {origin}")
     assert (f"access-control-allow-origin: {origin}" in answer) is may
 
 

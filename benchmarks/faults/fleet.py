@@ -1,6 +1,7 @@
 """Replicas of a server on fixed ports, each a process that can be killed, stopped and started again."""
 
 import contextlib
+import random
 import signal
 import socket
 import subprocess
@@ -70,15 +71,28 @@ class Replica:
 @contextlib.contextmanager
 def fleet(num_replicas: int, *options: str) -> Iterator[list[Replica]]:
     """Replicas that serve the default model with a thread each, unless the options say otherwise; none is left."""
-    with contextlib.ExitStack() as sockets:
-        bound = [sockets.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(num_replicas)]
-        ports = [listener.getsockname()[1] for listener in bound]
+    ports = _lasting_ports(num_replicas)
     replicas = [Replica(port, [*_ONE_THREAD, *options]) for port in ports]
     with contextlib.ExitStack() as stack:
         for replica in replicas:
             stack.callback(replica.kill)
             replica.start()
         yield replicas
+
+
+def _lasting_ports(number: int) -> list[int]:
+    """Free ports that are free again when a server on them has been killed.
+
+    The kernel gives ports from 32768 on to outgoing connections: one of whoever tries to reach the killed server could
+    take the server's own.
+    """
+    ports: list[int] = []
+    for port in random.sample(range(20_000, 32_000), 1_000):
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            ports.append(port)
+        if len(ports) == number:
+            return ports
+    raise RuntimeError("no ports are free")
 
 
 def target(replicas: Sequence[Replica]) -> str:

@@ -4,10 +4,13 @@ Three replicas stand behind round_robin of one client. Callers translate, stream
 replicas go away and come back. No call may fail, and every answer must be that of a server without faults, to the last
 bit. The exit code is 1 where that does not hold.
 
+With `--envoy PROGRAM` Envoy stands before the replicas, as `deploy/envoy` has it, and the client has its address alone.
+
 Without options it takes a minute or two. 100 kills among 50,000 translations and 5,000 streams are `--kills 100
 --restarts 20 --unary 50000 --streams 5000 --callers 16`.
 """
 
+import contextlib
 import random
 import time
 from collections.abc import Callable, Sequence
@@ -16,6 +19,7 @@ from typing import Annotated
 import typer
 
 from benchmarks.faults.fleet import Replica, fleet, target
+from benchmarks.faults.proxy import proxy
 from benchmarks.faults.traffic import STREAM, UNARY, Traffic
 from benchmarks.settings import SENTENCES, read_sentences
 
@@ -31,12 +35,17 @@ def main(
     callers: Annotated[int, typer.Option(min=2, help="Callers of each kind: unary, stream, exchange.")] = 4,
     grace_seconds: Annotated[float, typer.Option(help="--shutdown-grace-seconds of the replicas.")] = 6.0,
     hang_seconds: Annotated[float, typer.Option(help="How long a SIGSTOPped replica hangs.")] = 10.0,
+    envoy: Annotated[str | None, typer.Option(help="Envoy's program: callers reach the replicas through it.")] = None,
     seed: Annotated[int, typer.Option(help="Of the times between faults, and of who is hit.")] = 0,
 ) -> None:
     """Kill, restart and stop replicas under load, and say what callers noticed."""
     texts = read_sentences(SENTENCES)
     is_clean = True
-    with fleet(_NUM_REPLICAS, "--shutdown-grace-seconds", str(grace_seconds)) as replicas:
+    with contextlib.ExitStack() as stack:
+        replicas = stack.enter_context(fleet(_NUM_REPLICAS, "--shutdown-grace-seconds", str(grace_seconds)))
+        address = target(replicas)
+        if envoy is not None:
+            address = stack.enter_context(proxy(envoy, [replica.address for replica in replicas])).address
         rng, traffic = random.Random(seed), Traffic(texts, replicas[0].address)
         runs = [
             (f"{kills} x SIGKILL", kills, _kill, {UNARY: unary, STREAM: streams}),
@@ -47,7 +56,7 @@ def main(
             if not number:
                 continue
             started = time.monotonic()
-            traffic.run(target(replicas), callers, _faults(replicas, number, fault, rng), least)
+            traffic.run(address, callers, _faults(replicas, number, fault, rng), least)
             print(f"{title}, {time.monotonic() - started:.0f} s")
             for kind, record in traffic.records.items():
                 print(f"  {record.described(kind)}", flush=True)

@@ -1,4 +1,4 @@
-"""A headless Chromium without a network, driven over the pipe of its DevTools protocol."""
+"""A headless Chromium without a network, or with this machine alone, driven over the pipe of its DevTools protocol."""
 
 import fcntl
 import json
@@ -16,7 +16,7 @@ import pytest
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 PATIENCE_SECONDS = 30
-# No sandbox: containers forbid it, and the pages are our own. No host has an address.
+# No sandbox: containers forbid it, and the pages are our own.
 OPTIONS = (
     "--headless=new",
     "--no-sandbox",
@@ -26,11 +26,11 @@ OPTIONS = (
     "--disable-background-networking",
     "--disable-component-update",
     "--disable-features=IsolateSandboxedIframes",  # or frames would be targets of their own
-    "--host-resolver-rules=MAP * ~NOTFOUND",
     "--force-device-scale-factor=1",
     "--hide-scrollbars",
     "--remote-debugging-pipe",
 )
+LOOPBACK = "127.0.0.1"
 
 
 class Page:
@@ -40,7 +40,7 @@ class Page:
     threw, and every dialog.
     """
 
-    def __init__(self, commands: int, answers: int) -> None:
+    def __init__(self, commands: int, answers: int, is_offline: bool) -> None:
         self._commands, self._answers = commands, answers
         self._number = 0
         self._received = b""
@@ -53,7 +53,7 @@ class Page:
         self._session = attached["sessionId"]
         for domain in ("Page", "Runtime", "Log", "Network"):
             self.send(f"{domain}.enable")
-        offline = {"offline": True, "latency": 0, "downloadThroughput": -1, "uploadThroughput": -1}
+        offline = {"offline": is_offline, "latency": 0, "downloadThroughput": -1, "uploadThroughput": -1}
         self.send("Network.emulateNetworkConditions", **offline)
 
     def send(self, method: str, **parameters: Any) -> dict[str, Any]:
@@ -70,12 +70,12 @@ class Page:
                 result: dict[str, Any] = message["result"]
                 return result
 
-    def open(self, path: Path) -> None:
-        """Opens a file, and forgets what was before."""
+    def open(self, page: Path | str) -> None:
+        """Opens a file or an address, and forgets what was before."""
         self._loaded = False
         self.requests.clear()
         self.complaints.clear()
-        self.send("Page.navigate", url=path.as_uri())
+        self.send("Page.navigate", url=page if isinstance(page, str) else page.as_uri())
         while not self._loaded:
             self._receive()
         self.frames()
@@ -150,8 +150,11 @@ class Page:
 
 
 @contextmanager
-def chromium(profile: Path) -> Iterator[Page]:
-    """Starts the browser with an empty folder for its profile; ends it with the context."""
+def chromium(profile: Path, *, reaches_loopback: bool = False) -> Iterator[Page]:
+    """Starts the browser with an empty folder for its profile; ends it with the context.
+
+    No host has an address for it, but for 127.0.0.1 with `reaches_loopback`.
+    """
     program = next(filter(None, map(shutil.which, NAMES)), None)
     if program is None:
         pytest.fail(f"these tests need {NAMES[0]}, which is not installed (Debian: apt-get install {NAMES[0]})")
@@ -163,14 +166,15 @@ def chromium(profile: Path) -> Iterator[Page]:
         os.dup2(theirs_in, 3)
         os.dup2(theirs_out, 4)
 
-    command = [program, *OPTIONS, f"--user-data-dir={profile}", "about:blank"]
+    hosts = "MAP * ~NOTFOUND" + (f", EXCLUDE {LOOPBACK}" if reaches_loopback else "")
+    command = [program, *OPTIONS, f"--host-resolver-rules={hosts}", f"--user-data-dir={profile}", "about:blank"]
     process = subprocess.Popen(
         command, preexec_fn=place, close_fds=False, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     os.close(theirs_in)
     os.close(theirs_out)
     try:
-        yield Page(ours_out, ours_in)
+        yield Page(ours_out, ours_in, not reaches_loopback)
     finally:
         os.close(ours_out)
         os.close(ours_in)

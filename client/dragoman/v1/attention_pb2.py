@@ -23,56 +23,61 @@ _sym_db = _symbol_database.Default()
 
 
 from dragoman.v1 import translation_pb2 as dragoman_dot_v1_dot_translation__pb2
+from google.api import annotations_pb2 as google_dot_api_dot_annotations__pb2
 from google.rpc import status_pb2 as google_dot_rpc_dot_status__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1b\x64ragoman/v1/attention.proto\x12\x0b\x64ragoman.v1\x1a\x1d\x64ragoman/v1/translation.proto\x1a\x17google/rpc/status.proto\"\x80\x03\n\x13GetAttentionRequest\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x1c\n\x14source_language_code\x18\x02 \x01(\t\x12\x1c\n\x14target_language_code\x18\x03 \x01(\t\x12\r\n\x05model\x18\x04 \x01(\t\x12\x15\n\x0btarget_text\x18\x05 \x01(\tH\x00\x12\x31\n\x10target_token_ids\x18\x06 \x01(\x0b\x32\x15.dragoman.v1.TokenIdsH\x00\x12/\n\x07options\x18\x07 \x01(\x0b\x32\x1c.dragoman.v1.DecodingOptionsH\x00\x12.\n\x0bsource_only\x18\x08 \x01(\x0b\x32\x17.dragoman.v1.SourceOnlyH\x00\x12\x32\n\tselection\x18\t \x01(\x0b\x32\x1f.dragoman.v1.AttentionSelection\x12\'\n\x08priority\x18\n \x01(\x0e\x32\x15.dragoman.v1.PriorityB\x08\n\x06target\"\x0c\n\nSourceOnly\"\xfe\x01\n\x12\x41ttentionSelection\x12)\n\x05kinds\x18\x01 \x03(\x0e\x32\x1a.dragoman.v1.AttentionKind\x12\x0e\n\x06layers\x18\x02 \x03(\x11\x12\r\n\x05heads\x18\x03 \x03(\x11\x12.\n\x0ehead_reduction\x18\x04 \x01(\x0e\x32\x16.dragoman.v1.Reduction\x12/\n\x0flayer_reduction\x18\x05 \x01(\x0e\x32\x16.dragoman.v1.Reduction\x12\x0f\n\x07rollout\x18\x06 \x01(\x08\x12,\n\x0bweight_type\x18\x07 \x01(\x0e\x32\x17.dragoman.v1.WeightType\"|\n\x14GetAttentionResponse\x12.\n\x06header\x18\x01 \x01(\x0b\x32\x1c.dragoman.v1.AttentionHeaderH\x00\x12)\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x18.dragoman.v1.TensorChunkH\x00\x42\t\n\x07message\"\x9c\x02\n\x0f\x41ttentionHeader\x12\r\n\x05model\x18\x01 \x01(\t\x12/\n\rsource_tokens\x18\x02 \x03(\x0b\x32\x18.dragoman.v1.SourceToken\x12-\n\x07targets\x18\x03 \x03(\x0b\x32\x1c.dragoman.v1.AttentionTarget\x12-\n\x07tensors\x18\x04 \x03(\x0b\x32\x1c.dragoman.v1.AttentionTensor\x12/\n\talignment\x18\x05 \x01(\x0b\x32\x1c.dragoman.v1.AlignmentChoice\x12\x1c\n\x14source_language_code\x18\x06 \x01(\t\x12\x1c\n\x14target_language_code\x18\x07 \x01(\t\"]\n\x0f\x41lignmentChoice\x12,\n\x06method\x18\x01 \x01(\x0e\x32\x1c.dragoman.v1.AlignmentMethod\x12\r\n\x05layer\x18\x02 \x01(\r\x12\r\n\x05heads\x18\x03 \x03(\r\"a\n\x0bSourceToken\x12\n\n\x02id\x18\x01 \x01(\r\x12\r\n\x05piece\x18\x02 \x01(\t\x12#\n\x04span\x18\x03 \x01(\x0b\x32\x15.dragoman.v1.TextSpan\x12\x12\n\nis_special\x18\x04 \x01(\x08\"\xf1\x01\n\x0f\x41ttentionTarget\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\"\n\x06tokens\x18\x02 \x03(\x0b\x32\x12.dragoman.v1.Token\x12\x30\n\x14\x64\x65\x63oder_input_tokens\x18\x03 \x03(\x0b\x32\x12.dragoman.v1.Token\x12$\n\x05spans\x18\x04 \x03(\x0b\x32\x15.dragoman.v1.TextSpan\x12\x13\n\x0bsum_logprob\x18\x05 \x01(\x01\x12\r\n\x05score\x18\x06 \x01(\x01\x12\x30\n\rfinish_reason\x18\x07 \x01(\x0e\x32\x19.dragoman.v1.FinishReason\"\xa7\x01\n\x0f\x41ttentionTensor\x12(\n\x04kind\x18\x01 \x01(\x0e\x32\x1a.dragoman.v1.AttentionKind\x12\x0e\n\x06target\x18\x02 \x01(\r\x12\r\n\x05shape\x18\x03 \x03(\r\x12\x0e\n\x06layers\x18\x04 \x03(\r\x12\r\n\x05heads\x18\x05 \x03(\r\x12,\n\x0bweight_type\x18\x06 \x01(\x0e\x32\x17.dragoman.v1.WeightType\"+\n\x0bTensorChunk\x12\x0e\n\x06tensor\x18\x01 \x01(\r\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\"\xb5\x02\n\x0c\x41lignRequest\x12\'\n\x06inputs\x18\x01 \x03(\x0b\x32\x17.dragoman.v1.AlignInput\x12\x1c\n\x14source_language_code\x18\x02 \x01(\t\x12\x1c\n\x14target_language_code\x18\x03 \x01(\t\x12\r\n\x05model\x18\x04 \x01(\t\x12-\n\x07options\x18\x05 \x01(\x0b\x32\x1c.dragoman.v1.DecodingOptions\x12,\n\x06method\x18\x06 \x01(\x0e\x32\x1c.dragoman.v1.AlignmentMethod\x12\x12\n\x05layer\x18\x07 \x01(\x11H\x00\x88\x01\x01\x12\r\n\x05heads\x18\x08 \x03(\x11\x12\'\n\x08priority\x18\t \x01(\x0e\x32\x15.dragoman.v1.PriorityB\x08\n\x06_layer\"n\n\nAlignInput\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x15\n\x0btarget_text\x18\x02 \x01(\tH\x00\x12\x31\n\x10target_token_ids\x18\x03 \x01(\x0b\x32\x15.dragoman.v1.TokenIdsH\x00\x42\x08\n\x06target\"\xd1\x01\n\rAlignResponse\x12)\n\x07results\x18\x01 \x03(\x0b\x32\x18.dragoman.v1.AlignResult\x12\r\n\x05model\x18\x02 \x01(\t\x12,\n\x06method\x18\x03 \x01(\x0e\x32\x1c.dragoman.v1.AlignmentMethod\x12\r\n\x05layer\x18\x04 \x01(\r\x12\r\n\x05heads\x18\x05 \x03(\r\x12\x1c\n\x14source_language_code\x18\x06 \x01(\t\x12\x1c\n\x14target_language_code\x18\x07 \x01(\t\"j\n\x0b\x41lignResult\x12+\n\talignment\x18\x01 \x01(\x0b\x32\x16.dragoman.v1.AlignmentH\x00\x12#\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x12.google.rpc.StatusH\x00\x42\t\n\x07outcome\"\x8b\x03\n\tAlignment\x12\x13\n\x0btarget_text\x18\x01 \x01(\t\x12/\n\rsource_tokens\x18\x02 \x03(\x0b\x32\x18.dragoman.v1.SourceToken\x12)\n\rtarget_tokens\x18\x03 \x03(\x0b\x32\x12.dragoman.v1.Token\x12+\n\x0ctarget_spans\x18\x04 \x03(\x0b\x32\x15.dragoman.v1.TextSpan\x12/\n\x0btoken_links\x18\x05 \x03(\x0b\x32\x1a.dragoman.v1.AlignmentLink\x12+\n\x0csource_words\x18\x06 \x03(\x0b\x32\x15.dragoman.v1.TextSpan\x12+\n\x0ctarget_words\x18\x07 \x03(\x0b\x32\x15.dragoman.v1.TextSpan\x12.\n\nword_links\x18\x08 \x03(\x0b\x32\x1a.dragoman.v1.AlignmentLink\x12\x0f\n\x07pharaoh\x18\t \x01(\t\x12\x14\n\x0ctoken_scores\x18\n \x03(\x02\">\n\rAlignmentLink\x12\x0e\n\x06source\x18\x01 \x01(\r\x12\x0e\n\x06target\x18\x02 \x01(\r\x12\r\n\x05score\x18\x03 \x01(\x02*\x81\x01\n\rAttentionKind\x12\x1e\n\x1a\x41TTENTION_KIND_UNSPECIFIED\x10\x00\x12\x1a\n\x16\x41TTENTION_KIND_ENCODER\x10\x01\x12\x1a\n\x16\x41TTENTION_KIND_DECODER\x10\x02\x12\x18\n\x14\x41TTENTION_KIND_CROSS\x10\x03*M\n\tReduction\x12\x19\n\x15REDUCTION_UNSPECIFIED\x10\x00\x12\x12\n\x0eREDUCTION_MEAN\x10\x01\x12\x11\n\rREDUCTION_MAX\x10\x02*|\n\nWeightType\x12\x1b\n\x17WEIGHT_TYPE_UNSPECIFIED\x10\x00\x12\x13\n\x0fWEIGHT_TYPE_F32\x10\x01\x12\x13\n\x0fWEIGHT_TYPE_F16\x10\x02\x12\x13\n\x0fWEIGHT_TYPE_U16\x10\x03\x12\x12\n\x0eWEIGHT_TYPE_U8\x10\x04*r\n\x0f\x41lignmentMethod\x12 \n\x1c\x41LIGNMENT_METHOD_UNSPECIFIED\x10\x00\x12\x1f\n\x1b\x41LIGNMENT_METHOD_OUTPUT_ROW\x10\x01\x12\x1c\n\x18\x41LIGNMENT_METHOD_SHIFTED\x10\x02\x32\xa9\x01\n\x10\x41ttentionService\x12U\n\x0cGetAttention\x12 .dragoman.v1.GetAttentionRequest\x1a!.dragoman.v1.GetAttentionResponse0\x01\x12>\n\x05\x41lign\x12\x19.dragoman.v1.AlignRequest\x1a\x1a.dragoman.v1.AlignResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1b\x64ragoman/v1/attention.proto\x12\x0b\x64ragoman.v1\x1a\x1d\x64ragoman/v1/translation.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x17google/rpc/status.proto\"\x80\x03\n\x13GetAttentionRequest\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x1c\n\x14source_language_code\x18\x02 \x01(\t\x12\x1c\n\x14target_language_code\x18\x03 \x01(\t\x12\r\n\x05model\x18\x04 \x01(\t\x12\x15\n\x0btarget_text\x18\x05 \x01(\tH\x00\x12\x31\n\x10target_token_ids\x18\x06 \x01(\x0b\x32\x15.dragoman.v1.TokenIdsH\x00\x12/\n\x07options\x18\x07 \x01(\x0b\x32\x1c.dragoman.v1.DecodingOptionsH\x00\x12.\n\x0bsource_only\x18\x08 \x01(\x0b\x32\x17.dragoman.v1.SourceOnlyH\x00\x12\x32\n\tselection\x18\t \x01(\x0b\x32\x1f.dragoman.v1.AttentionSelection\x12\'\n\x08priority\x18\n \x01(\x0e\x32\x15.dragoman.v1.PriorityB\x08\n\x06target\"\x0c\n\nSourceOnly\"\xfe\x01\n\x12\x41ttentionSelection\x12)\n\x05kinds\x18\x01 \x03(\x0e\x32\x1a.dragoman.v1.AttentionKind\x12\x0e\n\x06layers\x18\x02 \x03(\x11\x12\r\n\x05heads\x18\x03 \x03(\x11\x12.\n\x0ehead_reduction\x18\x04 \x01(\x0e\x32\x16.dragoman.v1.Reduction\x12/\n\x0flayer_reduction\x18\x05 \x01(\x0e\x32\x16.dragoman.v1.Reduction\x12\x0f\n\x07rollout\x18\x06 \x01(\x08\x12,\n\x0bweight_type\x18\x07 \x01(\x0e\x32\x17.dragoman.v1.WeightType\"|\n\x14GetAttentionResponse\x12.\n\x06header\x18\x01 \x01(\x0b\x32\x1c.dragoman.v1.AttentionHeaderH\x00\x12)\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x18.dragoman.v1.TensorChunkH\x00\x42\t\n\x07message\"\x9c\x02\n\x0f\x41ttentionHeader\x12\r\n\x05model\x18\x01 \x01(\t\x12/\n\rsource_tokens\x18\x02 \x03(\x0b\x32\x18.dragoman.v1.SourceToken\x12-\n\x07targets\x18\x03 \x03(\x0b\x32\x1c.dragoman.v1.AttentionTarget\x12-\n\x07tensors\x18\x04 \x03(\x0b\x32\x1c.dragoman.v1.AttentionTensor\x12/\n\talignment\x18\x05 \x01(\x0b\x32\x1c.dragoman.v1.AlignmentChoice\x12\x1c\n\x14source_language_code\x18\x06 \x01(\t\x12\x1c\n\x14target_language_code\x18\x07 \x01(\t\"]\n\x0f\x41lignmentChoice\x12,\n\x06method\x18\x01 \x01(\x0e\x32\x1c.dragoman.v1.AlignmentMethod\x12\r\n\x05layer\x18\x02 \x01(\r\x12\r\n\x05heads\x18\x03 \x03(\r\"a\n\x0bSourceToken\x12\n\n\x02id\x18\x01 \x01(\r\x12\r\n\x05piece\x18\x02 \x01(\t\x12#\n\x04span\x18\x03 \x01(\x0b\x32\x15.dragoman.v1.TextSpan\x12\x12\n\nis_special\x18\x04 \x01(\x08\"\xf1\x01\n\x0f\x41ttentionTarget\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\"\n\x06tokens\x18\x02 \x03(\x0b\x32\x12.dragoman.v1.Token\x12\x30\n\x14\x64\x65\x63oder_input_tokens\x18\x03 \x03(\x0b\x32\x12.dragoman.v1.Token\x12$\n\x05spans\x18\x04 \x03(\x0b\x32\x15.dragoman.v1.TextSpan\x12\x13\n\x0bsum_logprob\x18\x05 \x01(\x01\x12\r\n\x05score\x18\x06 \x01(\x01\x12\x30\n\rfinish_reason\x18\x07 \x01(\x0e\x32\x19.dragoman.v1.FinishReason\"\xa7\x01\n\x0f\x41ttentionTensor\x12(\n\x04kind\x18\x01 \x01(\x0e\x32\x1a.dragoman.v1.AttentionKind\x12\x0e\n\x06target\x18\x02 \x01(\r\x12\r\n\x05shape\x18\x03 \x03(\r\x12\x0e\n\x06layers\x18\x04 \x03(\r\x12\r\n\x05heads\x18\x05 \x03(\r\x12,\n\x0bweight_type\x18\x06 \x01(\x0e\x32\x17.dragoman.v1.WeightType\"+\n\x0bTensorChunk\x12\x0e\n\x06tensor\x18\x01 \x01(\r\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\"\xb5\x02\n\x0c\x41lignRequest\x12\'\n\x06inputs\x18\x01 \x03(\x0b\x32\x17.dragoman.v1.AlignInput\x12\x1c\n\x14source_language_code\x18\x02 \x01(\t\x12\x1c\n\x14target_language_code\x18\x03 \x01(\t\x12\r\n\x05model\x18\x04 \x01(\t\x12-\n\x07options\x18\x05 \x01(\x0b\x32\x1c.dragoman.v1.DecodingOptions\x12,\n\x06method\x18\x06 \x01(\x0e\x32\x1c.dragoman.v1.AlignmentMethod\x12\x12\n\x05layer\x18\x07 \x01(\x11H\x00\x88\x01\x01\x12\r\n\x05heads\x18\x08 \x03(\x11\x12\'\n\x08priority\x18\t \x01(\x0e\x32\x15.dragoman.v1.PriorityB\x08\n\x06_layer\"n\n\nAlignInput\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x15\n\x0btarget_text\x18\x02 \x01(\tH\x00\x12\x31\n\x10target_token_ids\x18\x03 \x01(\x0b\x32\x15.dragoman.v1.TokenIdsH\x00\x42\x08\n\x06target\"\xd1\x01\n\rAlignResponse\x12)\n\x07results\x18\x01 \x03(\x0b\x32\x18.dragoman.v1.AlignResult\x12\r\n\x05model\x18\x02 \x01(\t\x12,\n\x06method\x18\x03 \x01(\x0e\x32\x1c.dragoman.v1.AlignmentMethod\x12\r\n\x05layer\x18\x04 \x01(\r\x12\r\n\x05heads\x18\x05 \x03(\r\x12\x1c\n\x14source_language_code\x18\x06 \x01(\t\x12\x1c\n\x14target_language_code\x18\x07 \x01(\t\"j\n\x0b\x41lignResult\x12+\n\talignment\x18\x01 \x01(\x0b\x32\x16.dragoman.v1.AlignmentH\x00\x12#\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x12.google.rpc.StatusH\x00\x42\t\n\x07outcome\"\x8b\x03\n\tAlignment\x12\x13\n\x0btarget_text\x18\x01 \x01(\t\x12/\n\rsource_tokens\x18\x02 \x03(\x0b\x32\x18.dragoman.v1.SourceToken\x12)\n\rtarget_tokens\x18\x03 \x03(\x0b\x32\x12.dragoman.v1.Token\x12+\n\x0ctarget_spans\x18\x04 \x03(\x0b\x32\x15.dragoman.v1.TextSpan\x12/\n\x0btoken_links\x18\x05 \x03(\x0b\x32\x1a.dragoman.v1.AlignmentLink\x12+\n\x0csource_words\x18\x06 \x03(\x0b\x32\x15.dragoman.v1.TextSpan\x12+\n\x0ctarget_words\x18\x07 \x03(\x0b\x32\x15.dragoman.v1.TextSpan\x12.\n\nword_links\x18\x08 \x03(\x0b\x32\x1a.dragoman.v1.AlignmentLink\x12\x0f\n\x07pharaoh\x18\t \x01(\t\x12\x14\n\x0ctoken_scores\x18\n \x03(\x02\">\n\rAlignmentLink\x12\x0e\n\x06source\x18\x01 \x01(\r\x12\x0e\n\x06target\x18\x02 \x01(\r\x12\r\n\x05score\x18\x03 \x01(\x02*\x81\x01\n\rAttentionKind\x12\x1e\n\x1a\x41TTENTION_KIND_UNSPECIFIED\x10\x00\x12\x1a\n\x16\x41TTENTION_KIND_ENCODER\x10\x01\x12\x1a\n\x16\x41TTENTION_KIND_DECODER\x10\x02\x12\x18\n\x14\x41TTENTION_KIND_CROSS\x10\x03*M\n\tReduction\x12\x19\n\x15REDUCTION_UNSPECIFIED\x10\x00\x12\x12\n\x0eREDUCTION_MEAN\x10\x01\x12\x11\n\rREDUCTION_MAX\x10\x02*|\n\nWeightType\x12\x1b\n\x17WEIGHT_TYPE_UNSPECIFIED\x10\x00\x12\x13\n\x0fWEIGHT_TYPE_F32\x10\x01\x12\x13\n\x0fWEIGHT_TYPE_F16\x10\x02\x12\x13\n\x0fWEIGHT_TYPE_U16\x10\x03\x12\x12\n\x0eWEIGHT_TYPE_U8\x10\x04*r\n\x0f\x41lignmentMethod\x12 \n\x1c\x41LIGNMENT_METHOD_UNSPECIFIED\x10\x00\x12\x1f\n\x1b\x41LIGNMENT_METHOD_OUTPUT_ROW\x10\x01\x12\x1c\n\x18\x41LIGNMENT_METHOD_SHIFTED\x10\x02\x32\xd9\x01\n\x10\x41ttentionService\x12o\n\x0cGetAttention\x12 .dragoman.v1.GetAttentionRequest\x1a!.dragoman.v1.GetAttentionResponse\"\x18\x82\xd3\xe4\x93\x02\x12\"\r/v1/attention:\x01*0\x01\x12T\n\x05\x41lign\x12\x19.dragoman.v1.AlignRequest\x1a\x1a.dragoman.v1.AlignResponse\"\x14\x82\xd3\xe4\x93\x02\x0e\"\t/v1/align:\x01*b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'dragoman.v1.attention_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_ATTENTIONKIND']._serialized_start=3031
-  _globals['_ATTENTIONKIND']._serialized_end=3160
-  _globals['_REDUCTION']._serialized_start=3162
-  _globals['_REDUCTION']._serialized_end=3239
-  _globals['_WEIGHTTYPE']._serialized_start=3241
-  _globals['_WEIGHTTYPE']._serialized_end=3365
-  _globals['_ALIGNMENTMETHOD']._serialized_start=3367
-  _globals['_ALIGNMENTMETHOD']._serialized_end=3481
-  _globals['_GETATTENTIONREQUEST']._serialized_start=101
-  _globals['_GETATTENTIONREQUEST']._serialized_end=485
-  _globals['_SOURCEONLY']._serialized_start=487
-  _globals['_SOURCEONLY']._serialized_end=499
-  _globals['_ATTENTIONSELECTION']._serialized_start=502
-  _globals['_ATTENTIONSELECTION']._serialized_end=756
-  _globals['_GETATTENTIONRESPONSE']._serialized_start=758
-  _globals['_GETATTENTIONRESPONSE']._serialized_end=882
-  _globals['_ATTENTIONHEADER']._serialized_start=885
-  _globals['_ATTENTIONHEADER']._serialized_end=1169
-  _globals['_ALIGNMENTCHOICE']._serialized_start=1171
-  _globals['_ALIGNMENTCHOICE']._serialized_end=1264
-  _globals['_SOURCETOKEN']._serialized_start=1266
-  _globals['_SOURCETOKEN']._serialized_end=1363
-  _globals['_ATTENTIONTARGET']._serialized_start=1366
-  _globals['_ATTENTIONTARGET']._serialized_end=1607
-  _globals['_ATTENTIONTENSOR']._serialized_start=1610
-  _globals['_ATTENTIONTENSOR']._serialized_end=1777
-  _globals['_TENSORCHUNK']._serialized_start=1779
-  _globals['_TENSORCHUNK']._serialized_end=1822
-  _globals['_ALIGNREQUEST']._serialized_start=1825
-  _globals['_ALIGNREQUEST']._serialized_end=2134
-  _globals['_ALIGNINPUT']._serialized_start=2136
-  _globals['_ALIGNINPUT']._serialized_end=2246
-  _globals['_ALIGNRESPONSE']._serialized_start=2249
-  _globals['_ALIGNRESPONSE']._serialized_end=2458
-  _globals['_ALIGNRESULT']._serialized_start=2460
-  _globals['_ALIGNRESULT']._serialized_end=2566
-  _globals['_ALIGNMENT']._serialized_start=2569
-  _globals['_ALIGNMENT']._serialized_end=2964
-  _globals['_ALIGNMENTLINK']._serialized_start=2966
-  _globals['_ALIGNMENTLINK']._serialized_end=3028
-  _globals['_ATTENTIONSERVICE']._serialized_start=3484
-  _globals['_ATTENTIONSERVICE']._serialized_end=3653
+  _globals['_ATTENTIONSERVICE'].methods_by_name['GetAttention']._loaded_options = None
+  _globals['_ATTENTIONSERVICE'].methods_by_name['GetAttention']._serialized_options = b'\202\323\344\223\002\022\"\r/v1/attention:\001*'
+  _globals['_ATTENTIONSERVICE'].methods_by_name['Align']._loaded_options = None
+  _globals['_ATTENTIONSERVICE'].methods_by_name['Align']._serialized_options = b'\202\323\344\223\002\016\"\t/v1/align:\001*'
+  _globals['_ATTENTIONKIND']._serialized_start=3061
+  _globals['_ATTENTIONKIND']._serialized_end=3190
+  _globals['_REDUCTION']._serialized_start=3192
+  _globals['_REDUCTION']._serialized_end=3269
+  _globals['_WEIGHTTYPE']._serialized_start=3271
+  _globals['_WEIGHTTYPE']._serialized_end=3395
+  _globals['_ALIGNMENTMETHOD']._serialized_start=3397
+  _globals['_ALIGNMENTMETHOD']._serialized_end=3511
+  _globals['_GETATTENTIONREQUEST']._serialized_start=131
+  _globals['_GETATTENTIONREQUEST']._serialized_end=515
+  _globals['_SOURCEONLY']._serialized_start=517
+  _globals['_SOURCEONLY']._serialized_end=529
+  _globals['_ATTENTIONSELECTION']._serialized_start=532
+  _globals['_ATTENTIONSELECTION']._serialized_end=786
+  _globals['_GETATTENTIONRESPONSE']._serialized_start=788
+  _globals['_GETATTENTIONRESPONSE']._serialized_end=912
+  _globals['_ATTENTIONHEADER']._serialized_start=915
+  _globals['_ATTENTIONHEADER']._serialized_end=1199
+  _globals['_ALIGNMENTCHOICE']._serialized_start=1201
+  _globals['_ALIGNMENTCHOICE']._serialized_end=1294
+  _globals['_SOURCETOKEN']._serialized_start=1296
+  _globals['_SOURCETOKEN']._serialized_end=1393
+  _globals['_ATTENTIONTARGET']._serialized_start=1396
+  _globals['_ATTENTIONTARGET']._serialized_end=1637
+  _globals['_ATTENTIONTENSOR']._serialized_start=1640
+  _globals['_ATTENTIONTENSOR']._serialized_end=1807
+  _globals['_TENSORCHUNK']._serialized_start=1809
+  _globals['_TENSORCHUNK']._serialized_end=1852
+  _globals['_ALIGNREQUEST']._serialized_start=1855
+  _globals['_ALIGNREQUEST']._serialized_end=2164
+  _globals['_ALIGNINPUT']._serialized_start=2166
+  _globals['_ALIGNINPUT']._serialized_end=2276
+  _globals['_ALIGNRESPONSE']._serialized_start=2279
+  _globals['_ALIGNRESPONSE']._serialized_end=2488
+  _globals['_ALIGNRESULT']._serialized_start=2490
+  _globals['_ALIGNRESULT']._serialized_end=2596
+  _globals['_ALIGNMENT']._serialized_start=2599
+  _globals['_ALIGNMENT']._serialized_end=2994
+  _globals['_ALIGNMENTLINK']._serialized_start=2996
+  _globals['_ALIGNMENTLINK']._serialized_end=3058
+  _globals['_ATTENTIONSERVICE']._serialized_start=3514
+  _globals['_ATTENTIONSERVICE']._serialized_end=3731
 # @@protoc_insertion_point(module_scope)

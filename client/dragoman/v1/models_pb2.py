@@ -23,58 +23,63 @@ _sym_db = _symbol_database.Default()
 
 
 from dragoman.v1 import translation_pb2 as dragoman_dot_v1_dot_translation__pb2
+from google.api import annotations_pb2 as google_dot_api_dot_annotations__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x64ragoman/v1/models.proto\x12\x0b\x64ragoman.v1\x1a\x1d\x64ragoman/v1/translation.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x13\n\x11ListModelsRequest\"8\n\x12ListModelsResponse\x12\"\n\x06models\x18\x01 \x03(\x0b\x32\x12.dragoman.v1.Model\" \n\x0fGetModelRequest\x12\r\n\x05model\x18\x01 \x01(\t\"5\n\x10GetModelResponse\x12!\n\x05model\x18\x01 \x01(\x0b\x32\x12.dragoman.v1.Model\" \n\x10LoadModelRequest\x12\x0c\n\x04path\x18\x01 \x01(\t\"6\n\x11LoadModelResponse\x12!\n\x05model\x18\x01 \x01(\x0b\x32\x12.dragoman.v1.Model\"2\n\x12UnloadModelRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\r\n\x05\x64rain\x18\x02 \x01(\x08\"\x15\n\x13UnloadModelResponse\"c\n\x16SetDefaultModelRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x1c\n\x14source_language_code\x18\x02 \x01(\t\x12\x1c\n\x14target_language_code\x18\x03 \x01(\t\"\x19\n\x17SetDefaultModelResponse\"\x8d\x05\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12&\n\x05state\x18\x03 \x01(\x0e\x32\x17.dragoman.v1.ModelState\x12\r\n\x05\x65rror\x18\x04 \x01(\t\x12\x1a\n\x12is_default_version\x18\x05 \x01(\x08\x12-\n\tlanguages\x18\x06 \x03(\x0b\x32\x1a.dragoman.v1.LanguageGroup\x12/\n\x0b\x64\x65\x66\x61ult_for\x18\x07 \x03(\x0b\x32\x1a.dragoman.v1.LanguageGroup\x12\x11\n\tprecision\x18\x08 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\t \x01(\t\x12(\n\x06limits\x18\n \x01(\x0b\x32\x18.dragoman.v1.ModelLimits\x12.\n\x06parity\x18\x0b \x01(\x0b\x32\x1e.dragoman.v1.ParityCertificate\x12-\n\x0b\x64\x65terminism\x18\x0c \x01(\x0e\x32\x18.dragoman.v1.Determinism\x12\x15\n\rhas_attention\x18\r \x01(\x08\x12,\n\x08\x64\x65\x66\x61ults\x18\x0e \x01(\x0b\x32\x1a.dragoman.v1.ModelDefaults\x12(\n\x06memory\x18\x0f \x01(\x0b\x32\x18.dragoman.v1.ModelMemory\x12-\n\tload_time\x18\x10 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x14\n\x0c\x61\x63tive_calls\x18\x11 \x01(\r\x12\x1a\n\x12\x65xecution_provider\x18\x12 \x01(\t\x12\x36\n\x10vocabulary_lists\x18\x13 \x01(\x0b\x32\x1c.dragoman.v1.VocabularyLists\"M\n\rLanguageGroup\x12\x1d\n\x15source_language_codes\x18\x01 \x03(\t\x12\x1d\n\x15target_language_codes\x18\x02 \x03(\t\"r\n\x0bModelLimits\x12\x19\n\x11max_source_tokens\x18\x01 \x01(\r\x12\x19\n\x11max_target_tokens\x18\x02 \x01(\r\x12\x16\n\x0esegment_tokens\x18\x03 \x01(\r\x12\x15\n\rmax_beam_size\x18\x04 \x01(\r\"\xc8\x01\n\x11ParityCertificate\x12\x1e\n\x16max_logprob_difference\x18\x01 \x01(\x01\x12\x19\n\x11logprob_tolerance\x18\x02 \x01(\x01\x12\x17\n\x0ftoken_agreement\x18\x03 \x01(\x01\x12\x15\n\rnum_sentences\x18\x04 \x01(\r\x12(\n\x1breplayed_logprob_difference\x18\x05 \x01(\x01H\x00\x88\x01\x01\x42\x1e\n\x1c_replayed_logprob_difference\"\xbc\x01\n\rModelDefaults\x12\x11\n\tbeam_size\x18\x01 \x01(\r\x12\x16\n\x0elength_penalty\x18\x02 \x01(\x01\x12\x19\n\x11min_target_tokens\x18\x03 \x01(\r\x12\x1a\n\x12repetition_penalty\x18\x04 \x01(\x01\x12\x1c\n\x14no_repeat_ngram_size\x18\x05 \x01(\r\x12+\n\nvocabulary\x18\x06 \x01(\x0e\x32\x17.dragoman.v1.Vocabulary\"a\n\x0fVocabularyLists\x12\x1d\n\x15target_language_codes\x18\x01 \x03(\t\x12/\n\nshortlists\x18\x02 \x03(\x0b\x32\x1b.dragoman.v1.ShortlistFacts\"\xea\x01\n\x0eShortlistFacts\x12\x1c\n\x14source_language_code\x18\x01 \x01(\t\x12\x1c\n\x14target_language_code\x18\x02 \x01(\t\x12\x17\n\x0fshare_identical\x18\x03 \x01(\x01\x12\x1c\n\x0f\x62leu_difference\x18\x04 \x01(\x01H\x00\x88\x01\x01\x12\x13\n\x0bmean_length\x18\x05 \x01(\x01\x12\x12\n\np95_length\x18\x06 \x01(\x01\x12\x15\n\rnum_sentences\x18\x07 \x01(\r\x12\x11\n\tper_token\x18\x08 \x01(\rB\x12\n\x10_bleu_difference\"X\n\x0bModelMemory\x12\x15\n\rweights_bytes\x18\x01 \x01(\x04\x12\x16\n\x0ekv_cache_bytes\x18\x02 \x01(\x04\x12\x1a\n\x12max_kv_cache_bytes\x18\x03 \x01(\x04*\xa3\x01\n\nModelState\x12\x1b\n\x17MODEL_STATE_UNSPECIFIED\x10\x00\x12\x15\n\x11MODEL_STATE_READY\x10\x01\x12\x16\n\x12MODEL_STATE_LISTED\x10\x02\x12\x17\n\x13MODEL_STATE_LOADING\x10\x03\x12\x18\n\x14MODEL_STATE_DRAINING\x10\x04\x12\x16\n\x12MODEL_STATE_FAILED\x10\x05*^\n\x0b\x44\x65terminism\x12\x1b\n\x17\x44\x45TERMINISM_UNSPECIFIED\x10\x00\x12\x17\n\x13\x44\x45TERMINISM_BITWISE\x10\x01\x12\x19\n\x15\x44\x45TERMINISM_LAST_BITS\x10\x02\x32\xa6\x01\n\x0cModelService\x12M\n\nListModels\x12\x1e.dragoman.v1.ListModelsRequest\x1a\x1f.dragoman.v1.ListModelsResponse\x12G\n\x08GetModel\x12\x1c.dragoman.v1.GetModelRequest\x1a\x1d.dragoman.v1.GetModelResponse2\x8f\x02\n\x11ModelAdminService\x12J\n\tLoadModel\x12\x1d.dragoman.v1.LoadModelRequest\x1a\x1e.dragoman.v1.LoadModelResponse\x12P\n\x0bUnloadModel\x12\x1f.dragoman.v1.UnloadModelRequest\x1a .dragoman.v1.UnloadModelResponse\x12\\\n\x0fSetDefaultModel\x12#.dragoman.v1.SetDefaultModelRequest\x1a$.dragoman.v1.SetDefaultModelResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x64ragoman/v1/models.proto\x12\x0b\x64ragoman.v1\x1a\x1d\x64ragoman/v1/translation.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x13\n\x11ListModelsRequest\"8\n\x12ListModelsResponse\x12\"\n\x06models\x18\x01 \x03(\x0b\x32\x12.dragoman.v1.Model\" \n\x0fGetModelRequest\x12\r\n\x05model\x18\x01 \x01(\t\"5\n\x10GetModelResponse\x12!\n\x05model\x18\x01 \x01(\x0b\x32\x12.dragoman.v1.Model\" \n\x10LoadModelRequest\x12\x0c\n\x04path\x18\x01 \x01(\t\"6\n\x11LoadModelResponse\x12!\n\x05model\x18\x01 \x01(\x0b\x32\x12.dragoman.v1.Model\"2\n\x12UnloadModelRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\r\n\x05\x64rain\x18\x02 \x01(\x08\"\x15\n\x13UnloadModelResponse\"c\n\x16SetDefaultModelRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x1c\n\x14source_language_code\x18\x02 \x01(\t\x12\x1c\n\x14target_language_code\x18\x03 \x01(\t\"\x19\n\x17SetDefaultModelResponse\"\x8d\x05\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12&\n\x05state\x18\x03 \x01(\x0e\x32\x17.dragoman.v1.ModelState\x12\r\n\x05\x65rror\x18\x04 \x01(\t\x12\x1a\n\x12is_default_version\x18\x05 \x01(\x08\x12-\n\tlanguages\x18\x06 \x03(\x0b\x32\x1a.dragoman.v1.LanguageGroup\x12/\n\x0b\x64\x65\x66\x61ult_for\x18\x07 \x03(\x0b\x32\x1a.dragoman.v1.LanguageGroup\x12\x11\n\tprecision\x18\x08 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\t \x01(\t\x12(\n\x06limits\x18\n \x01(\x0b\x32\x18.dragoman.v1.ModelLimits\x12.\n\x06parity\x18\x0b \x01(\x0b\x32\x1e.dragoman.v1.ParityCertificate\x12-\n\x0b\x64\x65terminism\x18\x0c \x01(\x0e\x32\x18.dragoman.v1.Determinism\x12\x15\n\rhas_attention\x18\r \x01(\x08\x12,\n\x08\x64\x65\x66\x61ults\x18\x0e \x01(\x0b\x32\x1a.dragoman.v1.ModelDefaults\x12(\n\x06memory\x18\x0f \x01(\x0b\x32\x18.dragoman.v1.ModelMemory\x12-\n\tload_time\x18\x10 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x14\n\x0c\x61\x63tive_calls\x18\x11 \x01(\r\x12\x1a\n\x12\x65xecution_provider\x18\x12 \x01(\t\x12\x36\n\x10vocabulary_lists\x18\x13 \x01(\x0b\x32\x1c.dragoman.v1.VocabularyLists\"M\n\rLanguageGroup\x12\x1d\n\x15source_language_codes\x18\x01 \x03(\t\x12\x1d\n\x15target_language_codes\x18\x02 \x03(\t\"r\n\x0bModelLimits\x12\x19\n\x11max_source_tokens\x18\x01 \x01(\r\x12\x19\n\x11max_target_tokens\x18\x02 \x01(\r\x12\x16\n\x0esegment_tokens\x18\x03 \x01(\r\x12\x15\n\rmax_beam_size\x18\x04 \x01(\r\"\xc8\x01\n\x11ParityCertificate\x12\x1e\n\x16max_logprob_difference\x18\x01 \x01(\x01\x12\x19\n\x11logprob_tolerance\x18\x02 \x01(\x01\x12\x17\n\x0ftoken_agreement\x18\x03 \x01(\x01\x12\x15\n\rnum_sentences\x18\x04 \x01(\r\x12(\n\x1breplayed_logprob_difference\x18\x05 \x01(\x01H\x00\x88\x01\x01\x42\x1e\n\x1c_replayed_logprob_difference\"\xbc\x01\n\rModelDefaults\x12\x11\n\tbeam_size\x18\x01 \x01(\r\x12\x16\n\x0elength_penalty\x18\x02 \x01(\x01\x12\x19\n\x11min_target_tokens\x18\x03 \x01(\r\x12\x1a\n\x12repetition_penalty\x18\x04 \x01(\x01\x12\x1c\n\x14no_repeat_ngram_size\x18\x05 \x01(\r\x12+\n\nvocabulary\x18\x06 \x01(\x0e\x32\x17.dragoman.v1.Vocabulary\"a\n\x0fVocabularyLists\x12\x1d\n\x15target_language_codes\x18\x01 \x03(\t\x12/\n\nshortlists\x18\x02 \x03(\x0b\x32\x1b.dragoman.v1.ShortlistFacts\"\xea\x01\n\x0eShortlistFacts\x12\x1c\n\x14source_language_code\x18\x01 \x01(\t\x12\x1c\n\x14target_language_code\x18\x02 \x01(\t\x12\x17\n\x0fshare_identical\x18\x03 \x01(\x01\x12\x1c\n\x0f\x62leu_difference\x18\x04 \x01(\x01H\x00\x88\x01\x01\x12\x13\n\x0bmean_length\x18\x05 \x01(\x01\x12\x12\n\np95_length\x18\x06 \x01(\x01\x12\x15\n\rnum_sentences\x18\x07 \x01(\r\x12\x11\n\tper_token\x18\x08 \x01(\rB\x12\n\x10_bleu_difference\"X\n\x0bModelMemory\x12\x15\n\rweights_bytes\x18\x01 \x01(\x04\x12\x16\n\x0ekv_cache_bytes\x18\x02 \x01(\x04\x12\x1a\n\x12max_kv_cache_bytes\x18\x03 \x01(\x04*\xa3\x01\n\nModelState\x12\x1b\n\x17MODEL_STATE_UNSPECIFIED\x10\x00\x12\x15\n\x11MODEL_STATE_READY\x10\x01\x12\x16\n\x12MODEL_STATE_LISTED\x10\x02\x12\x17\n\x13MODEL_STATE_LOADING\x10\x03\x12\x18\n\x14MODEL_STATE_DRAINING\x10\x04\x12\x16\n\x12MODEL_STATE_FAILED\x10\x05*^\n\x0b\x44\x65terminism\x12\x1b\n\x17\x44\x45TERMINISM_UNSPECIFIED\x10\x00\x12\x17\n\x13\x44\x45TERMINISM_BITWISE\x10\x01\x12\x19\n\x15\x44\x45TERMINISM_LAST_BITS\x10\x02\x32\xd6\x01\n\x0cModelService\x12\x61\n\nListModels\x12\x1e.dragoman.v1.ListModelsRequest\x1a\x1f.dragoman.v1.ListModelsResponse\"\x12\x82\xd3\xe4\x93\x02\x0c\x12\n/v1/models\x12\x63\n\x08GetModel\x12\x1c.dragoman.v1.GetModelRequest\x1a\x1d.dragoman.v1.GetModelResponse\"\x1a\x82\xd3\xe4\x93\x02\x14\x12\x12/v1/models/{model}2\x8f\x02\n\x11ModelAdminService\x12J\n\tLoadModel\x12\x1d.dragoman.v1.LoadModelRequest\x1a\x1e.dragoman.v1.LoadModelResponse\x12P\n\x0bUnloadModel\x12\x1f.dragoman.v1.UnloadModelRequest\x1a .dragoman.v1.UnloadModelResponse\x12\\\n\x0fSetDefaultModel\x12#.dragoman.v1.SetDefaultModelRequest\x1a$.dragoman.v1.SetDefaultModelResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'dragoman.v1.models_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_MODELSTATE']._serialized_start=2238
-  _globals['_MODELSTATE']._serialized_end=2401
-  _globals['_DETERMINISM']._serialized_start=2403
-  _globals['_DETERMINISM']._serialized_end=2497
-  _globals['_LISTMODELSREQUEST']._serialized_start=105
-  _globals['_LISTMODELSREQUEST']._serialized_end=124
-  _globals['_LISTMODELSRESPONSE']._serialized_start=126
-  _globals['_LISTMODELSRESPONSE']._serialized_end=182
-  _globals['_GETMODELREQUEST']._serialized_start=184
-  _globals['_GETMODELREQUEST']._serialized_end=216
-  _globals['_GETMODELRESPONSE']._serialized_start=218
-  _globals['_GETMODELRESPONSE']._serialized_end=271
-  _globals['_LOADMODELREQUEST']._serialized_start=273
-  _globals['_LOADMODELREQUEST']._serialized_end=305
-  _globals['_LOADMODELRESPONSE']._serialized_start=307
-  _globals['_LOADMODELRESPONSE']._serialized_end=361
-  _globals['_UNLOADMODELREQUEST']._serialized_start=363
-  _globals['_UNLOADMODELREQUEST']._serialized_end=413
-  _globals['_UNLOADMODELRESPONSE']._serialized_start=415
-  _globals['_UNLOADMODELRESPONSE']._serialized_end=436
-  _globals['_SETDEFAULTMODELREQUEST']._serialized_start=438
-  _globals['_SETDEFAULTMODELREQUEST']._serialized_end=537
-  _globals['_SETDEFAULTMODELRESPONSE']._serialized_start=539
-  _globals['_SETDEFAULTMODELRESPONSE']._serialized_end=564
-  _globals['_MODEL']._serialized_start=567
-  _globals['_MODEL']._serialized_end=1220
-  _globals['_LANGUAGEGROUP']._serialized_start=1222
-  _globals['_LANGUAGEGROUP']._serialized_end=1299
-  _globals['_MODELLIMITS']._serialized_start=1301
-  _globals['_MODELLIMITS']._serialized_end=1415
-  _globals['_PARITYCERTIFICATE']._serialized_start=1418
-  _globals['_PARITYCERTIFICATE']._serialized_end=1618
-  _globals['_MODELDEFAULTS']._serialized_start=1621
-  _globals['_MODELDEFAULTS']._serialized_end=1809
-  _globals['_VOCABULARYLISTS']._serialized_start=1811
-  _globals['_VOCABULARYLISTS']._serialized_end=1908
-  _globals['_SHORTLISTFACTS']._serialized_start=1911
-  _globals['_SHORTLISTFACTS']._serialized_end=2145
-  _globals['_MODELMEMORY']._serialized_start=2147
-  _globals['_MODELMEMORY']._serialized_end=2235
-  _globals['_MODELSERVICE']._serialized_start=2500
-  _globals['_MODELSERVICE']._serialized_end=2666
-  _globals['_MODELADMINSERVICE']._serialized_start=2669
-  _globals['_MODELADMINSERVICE']._serialized_end=2940
+  _globals['_MODELSERVICE'].methods_by_name['ListModels']._loaded_options = None
+  _globals['_MODELSERVICE'].methods_by_name['ListModels']._serialized_options = b'\202\323\344\223\002\014\022\n/v1/models'
+  _globals['_MODELSERVICE'].methods_by_name['GetModel']._loaded_options = None
+  _globals['_MODELSERVICE'].methods_by_name['GetModel']._serialized_options = b'\202\323\344\223\002\024\022\022/v1/models/{model}'
+  _globals['_MODELSTATE']._serialized_start=2268
+  _globals['_MODELSTATE']._serialized_end=2431
+  _globals['_DETERMINISM']._serialized_start=2433
+  _globals['_DETERMINISM']._serialized_end=2527
+  _globals['_LISTMODELSREQUEST']._serialized_start=135
+  _globals['_LISTMODELSREQUEST']._serialized_end=154
+  _globals['_LISTMODELSRESPONSE']._serialized_start=156
+  _globals['_LISTMODELSRESPONSE']._serialized_end=212
+  _globals['_GETMODELREQUEST']._serialized_start=214
+  _globals['_GETMODELREQUEST']._serialized_end=246
+  _globals['_GETMODELRESPONSE']._serialized_start=248
+  _globals['_GETMODELRESPONSE']._serialized_end=301
+  _globals['_LOADMODELREQUEST']._serialized_start=303
+  _globals['_LOADMODELREQUEST']._serialized_end=335
+  _globals['_LOADMODELRESPONSE']._serialized_start=337
+  _globals['_LOADMODELRESPONSE']._serialized_end=391
+  _globals['_UNLOADMODELREQUEST']._serialized_start=393
+  _globals['_UNLOADMODELREQUEST']._serialized_end=443
+  _globals['_UNLOADMODELRESPONSE']._serialized_start=445
+  _globals['_UNLOADMODELRESPONSE']._serialized_end=466
+  _globals['_SETDEFAULTMODELREQUEST']._serialized_start=468
+  _globals['_SETDEFAULTMODELREQUEST']._serialized_end=567
+  _globals['_SETDEFAULTMODELRESPONSE']._serialized_start=569
+  _globals['_SETDEFAULTMODELRESPONSE']._serialized_end=594
+  _globals['_MODEL']._serialized_start=597
+  _globals['_MODEL']._serialized_end=1250
+  _globals['_LANGUAGEGROUP']._serialized_start=1252
+  _globals['_LANGUAGEGROUP']._serialized_end=1329
+  _globals['_MODELLIMITS']._serialized_start=1331
+  _globals['_MODELLIMITS']._serialized_end=1445
+  _globals['_PARITYCERTIFICATE']._serialized_start=1448
+  _globals['_PARITYCERTIFICATE']._serialized_end=1648
+  _globals['_MODELDEFAULTS']._serialized_start=1651
+  _globals['_MODELDEFAULTS']._serialized_end=1839
+  _globals['_VOCABULARYLISTS']._serialized_start=1841
+  _globals['_VOCABULARYLISTS']._serialized_end=1938
+  _globals['_SHORTLISTFACTS']._serialized_start=1941
+  _globals['_SHORTLISTFACTS']._serialized_end=2175
+  _globals['_MODELMEMORY']._serialized_start=2177
+  _globals['_MODELMEMORY']._serialized_end=2265
+  _globals['_MODELSERVICE']._serialized_start=2530
+  _globals['_MODELSERVICE']._serialized_end=2744
+  _globals['_MODELADMINSERVICE']._serialized_start=2747
+  _globals['_MODELADMINSERVICE']._serialized_end=3018
 # @@protoc_insertion_point(module_scope)

@@ -19,6 +19,8 @@ Conventions that hold for every message:
   bundle lists it. A tag that the model does not have stands for the nearest
   that it has, by the look-up of RFC 4647: "en-US" for "en". Answers have the
   model's tag.
+* The server speaks gRPC alone. `google.api.http` says the method, path and
+  body by which a proxy that transcodes offers a call as JSON over HTTP.
 """
 
 import builtins

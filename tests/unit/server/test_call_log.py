@@ -13,7 +13,7 @@ def logged(message: pb.TranslateRequest | open_inference_pb2.ModelInferRequest) 
     with pytest.MonkeyPatch.context() as patch:
         lines: list[dict[str, object]] = []
         patch.setattr("dragoman_server.wire.call_log.logger.info", lambda _, extra: lines.append(extra))
-        CallLog(has_text=True).message("request", message, Arrival({}, "id", "", CallContext()))
+        CallLog(has_text=True).message("request", message, Arrival({}, "id", None, CallContext()))
     (line,) = lines
     fields = line["fields"]
     assert isinstance(fields, dict)

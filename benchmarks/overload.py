@@ -5,9 +5,9 @@ two, five and ten times as many calls, which come whether or not earlier ones we
 
     python -m benchmarks.overload [--seconds 120] [--times 2 5 10] [--deadlines 1 5 30]
 
-The load generator needs a processor too, the same as the server: `--texts` makes calls large enough for it, and for
-refusals, to be cheap beside the work that a call asks for. `--max-waiting` of the server bounds what is still to be
-done when the load ends, and so the time until it is as fast as before.
+The load generator needs a processor too, the same as the server: `--texts` and `--beam-size` make calls large enough
+for it, and for refusals, to be cheap beside the work that a call asks for. `--max-waiting` of the server bounds what is
+still to be done when the load ends, and so the time until it is as fast as before.
 """
 
 import contextlib
@@ -174,7 +174,7 @@ def main(
     times: Annotated[tuple[float, float, float], typer.Option(help="How many times the sustained rate.")] = (2, 5, 10),
     deadlines: Annotated[tuple[float, float, float], typer.Option(help="Of a call, in seconds.")] = (1, 5, 30),
     texts: Annotated[int, typer.Option(min=1, help="Texts in a call.")] = 64,
-    beam_size: Annotated[int, typer.Option(min=1, help="Of every text.")] = 1,
+    beam_size: Annotated[int, typer.Option(min=1, help="Of every text.")] = 4,
     max_waiting: Annotated[int, typer.Option(min=1, help="--max-waiting of the server.")] = 1024,
     sentences: Annotated[Path, typer.Option(help="File of English sentences, one a line.")] = SENTENCES,
     results: Annotated[Path, typer.Option(help="Folder for the results.")] = RESULTS,

@@ -3,11 +3,12 @@
 import asyncio
 import math
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Final
 
+from dragoman_server.access.places import Places
 from dragoman_server.access.rate import Rate
 from dragoman_server.engine.sequence import Priority
 from dragoman_server.errors import PermissionDeniedError, RateLimitedError, TooManyCallsError
@@ -41,7 +42,7 @@ class Caller:
     def __init__(self, name: str, grant: Grant, clock: Callable[[], float] = time.monotonic) -> None:
         self.name, self._grant, self._clock = name, grant, clock
         self._rate = Rate(grant.rate, clock)
-        self._num_in_flight, self._call_seconds = 0, _FIRST_CALL_SECONDS
+        self._places, self._call_seconds = Places(grant.concurrency), _FIRST_CALL_SECONDS
         self._streams_turn = asyncio.Lock()  # hands out turns in the order in which they are asked for
         self._woken: asyncio.Event | None = None  # of the stream whose turn it is, to look again
         self._is_given = False  # whether its text was paid for already
@@ -53,7 +54,7 @@ class Caller:
 
     @grant.setter
     def grant(self, grant: Grant) -> None:
-        self._grant, self._rate.per_second = grant, grant.rate
+        self._grant, self._rate.per_second, self._places.number = grant, grant.rate, grant.concurrency
         if self._woken is not None:
             self._woken.set()
 
@@ -75,24 +76,23 @@ class Caller:
         """The priority that its calls get which ask for this one."""
         return max(priority, self._grant.priority)
 
-    @contextmanager
-    def call(self) -> Iterator[None]:
-        """A call is in flight until the end of the context.
+    @asynccontextmanager
+    async def call(self) -> AsyncIterator[None]:
+        """A call is in flight until the end of the context. Before, it may wait for a second.
 
         Raises:
-            TooManyCallsError: as many as may be are in flight.
+            TooManyCallsError: as many as may be are in flight, and none of them ends, or others wait.
         """
-        most = self._grant.concurrency
-        if most is not None and self._num_in_flight >= most:
+        has_place, most = await self._places.take(), self._places.number
+        if not has_place and most is not None:
             retry_after = max(_MIN_RETRY_SECONDS, self._call_seconds / most)
-            description = f"the token {self.name} has {self._num_in_flight} calls in flight, may have at most {most}"
+            description = f"the token {self.name} has {self._places.num_taken} calls in flight, may have at most {most}"
             raise TooManyCallsError(description, retry_after)
         started = self._clock()
-        self._num_in_flight += 1
         try:
             yield
         finally:
-            self._num_in_flight -= 1
+            self._places.leave()
             self._call_seconds += _WEIGHT_OF_LATEST * (self._clock() - started - self._call_seconds)
 
     def take(self, num_texts: int) -> None:

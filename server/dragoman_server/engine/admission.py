@@ -100,8 +100,8 @@ class Admission:
 
     def note_step(self, now: float, num_rows: int) -> None:
         """Tells that a lane has decoded a token more for so many rows, and everything was dealt that could be."""
-        is_busy = self._scheduler.num_waiting or self._scheduler.num_reserved_rows >= _BUSY_SHARE * self._num_rows
-        self._pace.note_step(now, num_rows, bool(is_busy))
+        is_busy = self._scheduler.is_full or self._scheduler.num_reserved_rows >= _BUSY_SHARE * self._num_rows
+        self._pace.note_step(now, num_rows, is_busy)
 
     def note_answer(self, request: Request, answer: Completion) -> None:
         """Tells how long the target of a request has become."""

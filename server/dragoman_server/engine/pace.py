@@ -2,8 +2,9 @@
 
 # Of what was seen, half of the weight is that of the latest so many seconds in which it had enough to do.
 _HALF_LIFE_SECONDS = 2.0
-# Before so much has been seen, nothing is known.
+# Before so much has been seen, nothing is known: the first steps have few rows, and much to encode.
 _LEAST_SECONDS = 0.1
+_LEAST_STEPS = 8
 # An estimate that is not renewed grows by the factor 2 in so many seconds, up to where it refuses nothing: other models
 # may have become idle, and whom an old estimate refuses cannot renew it.
 _DOUBLING_SECONDS = 2.0
@@ -26,6 +27,7 @@ class Pace:
 
     def __init__(self) -> None:
         self._work = self._work_seconds = 0.0  # row-steps, and the time that they took
+        self._num_steps_seen = 0  # by which these are known
         self._last = 0.0  # when the latest step of a busy engine ended
         self._is_busy = False  # whether it has been since then
         self._num_tokens = self._num_steps = _PRIOR_TOKENS  # of requests that were answered
@@ -44,6 +46,7 @@ class Pace:
             kept = 2.0 ** (-seconds / _HALF_LIFE_SECONDS)
             self._work = self._work * kept + num_rows
             self._work_seconds = self._work_seconds * kept + seconds
+            self._num_steps_seen += 1
         if self._is_busy or is_busy:
             self._last = max(self._last, now)
         self._is_busy = is_busy
@@ -57,7 +60,7 @@ class Pace:
 
     def seconds_of(self, weight: float, now: float) -> float:
         """How long requests of this weight keep the engine busy; 0 where nothing is known."""
-        if self._work_seconds < _LEAST_SECONDS or not self._work:
+        if self._work_seconds < _LEAST_SECONDS or self._num_steps_seen < _LEAST_STEPS or not self._work:
             return 0.0
         num_doublings = min(_MAX_DOUBLINGS, max(0.0, now - self._last) / _DOUBLING_SECONDS)
         rate: float = self._work / self._work_seconds * 2.0**num_doublings

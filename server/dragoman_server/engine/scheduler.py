@@ -53,9 +53,13 @@ class LaneSchedule:
         """Whether groups run whose sequences are replaced at every step."""
         return self._num_forking > 0
 
+    def has_rows(self, group: SequenceGroup) -> bool:
+        """Whether there are rows for it."""
+        return self.num_reserved_rows + group.request.options.num_rows <= self._slots.capacity
+
     def has_room(self, group: SequenceGroup) -> bool:
         """Whether there are rows for it, and encoding it would not hold up the running rows for too long."""
-        if self.num_reserved_rows + group.request.options.num_rows > self._slots.capacity:
+        if not self.has_rows(group):
             return False
         lengths = [*self._lengths, group.num_source_tokens]
         if len(lengths) == 1 or len(lengths) * max(lengths) <= self._max_encoder_tokens:
@@ -200,6 +204,14 @@ class Scheduler:
             self.lanes[group.lane].add(self._waiting.pop())
             dealt.add(group.lane)
         return dealt
+
+    @property
+    def is_full(self) -> bool:
+        """Whether somebody waits for rows or positions that others have, not for a run of the encoder."""
+        if not len(self._waiting):
+            return False
+        group = self._waiting.next
+        return not self._has_kv_room(group) or not any(lane.has_rows(group) for lane in self.lanes)
 
     @property
     def num_reserved_rows(self) -> int:

@@ -212,8 +212,8 @@ class Guard(grpc.aio.ServerInterceptor):
             if self.is_draining:
                 raise DrainingError("the server is stopping")
             enter(arrival.context)
-            with self.open_calls.opened(call), nullcontext() if is_health else caller.call():
-                async with call.scope:
+            with self.open_calls.opened(call):
+                async with call.scope, nullcontext() if is_health else caller.call():
                     result = await answer(call, arrival)
             if not is_health:
                 context.set_trailing_metadata(((_REQUEST_ID, arrival.request_id),))

@@ -352,15 +352,24 @@ async def test_streams_that_wait_are_told_of_another_rate(grant: Grant) -> None:
         await asyncio.gather(*streams)
 
 
-def test_calls_in_flight_are_limited() -> None:
-    clock = Clock()
-    caller = Caller("alice", Grant(concurrency=2), clock)
-    with caller.call(), caller.call():
+async def test_calls_in_flight_are_limited(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dragoman_server.access.places._MAX_WAITING_SECONDS", 0.01)
+    caller = Caller("alice", Grant(concurrency=2))
+    async with caller.call(), caller.call():
         with pytest.raises(TooManyCallsError, match="alice has 2 calls in flight, may have at most 2") as caught:
-            caller.call().__enter__()
+            await caller.call().__aenter__()
         assert caught.value.retry_after_seconds > 0
-    with caller.call():
+    async with caller.call():
         pass
+
+
+async def test_a_call_that_waits_comes_in_when_its_caller_may_have_more() -> None:
+    caller = Caller("alice", Grant(concurrency=1))
+    async with caller.call():
+        second = asyncio.create_task(caller.call().__aenter__())
+        await asyncio.sleep(0)
+        caller.grant = Grant(concurrency=2)
+        await asyncio.wait_for(second, 5)
 
 
 def test_anybody_has_no_limits() -> None:

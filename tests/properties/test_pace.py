@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from dragoman_server.engine.pace import Pace
 
-STEPS = st.lists(st.tuples(st.floats(0.0001, 2.0), st.integers(1, 512)), min_size=1, max_size=60)
+STEPS = st.lists(st.tuples(st.floats(0.0001, 2.0), st.integers(1, 512)), min_size=8, max_size=60)
 
 
 def paced(steps: list[tuple[float, int]], rate: float, start: float = 1000.0) -> tuple[Pace, float]:
@@ -72,3 +72,5 @@ def test_the_latest_pace_counts_most() -> None:
 def test_nothing_is_known_in_the_beginning() -> None:
     pace = Pace()
     assert pace.seconds_of(1e9, 0.0) == pace.decoding_seconds(1e9, 100, 0.0) == pace.usual_size == 0.0
+    pace, now = paced([(0.0, 1)] * 7, rate=1.0)  # the few rows of the first steps, of a server that gets no time
+    assert pace.seconds_of(1e9, now) == 0.0

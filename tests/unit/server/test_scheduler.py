@@ -122,6 +122,20 @@ def test_rows_bound_what_runs() -> None:
     assert list(scheduler.lane.running) == groups[1:]
 
 
+def test_full_is_where_rows_or_positions_lack_not_where_the_encoder_has_its_fill() -> None:
+    for limits, is_full in (
+        ({}, False),
+        ({"max_encoder_tokens": 6}, False),
+        ({"max_running": 2}, True),
+        ({"max_kv_tokens": 2 * (3 + 10) + 5}, True),
+    ):
+        scheduler = scheduler_of(**limits)
+        scheduler.add(groups_of(3, 3, 3))
+        scheduler.deal()
+        assert scheduler.is_full is is_full, limits
+        assert scheduler.num_waiting == (1 if limits else 0)
+
+
 def test_a_group_takes_as_many_rows_as_it_may_come_to_need() -> None:
     scheduler = scheduler_of(max_running=7)
     wide, another, narrow = groups_of(3, 3, beam_size=4) + groups_of(3)

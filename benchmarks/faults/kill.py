@@ -56,7 +56,8 @@ def main(
             if not number:
                 continue
             started = time.monotonic()
-            traffic.run(address, callers, _faults(replicas, number, fault, rng), least)
+            # Who sends nothing again loses what is killed, but nothing to a server that stops.
+            traffic.run(address, callers, _faults(replicas, number, fault, rng), least, has_plain=fault is _restart)
             print(f"{title}, {time.monotonic() - started:.0f} s")
             for kind, record in traffic.records.items():
                 print(f"  {record.described(kind)}", flush=True)

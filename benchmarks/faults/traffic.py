@@ -9,8 +9,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+import grpc
+
 from benchmarks.settings import SOURCE_LANGUAGE, TARGET_LANGUAGE
 from dragoman import AsyncClient, Client, DragomanError, TranslateOptions, Translation
+from dragoman._channel import channel_options
+from dragoman.v1 import translation_pb2 as pb
+from dragoman.v1 import translation_pb2_grpc
 
 _LANGUAGES: Final[Any] = {"source": SOURCE_LANGUAGE, "target": TARGET_LANGUAGE}
 _TIMEOUT_SECONDS: Final = 60.0
@@ -24,6 +29,8 @@ _STREAM_OPTIONS: Final[Sequence[TranslateOptions]] = (
 )
 
 UNARY, STREAM, EXCHANGE = "unary", "stream", "exchange"
+# Through gRPC alone: what fails is not sent again. Servers that are NOT_SERVING are left, as by the SDK.
+PLAIN = "plain"
 
 Answer = tuple[object, ...]
 
@@ -81,7 +88,15 @@ class Traffic:
         self._lock = threading.Lock()
         self._is_over = threading.Event()
 
-    def run(self, address: str, num_callers: int, faults: Callable[[], None], least: Mapping[str, int]) -> None:
+    def run(
+        self,
+        address: str,
+        num_callers: int,
+        faults: Callable[[], None],
+        least: Mapping[str, int],
+        *,
+        has_plain: bool = False,
+    ) -> None:
         """Puts `num_callers` of every kind on the servers, half of them async, until the faults are over.
 
         Args:
@@ -89,8 +104,9 @@ class Traffic:
             num_callers: of every kind.
             faults: does them; runs on a thread of its own.
             least: calls of a kind that are made in any case.
+            has_plain: whether there are callers, too, who send nothing again.
         """
-        self.records = {kind: Record() for kind in (UNARY, STREAM, EXCHANGE)}
+        self.records = {kind: Record() for kind in (UNARY, STREAM, EXCHANGE, *([PLAIN] if has_plain else []))}
         self._is_over.clear()
         failures: list[BaseException] = []
 
@@ -111,7 +127,8 @@ class Traffic:
                 threads += [threading.Thread(target=self._repeat, args=(call, client, number)) for call in calls]
             for thread in threads:
                 thread.start()
-            asyncio.run(self._run_async(address, num_callers - num_callers // 2))
+            num_async = num_callers - num_callers // 2
+            asyncio.run(self._run_async(address, num_async, num_async if has_plain else 0))
             for thread in threads:
                 thread.join()
         if failures:
@@ -156,17 +173,37 @@ class Traffic:
 
     # -- the same from asyncio
 
-    async def _run_async(self, address: str, num_callers: int) -> None:
-        async with AsyncClient(address, timeout=_TIMEOUT_SECONDS) as client:
+    async def _run_async(self, address: str, num_callers: int, num_plain: int) -> None:
+        options = [*channel_options(address, is_health_checked=True), ("grpc.enable_retries", 0)]
+        async with (
+            AsyncClient(address, timeout=_TIMEOUT_SECONDS) as client,
+            grpc.aio.insecure_channel(address, options) as channel,
+        ):
+            stub: Any = translation_pb2_grpc.TranslationServiceStub(channel)
 
-            async def repeat(call: Callable[[AsyncClient, int], Any], number: int) -> None:
+            async def repeat(call: Callable[[Any, int], Any], caller: object, number: int) -> None:
                 for turn in itertools.count(number * 17 + 5):
                     if self._is_over.is_set():
                         return
-                    await call(client, turn)
+                    await call(caller, turn)
 
             calls = (self._unary_async, self._stream_async, self._exchange_async)
-            await asyncio.gather(*(repeat(call, number) for number in range(num_callers) for call in calls))
+            await asyncio.gather(
+                *(repeat(call, client, number) for number in range(num_callers) for call in calls),
+                *(repeat(self._plain, stub, number) for number in range(num_plain)),
+            )
+
+    async def _plain(self, stub: Any, turn: int) -> None:
+        text, started = self._text(turn), time.monotonic()
+        languages: Any = {"source_language_code": SOURCE_LANGUAGE, "target_language_code": TARGET_LANGUAGE}
+        request = pb.TranslateRequest(inputs=[pb.TranslationInput(text=text)], **languages)
+        try:
+            response = await stub.Translate(request, timeout=_TIMEOUT_SECONDS)
+        except grpc.aio.AioRpcError as error:
+            self._failed(PLAIN, error)
+        else:
+            (result,) = response.results
+            self._done(PLAIN, started, result.translation.text == self._answers[text][0])
 
     async def _unary_async(self, client: AsyncClient, turn: int) -> None:
         text, started = self._text(turn), time.monotonic()

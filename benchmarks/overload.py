@@ -5,6 +5,9 @@ two, five and ten times as many calls, which come whether or not earlier ones we
 
     python -m benchmarks.overload [--seconds 120] [--times 2 5 10] [--deadlines 1 5 30]
 
+The sustained rate is measured before and after each load, and the mean is what is compared with, as what else
+the host does changes.
+
 The load generator needs a processor too, the same as the server: `--texts` and `--beam-size` make calls large enough
 for it, and for refusals, to be cheap beside the work that a call asks for. `--max-waiting` of the server bounds what is
 still to be done when the load ends, and so the time until it is as fast as before.
@@ -40,29 +43,33 @@ _RECOVERED_RATIO = 2.0  # a call alone takes no more than so many times what it 
 
 
 def overload(
-    server: Server, job: Job, sustained: float, times: float, deadline: float, alone_seconds: float
+    server: Server, job: Job, sustained_seconds: float, times: float, deadline: float, alone_seconds: float
 ) -> Iterator[Row]:
     """All figures of one load.
 
     Args:
         server: that is called.
         job: calls, without a rate.
-        sustained: answers a second that the server gives.
+        sustained_seconds: how long the rate is measured that the server sustains, before the load and after it.
         times: so many times as many calls are sent.
         deadline: of each, in seconds.
         alone_seconds: what a call takes when there is no other.
     """
     subject = replace(server.subject, setting=f"{times:g} times, {deadline:g} s")
+    first = _sustained(job, sustained_seconds)
     before = _resident_bytes(server.pid)
     with _health_seconds(server.address) as health:
-        outcome = drive(replace(job, rate=sustained * times, timeout_seconds=deadline))
+        outcome = drive(replace(job, rate=first * times, timeout_seconds=deadline))
     # Of calls that were sent last, answers are still to come for as long as a deadline: the server has less to do then.
     since = time.perf_counter() - max(0.0, outcome.seconds - job.seconds)
     recovery = _recovery_seconds(server.address, alone_seconds, since)
+    growth = (_resident_bytes(server.pid) - before) / 1e6
+    sustained = (first + _sustained(job, sustained_seconds)) / 2
 
     def row(metric: str, unit: str, value: float) -> Row:
         return Row("overload", subject, metric, unit, Summary.single(value))
 
+    yield row("sustained", "calls/s", sustained)
     yield row("answers in time, of the sustained rate", "%", 100 * _rate(outcome, job.seconds) / sustained)
     yield row("calls sent", "calls/s", len(outcome.latencies) / job.seconds)
     yield row("refused", "calls/s", len(outcome.refused_seconds) / job.seconds)
@@ -75,7 +82,12 @@ def overload(
         yield row("refusals without RetryInfo", "calls", outcome.num_without_retry_info)
     yield row("health p99", "ms", 1000 * percentile(health, 99))
     yield row("recovery", "s", recovery)
-    yield row("memory, growth", "MB", (_resident_bytes(server.pid) - before) / 1e6)
+    yield row("memory, growth", "MB", growth)
+
+
+def _sustained(job: Job, seconds: float) -> float:
+    """Answers a second to callers who wait for each."""
+    return _rate(drive(replace(job, seconds=seconds)), seconds)
 
 
 def _rate(outcome: Outcome, seconds: float) -> float:
@@ -147,26 +159,17 @@ def measure(
     beam: int,
     max_waiting: int,
 ) -> Iterator[Row]:
-    """The sustained rate, then every load."""
+    """Every load, each with the sustained rate of its time."""
     options = ("--max-waiting", str(max_waiting))
     with dragoman_server(default_model(), settings, *options, log=subprocess.DEVNULL) as server:
         num_callers = max(1, min(_NUM_TEXTS, max_waiting) // num_texts)
         job = Job(server.address, settings.sentences, seconds, None, num_callers, num_texts, beam_size=beam, seed=1)
         alone = _alone_seconds(server.address)
+        sustained_seconds = min(seconds, settings.load_seconds)
         drive(replace(job, seconds=min(seconds, _WARM_UP_SECONDS)))
-        outcome = drive(replace(job, seconds=min(seconds, settings.load_seconds)))
-        sustained = _rate(outcome, min(seconds, settings.load_seconds))
-        subject = replace(server.subject, setting="sustained")
-        yield Row(
-            "overload",
-            subject,
-            f"{num_callers} callers, {num_texts} texts a call",
-            "calls/s",
-            Summary.single(sustained),
-        )
         for times in all_times:
             for deadline in deadlines:
-                yield from overload(server, job, sustained, times, deadline, alone)
+                yield from overload(server, job, sustained_seconds, times, deadline, alone)
 
 
 def main(
@@ -175,7 +178,7 @@ def main(
     deadlines: Annotated[tuple[float, float, float], typer.Option(help="Of a call, in seconds.")] = (1, 5, 30),
     texts: Annotated[int, typer.Option(min=1, help="Texts in a call.")] = 64,
     beam_size: Annotated[int, typer.Option(min=1, help="Of every text.")] = 4,
-    max_waiting: Annotated[int, typer.Option(min=1, help="--max-waiting of the server.")] = 1024,
+    max_waiting: Annotated[int, typer.Option(min=1, help="--max-waiting of the server.")] = 512,
     sentences: Annotated[Path, typer.Option(help="File of English sentences, one a line.")] = SENTENCES,
     results: Annotated[Path, typer.Option(help="Folder for the results.")] = RESULTS,
     quick: Annotated[bool, typer.Option("--quick", help="Run all of the code, but measure nothing.")] = False,

@@ -107,7 +107,7 @@ def _mean_in_flight(log: Path, caller: str, begin: float, end: float) -> float:
     for line in map(json.loads, log.read_text(encoding="utf-8").splitlines()):
         if line["event"] == "call" and line["caller"] == caller and line["code"] == "OK":
             ended = datetime.fromisoformat(line["timestamp"]).timestamp()
-            started = ended - line["duration_seconds"]
+            started = ended - line["duration_seconds"] + line.get("waited_seconds", 0.0)
             total += max(0.0, min(ended, end) - max(started, begin))
     return total / (end - begin)
 

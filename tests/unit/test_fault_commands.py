@@ -47,20 +47,24 @@ def test_what_overload_is_said_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def drive(job: Job) -> Outcome:
         driven.append(job)
+        if job.rate is None:  # what is sustained: 30 answers in 5 s before, 50 after
+            return replace(OUTCOME, answered_at=[1.0] * (30 if len(driven) == 1 else 50))
         return OUTCOME
 
     monkeypatch.setattr(overload, "drive", drive)
     monkeypatch.setattr(overload, "_health_seconds", health)
     monkeypatch.setattr(overload, "_recovery_seconds", lambda *_: 1.5)
     job = Job(SERVER.address, ["Hello."], seconds=10.0)
-    rows = list(overload.overload(SERVER, job, sustained=8.0, times=5.0, deadline=1.0, alone_seconds=0.01))
-    assert (driven[0].rate, driven[0].timeout_seconds) == (40.0, 1.0)
+    rows = list(overload.overload(SERVER, job, sustained_seconds=5.0, times=5.0, deadline=1.0, alone_seconds=0.01))
+    assert [job.rate for job in driven] == [None, 30.0, None]
+    assert driven[1].timeout_seconds == 1.0
     assert {row.subject.setting for row in rows} == {"5 times, 1 s"}
     found = {row.metric: row.value.median for row in rows}
     assert found.pop("health p99") == pytest.approx(20.0, rel=0.95)
     assert found.pop("refusal p99") == pytest.approx(40.0, rel=0.3)
     assert abs(found.pop("memory, growth")) < 500.0
     assert found == {
+        "sustained": 8.0,
         "answers in time, of the sustained rate": pytest.approx(62.5),  # 50 in 10 s; those after the end do not count
         "calls sent": 10.0,
         "refused": 3.0,
@@ -78,7 +82,7 @@ def test_a_server_that_refuses_nobody_has_no_figures_of_refusals(monkeypatch: py
     monkeypatch.setattr(overload, "_health_seconds", lambda _: contextlib.nullcontext([0.001]))
     monkeypatch.setattr(overload, "_recovery_seconds", lambda *_: 0.1)
     job = Job(SERVER.address, ["Hello."], seconds=1.0)
-    rows = overload.overload(SERVER, job, sustained=1.0, times=2.0, deadline=5.0, alone_seconds=0.01)
+    rows = overload.overload(SERVER, job, sustained_seconds=1.0, times=2.0, deadline=5.0, alone_seconds=0.01)
     assert not any("refusal" in row.metric for row in rows)
 
 

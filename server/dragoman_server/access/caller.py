@@ -77,12 +77,13 @@ class Caller:
         return max(priority, self._grant.priority)
 
     @asynccontextmanager
-    async def call(self) -> AsyncIterator[None]:
-        """A call is in flight until the end of the context. Before, it may wait for a second.
+    async def call(self) -> AsyncIterator[float]:
+        """A call is in flight until the end of the context. Before, it may wait for a second; gives how long it did.
 
         Raises:
             TooManyCallsError: as many as may be are in flight, and none of them ends, or others wait.
         """
+        asked = self._clock()
         has_place, most = await self._places.take(), self._places.number
         if not has_place and most is not None:
             retry_after = max(_MIN_RETRY_SECONDS, self._call_seconds / most)
@@ -90,7 +91,7 @@ class Caller:
             raise TooManyCallsError(description, retry_after)
         started = self._clock()
         try:
-            yield
+            yield started - asked
         finally:
             self._places.leave()
             self._call_seconds += _WEIGHT_OF_LATEST * (self._clock() - started - self._call_seconds)

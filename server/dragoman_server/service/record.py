@@ -64,12 +64,14 @@ class CallRecord:
     Attributes:
         model: that wrote the answer, name@version.
         num_texts: of the call.
+        waited_seconds: until its caller had no more calls in flight than it may have.
         work: what models did, in the order in which it was begun; None where nobody wants to know.
         num_left_out: pieces of work that are not in there, because there were too many.
     """
 
     model: str = ""
     num_texts: int = 0
+    waited_seconds: float = 0.0
     work: list[Work] | None = None
     num_left_out: int = 0
 

@@ -46,7 +46,12 @@ class CallLog:
             fields |= {"request_id": arrival.request_id, "caller": context.caller.name or context.identity}
             record = context.record
             trace_id = "" if arrival.trace_parent is None else arrival.trace_parent.trace_id
-            for name, value in (("trace_id", trace_id), ("model", record.model), ("texts", record.num_texts)):
+            for name, value in (
+                ("trace_id", trace_id),
+                ("model", record.model),
+                ("texts", record.num_texts),
+                ("waited_seconds", round(record.waited_seconds, 3)),
+            ):
                 if value:
                     fields[name] = value
         info(logger, "call", fields)

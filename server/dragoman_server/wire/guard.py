@@ -213,7 +213,8 @@ class Guard(grpc.aio.ServerInterceptor):
                 raise DrainingError("the server is stopping")
             enter(arrival.context)
             with self.open_calls.opened(call):
-                async with call.scope, nullcontext() if is_health else caller.call():
+                async with call.scope, nullcontext(0.0) if is_health else caller.call() as waited:
+                    arrival.context.record.waited_seconds = waited
                     result = await answer(call, arrival)
             if not is_health:
                 context.set_trailing_metadata(((_REQUEST_ID, arrival.request_id),))

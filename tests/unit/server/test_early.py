@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
@@ -87,9 +88,10 @@ def attender(model: Model) -> Iterator[Attender]:
 
 async def taking(worker: AttentionWorker, seconds: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """Has the worker know that a pass takes so long."""
-    times = iter((0.0, seconds))
+    times = iter((0.0, 0.0, seconds))  # it is asked for, begins, ends
     with monkeypatch.context() as patched:
-        patched.setattr(time, "monotonic", lambda: next(times, seconds))
+        # Of this module alone: others ask for the time, too, whenever they like.
+        patched.setattr(worker_module, "time", SimpleNamespace(monotonic=lambda: next(times, seconds)))
         await worker.run(lambda _: None, math.inf)
     worker._last = time.monotonic()
     monkeypatch.setattr(worker_module, "_HALVING_SECONDS", 1e9)

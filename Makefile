@@ -63,7 +63,7 @@ faults: $(DEV)/.stamp ## Kill, overload and pester servers for some minutes, and
 	$(DEV)/bin/python -m benchmarks.faults.kill
 	$(DEV)/bin/python -m benchmarks.faults.connections --quick
 	$(DEV)/bin/python -m benchmarks.faults.rotation --rotations 10
-	$(DEV)/bin/python -m benchmarks.overload --seconds 10
+	$(DEV)/bin/python -m benchmarks.overload --seconds 5
 	$(DEV)/bin/python -m benchmarks.faults.soak --minutes 1
 
 faults-long: $(DEV)/.stamp ## The same for two hours: the long forms of all commands

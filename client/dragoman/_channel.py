@@ -22,8 +22,10 @@ ADMIN_ADDRESS_VARIABLE = "DRAGOMAN_ADMIN_ADDRESS"
 _HOST_AND_PORT = re.compile(
     r"(?P<resolver>dns:(?://[^/]*/)?)?(?P<host>[\w.-]+|\[(?P<ipv6>[^\[\]]+)\])(?::(?P<port>\d{1,5}))?", re.ASCII
 )
-# Targets of gRPC that are no host, or several addresses: passed on as they are.
-_OTHER_TARGETS = ("ipv4:", "ipv6:", "unix:", "unix-abstract:", "vsock:", "xds:")
+# Targets of gRPC that are several addresses.
+_LISTS = ("ipv4", "ipv6")
+# Those that are no host: passed on as they are.
+_OTHER_TARGETS = ("unix:", "unix-abstract:", "vsock:", "xds:")
 
 # A server that hangs, or whose network is gone, is left within the sum of both: pings follow each other so, and wait so
 # long for their answer. gRPC answers them on threads of its own, however busy the server is.
@@ -57,13 +59,36 @@ def resolve_address(address: str | None, default_port: int = DEFAULT_PORT) -> st
     address = address or os.environ.get(ADDRESS_VARIABLE) or DEFAULT_ADDRESS
     if address.startswith(_OTHER_TARGETS):
         return address
-    parts = _HOST_AND_PORT.fullmatch(address)
-    if parts is None or not _is_ipv6(parts["ipv6"]) or not 0 < int(parts["port"] or default_port) < 1 << 16:
+    kind, _, several = address.partition(":")
+    # gRPC itself would call addresses of a list that have no port on one of its own.
+    if kind in _LISTS:
+        resolved = [_with_port(each, kind, default_port) for each in several.split(",")]
+    else:
+        resolved = [_with_port(address, "", default_port)]
+    if not all(resolved):
         raise ValueError(
             f"address is {address!r}, must be HOST or HOST:PORT, as in {DEFAULT_ADDRESS!r} and '[::1]:{DEFAULT_PORT}', "
-            "or another target of gRPC, as in 'dns:///HOST:PORT' and 'unix:PATH'"
+            "or another target of gRPC, as in 'dns:///HOST:PORT', 'ipv4:10.0.0.1:50051,10.0.0.2:50051' and 'unix:PATH'"
         )
+    return f"{kind}:{','.join(resolved)}" if kind in _LISTS else resolved[0]
+
+
+def _with_port(address: str, kind: str, default_port: int) -> str:
+    """An address with a port, "" where it is none; of the kind "ipv4" or "ipv6" where one is given."""
+    parts = _HOST_AND_PORT.fullmatch(address)
+    if parts is None or not _is_ipv6(parts["ipv6"]) or not 0 < int(parts["port"] or default_port) < 1 << 16:
+        return ""
+    if kind and (parts["resolver"] or _kind_of(parts["ipv6"] or parts["host"]) != kind):
+        return ""
     return address if parts["port"] else f"{address}:{default_port}"
+
+
+def _kind_of(host: str) -> str:
+    """Of an address of numbers; "" of a name."""
+    try:
+        return f"ipv{ip_address(host).version}"
+    except ValueError:
+        return ""
 
 
 def _is_ipv6(host: str | None) -> bool:
@@ -86,7 +111,7 @@ def is_local(address: str) -> bool:
 def _listed(address: str) -> list[str]:
     """The addresses that a target names, one or several."""
     kind, _, rest = address.partition(":")
-    return rest.split(",") if kind in ("ipv4", "ipv6") else [address]
+    return rest.split(",") if kind in _LISTS else [address]
 
 
 def _is_here(parts: re.Match[str] | None) -> bool:

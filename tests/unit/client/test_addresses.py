@@ -17,6 +17,9 @@ from dragoman._channel import ADDRESS_VARIABLE, resolve_address
         ("dns://8.8.8.8/translate.example", "dns://8.8.8.8/translate.example:50051"),
         ("dns:translate.example", "dns:translate.example:50051"),
         ("dns:///[::1]", "dns:///[::1]:50051"),
+        ("ipv4:127.0.0.1", "ipv4:127.0.0.1:50051"),
+        ("ipv4:10.0.0.1,10.0.0.2:7", "ipv4:10.0.0.1:50051,10.0.0.2:7"),
+        ("ipv6:[::1]", "ipv6:[::1]:50051"),
     ],
 )
 def test_an_address_without_a_port_has_the_default_port(address: str, expected: str) -> None:
@@ -71,6 +74,13 @@ def test_no_address_is_that_of_the_environment_or_the_default(
         "[localhost]",
         "[]",
         "dns:///",
+        "ipv4:",
+        "ipv4:localhost",
+        "ipv4:10.0.0.1,",
+        "ipv4:[::1]",
+        "ipv4:dns:10.0.0.1",
+        "ipv6:10.0.0.1",
+        "ipv6:::1",
         "é:50051",
     ],
 )

@@ -51,6 +51,7 @@ _CALLS_A_CONNECTION = (
 )
 _WINDOW_BYTES = 60_000  # that a caller may send before the server says more
 _SECONDS = 60.0  # of each fault
+_CANCELLING_SECONDS = 240.0  # of cancellations: they are work, too, and in a minute so many would be most of the load
 
 
 @dataclass(frozen=True)
@@ -236,29 +237,32 @@ def main(
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     has_failed = False
     with _serving() as server:
-        faults: list[tuple[str, Callable[[], contextlib.AbstractContextManager[None]]]] = [
+        cancelling_seconds = _CANCELLING_SECONDS / share
+        faults: list[tuple[str, float, Callable[[], contextlib.AbstractContextManager[None]]]] = [
             (
                 f"{num_cancelled} cancelled calls",
-                lambda: _running(lambda: _cancel(server, num_cancelled, seconds, sentences)),
+                cancelling_seconds,
+                lambda: _running(lambda: _cancel(server, num_cancelled, cancelling_seconds, sentences)),
             ),
-            (f"{readers} streams that are not read", lambda: _unread(server, readers)),
-            (f"{connections} connections without a call", lambda: _idle(server, connections)),
+            (f"{readers} streams that are not read", seconds, lambda: _unread(server, readers)),
+            (f"{connections} connections without a call", seconds, lambda: _idle(server, connections)),
             (
                 f"{num_reset} calls reset at once",
+                seconds,
                 lambda: _running(lambda: _reset(server, num_reset, seconds, sentences)),
             ),
         ]
 
-        def others() -> list[float]:
+        def others(seconds: float) -> list[float]:
             return drive(Job(server.address, sentences, seconds, rate=_RATE)).latencies
 
-        others()  # pools and caches grow
-        usual = percentile(others(), 95)
+        others(seconds)  # pools and caches grow
+        usual = percentile(others(seconds), 95)
         print(f"others without a fault: p95 {usual * 1000:.0f} ms", flush=True)
-        for name, fault in faults:
+        for name, lasts, fault in faults:
             before = server.resources()
             with fault():
-                latencies = others()
+                latencies = others(lasts)
             left = _left_over(server, before)
             has_failed |= bool(left) or not all(map(math.isfinite, latencies))
             p95 = percentile(latencies, 95)

@@ -141,6 +141,11 @@ class Backend(contextlib.AbstractContextManager["Backend"]):
         )
 
     @property
+    def hangs(self) -> bool:
+        """Whether an engine has work and gets nowhere."""
+        return self._registry.stalled_seconds > _MAX_STALLED_SECONDS
+
+    @property
     def description(self) -> str:
         """The models and where they are decoded, for the line that says that they are served; of many the number."""
         serving = [entry for entry in self._registry.entries if entry.is_serving]
@@ -183,7 +188,7 @@ class Backend(contextlib.AbstractContextManager["Backend"]):
         Models that nobody uses give memory back, and those that were unloaded give back what Python holds of them.
         """
         before = self._ailment
-        if self._registry.stalled_seconds > _MAX_STALLED_SECONDS:
+        if self.hangs:
             self._ailment = "an engine hangs"
         else:
             is_serving = any(entry.is_serving for entry in self._registry.entries)

@@ -82,7 +82,8 @@ def test_streams_and_exchanges_come_through(client: Client, single: str) -> None
 
 def wrong(client: Client) -> list[Callable[[], object]]:
     """Calls that fail."""
-    long, pair = "x" * 30_000, {"source": "en", "target": "xx"}
+    long = "x" * 30_000
+    pair: dict[str, Any] = {"source": "en", "target": "xx"}
     return [
         lambda: client.translate("x", **pair),
         lambda: client.translate(long, beam_size=1000, **LANGUAGES),
@@ -125,12 +126,12 @@ def test_metadata_of_serve_and_of_callers_come_back(replicas: Cluster) -> None:
     )
     with grpc.insecure_channel(replicas.address) as channel:
         stub = translation_pb2_grpc.TranslationServiceStub(channel)
-        named = [("x-request-id", "mine"), ("multiplexed_model_id", "default"), ("application", "dragoman")]
+        named = (("x-request-id", "mine"), ("multiplexed_model_id", "default"), ("application", "dragoman"))
         _, call = stub.Translate.with_call(request, timeout=30, metadata=named)
         found = dict(call.trailing_metadata())
         assert found["x-request-id"] == "mine"
         assert found["request_id"]
-        _, call = stub.Translate.with_call(request, timeout=30, metadata=[("request_id", "serves")])
+        _, call = stub.Translate.with_call(request, timeout=30, metadata=(("request_id", "serves"),))
         found = dict(call.trailing_metadata())
         assert (found["x-request-id"], found["request_id"]) == ("serves", "serves")
 

@@ -58,6 +58,9 @@ class Servicer(translation_pb2_grpc.TranslationServiceServicer):
         async for request in requests:
             yield pb.ExchangeTranslationsResponse(id=request.input.id)
 
+    async def Score(self, request: pb.ScoreRequest, context: Any) -> pb.ScoreResponse:
+        raise NotImplementedError
+
 
 class ServesContext:
     """Of Serve's context, what matters here."""

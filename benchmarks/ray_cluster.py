@@ -39,25 +39,26 @@ class Cluster:
         os.kill(min(self.replicas()), signal.SIGKILL)
 
 
-def configuration(num_replicas: int, args: Mapping[str, Any], port: int) -> dict[str, Any]:
-    """`deploy/ray/dragoman.yaml`, for a machine of two CPUs: a fixed number of replicas with one each."""
+def configuration(num_replicas: int, most: int, args: Mapping[str, Any], port: int) -> dict[str, Any]:
+    """`deploy/ray/dragoman.yaml` with few replicas, of a CPU each."""
     found: dict[str, Any] = yaml.safe_load(_FILE.read_text(encoding="utf-8"))
     found["grpc_options"]["port"] = port
     found["http_options"]["port"] = 0
     (application,) = found["applications"]
     application["args"] = dict(args)
     (deployment,) = application["deployments"]
-    del deployment["autoscaling_config"]
-    deployment |= {"num_replicas": num_replicas, "ray_actor_options": {"num_cpus": 1}}
+    deployment["autoscaling_config"] |= {"min_replicas": num_replicas, "max_replicas": most}
+    deployment["ray_actor_options"] = {"num_cpus": 1}
     return found
 
 
 @contextlib.contextmanager
-def cluster(num_replicas: int, args: Mapping[str, Any] | None = None) -> Iterator[Cluster]:
+def cluster(num_replicas: int, most: int | None = None, args: Mapping[str, Any] | None = None) -> Iterator[Cluster]:
     """Yields when all replicas run; ends them with the context.
 
     Args:
         num_replicas: each with a CPU of Ray's two.
+        most: replicas that there may be where there are many calls; None is no more.
         args: of the application.
 
     Raises:
@@ -65,7 +66,7 @@ def cluster(num_replicas: int, args: Mapping[str, Any] | None = None) -> Iterato
     """
     (port,) = free_ports(1)
     with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
-        yaml.safe_dump(configuration(num_replicas, args or {}, port), file)
+        yaml.safe_dump(configuration(num_replicas, most or num_replicas, args or {}, port), file)
         file.flush()
         command = [str(PYTHON), "-m", "benchmarks.ray_host", file.name]
         # Else Ray makes a token and keeps it in the user's home.

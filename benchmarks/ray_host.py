@@ -20,7 +20,7 @@ def main(file: str) -> None:
     Raises:
         RuntimeError: an application does not start.
     """
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=200 << 20)
+    ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=200 << 20)
     cli(["run", "--non-blocking", file], standalone_mode=False)
     try:
         _wait()

@@ -6,6 +6,7 @@ import secrets
 import signal
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,8 @@ PYTHON: Final = ROOT / ".venv-ray/bin/python"
 """Of the environment that has Ray."""
 
 _FILE: Final = ROOT / "deploy/ray/dragoman.yaml"
+_PATIENCE_SECONDS: Final = 240.0
+_SECONDS_PER_LOOK: Final = 0.2
 _REPLICA: Final = b"ray::ServeReplica:dragoman:"
 
 
@@ -37,6 +40,18 @@ class Cluster:
     def kill(self) -> None:
         """Has the oldest replica end without a word."""
         os.kill(min(self.replicas()), signal.SIGKILL)
+
+    def wait(self, num_replicas: int) -> None:
+        """Returns when there are so many replicas.
+
+        Raises:
+            RuntimeError: they do not come.
+        """
+        give_up = time.monotonic() + _PATIENCE_SECONDS
+        while len(self.replicas()) < num_replicas:
+            if time.monotonic() > give_up:
+                raise RuntimeError(f"there are no {num_replicas} replicas")
+            time.sleep(_SECONDS_PER_LOOK)
 
 
 def configuration(num_replicas: int, most: int, args: Mapping[str, Any], port: int) -> dict[str, Any]:

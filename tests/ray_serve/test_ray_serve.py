@@ -22,6 +22,7 @@ pytestmark = pytest.mark.timeout(900)
 
 TEXTS = read_sentences(SENTENCES)
 NUM_CALLS, NUM_CALLERS = 2000, 16
+BEAM_SIZES = (1, 4)
 NUM_KILLS = 3
 LANGUAGES: dict[str, Any] = {"source": "en", "target": "fr"}
 
@@ -54,9 +55,10 @@ def answer(translation: Translation) -> object:
 
 
 def test_2000_calls_are_answered_as_by_a_single_server(replicas: Cluster, client: Client, single: str) -> None:
-    asked = [(text, beam_size) for beam_size in (1, 4) for text in TEXTS]
+    asked = [(text, beam_size) for beam_size in BEAM_SIZES for text in TEXTS]
     with Client(single) as server:
-        expected = {(t, beam): answer(server.translate(t, beam_size=beam, **LANGUAGES)) for t, beam in asked}
+        translations = [server.translate(TEXTS, beam_size=beam_size, **LANGUAGES) for beam_size in BEAM_SIZES]
+    expected = dict(zip(asked, map(answer, itertools.chain(*translations)), strict=True))
     calls = list(itertools.islice(itertools.cycle(asked), NUM_CALLS))
     with ThreadPoolExecutor(NUM_CALLERS) as callers:
         answers = list(callers.map(lambda a: answer(client.translate(a[0], beam_size=a[1], **LANGUAGES)), calls))
@@ -74,7 +76,7 @@ def test_streams_and_exchanges_come_through(client: Client, single: str) -> None
         expected = [answer(each) for each in server.translate([paragraph, *TEXTS], **LANGUAGES)]
     with client.stream(paragraph, **LANGUAGES) as stream:
         pieces = list(stream)
-    assert len(pieces) > 10
+    assert len(pieces) > 1
     assert ("".join(pieces), answer(stream.result)) == (stream.result.text, expected[0])
     exchanged = dict(client.exchange(TEXTS, **LANGUAGES))
     assert [answer(exchanged[index]) for index in range(len(TEXTS))] == expected[1:]  # type: ignore[arg-type]

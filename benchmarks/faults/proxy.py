@@ -68,7 +68,7 @@ def proxy(program: str, servers: Sequence[str]) -> Iterator[Proxy]:
     Raises:
         RuntimeError: it ended, or does not become ready.
     """
-    calls, admin, metrics = _free_ports(3)
+    calls, admin, metrics = free_ports(3)
     with tempfile.NamedTemporaryFile("w", suffix=".yaml", encoding="utf-8") as file:
         file.write(configuration(servers, calls, admin, metrics))
         file.flush()
@@ -90,7 +90,8 @@ def _wait(process: subprocess.Popen[bytes], url: str) -> None:
     raise RuntimeError(f"Envoy did not become ready (exit code {process.poll()})")
 
 
-def _free_ports(number: int) -> list[int]:
+def free_ports(number: int) -> list[int]:
+    """Ports of this machine that nobody listens on now."""
     with contextlib.ExitStack() as sockets:
         bound = [sockets.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(number)]
         return [listener.getsockname()[1] for listener in bound]

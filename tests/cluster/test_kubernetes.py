@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from dragoman_server.app import _MAX_STALLED_SECONDS
+from dragoman_server.backend import _MAX_STALLED_SECONDS
 from dragoman_server.bundle.bundle import embedded_bundle
 from dragoman_server.config import Config
 from dragoman_server.metrics import Metrics

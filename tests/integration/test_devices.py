@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from dragoman import AsyncClient
-from dragoman_server import app
+from dragoman_server import app, backend
 from dragoman_server.bundle.bundle import Bundle
 from dragoman_server.bundle.manifest import Precision
 from dragoman_server.config import Config, EngineOptions, ModelOptions
@@ -176,7 +176,7 @@ async def test_one_model_is_decoded_on_two_devices(
         return submit(engine, requests, *rest, **keywords)
 
     monkeypatch.setattr(Engine, "submit", count)
-    monkeypatch.setattr(app, "Hardware", partial(SeveralDevices, num_devices=2))
+    monkeypatch.setattr(backend, "Hardware", partial(SeveralDevices, num_devices=2))
     models = ModelOptions(model=(str(tiny_bundles["fp32"].folder),), trust_bundles=True)
     options = EngineOptions(lanes=1, num_threads=1, max_running=4, max_waiting=40)
     words = ["the small dog", "a red house", "a bird sees the old tree", "here", "the green river"]

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.certificates import Authority
-from dragoman_server import app
+from dragoman_server import backend
 from dragoman_server.access.tokens import Tokens
 from dragoman_server.bundle.bundle import Bundle
 from dragoman_server.config import AccessOptions
@@ -59,9 +59,9 @@ async def test_the_server_goes_on_with_what_fails(
     tokens.touch(0o600)
     tokens.write_text(f"alice sha256:{hashlib.sha256(b'a').hexdigest()}\n")
     access = AccessOptions(tls_certificate=certificate, tls_key=key, tokens=tokens)
-    for module, name in ((tls, "_SECONDS_PER_LOOK"), (app, "_SECONDS_PER_LOOK_AT_TOKENS")):
+    for module, name in ((tls, "_SECONDS_PER_LOOK"), (backend, "_SECONDS_PER_LOOK_AT_TOKENS")):
         monkeypatch.setattr(module, name, 0.01)
-    monkeypatch.setattr(app, "_SECONDS_PER_HEARTBEAT", 0.01)
+    monkeypatch.setattr(backend, "_SECONDS_PER_HEARTBEAT", 0.01)
     calls: list[object] = []
 
     def fail(*arguments: object) -> None:

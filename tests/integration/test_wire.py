@@ -20,7 +20,7 @@ from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 
 from dragoman.v1 import translation_pb2 as pb
 from dragoman.v1 import translation_pb2_grpc
-from dragoman_server import app
+from dragoman_server import app, backend
 from dragoman_server.bundle.bundle import Bundle
 from dragoman_server.config import Config, InputLimits
 from dragoman_server.engine.search_options import EarlyStopping, SearchOptions
@@ -393,7 +393,7 @@ async def test_watchers_learn_of_the_end_and_hold_up_nobody(server: RunningServe
 async def test_health_follows_the_heartbeat_of_the_engine(
     bundle: Bundle, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(app, "_SECONDS_PER_HEARTBEAT", 0.01)
+    monkeypatch.setattr(backend, "_SECONDS_PER_HEARTBEAT", 0.01)
     async with running_server(bundle, monkeypatch, capsys, CONFIG) as server:
         caller = Caller(server.address)
         multi_callable: grpc.aio.UnaryStreamMultiCallable[bytes, bytes] = caller.channel.unary_stream(WATCH)

@@ -9,30 +9,20 @@ import grpc
 from grpc_health.v1 import health, health_pb2_grpc
 
 from dragoman import _channel
-from dragoman.v1 import attention_pb2_grpc, models_pb2_grpc, translation_pb2_grpc
 from dragoman_server.access.tokens import Tokens
 from dragoman_server.errors import StartError
 from dragoman_server.metrics import Metrics
-from dragoman_server.service.attention import Attender
-from dragoman_server.service.translate import Translator
 from dragoman_server.tracing import Tracing
-from dragoman_server.wire import attention, inference, models, reflection, translation
+from dragoman_server.wire import reflection
 from dragoman_server.wire.addresses import check_free, with_port
-from dragoman_server.wire.attention import AttentionServicer
 from dragoman_server.wire.call_log import CallLog
-from dragoman_server.wire.generated import open_inference_pb2_grpc
 from dragoman_server.wire.guard import Guard
 from dragoman_server.wire.health import HealthServicer
-from dragoman_server.wire.inference import InferenceServicer
-from dragoman_server.wire.models import ModelAdminServicer, ModelServicer
 from dragoman_server.wire.reflection import add_reflection
-from dragoman_server.wire.translation import TranslationServicer
+from dragoman_server.wire.servicers import ADMIN_SERVICES, SERVICES, STREAM_RULES, Servicers
 
 if TYPE_CHECKING:  # imports a package that servers without TLS need not load
     from dragoman_server.wire.tls import Certificates
-
-_SERVICES = (translation.SERVICE_NAME, attention.SERVICE_NAME, models.SERVICE_NAME, inference.SERVICE_NAME)
-_ADMIN_SERVICES = (models.ADMIN_SERVICE_NAME, models.SERVICE_NAME)
 
 # gRPC cancels calls that it has received but not yet handed to us when a server stops, with a
 # code that callers do not retry. So a server stops only once it has looked for new calls so
@@ -111,7 +101,7 @@ class Server:
     ) -> None:
         self._certificates, self._tokens = certificates, tokens
         self._call_log, self._tracing = call_log, tracing
-        self.health = HealthServicer(_SERVICES)
+        self.health = HealthServicer(SERVICES)
         self._metrics, self._max_message_bytes = metrics, max_message_bytes
         self._guard, self._server, self.address = self._bound("listen", listen)
         self._guards, self._servers = [self._guard], [self._server]
@@ -124,7 +114,7 @@ class Server:
 
     def _bound(self, option: str, listen: str) -> tuple[Guard, grpc.aio.Server, str]:
         """A server that listens on an address, with a guard of its own, which knows its methods; and the port."""
-        rules = translation.STREAM_RULES | attention.STREAM_RULES | reflection.STREAM_RULES
+        rules = STREAM_RULES | reflection.STREAM_RULES
         guard = Guard(self._metrics, rules, self._tokens, self._call_log, self._tracing)
         server = grpc.aio.server(
             interceptors=[guard],
@@ -166,25 +156,18 @@ class Server:
 
     async def start(
         self,
-        translator: Translator,
-        attender: Attender,
-        inference_servicer: InferenceServicer,
-        model_servicer: ModelServicer,
-        admin: ModelAdminServicer,
+        servicers: Servicers,
         *,
         has_reflection: bool = False,
     ) -> None:
         """Takes calls from now on; health turns SERVING."""
-        translation_pb2_grpc.add_TranslationServiceServicer_to_server(TranslationServicer(translator), self._server)
-        attention_pb2_grpc.add_AttentionServiceServicer_to_server(AttentionServicer(attender), self._server)
-        open_inference_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(inference_servicer, self._server)
+        servicers.add_to(self._server)
         if self._admin is not None:
-            models_pb2_grpc.add_ModelAdminServiceServicer_to_server(admin, self._admin)
+            servicers.add_admin_to(self._admin)
         for server in self._servers:
-            models_pb2_grpc.add_ModelServiceServicer_to_server(model_servicer, server)
             health_pb2_grpc.add_HealthServicer_to_server(self.health, server)
             if has_reflection:
-                services = _ADMIN_SERVICES if server is self._admin else _SERVICES
+                services = ADMIN_SERVICES if server is self._admin else SERVICES
                 add_reflection(server, [*services, health.SERVICE_NAME])
             await server.start()
         await self.health.serve()

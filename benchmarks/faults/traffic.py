@@ -101,7 +101,7 @@ class Traffic:
 
         Args:
             address: what clients are made with: one for all sync callers and one for all async ones.
-            num_callers: of every kind.
+            num_callers: of every kind; of exchanges, which are many texts at a time, no more than two.
             faults: does them; runs on a thread of its own.
             least: calls of a kind that are made in any case.
             has_plain: whether there are callers, too, who send nothing again.
@@ -123,7 +123,7 @@ class Traffic:
         with Client(address, timeout=_TIMEOUT_SECONDS) as client:
             threads = [threading.Thread(target=do_faults)]
             for number in range(num_callers // 2):
-                calls = (self._unary, self._stream, self._exchange)
+                calls = (self._unary, self._stream, *([self._exchange] if number == 0 else []))
                 threads += [threading.Thread(target=self._repeat, args=(call, client, number)) for call in calls]
             for thread in threads:
                 thread.start()
@@ -187,8 +187,9 @@ class Traffic:
                         return
                     await call(caller, turn)
 
-            calls = (self._unary_async, self._stream_async, self._exchange_async)
+            calls = (self._unary_async, self._stream_async)
             await asyncio.gather(
+                repeat(self._exchange_async, client, 0),
                 *(repeat(call, client, number) for number in range(num_callers) for call in calls),
                 *(repeat(self._plain, stub, number) for number in range(num_plain)),
             )

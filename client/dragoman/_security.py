@@ -93,7 +93,7 @@ class Security:
         if self.credentials is None:
             return (
                 f"no server can be reached: is dragoman-server running at {address}? What listens there closed the "
-                "connection: it may want TLS, see tls="
+                f"connection: it may want TLS, see tls= ({TLS_VARIABLE})"
                 if is_closed
                 else None
             )
@@ -101,8 +101,8 @@ class Security:
             return f"the server at {address} does not speak TLS: was it started without --tls-certificate?"
         if found := re.search(r"CERTIFICATE_VERIFY_FAILED: ([\w ,'-]+)", message):
             return (
-                f"the certificate of the server at {address} is not trusted ({found[1]}): tls= names the file of the "
-                "authorities that are"
+                f"the certificate of the server at {address} is not trusted ({found[1]}): tls= ({TLS_VARIABLE}) names "
+                "the file of the authorities that are"
             )
         if "Hostname Verification Check failed" in message:
             return f"the certificate of the server at {address} is one for another name"
@@ -115,7 +115,7 @@ class Security:
             )
         return (
             f"the server at {address} ended the handshake of TLS: it may want a certificate of this client, see "
-            "dragoman.Tls"
+            f"dragoman.Tls ({CERTIFICATE_VARIABLE})"
         )
 
 
@@ -141,7 +141,7 @@ def secure(address: str, tls: TlsChoice, token: str | None) -> Security:
         raise ValueError(f"the token is empty: leave token= out for that of {TOKEN_VARIABLE}, or for none")
     token = token or os.environ.get(TOKEN_VARIABLE, "").strip() or None
     if token is not None and not _TOKEN.fullmatch(token):
-        raise ValueError("the token has characters other than visible ASCII: no token has")
+        raise ValueError("the token has characters other than visible ASCII, such as a space or the end of a line")
     if tls == "":
         raise ValueError(f"tls is the path of a file and empty: leave it out for what {TLS_VARIABLE} says, or for none")
     choice = tls_of_environment() if tls is None else tls

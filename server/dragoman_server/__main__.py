@@ -7,7 +7,6 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from dragoman._extras import require_extra
 from dragoman_server.ending import leave
 from dragoman_server.errors import StartError
 
@@ -49,7 +48,8 @@ def _open_standard_files() -> None:
 
 
 def _run() -> int:
-    with _ending_at_once(), require_extra("server"):
+    with _ending_at_once(), _requiring_the_server():
+        # None of these imports gRPC, which reads then what the log is to have of it.
         from dragoman_server.cli import read_config
         from dragoman_server.log import configure
 
@@ -62,6 +62,18 @@ def _run() -> int:
         # After the options: it takes most of a second to import, and what is wrong with them is told at once.
         from dragoman_server.app import serve
     return asyncio.run(serve(config))
+
+
+@contextmanager
+def _requiring_the_server() -> Iterator[None]:
+    """Ends the program with a line that names the extra where a package is missing."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        from dragoman._extras import require_extra
+
+        with require_extra("server"):
+            raise error
 
 
 @contextmanager

@@ -10,9 +10,8 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby, pairwise
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
-from dragoman import __version__
 from dragoman_server.config import CONFIG_FILE, OPTIONS, Config
 from dragoman_server.errors import StartError
 
@@ -89,6 +88,16 @@ class _Formatter(argparse.HelpFormatter):
         return str(action.metavar or default_metavar)
 
 
+class _Version(argparse.Action):
+    """Prints the version, which is the client's: its import is that of gRPC, which must wait for the options."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
+        from dragoman import __version__
+
+        print(f"dragoman-server {__version__}")
+        parser.exit()
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "dragoman-server",
@@ -112,8 +121,7 @@ def _parser() -> argparse.ArgumentParser:
                 help=f"{option.about.help} Default: {option.default_text}. Variable: {option.variable}",
             )
     others = parser.add_argument_group("Other")
-    version = f"dragoman-server {__version__}"
-    others.add_argument("--version", action="version", version=version, help="Print the version and exit.")
+    others.add_argument("--version", action=_Version, nargs=0, help="Print the version and exit.")
     others.add_argument("--help", action="help", help="Print this and exit.")
     return parser
 

@@ -11,7 +11,6 @@ from typing import Annotated, Any, ClassVar, Final, Literal
 
 from msgspec import Meta
 
-from dragoman.types import Vocabulary
 from dragoman_server.errors import StartError
 from dragoman_server.option import About, Option, build, options_of, values_of
 from dragoman_server.option_texts import (
@@ -86,8 +85,9 @@ class ModelOptions:
         ),
     ] = "auto"
 
+    # The SDK's Vocabulary, whose import would be that of gRPC: see __main__.py.
     vocabulary: Annotated[
-        Vocabulary,
+        Literal["full", "language", "shortlist"],
         About(
             "What the tokens of translations are chosen from where a call does not say. full: all tokens of the model. "
             "language: the list of the target language. shortlist: for each segment, the likely translations of its "

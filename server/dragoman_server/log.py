@@ -39,7 +39,7 @@ def configure(form: Literal["console", "json"], stream: TextIO) -> None:
     """Has all that is logged in this process, also by libraries, go to `stream`."""
     render: _Render | None = None
     if form == "json":
-        # gRPC's core writes lines of its own to stderr, which are no JSON. It reads this when it is first used.
+        # gRPC's core writes lines of its own to stderr, which are no JSON. It reads this when it is imported.
         os.environ.setdefault("GRPC_VERBOSITY", "NONE")
         # So do Python's warnings, and threads that end of a fault.
         logging.captureWarnings(True)

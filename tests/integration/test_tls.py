@@ -4,6 +4,8 @@ import asyncio
 import errno
 import logging
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -205,6 +207,17 @@ def test_what_grpc_cannot_use_is_not_tried_at_each_look(
         patched.undo()
     certificates.look()
     assert _reloads(metrics) == {"ok": 1, "failed": 1}
+
+
+def test_where_the_log_is_json_grpc_writes_no_lines_of_its_own(tmp_path: Path) -> None:
+    certificate, key = RSA_PSS.save(tmp_path, "server")
+    options = ["--log-format", "json", "--tls-certificate", certificate, "--tls-key", key]
+    command = [sys.executable, "-m", "dragoman_server", *options]
+    environ = {name: value for name, value in os.environ.items() if name != "GRPC_VERBOSITY"}
+    ended = subprocess.run(command, env=environ, capture_output=True, text=True, check=False)
+    assert ended.returncode == 2
+    (line,) = ended.stderr.splitlines()
+    assert _NO_HANDSHAKE in line
 
 
 def test_a_machine_without_descriptors_is_not_the_certificates_fault(

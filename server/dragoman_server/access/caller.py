@@ -16,6 +16,8 @@ from dragoman_server.errors import PermissionDeniedError, RateLimitedError, TooM
 # Of the duration of calls, for an estimate of when one of them ends: the weight of the latest in the mean.
 _WEIGHT_OF_LATEST = 0.1
 _FIRST_CALL_SECONDS = 0.5
+# What a call counts at most: a stream that was open for hours says nothing of when the others end.
+_MAX_CALL_SECONDS = 10.0
 _MIN_RETRY_SECONDS = 0.01
 
 
@@ -94,7 +96,8 @@ class Caller:
             yield started - asked
         finally:
             self._places.leave()
-            self._call_seconds += _WEIGHT_OF_LATEST * (self._clock() - started - self._call_seconds)
+            latest = min(self._clock() - started, _MAX_CALL_SECONDS)
+            self._call_seconds += _WEIGHT_OF_LATEST * (latest - self._call_seconds)
 
     def take(self, num_texts: int) -> None:
         """Lets the texts of a call in, which cannot wait.

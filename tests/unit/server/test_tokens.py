@@ -363,6 +363,18 @@ async def test_calls_in_flight_are_limited(monkeypatch: pytest.MonkeyPatch) -> N
         pass
 
 
+async def test_a_stream_of_hours_does_not_send_calls_away_for_minutes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dragoman_server.access.places._MAX_WAITING_SECONDS", 0.01)
+    clock = Clock()
+    caller = Caller("alice", Grant(concurrency=1), clock)
+    async with caller.call():
+        clock.now += 3 * 3600
+    async with caller.call():
+        with pytest.raises(TooManyCallsError) as caught:
+            await caller.call().__aenter__()
+        assert 0.5 < caught.value.retry_after_seconds < 2
+
+
 async def test_a_call_that_waits_comes_in_when_its_caller_may_have_more() -> None:
     caller = Caller("alice", Grant(concurrency=1))
     async with caller.call():

@@ -86,7 +86,7 @@ class Traffic:
                 for options in _STREAM_OPTIONS
             ]
         self._lock = threading.Lock()
-        self._is_over = threading.Event()
+        self._are_over: frozenset[str] = frozenset()  # kinds of which no more calls are made
 
     def run(
         self,
@@ -107,24 +107,26 @@ class Traffic:
             has_plain: whether there are callers, too, who send nothing again.
         """
         self.records = {kind: Record() for kind in (UNARY, STREAM, EXCHANGE, *([PLAIN] if has_plain else []))}
-        self._is_over.clear()
+        self._are_over = frozenset()
         failures: list[BaseException] = []
 
         def do_faults() -> None:
             try:
                 faults()
-                while any(self.records[kind].num_done < number for kind, number in least.items()):
+                while missing := {kind for kind, number in least.items() if self.records[kind].num_done < number}:
+                    self._are_over = frozenset(self.records) - missing
                     time.sleep(0.1)
             except BaseException as error:
                 failures.append(error)
             finally:
-                self._is_over.set()
+                self._are_over = frozenset(self.records)
 
         with Client(address, timeout=_TIMEOUT_SECONDS) as client:
             threads = [threading.Thread(target=do_faults)]
             for number in range(num_callers // 2):
-                calls = (self._unary, self._stream, *([self._exchange] if number == 0 else []))
-                threads += [threading.Thread(target=self._repeat, args=(call, client, number)) for call in calls]
+                calls = [(UNARY, self._unary), (STREAM, self._stream)]
+                calls += [(EXCHANGE, self._exchange)] if number == 0 else []
+                threads += [threading.Thread(target=self._repeat, args=(*call, client, number)) for call in calls]
             for thread in threads:
                 thread.start()
             num_async = num_callers - num_callers // 2
@@ -136,9 +138,9 @@ class Traffic:
 
     # -- the calls, from threads
 
-    def _repeat(self, call: Callable[[Client, int], None], client: Client, number: int) -> None:
+    def _repeat(self, kind: str, call: Callable[[Client, int], None], client: Client, number: int) -> None:
         for turn in itertools.count(number * 31):
-            if self._is_over.is_set():
+            if kind in self._are_over:
                 return
             call(client, turn)
 
@@ -181,17 +183,17 @@ class Traffic:
         ):
             stub: Any = translation_pb2_grpc.TranslationServiceStub(channel)
 
-            async def repeat(call: Callable[[Any, int], Any], caller: object, number: int) -> None:
+            async def repeat(kind: str, call: Callable[[Any, int], Any], caller: object, number: int) -> None:
                 for turn in itertools.count(number * 17 + 5):
-                    if self._is_over.is_set():
+                    if kind in self._are_over:
                         return
                     await call(caller, turn)
 
-            calls = (self._unary_async, self._stream_async)
             await asyncio.gather(
-                repeat(self._exchange_async, client, 0),
-                *(repeat(call, client, number) for number in range(num_callers) for call in calls),
-                *(repeat(self._plain, stub, number) for number in range(num_plain)),
+                repeat(EXCHANGE, self._exchange_async, client, 0),
+                *(repeat(UNARY, self._unary_async, client, number) for number in range(num_callers)),
+                *(repeat(STREAM, self._stream_async, client, number) for number in range(num_callers)),
+                *(repeat(PLAIN, self._plain, stub, number) for number in range(num_plain)),
             )
 
     async def _plain(self, stub: Any, turn: int) -> None:

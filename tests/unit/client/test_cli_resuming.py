@@ -5,7 +5,7 @@ import json
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import grpc
@@ -358,12 +358,3 @@ def test_it_needs_two_files(work: Work, missing: str) -> None:
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 2
     assert "--resume needs files" in result.stderr
-
-
-@pytest.fixture(autouse=True)
-def no_patience_is_left(work: Work) -> Iterator[None]:
-    """No thread of a run outlives it."""
-    yield
-    for thread in threading.enumerate():
-        if thread.name.startswith("ThreadPoolExecutor"):
-            thread.join(5)

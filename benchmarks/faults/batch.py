@@ -39,7 +39,9 @@ def main(
         write_lines(source, read_sentences(sentences), lines)
         job = Job(source, target(servers))
         seconds = job.run(folder / "single")
-        print(f"{lines} lines, {replicas} replicas, one run: {seconds:.1f} s, {lines / seconds:.0f} lines/s", flush=True)
+        print(
+            f"{lines} lines, {replicas} replicas, one run: {seconds:.1f} s, {lines / seconds:.0f} lines/s", flush=True
+        )
         output, began = folder / "killed", time.monotonic()
         for turn in range(kills):
             num_lines = job.run_until(output, lines * (turn + 1) // (kills + 1))

@@ -50,4 +50,4 @@ def test_the_number_of_processes_leaves_room() -> None:
     assert num_processes(costs(), 4, 1) == 1
     assert num_processes(costs(), 4, 0.69 * per_process) == 1
     assert num_processes(costs(), 4, 0.71 * per_process) == 2
-    assert num_processes(costs(), 4, 70 * per_process) == 100
+    assert num_processes(costs(), 4, 69.9 * per_process) == 100

@@ -11,13 +11,14 @@ import itertools
 import os
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from queue import SimpleQueue
 from subprocess import DEVNULL
 from typing import Any
+from unittest import mock
 
 import onnxruntime
 
@@ -98,7 +99,7 @@ def _sentence(model: Model, settings: Settings, num_rows: int) -> Sentence:
     most = model.bundle.manifest.limits.max_target_tokens
     requests = itertools.cycle([Request(source, limit or min(3 * len(source) + 32, most)) for source in sources])
     done: SimpleQueue[Any] = SimpleQueue()
-    with dragoman(model, 1, num_rows, lanes=1) as system:
+    with _one_cpu(), dragoman(model, 1, num_rows, lanes=1) as system:
 
         def submit(number: int) -> None:
             for future in system.engine.submit([*itertools.islice(requests, number)]):
@@ -124,6 +125,17 @@ def _sentence(model: Model, settings: Settings, num_rows: int) -> Sentence:
     return Sentence(seconds / num_sentences, (seconds - computing) / num_sentences, num_tokens / num_sentences)
 
 
+@contextmanager
+def _one_cpu() -> Iterator[None]:
+    """For all threads that are started meanwhile: a large model's only lane would compute with those of all CPUs."""
+    cpus = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(cpus)})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, cpus)
+
+
 def _seconds_of_others() -> float:
     """CPU time of all threads but this one, which does what a server's event loop does."""
     return time.process_time() - time.thread_time()
@@ -133,18 +145,20 @@ def _seconds_of_others() -> float:
 def _timed_inference() -> Iterator[list[float]]:
     """The CPU time of each run of ONNX Runtime by the calling thread, which is all of it where it has one thread."""
     spent: list[float] = []
-    original = onnxruntime.InferenceSession.run_with_iobinding
 
-    def timed(*args: Any, **options: Any) -> None:
-        began = time.thread_time()
-        original(*args, **options)
-        spent.append(time.thread_time() - began)
+    def timed(run: Callable[..., Any]) -> Callable[..., Any]:
+        def timed_run(*args: Any, **options: Any) -> Any:
+            began = time.thread_time()
+            try:
+                return run(*args, **options)
+            finally:
+                spent.append(time.thread_time() - began)
 
-    onnxruntime.InferenceSession.run_with_iobinding = timed
-    try:
+        return timed_run
+
+    session = onnxruntime.InferenceSession
+    with mock.patch.multiple(session, run=timed(session.run), run_with_iobinding=timed(session.run_with_iobinding)):
         yield spent
-    finally:
-        onnxruntime.InferenceSession.run_with_iobinding = original
 
 
 def _wire_seconds(server: Server, settings: Settings, num_callers: int, texts_per_call: int) -> float:

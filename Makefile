@@ -68,6 +68,7 @@ faults: $(DEV)/.stamp ## Kill, overload and pester servers for some minutes, and
 	$(DEV)/bin/python -m benchmarks.faults.kill
 	$(DEV)/bin/python -m benchmarks.faults.connections --quick
 	$(DEV)/bin/python -m benchmarks.faults.rotation --rotations 10
+	$(DEV)/bin/python -m benchmarks.faults.batch
 	$(DEV)/bin/python -m benchmarks.overload --seconds 5
 	$(DEV)/bin/python -m benchmarks.faults.soak --minutes 1
 
@@ -76,6 +77,7 @@ faults-long: $(DEV)/.stamp ## The same for two hours: the long forms of all comm
 	$(DEV)/bin/python -m benchmarks.faults.kill --kills 100 --restarts 20 --hangs 3 --unary 50000 --streams 5000
 	$(DEV)/bin/python -m benchmarks.faults.connections
 	$(DEV)/bin/python -m benchmarks.faults.rotation
+	$(DEV)/bin/python -m benchmarks.faults.batch --lines 100000
 	$(DEV)/bin/python -m benchmarks.overload
 	$(DEV)/bin/python -m benchmarks.faults.soak
 

@@ -105,10 +105,10 @@ def is_local(address: str) -> bool:
     """Whether what is sent to an address, one of `resolve_address`, stays on this machine, see `channel_options`."""
     if address.startswith(("unix:", "unix-abstract:")):
         return True
-    return all(map(_is_here, map(_HOST_AND_PORT.fullmatch, _listed(address))))
+    return all(map(_is_here, map(_HOST_AND_PORT.fullmatch, listed(address))))
 
 
-def _listed(address: str) -> list[str]:
+def listed(address: str) -> list[str]:
     """The addresses that a target names, one or several."""
     kind, _, rest = address.partition(":")
     return rest.split(",") if kind in _LISTS else [address]

@@ -219,5 +219,6 @@ def test_the_guide_points_prometheus_to_a_server_without_containers(tmp_path: Pa
     assert [job["static_configs"] for job in config["scrape_configs"]] == [
         [{"targets": ["localhost:9464"]}],
         [{"targets": []}],
+        [{"targets": []}],
     ]
     assert config["alerting"]["alertmanagers"] == [{"static_configs": [{"targets": ["localhost:9093"]}]}]

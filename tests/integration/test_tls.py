@@ -211,7 +211,7 @@ def test_what_grpc_cannot_use_is_not_tried_at_each_look(
 
 def test_where_the_log_is_json_grpc_writes_no_lines_of_its_own(tmp_path: Path) -> None:
     certificate, key = RSA_PSS.save(tmp_path, "server")
-    options = ["--log-format", "json", "--tls-certificate", certificate, "--tls-key", key]
+    options = ["--log-format", "json", "--tls-certificate", str(certificate), "--tls-key", str(key)]
     command = [sys.executable, "-m", "dragoman_server", *options]
     environ = {name: value for name, value in os.environ.items() if name != "GRPC_VERBOSITY"}
     ended = subprocess.run(command, env=environ, capture_output=True, text=True, check=False)

@@ -62,7 +62,7 @@ def write_config(folder: Path, targets: Mapping[str, str], alertmanager: str | N
         faster: what all durations of the rules are divided by. Thresholds stay: what an alert compares with.
     """
     config = yaml.safe_load(CONFIG.read_text())
-    assert [job["job_name"] for job in config["scrape_configs"]] == ["dragoman", "dcgm"]
+    assert [job["job_name"] for job in config["scrape_configs"]] == ["dragoman", "dcgm", "envoy"]
     config["scrape_configs"] = [
         {"job_name": name, "static_configs": [{"targets": [target]}]} for name, target in targets.items()
     ]

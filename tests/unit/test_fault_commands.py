@@ -18,13 +18,13 @@ import typer
 
 from benchmarks import guard, overload
 from benchmarks.certificates import Authority
-from benchmarks.faults import kill, rotation
+from benchmarks.faults import batch, kill, rotation
 from benchmarks.faults.fleet import Replica, target
 from benchmarks.faults.traffic import EXCHANGE, STREAM, UNARY, Record
 from benchmarks.load import Job, Outcome
 from benchmarks.report import Subject
 from benchmarks.servers import Server
-from benchmarks.settings import Settings
+from benchmarks.settings import SENTENCES, Settings
 
 SERVER = Server(Subject("Dragoman server", "1", "int8", 1, "default"), "127.0.0.1:1", os.getpid())
 OUTCOME = Outcome(
@@ -168,6 +168,61 @@ def test_faults_hit_one_replica_after_the_other_and_a_failed_call_is_told(
 
 def test_one_target_stands_for_all_replicas() -> None:
     assert target([Replica(1, ()), Replica(2, ())]) == "ipv4:127.0.0.1:1,127.0.0.1:2"
+
+
+# -- large files -------------------------------------------------------------------------------------------------------
+
+
+class FakeJob:
+    """Writes the lines in capitals; a run that was killed before may leave one out."""
+
+    is_complete = True
+
+    def __init__(self, source: Path, address: str) -> None:
+        assert address == "ipv4:127.0.0.1:0,127.0.0.1:1,127.0.0.1:2"
+        self._source = source
+        self.killed_at: list[int] = []
+
+    def run(self, output: Path) -> float:
+        lines = self._source.read_bytes().upper().splitlines(keepends=True)
+        output.write_bytes(b"".join(lines[1 if self.killed_at and not self.is_complete else 0 :]))
+        return 2.0
+
+    def run_until(self, output: Path, num_lines: int) -> int:
+        self.killed_at.append(num_lines)
+        assert self.killed_at in ([30], [30, 60])
+        return num_lines
+
+
+@pytest.mark.parametrize("is_complete", [True, False])
+def test_a_file_of_killed_runs_is_compared_with_that_of_one(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], is_complete: bool
+) -> None:
+    done: list[tuple[int, str]] = []
+
+    @contextlib.contextmanager
+    def fleet(number: int) -> Iterator[list[FakeReplica]]:
+        yield [FakeReplica(index, done) for index in range(number)]
+
+    monkeypatch.setattr(batch, "fleet", fleet)
+    monkeypatch.setattr(batch, "Job", FakeJob)
+    monkeypatch.setattr(FakeJob, "is_complete", is_complete)
+    with pytest.raises(typer.Exit) as ended:
+        batch.main(lines=90, replicas=3, sentences=SENTENCES, kills=2)
+    assert ended.value.exit_code == (0 if is_complete else 1)
+    assert done == [(0, "kill"), (0, "start")]
+    assert ("\n0 lines differ" in capsys.readouterr().out) == is_complete
+
+
+def test_lines_come_again_and_their_differences_are_counted(tmp_path: Path) -> None:
+    one, other = tmp_path / "one", tmp_path / "other"
+    batch.write_lines(one, ("a", "b"), 2_001)
+    lines = one.read_bytes().split(b"\n")
+    assert (len(lines), lines[:3], lines[999], lines[1_999:]) == (2_002, [b"a", b"b", b"a"], b"", [b"", b"a", b""])
+    other.write_bytes(b"\n".join([b"c", *lines[1:-2]]) + b"\n")
+    assert batch.difference(one, one) == 0
+    assert batch.difference(one, other) == 2
+    assert batch.recorded(tmp_path / "none") == 0
 
 
 # -- protection --------------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ _Result = TypeVar("_Result")
 
 
 def in_order(
-    answer: Callable[[_Job], _Result], batches: Iterable[Iterable[_Job]], *, num_in_flight: int
+    answer: Callable[[_Job], _Result], batches: Iterable[Iterable[_Job]], *, num_in_flight: int, num_ahead: int = 0
 ) -> Generator[_Result, None, None]:
     """The answers to all jobs.
 
@@ -21,6 +21,8 @@ def in_order(
         answer: makes the call for a job, on a thread. What it raises is raised here, after the answers before.
         batches: the jobs, as many at a time as are there.
         num_in_flight: how many calls are under way at a time.
+        num_ahead: how many more jobs are taken while the first answer is waited for, so that one that is slow in coming
+            does not hold up the others.
     """
     pool = ThreadPoolExecutor(num_in_flight)
     under_way: deque[Future[_Result]] = deque()
@@ -28,7 +30,7 @@ def in_order(
         for batch in batches:
             for job in batch:
                 under_way.append(pool.submit(answer, job))
-                if len(under_way) == num_in_flight:
+                if len(under_way) == num_in_flight + num_ahead:
                     yield _result(under_way.popleft())
             while under_way:
                 yield _result(under_way.popleft())

@@ -2,18 +2,18 @@
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from itertools import chain
 from pathlib import Path
-from typing import Annotated, BinaryIO
+from typing import Annotated
 
 import typer
 
 from dragoman import __version__
-from dragoman._channel import DEFAULT_ADDRESS
+from dragoman._channel import DEFAULT_ADDRESS, listed
 from dragoman.cli import attention, models
-from dragoman.cli.answers import complaint, describe, standard_output, unanswered, write_all
+from dragoman.cli.answers import CALLS_IN_FLIGHT, describe, standard_output, stream_all, write_all
 from dragoman.cli.exits import FAILED, UNREACHABLE, Commands
 from dragoman.cli.lines import Input, Line, argument, count_lines, pair, read_lines, standard_input
 from dragoman.cli.options import (
@@ -28,6 +28,7 @@ from dragoman.cli.options import (
     secured,
 )
 from dragoman.cli.parsing import TextCommand
+from dragoman.cli.resuming import translate_file
 from dragoman.errors import DragomanError, InvalidArgumentError, UnavailableError
 from dragoman.types import Score, TranslateOptions, Translation
 
@@ -81,6 +82,14 @@ def translate(
     output_file: Annotated[
         Path | None,
         typer.Option("--output", dir_okay=False, help="Write to FILE, not to standard output."),
+    ] = None,
+    is_resuming: Annotated[
+        bool,
+        typer.Option("--resume", help="Go on where this command was ended. Until all is done, lines go to FILE.part."),
+    ] = False,
+    num_calls: Annotated[
+        int | None,
+        typer.Option("--calls", min=1, help="Calls under way at a time. Default: 2 for each server in the address."),
     ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Write one JSON object per text, with all hypotheses and details.")
@@ -152,6 +161,9 @@ def translate(
     The answer to line i is line i. It stays empty where that line cannot be translated, with
     the reason on standard error; the exit status is then 1.
 
+    With --resume the servers may go away for up to ten minutes. A run that was ended goes on when
+    the command is given again, and the file in the end is that of a single run.
+
     Decoding is greedy, a beam search with --beam-size above 1, or sampling with any option of
     that group, unless the model has another default.
     """
@@ -159,6 +171,8 @@ def translate(
         raise typer.BadParameter("Give texts or --input, not both.")
     if input_file and output_file and output_file.exists() and output_file.samefile(input_file):
         raise typer.BadParameter("--output would overwrite --input.")
+    if is_resuming and (is_streaming or not (input_file and input_file.is_file() and output_file)):
+        raise typer.BadParameter("--resume needs files as --input and --output, and has no --stream.")
     if is_streaming and as_json:
         raise typer.BadParameter("--stream writes text, not --json.")
     if is_streaming and show_signals:
@@ -182,18 +196,10 @@ def translate(
         "suppressed_words": suppressed_words or (),
         "vocabulary": None if vocabulary == "default" else vocabulary,
     }
+    num_calls = num_calls or CALLS_IN_FLIGHT * len(listed(address))
+    show = _translation_to_json if as_json else _text
     with ExitStack() as stack:
         client = stack.enter_context(connected(address, timeout))
-        num_lines = len(texts) if texts else None
-        batches: Iterable[Sequence[Line]]
-        if texts:
-            batches = [[argument(text) for text in texts]]
-        elif input_file:
-            num_lines = count_lines(input_file)
-            batches = read_lines(stack.enter_context(input_file.open("rb")))
-        else:
-            batches = read_lines(standard_input("Give texts, or --input FILE, or pipe lines in."))
-        out = stack.enter_context(output_file.open("wb")) if output_file else standard_output()
 
         def translated(group: list[Input]) -> list[Translation | DragomanError]:
             return client.translate(
@@ -209,14 +215,37 @@ def translate(
         def stream(text: str) -> Iterable[str]:
             return client.stream(text, source=source, target=target, target_prefix=target_prefix, **options)
 
-        if is_streaming:
-            num_failed = _stream_all(chain.from_iterable(batches), stream, out)
-        else:
-            show = _translation_to_json if as_json else _text
-            is_visible = not out.isatty()
-            num_failed = write_all(
-                batches, num_lines, translated, show, out, as_json=as_json, is_visible=is_visible, remark=_suspicions
+        if is_resuming and input_file and output_file:
+            given = {name: value for name, value in options.items() if name != "priority" and value not in (None, ())}
+            given |= {"from": source, "to": target, "target_prefix": target_prefix, "json": as_json}
+            num_failed = translate_file(
+                input_file, output_file, given, translated, show, _suspicions, as_json=as_json, num_calls=num_calls
             )
+        else:
+            num_lines = len(texts) if texts else None
+            batches: Iterable[Sequence[Line]]
+            if texts:
+                batches = [[argument(text) for text in texts]]
+            elif input_file:
+                num_lines = count_lines(input_file)
+                batches = read_lines(stack.enter_context(input_file.open("rb")))
+            else:
+                batches = read_lines(standard_input("Give texts, or --input FILE, or pipe lines in."))
+            out = stack.enter_context(output_file.open("wb")) if output_file else standard_output()
+            if is_streaming:
+                num_failed = stream_all(chain.from_iterable(batches), stream, out)
+            else:
+                num_failed = write_all(
+                    batches,
+                    num_lines,
+                    translated,
+                    show,
+                    out,
+                    as_json=as_json,
+                    is_visible=not out.isatty(),
+                    remark=_suspicions,
+                    num_calls=num_calls,
+                )
     if num_failed:
         raise typer.Exit(FAILED)
 
@@ -307,32 +336,6 @@ def health(
             status, exit_code = "UNREACHABLE", UNREACHABLE
     typer.echo(status)
     raise typer.Exit(exit_code)
-
-
-def _stream_all(lines: Iterable[Line], stream: Callable[[str], Iterable[str]], out: BinaryIO) -> int:
-    """Writes a line for every line, piece by piece; otherwise as `write_all`.
-
-    Raises:
-        UnavailableError: no server is left.
-    """
-    num_failed = 0
-    for number, line in enumerate(lines, start=1):
-        try:
-            if isinstance(line, DragomanError):
-                raise line
-            for piece in stream(line.source):
-                out.write(piece.encode())
-                out.flush()
-        except UnavailableError:
-            if number > 1:
-                typer.echo(unanswered(number), err=True)
-            raise
-        except DragomanError as error:
-            num_failed += 1
-            typer.echo(complaint(number, error), err=True)
-        out.write(b"\n")
-        out.flush()
-    return num_failed
 
 
 def _pairs(sources: Iterable[list[Line]], targets: Iterator[Line]) -> Iterator[list[Line]]:

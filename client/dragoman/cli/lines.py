@@ -9,6 +9,7 @@ from typing import NamedTuple, Protocol, TypeAlias, cast
 
 import typer
 
+from dragoman._requests import MAX_INPUT_BYTES
 from dragoman.errors import DragomanError, InvalidArgumentError
 
 # What goes out in one call: enough to fill half of a server's batches, so little that a model of 70 million
@@ -69,19 +70,26 @@ def read_lines(file: _Readable, name: str = "line") -> Iterator[list[Line]]:
 
     Lines are cut at line feeds alone: any other line break is part of the text. A byte order mark
     at the beginning is left out. A line that is not UTF-8 is an InvalidArgumentError in its place,
-    which calls it `name`.
+    which calls it `name`; so is one that is too long for any message, whatever memory it would take.
     """
     begun: list[bytes] = []  # of a line whose end is not read yet
+    too_long: DragomanError | None = None  # where that line is
     mark = codecs.BOM_UTF8
     while chunk := file.read1(_READ_BYTES):
         ended, line_feed, rest = chunk.rpartition(b"\n")
         if line_feed:
             text = b"".join((*begun, ended)).removeprefix(mark)
-            yield [_decoded(line, name) for line in text.split(b"\n")]
+            lines = [_decoded(line, name) for line in text.split(b"\n")]
+            yield [too_long, *lines[1:]] if too_long else lines
             begun.clear()
-            mark = b""
+            mark, too_long = b"", None
         begun.append(rest)
-    if last := b"".join(begun).removeprefix(mark):
+        if sum(map(len, begun)) > MAX_INPUT_BYTES:
+            too_long = InvalidArgumentError(f"The {name} has more than {MAX_INPUT_BYTES:,} bytes")
+            begun.clear()
+    if too_long:
+        yield [too_long]
+    elif last := b"".join(begun).removeprefix(mark):
         yield [_decoded(last, name)]
 
 

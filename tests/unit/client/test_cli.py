@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 import dragoman
-from dragoman.cli import commands
+from dragoman.cli import answers, commands
 from dragoman.cli.commands import app
 from dragoman.cli.lines import Line
 from dragoman.v1.translation_pb2 import (
@@ -178,7 +178,7 @@ def test_json_says_what_a_translation_was_chosen_from(run: Run, server: FakeServ
 
 def test_a_stream_is_written_as_it_comes(run: Run, server: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
     pieces: list[str] = []
-    stream_all = commands._stream_all
+    stream_all = answers.stream_all
 
     def watched(lines: Iterable[Line], stream: Callable[[str], Iterable[str]], out: BinaryIO) -> int:
         def noted(text: str) -> Iterator[str]:
@@ -188,7 +188,7 @@ def test_a_stream_is_written_as_it_comes(run: Run, server: FakeServer, monkeypat
 
         return stream_all(lines, noted, out)
 
-    monkeypatch.setattr(commands, "_stream_all", watched)
+    monkeypatch.setattr(commands, "stream_all", watched)
     result = run("translate", "--from", "en", "--to", "fr", "--stream", stdin=b"good morning\nall\n")
 
     assert result.stdout == "GOOD MORNING\nALL\n"

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import tracemalloc
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -99,6 +100,32 @@ def test_an_argument_that_is_not_utf8_is_named(run: Run) -> None:
 
     assert (result.exit_code, result.stdout) == (1, "A\n\nC\n")
     assert result.stderr == "dragoman: line 2: INVALID_ARGUMENT: The text is not UTF-8: byte 4 is 0xe9\n"
+
+
+class LongLine:
+    """A file with a short line and one of 64 MB."""
+
+    def __init__(self, end: bytes) -> None:
+        self._pieces = iter([b"a\n", *[b"b"] * 64, end])
+
+    def read1(self, size: int, /) -> bytes:
+        piece = next(self._pieces, b"")
+        return piece * 1_000_000 if piece == b"b" else piece
+
+
+@pytest.mark.parametrize("end", [b"\nc\n", b"\n", b""])
+def test_a_line_too_long_for_a_message_takes_little_memory(end: bytes) -> None:
+    tracemalloc.start()
+    try:
+        first, too_long, *others = [line for lines in read_lines(LongLine(end)) for line in lines]
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert first == Input("a")
+    assert isinstance(too_long, DragomanError)
+    assert str(too_long) == "The line has more than 4,000,000 bytes"
+    assert others == ([Input("c")] if b"c" in end else [])
+    assert peak < 32_000_000
 
 
 @pytest.mark.parametrize(

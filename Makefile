@@ -16,12 +16,14 @@ PROTO := .venv-proto
 TRITON := .venv-triton
 # Node's clients.
 NODE := tests/interop/node_modules
+# Python for arm64, under emulation where this machine is another.
+ARM := $(if $(filter aarch64 arm64,$(shell uname -m)),$(DEV),.venv-arm)
 # Envoy, kubectl and the schemas of Kubernetes; a client of gRPC-Web for browsers.
 CLUSTER := .venv-cluster
 WEB := tests/cluster/node_modules
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test test-slow test-packages test-deploy test-browser test-interop test-cluster test-gpu faults faults-long bench bench-gpu rehearse-gpu lint proto proto-release
+.PHONY: help demo serve test test-slow test-packages test-deploy test-browser test-interop test-cluster test-arm test-images test-gpu faults faults-long bench bench-gpu rehearse-gpu lint proto proto-release
 .DELETE_ON_ERROR:
 
 help: ## Show the targets
@@ -54,6 +56,13 @@ test-interop: $(DEV)/.stamp $(TRITON)/.stamp $(NODE)/.stamp ## Call a server wit
 
 test-cluster: $(DEV)/.stamp $(CLUSTER)/.stamp $(WEB)/.stamp ## Put Envoy before servers, call it from curl and Chromium, build what is for Kubernetes; needs npm
 	$(DEV)/bin/pytest tests/cluster
+
+test-arm: $(ARM)/.stamp ## Try the server's engine on arm64, under QEMU on other machines; needs apt there
+	$(ARM)/bin/python -m pytest -m "not slow" tests/arm tests/golden/test_bit_identity.py $(addprefix tests/unit/server/test_,\
+		$(addsuffix .py,bundle_parity contents dispatcher engine kv_pool model scheduler search slots submission waiting))
+
+test-images: $(DEV)/.stamp ## Build the images with podman on a base from Debian's packages, and try them; needs apt and root
+	$(DEV)/bin/pytest tests/images
 
 test-gpu: $(GPU)/.stamp ## Try on a GPU what it computes, against PyTorch and the CPU
 	$(GPU)/bin/python -m pytest -m gpu tests/gpu
@@ -147,6 +156,11 @@ $(CLUSTER)/.stamp: tests/cluster/requirements.txt tests/cluster/kubectl.txt
 
 $(WEB)/.stamp: tests/cluster/package.json
 	npm install --prefix tests/cluster --no-package-lock --no-audit --no-fund
+	touch $@
+
+.venv-arm/.stamp: $(DEV)/.stamp tests/arm/prepare.py tests/support/debian.py
+	rm -rf .venv-arm
+	$(DEV)/bin/python tests/arm/prepare.py .venv-arm
 	touch $@
 
 define create-venv

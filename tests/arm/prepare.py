@@ -1,9 +1,9 @@
 """Makes a virtual environment for arm64 whose Python runs under emulation, with what the tests of the server need.
 
-    python tests/arm/prepare.py FOLDER
+    PYTHONPATH=tests python tests/arm/prepare.py FOLDER
 
-Needs apt, for QEMU and for Python; wheels come from where pip takes them. `FOLDER/bin/python` is a script then that runs Python
-for arm64 under QEMU, and so does `sys.executable` in it.
+Needs apt, for QEMU and for Python; wheels come from where pip takes them. `FOLDER/bin/python` is a script then that
+runs Python for arm64 under QEMU, and so does `sys.executable` in it.
 """
 
 import re
@@ -11,8 +11,6 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parents[1]))  # noqa: E402
 
 from support.debian import unpack
 

@@ -24,7 +24,8 @@ from support.prometheus import free_address, program
 pytestmark = pytest.mark.timeout(3600)
 
 ROOT = Path(__file__).parents[2]
-BASE_PACKAGES = ("base-files", "ca-certificates", "coreutils", "dash", "libc-bin", "python3-pip", "python3.13-venv")
+BASE_PACKAGES = ["base-files", "ca-certificates", "coreutils", "dash", "libc-bin", "libstdc++6"]
+BASE_PACKAGES += ["python3-pip", "python3.13-venv"]
 BASE = "localhost/dragoman-test-base"
 IMAGE = "localhost/dragoman-test"
 MEGABYTE = 1_000_000
@@ -85,7 +86,7 @@ class Container:
     metrics: str
 
     def run(self, *command: str) -> str:
-        return podman("exec", self.name, *command)
+        return podman("--runtime=runc", "exec", self.name, *command)
 
 
 @pytest.fixture(scope="module")
@@ -94,23 +95,37 @@ def container(image: str) -> Iterator[Container]:
     name, address, metrics = f"dragoman-{uuid.uuid4().hex}", free_address(), free_address()
     hardened = ["--read-only", "--read-only-tmpfs=false", "--tmpfs=/tmp", "--cap-drop=ALL"]
     hardened += ["--security-opt=no-new-privileges", "--network=host"]
+    # Limits that podman may set on any machine; and no systemd, which would check health regularly.
+    hardened += ["--ulimit=nofile=1024:1024", "--ulimit=nproc=1024:1024", "--health-interval=disable"]
     addresses = [f"--env=DRAGOMAN_LISTEN={address}", f"--env=DRAGOMAN_METRICS_LISTEN={metrics}"]
-    podman("run", "--detach", f"--name={name}", *hardened, *addresses, f"--env=DRAGOMAN_ADDRESS={address}", image)
+    podman(
+        "--runtime=runc",
+        "run",
+        "--detach",
+        f"--name={name}",
+        *hardened,
+        *addresses,
+        f"--env=DRAGOMAN_ADDRESS={address}",
+        image,
+    )
     try:
-        wait_until_it_serves(metrics)
+        wait_until_it_serves(name, metrics)
         yield Container(name, address, metrics)
     finally:
         podman("rm", "--force", "--time=40", name)
 
 
-def wait_until_it_serves(metrics: str) -> None:
+def wait_until_it_serves(name: str, metrics: str) -> None:
     give_up = time.monotonic() + PATIENCE_SECONDS
     while time.monotonic() < give_up:
         with contextlib.suppress(OSError), urllib.request.urlopen(f"http://{metrics}/metrics") as page:
             if "\ndragoman_serving 1.0\n" in page.read().decode():
                 return
+        (found,) = json.loads(podman("container", "inspect", name))
+        if not found["State"]["Running"]:
+            break
         time.sleep(1)
-    pytest.fail("the server does not serve")
+    pytest.fail(f"the server does not serve: {podman('logs', name)}")
 
 
 def test_it_serves(container: Container) -> None:
@@ -136,7 +151,7 @@ def test_it_can_write_nowhere_but_to_memory(container: Container) -> None:
 def test_its_health_check_works(container: Container, image: str) -> None:
     (found,) = json.loads(podman("image", "inspect", image))
     assert found["Config"]["User"] == "10001:10001"
-    assert found["HealthCheck"]["Test"] == ["CMD", "dragoman", "health"]
+    assert found["Healthcheck"]["Test"] == ["CMD", "dragoman", "health"]
     podman("healthcheck", "run", container.name)
 
 

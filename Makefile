@@ -57,9 +57,11 @@ test-interop: $(DEV)/.stamp $(TRITON)/.stamp $(NODE)/.stamp ## Call a server wit
 test-cluster: $(DEV)/.stamp $(CLUSTER)/.stamp $(WEB)/.stamp ## Put Envoy before servers, call it from curl and Chromium, build what is for Kubernetes; needs npm
 	$(DEV)/bin/pytest tests/cluster
 
-test-arm: $(ARM)/.stamp ## Try the server's engine on arm64, under QEMU on other machines; needs apt there
-	$(ARM)/bin/python -m pytest -m "not slow" -k "not fp16" tests/arm tests/golden/test_bit_identity.py $(addprefix tests/unit/server/test_,\
-		$(addsuffix .py,bundle_parity contents dispatcher engine kv_pool model scheduler search slots submission waiting))
+test-arm: $(ARM)/.stamp $(DEV)/.stamp ## Try the server's engine on arm64, under QEMU on other machines; needs apt there
+	rm -rf $(ARM)/bundles
+	PYTHONPATH=tests $(DEV)/bin/python tests/arm/bundles.py $(ARM)/bundles
+	ARM_BUNDLES=$(ARM)/bundles $(ARM)/bin/python -m pytest tests/arm $(addprefix tests/unit/server/test_,$(addsuffix .py,\
+		device dispatcher engine scheduler search search_options slots submission waiting))
 
 test-images: $(DEV)/.stamp ## Build the images with podman on a base from Debian's packages, and try them; needs apt and root
 	$(DEV)/bin/pytest tests/images

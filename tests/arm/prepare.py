@@ -16,9 +16,7 @@ from support.debian import unpack
 
 ROOT = Path(__file__).parents[2]
 PYTHON = "3.13"
-# The last one whose wheels for arm64 are for the CPU alone.
-TORCH = "torch==2.10.0"
-TEST_TOOLS = {"hypothesis", "pytest", "pytest-asyncio", "pytest-timeout", "pytest-xdist", "PyYAML", "transformers"}
+TEST_TOOLS = {"hypothesis", "pytest", "pytest-asyncio", "pytest-timeout"}
 # An Arm Neoverse N1, as in Graviton 2 and Ampere Altra: every arm64 server has its instructions.
 CPU = "neoverse-n1"
 
@@ -38,29 +36,22 @@ def main(folder: Path) -> None:
 
 
 def install_wheels(folder: Path) -> None:
-    """Everything pinned but PyTorch; with the project itself, as it stands in the checkout."""
-    constraints = (ROOT / "constraints.txt").read_text()
-    folder.mkdir(parents=True, exist_ok=True)
-    pins = folder.parent / "constraints.txt"
-    pins.write_text("".join(line + "\n" for line in constraints.splitlines() if not line.startswith("torch==")))
+    """As constraints.txt pins them; the project itself is that of the checkout."""
     platforms = [f"--platform=manylinux{version}_aarch64" for version in ("_2_28", "_2_27", "_2_17", "2014")]
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--only-binary=:all:", *platforms]
     pip += ["--implementation=cp", f"--python-version={PYTHON}", f"--target={folder}"]
-    # pip would ask for what this machine's PyTorch needs.
-    subprocess.run([*pip, "--no-deps", TORCH], check=True)
-    subprocess.run([*pip, f"--constraint={pins}", *requirements()], check=True)
+    subprocess.run([*pip, f"--constraint={ROOT / 'constraints.txt'}", *requirements()], check=True)
     paths = [ROOT / name for name in ("client", "server", "export")]
     (folder / "dragoman.pth").write_text("".join(f"{path}\n" for path in paths))
 
 
 def requirements() -> list[str]:
-    """What the project needs but PyTorch, whose own needs come in its place, and the tools of the tests."""
+    """What the server needs, and the tools of its tests."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
-    needed = [*project["dependencies"], *extras["cli"], *extras["server"], *extras["export"], *extras["tracing"]]
-    needed = [text for text in needed if _name(text) not in ("dragoman", "torch")]
-    needed += [text for text in extras["dev"] if _name(text) in TEST_TOOLS]
-    return [*needed, "filelock", "fsspec", "jinja2", "networkx", "setuptools", "sympy", "typing-extensions"]
+    tools = [text for text in extras["dev"] if _name(text) in TEST_TOOLS]
+    onnx = [text for text in extras["export"] if _name(text) == "onnx"]
+    return [*project["dependencies"], *extras["server"], *tools, *onnx]
 
 
 def _name(requirement: str) -> str:

@@ -16,6 +16,8 @@ PROTO := .venv-proto
 TRITON := .venv-triton
 # Node's clients.
 NODE := tests/interop/node_modules
+# Python for arm64, under emulation where this machine is another.
+ARM := $(if $(filter aarch64 arm64,$(shell uname -m)),$(DEV),.venv-arm)
 # Envoy, kubectl and the schemas of Kubernetes; a client of gRPC-Web for browsers.
 CLUSTER := .venv-cluster
 WEB := tests/cluster/node_modules
@@ -23,7 +25,7 @@ WEB := tests/cluster/node_modules
 RAY := .venv-ray
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test test-slow test-packages test-deploy test-browser test-interop test-cluster test-ray test-gpu faults faults-long bench bench-gpu rehearse-gpu lint proto proto-release
+.PHONY: help demo serve test test-slow test-packages test-deploy test-browser test-interop test-cluster test-ray test-arm test-images test-gpu faults faults-long bench bench-gpu rehearse-gpu lint proto proto-release
 .DELETE_ON_ERROR:
 
 help: ## Show the targets
@@ -59,6 +61,15 @@ test-cluster: $(DEV)/.stamp $(CLUSTER)/.stamp $(WEB)/.stamp ## Put Envoy before 
 
 test-ray: $(DEV)/.stamp $(RAY)/.stamp ## Call two replicas on a Ray of this machine, and kill them
 	$(DEV)/bin/pytest tests/ray_serve
+
+test-arm: $(ARM)/.stamp $(DEV)/.stamp ## Try the server's engine on arm64, under QEMU on other machines; needs apt there
+	rm -rf $(ARM)/bundles
+	PYTHONPATH=tests $(DEV)/bin/python tests/arm/bundles.py $(ARM)/bundles
+	ARM_BUNDLES=$(ARM)/bundles $(ARM)/bin/python -m pytest tests/arm $(addprefix tests/unit/server/test_,$(addsuffix .py,\
+		device dispatcher engine scheduler search search_options slots submission waiting))
+
+test-images: $(DEV)/.stamp ## Build the images with podman on a base from Debian's packages, and try them; needs apt and root
+	$(DEV)/bin/pytest tests/images
 
 test-gpu: $(GPU)/.stamp ## Try on a GPU what it computes, against PyTorch and the CPU
 	$(GPU)/bin/python -m pytest -m gpu tests/gpu
@@ -159,6 +170,11 @@ $(RAY)/.stamp: pyproject.toml constraints.txt
 
 $(WEB)/.stamp: tests/cluster/package.json
 	npm install --prefix tests/cluster --no-package-lock --no-audit --no-fund
+	touch $@
+
+.venv-arm/.stamp: $(DEV)/.stamp tests/arm/prepare.py tests/support/debian.py
+	rm -rf .venv-arm
+	PYTHONPATH=tests $(DEV)/bin/python tests/arm/prepare.py .venv-arm
 	touch $@
 
 define create-venv

@@ -4,13 +4,15 @@ import asyncio
 from collections import deque
 
 _MAX_WAITING_SECONDS = 1.0
+# Fewer, and places would be empty now and then.
+_NUM_WAITING_PER_PLACE = 4
 
 
 class Places:
     """A number of places, taken in the order in which they are asked for. Belongs to one event loop.
 
-    As many calls may wait as there are places, for a second: whoever is refused comes back later than a place is free,
-    and where all are refused who find none, some stay empty.
+    For each place four calls may wait, for a second: whoever is refused comes back later than a place is free, and where
+    all are refused who find none, some stay empty.
 
     Args:
         number: of places; None is no limit.
@@ -36,7 +38,7 @@ class Places:
         if self._has_room() and not self._waiting:
             self.num_taken += 1
             return True
-        if self._number is not None and len(self._waiting) >= self._number:
+        if self._number is not None and len(self._waiting) >= _NUM_WAITING_PER_PLACE * self._number:
             return False
         place = asyncio.get_running_loop().create_future()
         self._waiting.append(place)

@@ -36,10 +36,11 @@ async def test_calls_come_in_in_their_order_and_never_more_than_there_are_places
     assert line.num_taken == 2
 
 
-async def test_no_more_calls_wait_than_there_are_places() -> None:
-    line = Places(1)
+async def test_for_each_place_four_calls_wait() -> None:
+    line = Places(2)
     assert await line.take()
-    (first,) = await waiting(line, 1)
+    assert await line.take()
+    first, *_ = await waiting(line, 8)
     assert not await line.take()
     line.leave()
     assert await first

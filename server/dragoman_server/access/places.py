@@ -11,8 +11,8 @@ _NUM_WAITING_PER_PLACE = 4
 class Places:
     """A number of places, taken in the order in which they are asked for. Belongs to one event loop.
 
-    For each place four calls may wait, for a second: whoever is refused comes back later than a place is free, and where
-    all are refused who find none, some stay empty.
+    For each place four calls may wait, for a second: whoever is refused comes back later than a place is free, and
+    where all are refused who find none, some stay empty.
 
     Args:
         number: of places; None is no limit.

@@ -5,8 +5,9 @@ Imported only where traces are asked for: it needs the extra `tracing`.
 
 import itertools
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, NamedTuple, cast
+from typing import Any, ClassVar, cast
 
 from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
 from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
@@ -26,7 +27,8 @@ _NOT_FINISHED = trace_pb2.Status(code=trace_pb2.Status.STATUS_CODE_ERROR, messag
 _once = lru_cache(maxsize=1024)
 
 
-class SampledCall(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class SampledCall:
     """A call whose spans are to be sent; for the queue of OpenTelemetry it has the place of a span.
 
     Attributes:
@@ -40,7 +42,7 @@ class SampledCall(NamedTuple):
     trace_id: int
     span_id: int
     offset: float
-    context = SpanContext(1, 1, is_remote=False, trace_flags=TraceFlags(TraceFlags.SAMPLED))
+    context: ClassVar = SpanContext(1, 1, is_remote=False, trace_flags=TraceFlags(TraceFlags.SAMPLED))
 
 
 class SpanExporter(OTLPSpanExporter):
@@ -72,7 +74,7 @@ class SpanExporter(OTLPSpanExporter):
 
 def _add_spans(spans: Any, sampled: SampledCall) -> None:
     """Adds those of a call to a repeated field."""
-    call, _, _, offset = sampled
+    call, offset = sampled.call, sampled.offset
     trace_id, ids = sampled.trace_id.to_bytes(16, "big"), itertools.count(sampled.span_id)
 
     def add(encoded: bytes, parent_id: bytes, begun: float, ended: float) -> trace_pb2.Span:
@@ -105,13 +107,18 @@ def _call(
 ) -> bytes:
     """By the semantic conventions of OpenTelemetry for RPCs, and by names of our own."""
     service, _, method = name.rpartition("/")
-    attributes = {
+    attributes: dict[str, str | int] = {
         "rpc.system": "grpc",
         "rpc.service": service,
         "rpc.method": method,
         "rpc.grpc.status_code": number,
     }
-    ours = {"reason": reason, "model": model, "num_texts": num_texts, "num_left_out": num_left_out}
+    ours: dict[str, str | int] = {
+        "reason": reason,
+        "model": model,
+        "num_texts": num_texts,
+        "num_left_out": num_left_out,
+    }
     attributes |= {f"dragoman.{key}": value for key, value in ours.items() if value}
     span = _span(name, attributes, trace_pb2.Span.SPAN_KIND_SERVER)
     if has_parent:  # which is of another process

@@ -45,13 +45,14 @@ class Tracing:
             from opentelemetry.sdk.resources import Resource
             from opentelemetry.sdk.trace import TracerProvider
             from opentelemetry.sdk.trace.export import BatchSpanProcessor
+            from opentelemetry.sdk.trace.sampling import Decision
             from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
             from dragoman_server.span_exporter import SampledCall, SpanExporter
         self._trace, self._no_parent, self._call_class = trace, context.Context(), SampledCall
         # It makes none of our spans, as that takes long, and is asked for what the variables say.
         provider = TracerProvider(resource=Resource.create(_resource()), shutdown_on_exit=False)
-        self._sampler, self._ids = provider.sampler, provider.id_generator
+        self._sampler, self._ids, self._is_sampled = provider.sampler, provider.id_generator, Decision.RECORD_AND_SAMPLE
         scope = InstrumentationScope("dragoman_server", __version__)
         is_said = "OTEL_BSP_MAX_EXPORT_BATCH_SIZE" in os.environ
         self._processor = BatchSpanProcessor(
@@ -67,7 +68,7 @@ class Tracing:
         """Has the spans of a call sent; returns the id of the trace that they are in, "" where it is not sampled."""
         trace_id = self._ids.generate_trace_id() if call.parent is None else int(call.parent.trace_id, 16)
         parent, kind = self._parent(trace_id, call.parent), self._trace.SpanKind.SERVER
-        if not self._sampler.should_sample(parent, trace_id, call.method, kind).decision.is_sampled():
+        if self._sampler.should_sample(parent, trace_id, call.method, kind).decision is not self._is_sampled:
             return ""
         offset = time.time() - time.monotonic()
         sampled = self._call_class(call, trace_id, self._ids.generate_span_id(), offset)

@@ -16,6 +16,7 @@ from opentelemetry.proto.common.v1.common_pb2 import AnyValue, KeyValue
 from opentelemetry.proto.trace.v1 import trace_pb2
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan
+from opentelemetry.sdk.trace.export import SpanExportResult
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import SpanContext, TraceFlags
 
@@ -23,6 +24,8 @@ from dragoman_server.service.record import Ended
 
 _NUM_IDS = 2**64 - 1  # 0 is none
 _NOT_FINISHED = trace_pb2.Status(code=trace_pb2.Status.STATUS_CODE_ERROR, message="not finished")
+# In a request, calls counted as well: by default collectors take 4 MiB, and work has half a KiB where names are long.
+_MAX_WORK_AT_ONCE = 7000
 # Of spans that differ in no more than ids and times, the rest is encoded once. So many of each kind are kept.
 _once = lru_cache(maxsize=1024)
 
@@ -62,6 +65,16 @@ class SpanExporter(OTLPSpanExporter):
         any_span = ReadableSpan("", SampledCall.context, resource=resource, instrumentation_scope=scope)
         self._request = encode_spans([any_span])
         del self._request.resource_spans[0].scope_spans[0].spans[:]
+
+    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+        """Sends a batch, in several requests where one would be too large: a long stream has hundreds of spans."""
+        result = SpanExportResult.SUCCESS
+        calls = cast("Sequence[SampledCall]", spans)
+        ends = itertools.accumulate(1 + len(each.call.record.work or ()) for each in calls)
+        for _, group in itertools.groupby(zip(ends, spans, strict=True), lambda each: each[0] // _MAX_WORK_AT_ONCE):
+            if super().export([span for _, span in group]) is not SpanExportResult.SUCCESS:
+                result = SpanExportResult.FAILURE
+        return result
 
     def _translate_data(self, data: Sequence[ReadableSpan]) -> ExportTraceServiceRequest:
         request = ExportTraceServiceRequest()

@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 _SERVICE = "dragoman-server"
 # What is left when the server stops has so long to be sent. A collector that is gone must hold up nobody.
 _SECONDS_TO_FLUSH = 2.0
-# A call of a long stream has 257 spans. By default collectors take no more than 4 MiB.
-_MAX_CALLS_AT_ONCE = 128
 
 
 class Tracing:
@@ -54,11 +52,7 @@ class Tracing:
         provider = TracerProvider(resource=Resource.create(_resource()), shutdown_on_exit=False)
         self._sampler, self._ids, self._is_sampled = provider.sampler, provider.id_generator, Decision.RECORD_AND_SAMPLE
         scope = InstrumentationScope("dragoman_server", __version__)
-        is_said = "OTEL_BSP_MAX_EXPORT_BATCH_SIZE" in os.environ
-        self._processor = BatchSpanProcessor(
-            SpanExporter(endpoint, provider.resource, scope),
-            max_export_batch_size=None if is_said else _MAX_CALLS_AT_ONCE,
-        )
+        self._processor = BatchSpanProcessor(SpanExporter(endpoint, provider.resource, scope))
 
     def wants(self, parent: TraceParent | None) -> bool:
         """Whether a call of this parent may be traced, so that its work has to be noted."""

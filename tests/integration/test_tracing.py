@@ -104,7 +104,7 @@ def caller_span(*, is_sampled: bool = True) -> Iterator[trace.SpanContext]:
 
 
 def spans_of(receiver: Receiver, context: trace.SpanContext) -> dict[bytes, Span]:
-    """By id, once the root has come, which is the last."""
+    """By id, once the root has come, with which all others do."""
     trace_id = context.trace_id.to_bytes(16, "big")
     assert wait_for(lambda: any(span.name.startswith("dragoman.v1.") for span in receiver.spans(trace_id)))
     return {span.span_id: span for span in receiver.spans(trace_id)}

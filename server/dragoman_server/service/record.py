@@ -85,3 +85,25 @@ class CallRecord:
         work = Work(name, model, num_pieces, time.monotonic())
         self.work.append(work)
         return work
+
+
+class TraceParent(NamedTuple):
+    """The caller's span, as W3C Trace Context has it."""
+
+    trace_id: str  # 32 digits, lower case
+    span_id: str  # 16 digits
+    is_sampled: bool
+
+
+class Ended(NamedTuple):
+    """A call that has ended. Times are on the `time.monotonic` clock."""
+
+    method: str  # its full name
+    code: str  # name of its gRPC status code
+    code_number: int
+    reason: str  # of its error, "" where there is none
+    begun: float
+    ended: float
+    request_id: str
+    parent: TraceParent | None
+    record: CallRecord

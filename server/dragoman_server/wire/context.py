@@ -16,7 +16,7 @@ from dragoman_server.access.caller import ANYBODY, Caller
 from dragoman_server.access.tokens import Tokens
 from dragoman_server.errors import UnauthenticatedError
 from dragoman_server.service.calls import CallContext
-from dragoman_server.tracing import TraceParent
+from dragoman_server.service.record import TraceParent
 
 Context = grpc.aio.ServicerContext[Any, Any]
 

@@ -23,7 +23,8 @@ from dragoman_server.access.tokens import Tokens
 from dragoman_server.engine.deadlines import has_passed
 from dragoman_server.errors import DragomanError, DrainingError, MalformedMessageError, SlowReaderError
 from dragoman_server.metrics import Metrics
-from dragoman_server.tracing import Ended, Tracing
+from dragoman_server.service.record import Ended
+from dragoman_server.tracing import Tracing
 from dragoman_server.wire.call_log import CallLog
 from dragoman_server.wire.context import Arrival, Context, arrived, enter
 from dragoman_server.wire.open_calls import OpenCall, OpenCalls

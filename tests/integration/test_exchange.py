@@ -16,7 +16,7 @@ from dragoman_server.config import Config, InputLimits
 from dragoman_server.engine.sequence import Priority
 from dragoman_server.errors import EngineDeadError, InferenceError
 from dragoman_server.wire import server as server_module
-from dragoman_server.wire import translation
+from dragoman_server.wire import servicers
 from support import server_parts
 from support.caller import SERVICE, Caller, Refusal, count, counted, refusal
 from support.server_parts import RunningServer
@@ -255,8 +255,9 @@ async def stall(server: RunningServer, channel: grpc.aio.Channel) -> Exchange:
 
 @pytest.fixture
 def short_stalls(monkeypatch: pytest.MonkeyPatch) -> None:
-    (rules,) = translation.STREAM_RULES.values()
-    monkeypatch.setitem(translation.STREAM_RULES, EXCHANGE.lstrip("/"), replace(rules, stall_seconds=0.5))
+    method = EXCHANGE.lstrip("/")
+    rules = replace(servicers.STREAM_RULES[method], stall_seconds=0.5)
+    monkeypatch.setitem(servicers.STREAM_RULES, method, rules)
 
 
 async def test_an_exchange_that_is_not_read_is_ended(short_stalls: None, server: RunningServer) -> None:

@@ -341,7 +341,6 @@ def test_a_token_goes_to_other_machines_with_tls_alone(variable: str, monkeypatc
         "dns:///a:1",
         "xds:///a",
         "dns://8.8.8.8/localhost:1",
-        "ipv4:127.0.0.1:1,%310.0.0.1:1",
     ):
         if variable:  # it was said what is wanted
             protect(address, None)

@@ -76,6 +76,7 @@ def test_no_address_is_that_of_the_environment_or_the_default(
         "dns:///",
         "ipv4:",
         "ipv4:localhost",
+        "ipv4:127.0.0.1:1,%310.0.0.1:1",
         "ipv4:10.0.0.1,",
         "ipv4:[::1]",
         "ipv4:dns:10.0.0.1",

@@ -67,6 +67,7 @@ test-arm: $(ARM)/.stamp $(DEV)/.stamp ## Try the server's engine on arm64, under
 	PYTHONPATH=tests $(DEV)/bin/python tests/arm/bundles.py $(ARM)/bundles
 	ARM_BUNDLES=$(ARM)/bundles $(ARM)/bin/python -m pytest tests/arm $(addprefix tests/unit/server/test_,$(addsuffix .py,\
 		device dispatcher engine scheduler search search_options slots submission waiting))
+	QEMU_CPU=neoverse-v1 ARM_BUNDLES=$(ARM)/bundles $(ARM)/bin/python -m pytest tests/arm
 
 test-images: $(DEV)/.stamp ## Build the images with podman on a base from Debian's packages, and try them; needs apt and root
 	$(DEV)/bin/pytest tests/images

@@ -1,8 +1,9 @@
 """One pass of the attention graph over a source and a finished target."""
 
+import platform
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,11 +32,12 @@ class Everything(NamedTuple):
     logprobs: NDArray[np.float32]  # [target]
 
 
-def clear_denormals(weights: NDArray[np.float32]) -> None:
-    """Makes 0 of positive numbers below 1.2e-38, in place.
+# By ONNX Runtime's kernels for Arm's SVE exp(-inf) is 4e-40, so that what is masked has such a weight.
+_HAS_DENORMALS: Final = platform.machine() == "aarch64"
 
-    By ONNX Runtime's kernels for Arm's SVE exp(-inf) is 4e-40, so that what is masked has such a weight.
-    """
+
+def clear_denormals(weights: NDArray[np.float32]) -> None:
+    """Makes 0 of positive numbers below 1.2e-38, in place."""
     weights[(weights > 0) & (weights < np.finfo(np.float32).tiny)] = 0.0
 
 
@@ -126,7 +128,7 @@ class AttentionPass:
         feeds: dict[str, NDArray[Any]] = {f"{kind}_layers": wanted, "heads": np.array(heads, np.int64)}
         if num_rows and num_columns:  # a target may be empty: where everything else was banned
             self._run(outputs, source_ids, target_ids, feeds)
-        for of_layer in outputs.values():
+        for of_layer in outputs.values() if _HAS_DENORMALS else ():
             clear_denormals(of_layer)
         return [weights[0] for weights in outputs.values()]
 
@@ -157,7 +159,7 @@ class AttentionPass:
         }
         feeds["heads"] = np.array(self.heads, np.int64)
         self._run({**outputs, "decoder_hidden_states": states}, source_ids, target_ids, feeds)
-        for of_layer in outputs.values():
+        for of_layer in outputs.values() if _HAS_DENORMALS else ():
             clear_denormals(of_layer)
         return Everything(**weights, logprobs=self._label_logprobs(states, target_ids))
 

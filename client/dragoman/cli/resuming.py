@@ -184,7 +184,8 @@ class ResumableOutput:
             self._check_is_new()
         else:
             self._check_is_same(before)
-            if before.is_complete and not self._part.exists():  # ended between the last two steps of `finish`
+            if before.is_complete and self._path.exists() and not self._part.exists():
+                # It ended between the last two steps of `finish`.
                 self._record_path.unlink()
                 self.is_complete = True
         if before is not None:

@@ -218,6 +218,23 @@ def test_lines_that_are_gone_are_missed(work: Work, server: FakeServer) -> None:
     assert "is shorter than it was" in result.stderr
 
 
+def test_an_output_that_is_gone_after_the_last_moment_is_missed(work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patched:
+        real = Path.unlink
+
+        def ended(path: Path, **options: bool) -> None:
+            if path == work.record:
+                raise OSError("no more")
+            real(path, **options)
+
+        patched.setattr(Path, "unlink", ended)
+        assert work.run().exit_code == 1
+    work.output.unlink()
+    result = work.run()
+    assert result.exit_code == 2
+    assert "is shorter than it was" in result.stderr
+
+
 def test_two_runs_at_a_time_are_one_too_many(work: Work, server: FakeServer) -> None:
     before = begun(work, server)
     with work.part.open("ab") as file:

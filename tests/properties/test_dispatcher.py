@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from dragoman_server.engine.dispatcher import Dispatcher
 from dragoman_server.engine.search_options import SearchOptions
-from dragoman_server.engine.sequence import Completion, Priority, Request
+from dragoman_server.engine.sequence import Completion, Outline, Request
 from dragoman_server.errors import QueueFullError
 from support.server_parts import echo
 
@@ -30,15 +30,13 @@ class CountingEngine:
 
     give_back_memory = stop = start
 
-    def check(
-        self, deadline: float, priority: Priority, identity: object, num_requests: int = 1, seconds_after: float = 0.0
-    ) -> None:
+    def check(self, outline: Outline) -> None:
         pass
 
-    def seconds(self, priority: Priority, identity: object, num_requests: int) -> float:
+    def seconds(self, outline: Outline) -> float:
         return 0.0
 
-    def expecting(self, identity: object, num_requests: int) -> AbstractContextManager[None]:
+    def expecting(self, outline: Outline) -> AbstractContextManager[None]:
         return nullcontext()
 
     def submit(

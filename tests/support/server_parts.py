@@ -21,7 +21,7 @@ from dragoman_server.bundle.framing import FramingTemplate
 from dragoman_server.bundle.languages import LanguageTable
 from dragoman_server.bundle.manifest import Architecture, Limits, Manifest, Parity, StateTensors
 from dragoman_server.config import Config, ModelOptions
-from dragoman_server.engine.sequence import Completion, FinishReason, Hypothesis, Priority, Request
+from dragoman_server.engine.sequence import Completion, FinishReason, Hypothesis, Outline, Request
 from dragoman_server.errors import DragomanError, EngineDeadError, QueueFullError
 from dragoman_server.registry.entry import Listing
 from dragoman_server.registry.model import Model
@@ -147,21 +147,19 @@ class FakeEngine:
     def start(self) -> None:
         pass
 
-    def check(
-        self, deadline: float, priority: Priority, identity: object, num_requests: int = 1, seconds_after: float = 0.0
-    ) -> None:
-        self.seconds_after.append(seconds_after)
+    def check(self, outline: Outline) -> None:
+        self.seconds_after.append(outline.seconds_after)
         if self.early_refusal is not None:
             raise self.early_refusal
 
-    def seconds(self, priority: Priority, identity: object, num_requests: int) -> float:
-        return num_requests * self.seconds_of_one
+    def seconds(self, outline: Outline) -> float:
+        return outline.num_requests * self.seconds_of_one
 
     @contextmanager
-    def expecting(self, identity: object, num_requests: int) -> Iterator[None]:
-        self.num_expected += num_requests
+    def expecting(self, outline: Outline) -> Iterator[None]:
+        self.num_expected += outline.num_requests
         yield
-        self.num_expected -= num_requests
+        self.num_expected -= outline.num_requests
 
     def submit(
         self,

@@ -2,23 +2,24 @@
 
 import math
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Sequence
 
 from dragoman_server.engine.pace import Pace
 from dragoman_server.engine.room import Usage
 from dragoman_server.engine.scheduler import Scheduler
-from dragoman_server.engine.sequence import Completion, Priority, Request, SequenceGroup
+from dragoman_server.engine.sequence import Completion, Outline, Priority, Request, SequenceGroup
 from dragoman_server.engine.waiting import Load
 from dragoman_server.errors import NotInTimeError, QueueFullError
 
 # Estimates are taken for so much longer: answers go through other threads and the network, and lengths are guesses.
 # Before texts are looked at, more is guessed; and whoever would be refused afterwards had better be refused then.
-_MARGIN, _EARLY_MARGIN = 1.25, 1.4
+_MARGIN, _EARLY_MARGIN = 1.2, 1.25
 # Where it is a request's turn, less is guessed.
 _LATE_MARGIN = 1.1
-# The longest of a call's requests is taken for so many times as long as usual, where there are several.
-_LONGEST_RATIO = 2
+# The longest of a call's requests is so many times as long as usual, where there are several: at first, and with what
+# share of the weight each call changes it.
+_LONGEST_RATIO, _LEARNED_SHARE = 2.0, 0.05
 # Where nothing is known of the pace, callers who find the queue full are told to come back after this.
 _UNKNOWN_RETRY_SECONDS = 1.0
 _LEAST_RETRY_SECONDS = 0.05
@@ -38,32 +39,30 @@ class Admission:
     def __init__(self, scheduler: Scheduler, limits: Usage, num_rows: int) -> None:
         self._scheduler, self._limits, self._num_rows = scheduler, limits, num_rows
         self._pace = Pace()
-        # By identity, requests that were not refused early, and are not known yet.
-        self._num_expected = Counter[object]()
+        self._longest_ratio = _LONGEST_RATIO
+        # By identity, of calls that were not refused early: what is known of what they take, their requests not being
+        # ready yet. What it weighs is known by the size that requests have lately.
+        self._expected = defaultdict[object, Usage](Usage)
 
-    def check_early(
-        self, deadline: float, priority: Priority, identity: object, num_requests: int, seconds_after: float = 0.0
-    ) -> None:
-        """Refuses a call of which only this is known, as if its requests were like those of others lately.
-
-        When they are answered, the call needs `seconds_after`.
+    def check_early(self, outline: Outline) -> None:
+        """Refuses a call of which only this is known, as if its requests were as long as those of others lately.
 
         Raises:
             QueueFullError: there is no room for so many.
             NotInTimeError: they can hardly be finished by the deadline.
         """
-        least = num_requests + self._num_expected[identity]
-        self._check_room(Usage(least, least, least), priority, identity)
-        if not math.isinf(deadline):
-            _check_time(_EARLY_MARGIN * self.seconds(priority, identity, num_requests) + seconds_after, deadline)
+        usage = _least(outline).plus(self._expected.get(outline.identity, Usage()))
+        self._check_room(usage, outline.priority, outline.identity)
+        if not math.isinf(outline.deadline):
+            _check_time(_EARLY_MARGIN * self.seconds(outline) + outline.seconds_after, outline.deadline)
 
-    def expect(self, identity: object, num_requests: int) -> None:
-        """So many requests of a caller more, or fewer where it is negative, are made ready to be checked."""
-        if identity is None:  # a call of its own
+    def expect(self, outline: Outline, sign: int = 1) -> None:
+        """A call is made ready to be checked, or is no longer where the sign is -1."""
+        if outline.identity is None:  # a call of its own
             return
-        self._num_expected[identity] += num_requests
-        if not self._num_expected[identity]:
-            del self._num_expected[identity]
+        usage = self._expected[outline.identity] = self._expected[outline.identity].plus(_least(outline), sign)
+        if not usage.num_requests:
+            del self._expected[outline.identity]
 
     def check(self, groups: Sequence[SequenceGroup]) -> None:
         """Refuses the requests of a call, at least one.
@@ -76,18 +75,22 @@ class Admission:
         self._check_room(usage, priority, identity)
         load = Load(len(groups), sum(group.weight for group in groups))
         longest = max(group.request.size for group in groups)
+        if len(groups) > 1 and self._pace.usual_size:
+            self._longest_ratio += _LEARNED_SHARE * (longest / self._pace.usual_size - self._longest_ratio)
         deadline = min(group.request.deadline for group in groups)
         seconds_after = max(group.request.seconds_after for group in groups)
         if not math.isinf(deadline):
             seconds = self._seconds(load, usage.num_rows, longest, priority, identity)
             _check_time(_MARGIN * seconds + seconds_after, deadline)
 
-    def seconds(self, priority: Priority, identity: object, num_requests: int) -> float:
-        """How long requests would take of which only this is known; 0 where nothing is known of the pace."""
-        size = self._pace.usual_size
-        load, longest = Load(num_requests, num_requests * size), min(num_requests, _LONGEST_RATIO) * size
-        before = self._pace.seconds_of(self._num_expected[identity] * size, time.monotonic())
-        return before + self._seconds(load, num_requests, longest, priority, identity)
+    def seconds(self, outline: Outline) -> float:
+        """How long the requests of a call would take of which only this is known; 0 where the pace is unknown."""
+        size, usage = self._pace.usual_size, _least(outline)
+        longest = size * (self._longest_ratio if outline.num_requests > 1 else 1.0)
+        expected = self._expected.get(outline.identity, Usage())
+        before = self._pace.seconds_of(expected.num_rows * size, time.monotonic())
+        load = Load(usage.num_requests, usage.num_rows * size)
+        return before + self._seconds(load, usage.num_rows, longest, outline.priority, outline.identity)
 
     def is_late(self, request: Request) -> bool:
         """Whether a request cannot be finished by its deadline, were it encoded now."""
@@ -126,6 +129,11 @@ class Admission:
         """From the encoding of a request to its answer, with so many rows beside those that are taken."""
         num_together = min(self._scheduler.num_reserved_rows + num_rows, self._num_rows)
         return self._pace.decoding_seconds(size, num_together, now)
+
+
+def _least(outline: Outline) -> Usage:
+    """What a call takes up at least: each request has a token."""
+    return Usage(outline.num_requests, outline.num_requests * outline.num_rows, outline.num_requests)
 
 
 def _check_time(seconds: float, deadline: float) -> None:

@@ -12,7 +12,7 @@ from functools import partial
 
 from dragoman_server.engine.completion_cache import CachePart
 from dragoman_server.engine.segment_engine import SegmentEngine
-from dragoman_server.engine.sequence import Completion, Priority, Progress, Request
+from dragoman_server.engine.sequence import Completion, Outline, Progress, Request
 from dragoman_server.errors import DeadlineError
 
 logger = logging.getLogger(__name__)
@@ -119,23 +119,21 @@ class CachingEngine:
         self._engine.stop()
         self._part.close()
 
-    def check(
-        self, deadline: float, priority: Priority, identity: object, num_requests: int = 1, seconds_after: float = 0.0
-    ) -> None:
+    def check(self, outline: Outline) -> None:
         """As the engine's, while hardly anything is in the cache.
 
         Else nobody is refused before it is known what is asked for: all of it may be there. `submit` refuses then.
         """
         if self._hit_share < _RARE_HITS:
-            self._engine.check(deadline, priority, identity, num_requests, seconds_after)
+            self._engine.check(outline)
 
-    def seconds(self, priority: Priority, identity: object, num_requests: int) -> float:
+    def seconds(self, outline: Outline) -> float:
         """As the engine's, while hardly anything is in the cache; else 0: nothing is known."""
-        return self._engine.seconds(priority, identity, num_requests) if self._hit_share < _RARE_HITS else 0.0
+        return self._engine.seconds(outline) if self._hit_share < _RARE_HITS else 0.0
 
-    def expecting(self, identity: object, num_requests: int) -> AbstractContextManager[None]:
+    def expecting(self, outline: Outline) -> AbstractContextManager[None]:
         """As the engine's."""
-        return self._engine.expecting(identity, num_requests)
+        return self._engine.expecting(outline)
 
     def submit(
         self,

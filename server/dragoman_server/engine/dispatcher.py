@@ -5,10 +5,11 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from typing import Protocol
 
 from dragoman_server.engine.segment_engine import SegmentEngine
-from dragoman_server.engine.sequence import Completion, Priority, Request
+from dragoman_server.engine.sequence import Completion, Outline, Request
 from dragoman_server.errors import NotInTimeError, QueueFullError
 
 
@@ -55,38 +56,39 @@ class Dispatcher:
         for engine in self._engines:
             engine.stop()
 
-    def check(
-        self, deadline: float, priority: Priority, identity: object, num_requests: int = 1, seconds_after: float = 0.0
-    ) -> None:
+    def check(self, outline: Outline) -> None:
         """Refuses a call that all engines refuse.
 
         Raises:
             QueueFullError, NotInTimeError: as the engine that has room first.
         """
-        refusals = list[QueueFullError | NotInTimeError]()
-        share = math.ceil(num_requests / len(self._engines))
+        refusals, share = list[QueueFullError | NotInTimeError](), self._share(outline)
         for engine in self._engines:
             try:
-                engine.check(deadline, priority, identity, share, seconds_after)
+                engine.check(share)
             except (QueueFullError, NotInTimeError) as error:
                 refusals.append(error)
             else:
                 return
         raise min(refusals, key=lambda error: error.retry_after_seconds)
 
-    def seconds(self, priority: Priority, identity: object, num_requests: int) -> float:
-        """How long a call of so many requests would take, dealt to all engines; 0 where nothing is known."""
-        share = math.ceil(num_requests / len(self._engines))
-        return min(engine.seconds(priority, identity, share) for engine in self._engines)
+    def seconds(self, outline: Outline) -> float:
+        """How long the requests of a call would take, dealt to all engines; 0 where nothing is known."""
+        share = self._share(outline)
+        return min(engine.seconds(share) for engine in self._engines)
 
     @contextmanager
-    def expecting(self, identity: object, num_requests: int) -> Iterator[None]:
-        """So many requests that `check` has let pass are made ready, for all engines together."""
-        share = math.ceil(num_requests / len(self._engines))
+    def expecting(self, outline: Outline) -> Iterator[None]:
+        """A call that `check` has let pass is made ready, for all engines together."""
+        share = self._share(outline)
         with ExitStack() as stack:
             for engine in self._engines:
-                stack.enter_context(engine.expecting(identity, share))
+                stack.enter_context(engine.expecting(share))
             yield
+
+    def _share(self, outline: Outline) -> Outline:
+        """The part of a call that each engine gets."""
+        return replace(outline, num_requests=math.ceil(outline.num_requests / len(self._engines)))
 
     def submit(
         self,

@@ -27,7 +27,7 @@ from dragoman_server.engine.room import Usage
 from dragoman_server.engine.runner import Runner
 from dragoman_server.engine.scheduler import Scheduler
 from dragoman_server.engine.search import Search
-from dragoman_server.engine.sequence import Completion, Priority, Request, SequenceGroup
+from dragoman_server.engine.sequence import Completion, Outline, Request, SequenceGroup
 from dragoman_server.errors import DeadlineError, DragomanError, EngineDeadError
 
 logger = logging.getLogger(__name__)
@@ -136,40 +136,31 @@ class Engine:
         lanes = zip(self._lanes, self._last_progress, strict=False)  # of a stopped engine there are none
         return max((now - since if lane.has_work else 0.0 for lane, since in lanes), default=0.0)
 
-    def check(
-        self, deadline: float, priority: Priority, identity: object, num_requests: int = 1, seconds_after: float = 0.0
-    ) -> None:
-        """Refuses a call before its texts are looked at, as if its requests were like those of others lately.
-
-        Args:
-            deadline: of the call, on the `time.monotonic` clock.
-            priority: of the call.
-            identity: of the caller.
-            num_requests: as many as the call has at least.
-            seconds_after: that the call needs when these are answered.
+    def check(self, outline: Outline) -> None:
+        """Refuses a call before its texts are looked at, as if its requests were as long as those of others lately.
 
         Raises:
             QueueFullError: there is no room for so many.
             NotInTimeError: they can hardly be finished by the deadline.
         """
         with self._lock:
-            self._admission.check_early(deadline, priority, identity, num_requests, seconds_after)
+            self._admission.check_early(outline)
 
-    def seconds(self, priority: Priority, identity: object, num_requests: int) -> float:
-        """How long a call of so many requests would take, as if they were like those of others lately; 0: unknown."""
+    def seconds(self, outline: Outline) -> float:
+        """How long the requests of a call would take, were they as long as those of others lately; 0: unknown."""
         with self._lock:
-            return self._admission.seconds(priority, identity, num_requests)
+            return self._admission.seconds(outline)
 
     @contextmanager
-    def expecting(self, identity: object, num_requests: int) -> Iterator[None]:
-        """So many requests that `check` has let pass are made ready, and count when the same caller asks again."""
+    def expecting(self, outline: Outline) -> Iterator[None]:
+        """A call that `check` has let pass is made ready, and counts when the same caller asks again."""
         with self._lock:
-            self._admission.expect(identity, num_requests)
+            self._admission.expect(outline)
         try:
             yield
         finally:
             with self._lock:
-                self._admission.expect(identity, -num_requests)
+                self._admission.expect(outline, -1)
 
     def submit(
         self,

@@ -5,7 +5,7 @@ from concurrent.futures import Future
 from contextlib import AbstractContextManager
 from typing import Protocol
 
-from dragoman_server.engine.sequence import Completion, Priority, Request
+from dragoman_server.engine.sequence import Completion, Outline, Request
 
 
 class SegmentEngine(Protocol):
@@ -24,23 +24,19 @@ class SegmentEngine(Protocol):
     def stop(self) -> None:
         """Ends; requests not finished by then get an EngineDeadError."""
 
-    def check(
-        self, deadline: float, priority: Priority, identity: object, num_requests: int = 1, seconds_after: float = 0.0
-    ) -> None:
-        """Refuses a call that has at least so many requests, where that is certain before they are known.
-
-        When they are answered, the call needs `seconds_after`.
+    def check(self, outline: Outline) -> None:
+        """Refuses a call before its texts are looked at, as if its requests were as long as those of others lately.
 
         Raises:
             QueueFullError: there is no room for so many.
-            NotInTimeError: they cannot be finished by the deadline.
+            NotInTimeError: they can hardly be finished by the deadline.
         """
 
-    def seconds(self, priority: Priority, identity: object, num_requests: int) -> float:
-        """How long a call of so many requests would take, as if they were like those of others lately; 0: unknown."""
+    def seconds(self, outline: Outline) -> float:
+        """How long the requests of a call would take, were they as long as those of others lately; 0: unknown."""
 
-    def expecting(self, identity: object, num_requests: int) -> AbstractContextManager[None]:
-        """So many requests that `check` has let pass are made ready, and count when the same caller asks again."""
+    def expecting(self, outline: Outline) -> AbstractContextManager[None]:
+        """A call that `check` has let pass is made ready, and counts when the same caller asks again."""
 
     def submit(
         self,

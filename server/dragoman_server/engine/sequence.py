@@ -53,6 +53,18 @@ class Request:
         return self.options.num_rows * (len(self.source_ids) + self.max_target_tokens)
 
 
+@dataclass(frozen=True, slots=True)
+class Outline:
+    """What is known of a call before its texts are looked at. `deadline` is on the `time.monotonic` clock."""
+
+    num_requests: int = 1  # at least
+    num_rows: int = 1  # of each
+    priority: Priority = Priority.DEFAULT
+    identity: object = None  # of the caller
+    deadline: float = math.inf
+    seconds_after: float = 0.0  # that the call needs, when they are answered, for what comes then
+
+
 @dataclass(frozen=True)
 class Hypothesis:
     """A finished target; `token_ids` includes end-of-sentence when it was emitted."""

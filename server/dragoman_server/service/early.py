@@ -21,8 +21,8 @@ def checked_early(plan: Plan, num_requests: int, attention_seconds: float = 0.0,
         return plan
     first, seconds_after = plan.first or plan, attention_seconds
     if plan.first is not None:
-        seconds_after += plan.model.engine.seconds(plan.priority, plan.identity, num_requests)
+        seconds_after += plan.model.engine.seconds(plan.outline(num_requests))
     engine = first.model.engine if may_be_cached else first.model.uncached_engine
-    engine.check(plan.deadline, plan.priority, plan.identity, num_requests, seconds_after)
+    engine.check(first.outline(num_requests, seconds_after))
     first = replace(first, seconds_after=seconds_after)
     return first if plan.first is None else replace(plan, first=first)

@@ -7,7 +7,7 @@ from dragoman.types import Vocabulary
 from dragoman_server.attention.results import Source
 from dragoman_server.bundle.framing import Framing
 from dragoman_server.bundle.languages import Direction
-from dragoman_server.engine.sequence import Priority, Request
+from dragoman_server.engine.sequence import Outline, Priority, Request
 from dragoman_server.registry.model import Model
 from dragoman_server.service.options import Decoding
 from dragoman_server.service.pivot import FirstLeg, Pivot
@@ -37,6 +37,11 @@ class Plan:
     def max_target_tokens(self, source: SourceSegment) -> int:
         """How many tokens the target of a segment may have, end-of-sentence included."""
         return self.decoding.limit.of(len(source.token_ids) + self.framing.num_specials)
+
+    def outline(self, num_requests: int, seconds_after: float = 0.0) -> Outline:
+        """What the engine is told of a call before its texts are looked at."""
+        rows = self.decoding.search.num_rows
+        return Outline(num_requests, rows, self.priority, self.identity, self.deadline, seconds_after)
 
     def begin(self, name: str, num_pieces: int) -> Work | None:
         """Notes that the model is asked for something; None where nobody wants to know."""

@@ -322,7 +322,7 @@ class Translator:
             before = await self._all_planned(inputs, nums_characters, plan.first)
             completions = await self._decode(before, plan.first)
             planned = self._planner.plan_seconds(before, completions, plan.first, plan)
-        with plan.model.engine.expecting(plan.identity, len(inputs)):
+        with plan.model.engine.expecting(plan.outline(len(inputs))):
             return await self._threads.run_all(nums_characters, planned)
 
     async def _have_list(self, plan: Plan) -> None:

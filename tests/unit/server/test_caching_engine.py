@@ -14,7 +14,7 @@ import pytest
 from dragoman_server.engine.caching_engine import CachingEngine
 from dragoman_server.engine.completion_cache import CompletionCache
 from dragoman_server.engine.search_options import SearchOptions
-from dragoman_server.engine.sequence import Completion, Priority, Request
+from dragoman_server.engine.sequence import Completion, Outline, Priority, Request
 from dragoman_server.errors import DeadlineError, EngineDeadError, InferenceError, QueueFullError
 from support.server_parts import FakeEngine, echo
 
@@ -361,16 +361,16 @@ def test_nobody_is_refused_before_it_is_known_what_is_asked_for_while_the_cache_
 
     def is_refused() -> bool:
         try:
-            cached.check(math.inf, Priority.DEFAULT, "a", 3, 0.5)
+            cached.check(Outline(3, seconds_after=0.5))
         except QueueFullError as error:
             return error is full
         return False
 
     assert is_refused()  # nothing is in the cache
-    assert cached.seconds(Priority.DEFAULT, "a", 3) == 6.0
+    assert cached.seconds(Outline(3)) == 6.0
     assert engine.seconds_after == [0.5]
     cached.submit([A] * 30)
     assert not is_refused()
-    assert cached.seconds(Priority.DEFAULT, "a", 3) == 0.0
+    assert cached.seconds(Outline(3)) == 0.0
     cached.submit([replace(A, source_ids=(number, 3)) for number in range(400)])
     assert is_refused()

@@ -9,7 +9,7 @@ import pytest
 from dragoman_server.engine.dispatcher import Dispatcher
 from dragoman_server.engine.engine import Engine
 from dragoman_server.engine.search_options import SearchOptions
-from dragoman_server.engine.sequence import Priority, Request
+from dragoman_server.engine.sequence import Outline, Request
 from dragoman_server.errors import EngineDeadError, NotInTimeError, QueueFullError
 from support.fake_runner import FakeRunner, Gate, expected, running_engine
 from support.server_parts import FakeEngine, echo
@@ -89,10 +89,10 @@ def test_a_call_is_refused_early_where_all_engines_refuse_it_as_by_the_one_that_
     engines = holding(0, 0)
     dispatcher = Dispatcher(engines)
     engines[0].early_refusal = QueueFullError("full", 2.0)
-    dispatcher.check(1e9, Priority.DEFAULT, "a", 3)
+    dispatcher.check(Outline(3))
     engines[1].early_refusal = NotInTimeError("late", 1.0)
     with pytest.raises(NotInTimeError) as caught:
-        dispatcher.check(1e9, Priority.DEFAULT, "a", 3)
+        dispatcher.check(Outline(3))
     assert caught.value is engines[1].early_refusal
 
 

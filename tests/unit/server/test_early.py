@@ -14,7 +14,7 @@ from dragoman_server.attention.selection import SelectionFields
 from dragoman_server.attention.worker import AttentionWorker
 from dragoman_server.bundle.bundle import Bundle
 from dragoman_server.bundle.manifest import Precision
-from dragoman_server.engine.sequence import Priority, Request
+from dragoman_server.engine.sequence import Outline, Request
 from dragoman_server.errors import NotInTimeError, QueueFullError
 from dragoman_server.registry.model import Model
 from dragoman_server.registry.registry import Registry
@@ -56,14 +56,14 @@ def test_time_for_what_comes_after_is_asked_of_the_engine() -> None:
     with running_engine(FakeRunner()) as engine:
         deadline = time.monotonic() + 5.0
         with pytest.raises(NotInTimeError, match="the answer would take 9 s, and the deadline is in") as refusal:
-            engine.check(deadline, Priority.DEFAULT, None, 1, seconds_after=9.0)
+            engine.check(Outline(deadline=deadline, seconds_after=9.0))
         assert 4.0 <= refusal.value.retry_after_seconds < 9.0
         with pytest.raises(NotInTimeError):
             engine.submit([Request((7, 3), 9, deadline, seconds_after=9.0)])
         assert engine.num_pending == 0
-        engine.check(math.inf, Priority.DEFAULT, None, 1, seconds_after=9.0)
+        engine.check(Outline(seconds_after=9.0))
         engine.submit([Request((7, 3), 9, deadline, seconds_after=1.0)])[0].result(10)
-        assert engine.seconds(Priority.DEFAULT, None, 3) == 0.0  # nothing is known yet
+        assert engine.seconds(Outline(3)) == 0.0  # nothing is known yet
 
 
 # -- attention ---------------------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from dragoman_server.engine.engine import Engine, StepReport
 from dragoman_server.engine.kv_budget import KvBudget
 from dragoman_server.engine.search import StepOutput
 from dragoman_server.engine.search_options import SearchOptions
-from dragoman_server.engine.sequence import Completion, FinishReason, Priority, Request
+from dragoman_server.engine.sequence import Completion, FinishReason, Outline, Priority, Request
 from dragoman_server.engine.slots import Move
 from dragoman_server.errors import (
     DeadlineError,
@@ -350,14 +350,14 @@ def test_who_cannot_be_answered_in_time_is_refused_at_once() -> None:
         soon = time.monotonic() + 2.0
         for refuse in (
             lambda: engine.submit([replace(LONG, deadline=soon)] * 50, identity="a"),
-            lambda: engine.check(soon, Priority.DEFAULT, "a", 50),
+            lambda: engine.check(Outline(50, identity="a", deadline=soon)),
         ):
             with pytest.raises(NotInTimeError, match="the deadline is in") as refusal:
                 refuse()
             assert refusal.value.retry_after_seconds > 1.0
-        engine.check(math.inf, Priority.DEFAULT, "a", 50)  # whoever has time waits
-        engine.check(time.monotonic() + 100.0, Priority.DEFAULT, "a", 50)
-        engine.check(soon, Priority.DEFAULT, "b", 1)  # others have turns of their own
+        engine.check(Outline(50, identity="a"))  # whoever has time waits
+        engine.check(Outline(50, identity="a", deadline=time.monotonic() + 100.0))
+        engine.check(Outline(1, identity="b", deadline=soon))  # others have turns of their own
         (single,) = engine.submit([replace(LONG, deadline=time.monotonic() + 2.0)], identity="b")
         hypotheses([single])
         unlimited = engine.submit([replace(LONG, deadline=soon)] * 50, is_unlimited=True)
@@ -385,14 +385,14 @@ def test_what_is_made_ready_counts_for_its_caller() -> None:
     with slow_engine(max_waiting=30_000) as engine:
         hypotheses(engine.submit([LONG] * 5, identity="a"))
         deadline = time.monotonic() + 100.0
-        engine.check(deadline, Priority.DEFAULT, "a", 5)
-        with engine.expecting("a", 20_000):  # 2,000 s
+        engine.check(Outline(5, identity="a", deadline=deadline))
+        with engine.expecting(Outline(20_000, identity="a")):  # 2,000 s
             with pytest.raises(NotInTimeError):
-                engine.check(deadline, Priority.DEFAULT, "a", 5)
+                engine.check(Outline(5, identity="a", deadline=deadline))
             with pytest.raises(QueueFullError):
-                engine.check(math.inf, Priority.DEFAULT, "a", 20_000)
-            engine.check(deadline, Priority.DEFAULT, "b", 5)
-        engine.check(deadline, Priority.DEFAULT, "a", 5)
+                engine.check(Outline(20_000, identity="a"))
+            engine.check(Outline(5, identity="b", deadline=deadline))
+        engine.check(Outline(5, identity="a", deadline=deadline))
 
 
 def test_a_full_queue_says_how_long_it_takes_to_have_room() -> None:
@@ -400,7 +400,7 @@ def test_a_full_queue_says_how_long_it_takes_to_have_room() -> None:
         waiting = engine.submit([LONG] * 100)
         hypotheses(waiting[:3])
         with pytest.raises(QueueFullError) as refusal:
-            engine.check(math.inf, Priority.BULK, "b", 50)
+            engine.check(Outline(50, priority=Priority.BULK, identity="b"))
         assert refusal.value.retry_after_seconds > 1.0  # about 50 have to leave
         with pytest.raises(QueueFullError):
             engine.submit([LONG] * 100)

@@ -395,6 +395,21 @@ def test_what_is_made_ready_counts_for_its_caller() -> None:
         engine.check(Outline(5, identity="a", deadline=deadline))
 
 
+def test_before_texts_are_known_their_rows_count() -> None:
+    with slow_engine() as engine:
+        hypotheses(engine.submit([LONG] * 5))
+        assert engine.seconds(Outline(5, num_rows=10)) > 5 * engine.seconds(Outline(5)) > 0.0
+
+
+def test_how_much_longer_than_usual_the_longest_of_a_call_is_is_learned() -> None:
+    short = Request((10,), 2)
+    with running_engine(FakeRunner(on_decode=lambda _: time.sleep(0.0005)), max_running=10) as engine:
+        for _ in range(40):
+            hypotheses(engine.submit([LONG, *[short] * 9]))
+        usual = engine.seconds(Outline(1)) * 10
+        assert engine.seconds(Outline(10)) > 4 * usual > 0.0  # at first, 2 * usual
+
+
 def test_a_full_queue_says_how_long_it_takes_to_have_room() -> None:
     with slow_engine(max_waiting=100) as engine:
         waiting = engine.submit([LONG] * 100)

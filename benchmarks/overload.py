@@ -178,7 +178,7 @@ def main(
     deadlines: Annotated[tuple[float, float, float], typer.Option(help="Of a call, in seconds.")] = (1, 5, 30),
     texts: Annotated[int, typer.Option(min=1, help="Texts in a call.")] = 64,
     beam_size: Annotated[int, typer.Option(min=1, help="Of every text.")] = 4,
-    max_waiting: Annotated[int, typer.Option(min=1, help="--max-waiting of the server.")] = 512,
+    max_waiting: Annotated[int, typer.Option(min=1, help="--max-waiting of the server.")] = 384,
     sentences: Annotated[Path, typer.Option(help="File of English sentences, one a line.")] = SENTENCES,
     results: Annotated[Path, typer.Option(help="Folder for the results.")] = RESULTS,
     quick: Annotated[bool, typer.Option("--quick", help="Run all of the code, but measure nothing.")] = False,

@@ -14,7 +14,7 @@ from dragoman_server.errors import NotInTimeError, QueueFullError
 
 # Estimates are taken for so much longer: answers go through other threads and the network, and lengths are guesses.
 # Before texts are looked at, more is guessed; and whoever would be refused afterwards had better be refused then.
-_MARGIN, _EARLY_MARGIN = 1.2, 1.25
+_MARGIN, _EARLY_MARGIN = 1.15, 1.2
 # Where it is a request's turn, less is guessed.
 _LATE_MARGIN = 1.1
 # The longest of a call's requests is so many times as long as usual, where there are several: at first, and with what

@@ -402,12 +402,17 @@ def test_before_texts_are_known_their_rows_count() -> None:
 
 
 def test_how_much_longer_than_usual_the_longest_of_a_call_is_is_learned() -> None:
-    short = Request((10,), 2)
-    with running_engine(FakeRunner(on_decode=lambda _: time.sleep(0.0005)), max_running=10) as engine:
+    call = [LONG, *[Request((10,), 2)] * 9]
+    with running_engine(FakeRunner(on_decode=lambda _: time.sleep(0.002)), max_running=2) as engine:
+
+        def ratio() -> float:
+            hypotheses(engine.submit(call * 5))  # the pace is known
+            return engine.seconds(Outline(10)) / engine.seconds(Outline(1))
+
+        first = ratio()
         for _ in range(40):
-            hypotheses(engine.submit([LONG, *[short] * 9]))
-        usual = engine.seconds(Outline(1)) * 10
-        assert engine.seconds(Outline(10)) > 4 * usual > 0.0  # at first, 2 * usual
+            hypotheses(engine.submit(call))
+        assert ratio() > 1.2 * first
 
 
 def test_a_full_queue_says_how_long_it_takes_to_have_room() -> None:

@@ -17,7 +17,9 @@ from numpy.typing import NDArray
 from dragoman_server.bundle.bundle import Contents
 from dragoman_server.bundle.graph import BFLOAT16, ONNX_NUMBERS, read_graph
 from dragoman_server.errors import BundleError
+from dragoman_server.kernels import LIBRARY
 from dragoman_server.runtime.memory import libc
+from dragoman_server.runtime.own_operators import with_own_operators
 
 _ARENA_BYTES = 256 << 20
 _sharing = threading.Lock()
@@ -80,9 +82,13 @@ def open_session(
         signed = [key for key in weights_of(contents, name) if contents.weights[key].dtype == np.int8]
         options.add_external_initializers(signed, [values[key] for key in signed])
     name_weights_folder(options, contents)
-    environment = _float_environment()
+    graph, environment = contents.graphs[name], _float_environment()
     try:
-        return ort.InferenceSession(contents.graphs[name], options, providers=["CPUExecutionProvider"])
+        if own := with_own_operators(graph):
+            with _sharing:
+                options.register_custom_ops_library(str(LIBRARY))
+            graph = own
+        return ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime's exceptions share no base class
         raise BundleError(f"{contents.folder / name} cannot be loaded: {error}") from error
     finally:

@@ -1,0 +1,5 @@
+"""What is compiled: operators for ONNX Runtime on CPUs, in C. `hatch_build.py` in the checkout builds the library."""
+
+from pathlib import Path
+
+LIBRARY = Path(__file__).parent / "libkernels.so"

@@ -1,0 +1,57 @@
+/* What the operators compute, once for each instruction set: a source is compiled with -DVARIANT=name. */
+
+#ifndef DRAGOMAN_KERNELS_H
+#define DRAGOMAN_KERNELS_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+/* Seen from outside of the library. The kernels are, so that tests can call each variant. */
+#define PUBLIC __attribute__((visibility("default")))
+
+#define JOINED_(name, variant) name##_##variant
+#define JOINED(name, variant) JOINED_(name, variant)
+#define OF_VARIANT(name) JOINED(name, VARIANT)
+
+/* A step of attention: each row of a batch has one query, and keys and values of its own. */
+typedef struct {
+  const float *queries;   /* [rows, row_width]: a query for each head; where it appends, then a key and a value */
+  size_t row_width;       /* floats from a row to the next */
+  bool appends;           /* whether the key and the value of the last position come with the query */
+  bool is_int8;           /* type of keys and values, else float */
+  char *keys, *values;    /* [rows, heads, capacity, width] */
+  const int32_t *last;    /* [rows], the last position that is attended to, of those from 0 on */
+  const float *bias;      /* added to the scores, or NULL */
+  size_t bias_row, bias_head; /* floats from the bias of a row, and of a head, to the next */
+  float *out;             /* [rows, heads, width] */
+  size_t heads, capacity, width;
+  float scale;            /* of the scores */
+} Attention;
+
+/* Computes the heads `first` to `end`, not included, of those of all rows, counted through. */
+typedef void (*Attend)(const Attention *, size_t first, size_t end);
+
+/* The most probable tokens of each row. */
+typedef struct {
+  const float *logits; /* [rows, size] */
+  size_t size;
+  size_t count;           /* of tokens that are wanted, at most `size` */
+  const int64_t *score_ids; /* [rows], whose log-prob is wanted, too */
+  int64_t *ids;           /* [rows, count], the best first; of equal ones that of the lower id */
+  float *logprobs;        /* [rows, count] */
+  float *score_logprobs;  /* [rows] */
+} Best;
+
+typedef void (*FindBest)(const Best *, size_t first_row, size_t end_row);
+
+/* The log-probs of all tokens of each row, with the bits that Best gives them. */
+typedef struct {
+  const float *logits; /* [rows, size] */
+  size_t size;
+  float *logprobs; /* [rows, size] */
+} LogProbs;
+
+typedef void (*FindLogProbs)(const LogProbs *, size_t first_row, size_t end_row);
+
+#endif

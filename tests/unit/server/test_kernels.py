@@ -1,0 +1,341 @@
+"""The compiled kernels in each of their variants, against NumPy; and the operators around them, in a session."""
+
+import ctypes
+import platform
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from numpy.typing import NDArray
+
+from dragoman_server.bundle.graph import ONNX_NUMBERS, Model
+from dragoman_server.kernels import LIBRARY
+from dragoman_server.runtime.own_operators import with_own_operators
+
+Floats = NDArray[np.float32]
+
+_size, _pointer = ctypes.c_size_t, ctypes.c_void_p
+
+
+class AttentionArguments(ctypes.Structure):
+    """`Attention` of kernels.h."""
+
+    _fields_ = (
+        ("queries", _pointer),
+        ("row_width", _size),
+        ("appends", ctypes.c_bool),
+        ("is_int8", ctypes.c_bool),
+        ("keys", _pointer),
+        ("values", _pointer),
+        ("last", _pointer),
+        ("bias", _pointer),
+        ("bias_row", _size),
+        ("bias_head", _size),
+        ("out", _pointer),
+        ("heads", _size),
+        ("capacity", _size),
+        ("width", _size),
+        ("scale", ctypes.c_float),
+    )
+
+
+class BestArguments(ctypes.Structure):
+    """`Best` of kernels.h."""
+
+    _fields_ = (
+        ("logits", _pointer),
+        ("size", _size),
+        ("count", _size),
+        ("score_ids", _pointer),
+        ("ids", _pointer),
+        ("logprobs", _pointer),
+        ("score_logprobs", _pointer),
+    )
+
+
+class LogProbsArguments(ctypes.Structure):
+    """`LogProbs` of kernels.h."""
+
+    _fields_ = (("logits", _pointer), ("size", _size), ("logprobs", _pointer))
+
+
+def variants() -> list[str]:
+    """Those that this machine can run."""
+    if platform.machine() != "x86_64":
+        return ["base"]
+    flags = Path("/proc/cpuinfo").read_text().split()
+    needed = {"sse2": set(), "avx2": {"avx2", "fma"}, "avx512": {"avx512f", "avx512bw", "avx512dq", "avx512vl"}}
+    return [name for name, features in needed.items() if features <= set(flags)]
+
+
+@pytest.fixture(scope="module", params=variants())
+def variant(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+def call(kernel: str, variant: str, arguments: ctypes.Structure, first: int, end: int) -> None:
+    function = getattr(ctypes.CDLL(str(LIBRARY)), f"{kernel}_{variant}")
+    function.argtypes, function.restype = [_pointer, _size, _size], None
+    function(ctypes.byref(arguments), first, end)
+
+
+# -- attention ---------------------------------------------------------------------------------------------------------
+
+
+class Case:
+    """Random queries, keys and values of some rows, of which each has a last position of its own."""
+
+    def __init__(self, lasts: Sequence[int], heads: int, width: int, dtype: type[np.generic], seed: int = 0) -> None:
+        rng = np.random.default_rng(seed)
+        self.heads, self.width, self.capacity = heads, width, max(lasts) + 3
+        self.last = np.array(lasts, np.int32)
+        shape = (len(lasts), heads, self.capacity, width)
+        if dtype is np.int8:
+            self.keys, self.values = (rng.integers(-128, 128, shape, np.int8) for _ in range(2))
+            self.queries = rng.normal(0, 0.01, (len(lasts), 3, heads, width)).astype(np.float32)
+            self.queries[:, 1:] *= 10_000
+        else:
+            self.keys, self.values = (rng.normal(0, 1, shape).astype(np.float32) for _ in range(2))
+            self.queries = rng.normal(0, 1, (len(lasts), 3, heads, width)).astype(np.float32)
+        self.bias = rng.normal(0, 1, (len(lasts), heads, self.capacity)).astype(np.float32)
+
+    def run(self, variant: str, *, appends: bool = False, has_bias: bool = False, rows: slice = slice(None)) -> Floats:
+        """[rows, heads, width]"""
+        queries, last, bias = self.queries[rows], self.last[rows], self.bias[rows]
+        queries = np.ascontiguousarray(queries if appends else queries[:, :1])
+        self.pools = [np.ascontiguousarray(pool[rows]) for pool in (self.keys, self.values)]
+        out = np.full((len(last), self.heads, self.width), np.nan, np.float32)
+        arguments = AttentionArguments(
+            queries.ctypes.data,
+            queries[0].size,
+            appends,
+            self.keys.dtype == np.int8,
+            *(pool.ctypes.data for pool in self.pools),
+            last.ctypes.data,
+            bias.ctypes.data if has_bias else None,
+            bias[0].size,
+            self.capacity,
+            out.ctypes.data,
+            self.heads,
+            self.capacity,
+            self.width,
+            self.width**-0.5,
+        )
+        call("attend", variant, arguments, 0, len(last) * self.heads)
+        return out
+
+    def expected(self, *, appends: bool = False, has_bias: bool = False) -> NDArray[np.float64]:
+        keys, values = (pool.astype(np.float64) for pool in (self.keys, self.values))
+        rows = np.arange(len(self.last))
+        if appends:
+            new = self.queries[:, 1:].astype(np.float64)
+            if self.keys.dtype == np.int8:
+                new = np.clip(np.rint(new), -128, 127)
+            keys[rows, :, self.last], values[rows, :, self.last] = new[:, 0], new[:, 1]
+        scores = np.einsum("bhw,bhpw->bhp", self.queries[:, 0], keys) * self.width**-0.5
+        if has_bias:
+            scores += self.bias
+        scores[np.broadcast_to(np.arange(self.capacity) > self.last[:, None, None], scores.shape)] = -np.inf
+        weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
+        mixed: NDArray[np.float64] = np.einsum("bhp,bhpw->bhw", weights / weights.sum(-1, keepdims=True), values)
+        return mixed
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.int8])
+@pytest.mark.parametrize("width", [16, 32, 64, 80, 128])
+@pytest.mark.parametrize("appends", [False, True])
+def test_attention_is_that_of_numpy(variant: str, width: int, dtype: type[np.generic], appends: bool) -> None:
+    case = Case([0, 3, 15, 16, 17, 40], 3, width, dtype)
+    tolerance = 1e-3 if dtype is np.int8 else 1e-5
+    for has_bias in (False, True):
+        found = case.run(variant, appends=appends, has_bias=has_bias)
+        assert np.abs(found - case.expected(appends=appends, has_bias=has_bias)).max() < tolerance
+
+
+@given(lasts=st.lists(st.integers(0, 70), min_size=1, max_size=6), seed=st.integers(0, 9), appends=st.booleans())
+def test_a_row_has_the_same_bits_alone_and_with_anything_behind_its_last_position(
+    variant: str, lasts: list[int], seed: int, appends: bool
+) -> None:
+    case = Case(lasts, 2, 32, np.float32, seed)
+    together = case.run(variant, appends=appends)
+    for pool in (case.keys, case.values):
+        pool[np.broadcast_to(np.arange(case.capacity)[:, None] > case.last[:, None, None, None], pool.shape)] = np.nan
+    for row in range(len(lasts)):
+        assert case.run(variant, appends=appends, rows=slice(row, row + 1)).tobytes() == together[row].tobytes()
+
+
+def test_what_is_appended_is_rounded_to_even_and_kept_within_bounds(variant: str) -> None:
+    case = Case([2], 1, 16, np.int8)
+    case.queries[0, 1, 0] = [0.5, 1.5, -0.5, -1.5, 126.6, 127.4, 127.6, 1e9, -127.5, -128.4, -128.6, -1e9, 0, 1, 2, 3]
+    case.run(variant, appends=True)
+    keys = case.pools[0]
+    assert keys[0, 0, 2].tolist() == [0, 2, 0, -2, 127, 127, 127, 127, -128, -128, -128, -128, 0, 1, 2, 3]
+    assert (keys[0, 0, [0, 1, 3, 4]] == case.keys[0, 0, [0, 1, 3, 4]]).all()
+
+
+def test_no_number_stays_none(variant: str) -> None:
+    case = Case([20, 20], 2, 16, np.float32)
+    case.keys[1, 1, 5, 3] = np.nan
+    found = case.run(variant)
+    assert np.isnan(found[1, 1]).all()
+    assert np.isfinite(found[0]).all()
+    assert np.isfinite(found[1, 0]).all()
+
+
+# -- the best tokens ---------------------------------------------------------------------------------------------------
+
+
+def best(
+    variant: str, logits: Floats, count: int, score_ids: Sequence[int]
+) -> tuple[NDArray[np.int64], Floats, Floats]:
+    rows, size = logits.shape
+    scored = np.array(score_ids, np.int64)
+    ids, logprobs = np.zeros((rows, count), np.int64), np.zeros((rows, count), np.float32)
+    score_logprobs = np.zeros(rows, np.float32)
+    arrays = (array.ctypes.data for array in (scored, ids, logprobs, score_logprobs))
+    call("find_best", variant, BestArguments(logits.ctypes.data, size, count, *arrays), 0, rows)
+    return ids, logprobs, score_logprobs
+
+
+def log_probs(variant: str, logits: Floats) -> Floats:
+    found = np.zeros_like(logits)
+    arguments = LogProbsArguments(logits.ctypes.data, logits.shape[1], found.ctypes.data)
+    call("log_probs", variant, arguments, 0, len(logits))
+    return found
+
+
+@pytest.mark.parametrize("size", [1, 7, 16, 63, 64, 65, 1000, 58_101])
+def test_log_probs_are_those_of_numpy_and_the_best_have_the_same_bits(variant: str, size: int) -> None:
+    logits = np.random.default_rng(size).normal(0, 5, (3, size)).astype(np.float32)
+    wide = logits.astype(np.float64)
+    expected = (
+        wide - np.log(np.exp(wide - wide.max(1, keepdims=True)).sum(1, keepdims=True)) - wide.max(1, keepdims=True)
+    )
+    found = log_probs(variant, logits)
+    assert np.abs(found - expected).max() < 1e-5
+    count, scored = min(size, 10), [0, size // 2, size - 1]
+    ids, logprobs, score_logprobs = best(variant, logits, count, scored)
+    assert ids.tolist() == np.argsort(-logits, axis=1, kind="stable")[:, :count].tolist()
+    assert logprobs.tobytes() == np.take_along_axis(found, ids, axis=1).tobytes()
+    assert score_logprobs.tobytes() == found[[0, 1, 2], scored].tobytes()
+
+
+@given(
+    logits=hnp.arrays(np.float32, hnp.array_shapes(min_dims=2, max_dims=2, max_side=200), elements=st.integers(-3, 3)),
+    data=st.data(),
+)
+def test_of_equal_tokens_that_of_the_lower_id_is_better(variant: str, logits: Floats, data: st.DataObject) -> None:
+    count = data.draw(st.integers(1, logits.shape[1]))
+    ids, _, _ = best(variant, logits, count, [0] * len(logits))
+    assert ids.tolist() == np.argsort(-logits, axis=1, kind="stable")[:, :count].tolist()
+
+
+def test_banned_tokens_come_last_and_no_number_stays_none(variant: str) -> None:
+    logits = np.zeros((3, 100), np.float32)
+    logits[0, 1:] = -np.inf
+    logits[1, 50] = np.nan
+    ids, logprobs, _ = best(variant, logits, 3, [0, 0, 0])
+    assert ids[0].tolist() == [0, 1, 2]
+    assert logprobs[0].tolist() == [0.0, -np.inf, -np.inf]
+    assert np.isnan(logprobs[1]).all()
+    assert np.isfinite(logprobs[2]).all()
+
+
+# -- the operators -----------------------------------------------------------------------------------------------------
+
+
+def session(kind: str, inputs: dict[str, tuple[str, int]], outputs: Sequence[str], **attributes: int) -> Any:
+    """A session of one operator; inputs with their types and numbers of axes."""
+    model = Model(ir_version=10)
+    model.opset_import.add(domain="", version=21)
+    model.opset_import.add(domain="dragoman", version=1)
+    model.graph.name = kind
+    for name, (dtype, rank) in inputs.items():
+        tensor = model.graph.input.add(name=name).type.tensor_type
+        tensor.elem_type = ONNX_NUMBERS[dtype]
+        for axis in range(rank):
+            tensor.shape.dim.add(dim_param=f"{name}_{axis}")
+    node = model.graph.node.add(op_type=kind, domain="dragoman", input=inputs, output=outputs)
+    for name, value in attributes.items():
+        node.attribute.add(name=name, i=value, type=2)
+    for name in outputs:
+        model.graph.output.add(name=name)
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    options.register_custom_ops_library(str(LIBRARY))
+    return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+
+def attention_feeds(**others: NDArray[Any]) -> dict[str, NDArray[Any]]:
+    """Two rows of two heads of 16, with room for four positions."""
+    pool = np.ones((2, 2, 4, 16), np.float32)
+    feeds = {
+        "queries": np.ones((2, 1, 32), np.float32),
+        "keys": pool,
+        "values": pool,
+        "last": np.array([3, 0], np.int32),
+        "bias": np.zeros((1, 2, 1, 4), np.float32),
+    }
+    return feeds | others
+
+
+def run_attention(**others: NDArray[Any]) -> list[NDArray[Any]]:
+    feeds = attention_feeds(**others)
+    inputs = {name: (str(array.dtype), array.ndim) for name, array in feeds.items()}
+    names = ["mixed", "grown_keys", "grown_values"]
+    found: list[NDArray[Any]] = session("RowAttention", inputs, names, num_heads=2).run(names, feeds)
+    return found
+
+
+def test_attention_without_memory_of_its_own_copies_the_pool() -> None:
+    mixed, keys, values = run_attention(queries=np.full((2, 1, 96), 2, np.float32))
+    assert mixed.shape == (2, 1, 32)
+    assert (keys[0, :, 3] == 2).all()
+    assert (values[1, :, 0] == 2).all()
+    assert (keys[1, :, 1:] == 1).all()
+
+
+@pytest.mark.parametrize(
+    "others",
+    [
+        {"queries": np.ones((2, 1, 33), np.float32)},
+        {"queries": np.ones((2, 2, 32), np.float32)},
+        {"queries": np.ones((3, 1, 32), np.float32)},
+        {"queries": np.ones((2, 32), np.float32)},
+        {"keys": np.ones((2, 3, 4, 16), np.float32)},
+        {"values": np.ones((2, 2, 5, 16), np.float32)},
+        {"last": np.array([1], np.int32)},
+        {"last": np.array([0, 4], np.int32)},
+        {"last": np.array([-1, 0], np.int32)},
+        {"bias": np.zeros((1, 2, 1, 3), np.float32)},
+        {"bias": np.zeros((1, 3, 1, 4), np.float32)},
+    ],
+)
+def test_inputs_of_attention_that_do_not_fit_are_refused(others: dict[str, NDArray[Any]]) -> None:
+    with pytest.raises(Exception, match="RowAttention: "):
+        run_attention(**others)
+
+
+@pytest.mark.parametrize(
+    ("count", "score_ids"), [([0], [[0], [0]]), ([11], [[0], [0]]), ([1], [[0], [10]]), ([1], [[0]])]
+)
+def test_tokens_that_there_are_not_are_refused(count: list[int], score_ids: list[list[int]]) -> None:
+    feeds = {
+        "logits": np.zeros((2, 10), np.float32),
+        "count": np.array(count, np.int64),
+        "score_ids": np.array(score_ids, np.int64),
+    }
+    inputs = {name: (str(array.dtype), array.ndim) for name, array in feeds.items()}
+    names = ["ids", "logprobs", "score_logprobs"]
+    with pytest.raises(Exception, match="BestTokens: "):
+        session("BestTokens", inputs, names).run(names, feeds)
+
+
+def test_a_graph_in_which_nothing_is_ours_is_left_alone() -> None:
+    assert with_own_operators(Model(ir_version=10).SerializeToString()) is None

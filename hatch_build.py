@@ -17,8 +17,7 @@ from pathlib import Path
 from typing import Any
 
 FOLDER = Path(__file__).parent / "server" / "dragoman_server" / "kernels"
-LIBRARY = FOLDER / "libkernels.so"
-_ZIGLANG = "ziglang>=0.15,<0.18"
+ZIGLANG = "ziglang>=0.15,<0.18"
 _WARNINGS = ["-Wall", "-Wextra", "-Wno-psabi"]
 _FLAGS = ["-std=gnu11", "-O3", "-fPIC", "-fvisibility=hidden", "-fno-math-errno", "-fno-trapping-math", *_WARNINGS]
 _AVX2 = ["-mavx2", "-mfma"]
@@ -46,7 +45,7 @@ def compiler() -> list[str]:
 
 
 def build(command: list[str], machine: str) -> Path:
-    """Compiles the library into the package, for a machine as `uname -m` names it.
+    """Compiles the library into the package, for a machine as `uname -m` names it, and returns its path.
 
     Raises:
         subprocess.CalledProcessError: the compiler fails, and has said why.
@@ -65,10 +64,10 @@ def build(command: list[str], machine: str) -> Path:
             for kernel in _KERNELS:
                 compile_source(kernel, f"{kernel}_{variant}", f"-DVARIANT={variant}", *flags)
         # Under another name first: whoever runs the old one goes on with it.
-        built = LIBRARY.with_suffix(".new")
+        library = FOLDER / f"libkernels-{machine}.so"
+        built = library.with_suffix(".new")
         subprocess.run([*command, "-shared", "-s", "-o", str(built), *objects, "-lm"], check=True)
-        built.replace(LIBRARY)
-    return LIBRARY
+        return built.replace(library)
 
 
 try:
@@ -77,12 +76,12 @@ except ImportError:  # run as a script, without what builds wheels
     pass
 else:
 
-    class KernelsHook(BuildHookInterface):  # type: ignore[type-arg]
+    class KernelsHook(BuildHookInterface):  # type: ignore[misc]
         """What hatchling asks while it builds a wheel."""
 
         def dependencies(self) -> list[str]:
             """What the build needs beside hatchling."""
-            return [] if compiler() else [_ZIGLANG]
+            return [] if compiler() else [ZIGLANG]
 
         def initialize(self, version: str, build_data: dict[str, Any]) -> None:
             """Builds the library before the wheel, which is of this platform from then on."""
@@ -93,4 +92,5 @@ else:
 
 
 if __name__ == "__main__":
-    print(build(compiler(), platform.machine()))
+    # For another machine with a compiler for it: CC='python -m ziglang cc -target aarch64-linux-gnu', and its name.
+    print(build(compiler(), *(sys.argv[1:2] or [platform.machine()])))

@@ -1,17 +1,19 @@
 """Makes a virtual environment for arm64 whose Python runs under emulation, with what the tests of the server need.
 
-    PYTHONPATH=tests python tests/arm/prepare.py FOLDER
+    PYTHONPATH=tests:. python tests/arm/prepare.py FOLDER
 
 Needs apt, for QEMU and for Python; wheels come from where pip takes them. `FOLDER/bin/python` is a script then that
 runs Python for arm64 under QEMU, and so does `sys.executable` in it.
 """
 
+import os
 import re
 import subprocess
 import sys
 import tomllib
 from pathlib import Path
 
+from hatch_build import ZIGLANG
 from support.debian import unpack
 
 ROOT = Path(__file__).parents[2]
@@ -26,6 +28,7 @@ def main(folder: Path) -> None:
     unpack(folder / "qemu", _own_architecture(), "qemu-user")
     unpack(folder / "root", "arm64", f"python{PYTHON}", "libstdc++6")
     install_wheels(folder / f"lib/python{PYTHON}/site-packages")
+    build_kernels(folder / "zig")
     (folder / "pyvenv.cfg").write_text("home = /usr/bin\ninclude-system-site-packages = false\n")
     (folder / "bin").mkdir(exist_ok=True)
     python = folder / "bin/python"
@@ -43,6 +46,14 @@ def install_wheels(folder: Path) -> None:
     subprocess.run([*pip, f"--constraint={ROOT / 'constraints.txt'}", *requirements()], check=True)
     paths = [ROOT / name for name in ("client", "server", "export")]
     (folder / "dragoman.pth").write_text("".join(f"{path}\n" for path in paths))
+
+
+def build_kernels(folder: Path) -> None:
+    """Compiles the server's kernels for arm64, into the checkout, with Zig's compiler."""
+    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", f"--target={folder}", ZIGLANG], check=True)
+    compiler = f"{sys.executable} -m ziglang cc -target aarch64-linux-gnu"
+    environment = os.environ | {"CC": compiler, "PYTHONPATH": str(folder)}
+    subprocess.run([sys.executable, ROOT / "hatch_build.py", "aarch64"], env=environment, check=True)
 
 
 def requirements() -> list[str]:

@@ -2,6 +2,7 @@
 
 import ctypes
 import platform
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,11 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
+from dragoman_server.bundle.bundle import Bundle
 from dragoman_server.bundle.graph import ONNX_NUMBERS, Model
+from dragoman_server.bundle.manifest import DECODER_STEP_FILE, Precision
 from dragoman_server.kernels import LIBRARY
+from dragoman_server.runtime.list_graphs import split_step
 from dragoman_server.runtime.own_operators import with_own_operators
 
 Floats = NDArray[np.float32]
@@ -326,7 +330,7 @@ def test_inputs_of_attention_that_do_not_fit_are_refused(others: dict[str, NDArr
     ("count", "score_ids"), [([0], [[0], [0]]), ([11], [[0], [0]]), ([1], [[0], [10]]), ([1], [[0]])]
 )
 def test_tokens_that_there_are_not_are_refused(count: list[int], score_ids: list[list[int]]) -> None:
-    feeds = {
+    feeds: dict[str, NDArray[Any]] = {
         "logits": np.zeros((2, 10), np.float32),
         "count": np.array(count, np.int64),
         "score_ids": np.array(score_ids, np.int64),
@@ -335,6 +339,20 @@ def test_tokens_that_there_are_not_are_refused(count: list[int], score_ids: list
     names = ["ids", "logprobs", "score_logprobs"]
     with pytest.raises(Exception, match="BestTokens: "):
         session("BestTokens", inputs, names).run(names, feeds)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_a_step_has_none_of_the_operators_that_ours_replace(
+    tiny_bundles: dict[Precision, Bundle], precision: Precision
+) -> None:
+    step = tiny_bundles[precision].contents().graphs[DECODER_STEP_FILE]
+    parts = split_step(step)
+    for contents in (step, parts.layers, parts.projection, parts.list_projection, parts.wide_projection):
+        own = with_own_operators(contents)
+        assert own is not None
+        kinds = Counter(node.op_type for node in Model.FromString(own).graph.node)
+        assert not {"GroupQueryAttention", "LogSoftmax", "TopK"} & set(kinds)
+        assert kinds["BestTokens"] == kinds["LogProbs"] == (contents is not parts.layers)
 
 
 def test_a_graph_in_which_nothing_is_ours_is_left_alone() -> None:

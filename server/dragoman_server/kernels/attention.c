@@ -22,7 +22,7 @@ INLINE void fetch(const char *from, size_t bytes) {
 
 /* `width` and `is_int8` are constants where this is inlined. */
 INLINE void attend_one(const float *query, const char *keys, const char *values, const float *bias, size_t count,
-                       float scale, size_t width, bool is_int8, float *scores, float *out) {
+                       float scale, size_t width, bool is_int8, float *scores, floats *mixed) {
 #define ELEMENTS(base, index) \
   (is_int8 ? load_int8((const int8_t *)(base) + (index)) : load((const float *)(base) + (index)))
   for (size_t p = 0; p < count; p++) {
@@ -43,12 +43,11 @@ INLINE void attend_one(const float *query, const char *keys, const char *values,
     store(scores + p, weights);
   }
   float norm = 1.0f / sum(total);
-  floats mixed[width / LANES];
   for (size_t i = 0; i < width / LANES; i++) mixed[i] = all(0.0f);
   for (size_t p = 0; p < count; p++)
 #pragma GCC unroll 16
     for (size_t i = 0; i < width / LANES; i++) mixed[i] += scores[p] * ELEMENTS(values, p * width + i * LANES);
-  for (size_t i = 0; i < width / LANES; i++) store(out + i * LANES, mixed[i] * norm);
+  for (size_t i = 0; i < width / LANES; i++) mixed[i] *= norm;
 #undef ELEMENTS
 }
 
@@ -69,7 +68,13 @@ INLINE void attend_all(const Attention *a, size_t first, size_t end, size_t widt
       append(query + 2 * a->heads * width, values + last * bytes, width, is_int8);
     }
     const float *bias = a->bias ? a->bias + row * a->bias_row + head * a->bias_head : NULL;
-    attend_one(query, keys, values, bias, last + 1, a->scale, width, is_int8, scores, a->out + index * width);
+    floats mixed[width / LANES];
+    attend_one(query, keys, values, bias, last + 1, a->scale, width, is_int8, scores, mixed);
+    for (size_t i = 0; i < width / LANES; i++) {
+      size_t place = index * width + i * LANES;
+      if (a->out) store(a->out + place, mixed[i]);
+      else store_uint8(a->quantised + place, mixed[i], a->inverse_scale, a->zero);
+    }
   }
 }
 

@@ -10,6 +10,9 @@
 /* Seen from outside of the library. The kernels are, so that tests can call each variant. */
 #define PUBLIC __attribute__((visibility("default")))
 
+/* Sizes that are multiples of this need no rest on any processor. */
+#define LANES_OF_ALL 16
+
 #define JOINED_(name, variant) name##_##variant
 #define JOINED(name, variant) JOINED_(name, variant)
 #define OF_VARIANT(name) JOINED(name, VARIANT)
@@ -24,13 +27,38 @@ typedef struct {
   const int32_t *last;    /* [rows], the last position that is attended to, of those from 0 on */
   const float *bias;      /* added to the scores, or NULL */
   size_t bias_row, bias_head; /* floats from the bias of a row, and of a head, to the next */
-  float *out;             /* [rows, heads, width] */
+  float *out;             /* [rows, heads, width], or NULL where it is `quantised` */
+  uint8_t *quantised;     /* likewise: round(value * inverse_scale) + zero */
+  float inverse_scale, zero;
   size_t heads, capacity, width;
   float scale;            /* of the scores */
 } Attention;
 
 /* Computes the heads `first` to `end`, not included, of those of all rows, counted through. */
 typedef void (*Attend)(const Attention *, size_t first, size_t end);
+
+/* A sum of two states and its norm, by row, as integers for the next product. */
+typedef struct {
+  const float *left, *right;   /* [rows, width]; `right` may be NULL */
+  const float *weight, *bias;  /* [width]; `bias` may be NULL */
+  float *sums, *normed;        /* [rows, width], or NULL where they are not wanted */
+  uint8_t *quantised;          /* [rows, width] */
+  size_t width;                /* a multiple of LANES_OF_ALL */
+  bool is_centred;             /* LayerNormalization, else by the root of the mean square */
+  float epsilon, inverse_scale, zero;
+} Norm;
+
+typedef void (*FindNorm)(const Norm *, size_t first_row, size_t end_row);
+
+/* A nonlinearity, as integers for the next product; in parts of LANES_OF_ALL. */
+typedef struct {
+  const float *in;
+  uint8_t *out;
+  bool is_silu; /* else ReLU */
+  float inverse_scale, zero;
+} Activate;
+
+typedef void (*FindActivated)(const Activate *, size_t first, size_t end);
 
 /* The most probable tokens of each row. */
 typedef struct {

@@ -27,7 +27,7 @@ typedef struct {
   const char *(*version)(void);
 } OrtBase;
 
-enum OrtType { ORT_FLOAT = 1, ORT_INT8 = 3, ORT_INT32 = 6, ORT_INT64 = 7 };
+enum OrtType { ORT_FLOAT = 1, ORT_UINT8 = 2, ORT_INT8 = 3, ORT_INT32 = 6, ORT_INT64 = 7 };
 
 /* Each calls a function of the table `ort`, which whoever includes this has set. */
 static OrtTable ort;
@@ -62,12 +62,16 @@ static inline void ort_release_shape(OrtShape *shape) { ORT_CALL(99, void, OrtSh
 static inline OrtStatus *ort_attribute(const OrtInfo *info, const char *name, int64_t *value) {
   return ORT_CALL(86, OrtStatus *, const OrtInfo *, const char *, int64_t *)(info, name, value);
 }
+static inline OrtStatus *ort_float_attribute(const OrtInfo *info, const char *name, float *value) {
+  return ORT_CALL(85, OrtStatus *, const OrtInfo *, const char *, float *)(info, name, value);
+}
 static inline OrtStatus *ort_num_inputs(const OrtContext *context, size_t *count) {
   return ORT_CALL(88, OrtStatus *, const OrtContext *, size_t *)(context, count);
 }
 static inline OrtStatus *ort_input(const OrtContext *context, size_t index, const OrtValue **value) {
   return ORT_CALL(90, OrtStatus *, const OrtContext *, size_t, const OrtValue **)(context, index, value);
 }
+/* NULL where the node has no such output. */
 static inline OrtStatus *ort_output(OrtContext *context, size_t index, const int64_t *sizes, size_t rank,
                                     OrtValue **value) {
   return ORT_CALL(91, OrtStatus *, OrtContext *, size_t, const int64_t *, size_t, OrtValue **)(context, index, sizes,

@@ -1,9 +1,17 @@
-/* The operators of the domain `dragoman`, for ONNX Runtime on CPUs.
+/* The operators of the domain `dragoman`, for ONNX Runtime on CPUs. What is in brackets may be left out.
  *
- * RowAttention and RowAttentionInt8: a step of attention, see Attention in kernels.h.
+ * RowAttention, RowAttentionInt8, RowAttentionQuantised: a step of attention, see Attention in kernels.h.
  *   queries float [b, 1, w], w = H * K, or 3 * H * K where the key and value of the last position follow; keys, values
- *   float or int8 [b, H, C, K]; last int32 [b]; bias float [1 or b, 1 or H, 1, n], which may be left out
- *   -> mixed float [b, 1, H * K]; keys, values, to be bound to the same memory. Attribute num_heads: H.
+ *   [b, H, C, K], float or, of the other two, int8; last int32 [b]; [bias float [1 or b, 1 or H, 1, n]]; of the last one
+ *   scale float [], zero uint8 []
+ *   -> mixed [b, 1, H * K], float or, of the last one, uint8; keys, values, to be bound to the same memory
+ *   Attribute num_heads: H.
+ * NormQuantised: see Norm in kernels.h.
+ *   left float [..., D]; [right, likewise]; weight float [D]; [bias float [D]]; scale float []; zero uint8 []
+ *   -> quantised uint8 [..., D]; [normed float [..., D]]; [sums float [..., D]]
+ *   Attributes epsilon; is_centred: 1 for LayerNormalization, 0 for SimplifiedLayerNormalization.
+ * SiluQuantised, ReluQuantised: see Activate in kernels.h.
+ *   in float [..., D]; scale float []; zero uint8 [] -> uint8 [..., D]
  * BestTokens: see Best in kernels.h.
  *   logits float [b, V]; count int64 [1]; score_ids int64 [b, 1]
  *   -> ids int64 [b, k]; logprobs float [b, k]; score_logprobs float [b, 1]
@@ -24,12 +32,18 @@
 #define DECLARE(variant)                              \
   void attend_##variant(const Attention *, size_t, size_t); \
   void find_best_##variant(const Best *, size_t, size_t);  \
-  void log_probs_##variant(const LogProbs *, size_t, size_t);
-#define CHOOSE(variant) attend = attend_##variant, find_best = find_best_##variant, log_probs = log_probs_##variant
+  void log_probs_##variant(const LogProbs *, size_t, size_t); \
+  void norm_##variant(const Norm *, size_t, size_t);       \
+  void activate_##variant(const Activate *, size_t, size_t);
+#define CHOOSE(variant)                                                                                \
+  (attend = attend_##variant, find_best = find_best_##variant, log_probs = log_probs_##variant, norm = norm_##variant, \
+   activate = activate_##variant)
 
 static Attend attend;
 static FindBest find_best;
 static FindLogProbs log_probs;
+static FindNorm norm;
+static FindActivated activate;
 
 #if defined(__x86_64__)
 DECLARE(sse2)
@@ -86,10 +100,12 @@ static OrtStatus *read_inputs(const OrtContext *context, Tensor *tensors, size_t
   return NULL;
 }
 
+/* NULL where nobody wants it. */
 static OrtStatus *output_of(OrtContext *context, size_t index, const int64_t *sizes, size_t rank, void **data) {
-  OrtValue *value;
+  OrtValue *value = NULL;
+  *data = NULL;
   TRY(ort_output(context, index, sizes, rank, &value));
-  return ort_data(value, data);
+  return value == NULL ? NULL : ort_data(value, data);
 }
 
 /* Part of a kernel's work, for ort_in_parallel: `count` items, dealt to `num_parts`. */
@@ -98,20 +114,16 @@ typedef struct {
   size_t count, num_parts;
 } Dealt;
 
-static void attend_part(void *data, size_t part) {
-  const Dealt *dealt = data;
-  attend(dealt->work, part * dealt->count / dealt->num_parts, (part + 1) * dealt->count / dealt->num_parts);
-}
-
-static void find_best_part(void *data, size_t part) {
-  const Dealt *dealt = data;
-  find_best(dealt->work, part * dealt->count / dealt->num_parts, (part + 1) * dealt->count / dealt->num_parts);
-}
-
-static void log_probs_part(void *data, size_t part) {
-  const Dealt *dealt = data;
-  log_probs(dealt->work, part * dealt->count / dealt->num_parts, (part + 1) * dealt->count / dealt->num_parts);
-}
+#define PART_OF(kernel)                                                                                            \
+  static void kernel##_part(void *data, size_t part) {                                                             \
+    const Dealt *dealt = data;                                                                                     \
+    kernel(dealt->work, part * dealt->count / dealt->num_parts, (part + 1) * dealt->count / dealt->num_parts);     \
+  }
+PART_OF(attend)
+PART_OF(find_best)
+PART_OF(log_probs)
+PART_OF(norm)
+PART_OF(activate)
 
 static OrtStatus *run(const OrtContext *context, void (*function)(void *, size_t), const void *work, size_t count,
                       size_t cost) {
@@ -123,17 +135,35 @@ static OrtStatus *run(const OrtContext *context, void (*function)(void *, size_t
   return NULL;
 }
 
+/* The scale and the zero of integers, where they are given; whether they are what they must be. */
+static bool read_scale(const Tensor *scale, const Tensor *zero, float *inverse_scale, float *zero_point) {
+  if (scale->data == NULL || zero->data == NULL || scale->rank != 0 || zero->rank != 0) return false;
+  *inverse_scale = 1.0f / *(const float *)scale->data;
+  *zero_point = *(const uint8_t *)zero->data;
+  return true;
+}
+
+static size_t num_elements(const Tensor *tensor) {
+  size_t count = 1;
+  for (size_t axis = 0; axis < tensor->rank; axis++) count *= (size_t)tensor->sizes[axis];
+  return count;
+}
+
+static bool have_same_shape(const Tensor *left, const Tensor *right) {
+  return left->rank == right->rank && memcmp(left->sizes, right->sizes, left->rank * sizeof *left->sizes) == 0;
+}
+
 /* ---- attention ---------------------------------------------------------------------------------------------------*/
 
 typedef struct {
   int64_t num_heads;
-  bool is_int8;
+  bool is_int8, is_quantised;
 } AttentionNode;
 
 static OrtStatus *compute_attention(void *node, OrtContext *context) {
   const AttentionNode *self = node;
-  Tensor in[5];
-  TRY(read_inputs(context, in, 5));
+  Tensor in[7];
+  TRY(read_inputs(context, in, 7));
   const Tensor *queries = &in[0], *keys = &in[1], *values = &in[2], *last = &in[3], *bias = &in[4];
   if (queries->rank != 3 || keys->rank != 4 || values->rank != 4 || last->rank != 1)
     return ort_error("RowAttention: the inputs have the wrong number of dimensions");
@@ -164,6 +194,8 @@ static OrtStatus *compute_attention(void *node, OrtContext *context) {
       .width = (size_t)width,
       .scale = 1.0f / sqrtf((float)width),
   };
+  if (self->is_quantised && !read_scale(&in[5], &in[6], &attention.inverse_scale, &attention.zero))
+    return ort_error("RowAttention: the scale or the zero is no single number");
   if (bias->data != NULL) {
     attention.bias_head = bias->sizes[1] == 1 ? 0 : (size_t)bias->sizes[3];
     attention.bias_row = bias->sizes[0] == 1 ? 0 : (size_t)(bias->sizes[1] * bias->sizes[3]);
@@ -175,7 +207,9 @@ static OrtStatus *compute_attention(void *node, OrtContext *context) {
   size_t bytes = (size_t)(rows * heads * capacity * width) * (self->is_int8 ? sizeof(int8_t) : sizeof(float));
   if (grown_keys != keys->data) memcpy(grown_keys, keys->data, bytes);
   if (grown_values != values->data) memcpy(grown_values, values->data, bytes);
-  attention.keys = grown_keys, attention.values = grown_values, attention.out = out;
+  attention.keys = grown_keys, attention.values = grown_values;
+  if (self->is_quantised) attention.quantised = out;
+  else attention.out = out;
   return run(context, attend_part, &attention, (size_t)(rows * heads), (size_t)((longest + 1) * width));
 }
 
@@ -185,22 +219,102 @@ static OrtStatus *create_attention(const OrtOperator *op, OrtTable table, const 
   TRY(ort_attribute(info, "num_heads", &num_heads));
   AttentionNode *created = malloc(sizeof *created);
   if (created == NULL) return ort_error("RowAttention: out of memory");
-  *created = (AttentionNode){num_heads, op->output_type(op, 1) == ORT_INT8};
+  *created = (AttentionNode){num_heads, op->output_type(op, 1) == ORT_INT8, op->output_type(op, 0) == ORT_UINT8};
   *node = created;
   return NULL;
 }
 
 static int attention_input(const OrtOperator *op, size_t index) {
-  return index == 3 ? ORT_INT32 : index == 1 || index == 2 ? op->output_type(op, index) : ORT_FLOAT;
+  return index == 3 ? ORT_INT32 : index == 6 ? ORT_UINT8 : index == 1 || index == 2 ? op->output_type(op, index) : ORT_FLOAT;
 }
 static int float_output(const OrtOperator *op, size_t index) { return (void)op, (void)index, ORT_FLOAT; }
 static int int8_output(const OrtOperator *op, size_t index) { return (void)op, index == 0 ? ORT_FLOAT : ORT_INT8; }
+static int quantised_output(const OrtOperator *op, size_t index) { return (void)op, index == 0 ? ORT_UINT8 : ORT_INT8; }
 static size_t five(const OrtOperator *op) { return (void)op, 5; }
+static size_t seven(const OrtOperator *op) { return (void)op, 7; }
 static size_t one(const OrtOperator *op) { return (void)op, 1; }
 static size_t three(const OrtOperator *op) { return (void)op, 3; }
 static int bias_is_optional(const OrtOperator *op, size_t index) { return (void)op, index == 4; }
 static const char *float_attention(const OrtOperator *op) { return (void)op, "RowAttention"; }
 static const char *int8_attention(const OrtOperator *op) { return (void)op, "RowAttentionInt8"; }
+static const char *quantised_attention(const OrtOperator *op) { return (void)op, "RowAttentionQuantised"; }
+
+/* ---- norms and nonlinearities ------------------------------------------------------------------------------------*/
+
+typedef struct {
+  float epsilon;
+  int64_t is_centred;
+} NormNode;
+
+static OrtStatus *compute_norm(void *node, OrtContext *context) {
+  const NormNode *self = node;
+  Tensor in[6];
+  TRY(read_inputs(context, in, 6));
+  const Tensor *left = &in[0], *right = &in[1], *weight = &in[2], *bias = &in[3];
+  if (left->rank < 1 || left->rank > MOST_SIZES || weight->rank != 1)
+    return ort_error("NormQuantised: the inputs have the wrong number of dimensions");
+  size_t width = (size_t)left->sizes[left->rank - 1];
+  if ((size_t)weight->sizes[0] != width || width % LANES_OF_ALL != 0 ||
+      (right->data != NULL && !have_same_shape(left, right)) || (bias->data != NULL && !have_same_shape(weight, bias)))
+    return ort_error("NormQuantised: the inputs do not fit together");
+  Norm work = {
+      .left = left->data,
+      .right = right->data,
+      .weight = weight->data,
+      .bias = bias->data,
+      .width = width,
+      .is_centred = self->is_centred,
+      .epsilon = self->epsilon,
+  };
+  if (!read_scale(&in[4], &in[5], &work.inverse_scale, &work.zero))
+    return ort_error("NormQuantised: the scale or the zero is no single number");
+  void *quantised, *normed, *sums;
+  TRY(output_of(context, 0, left->sizes, left->rank, &quantised));
+  TRY(output_of(context, 1, left->sizes, left->rank, &normed));
+  TRY(output_of(context, 2, left->sizes, left->rank, &sums));
+  work.quantised = quantised, work.normed = normed, work.sums = sums;
+  return run(context, norm_part, &work, num_elements(left) / width, 4 * width);
+}
+
+static OrtStatus *create_norm(const OrtOperator *op, OrtTable table, const OrtInfo *info, void **node) {
+  (void)op, (void)table;
+  NormNode found;
+  TRY(ort_float_attribute(info, "epsilon", &found.epsilon));
+  TRY(ort_attribute(info, "is_centred", &found.is_centred));
+  NormNode *created = malloc(sizeof *created);
+  if (created == NULL) return ort_error("NormQuantised: out of memory");
+  *created = found;
+  *node = created;
+  return NULL;
+}
+
+static OrtStatus *activated(OrtContext *context, bool is_silu) {
+  Tensor in[3];
+  TRY(read_inputs(context, in, 3));
+  Activate work = {.in = in[0].data, .is_silu = is_silu};
+  size_t count = num_elements(&in[0]);
+  if (in[0].rank > MOST_SIZES || count % LANES_OF_ALL != 0 ||
+      !read_scale(&in[1], &in[2], &work.inverse_scale, &work.zero))
+    return ort_error("the inputs of a quantised nonlinearity do not fit together");
+  void *out;
+  TRY(output_of(context, 0, in[0].sizes, in[0].rank, &out));
+  work.out = out;
+  return run(context, activate_part, &work, count / LANES_OF_ALL, 4 * LANES_OF_ALL);
+}
+
+static OrtStatus *compute_silu(void *node, OrtContext *context) { return (void)node, activated(context, true); }
+static OrtStatus *compute_relu(void *node, OrtContext *context) { return (void)node, activated(context, false); }
+
+static int norm_input(const OrtOperator *op, size_t index) { return (void)op, index == 5 ? ORT_UINT8 : ORT_FLOAT; }
+static int norm_output(const OrtOperator *op, size_t index) { return (void)op, index == 0 ? ORT_UINT8 : ORT_FLOAT; }
+static int norm_input_is_optional(const OrtOperator *op, size_t index) { return (void)op, index == 1 || index == 3; }
+static int norm_output_is_optional(const OrtOperator *op, size_t index) { return (void)op, index > 0; }
+static size_t six(const OrtOperator *op) { return (void)op, 6; }
+static const char *norm_quantised(const OrtOperator *op) { return (void)op, "NormQuantised"; }
+static int activate_input(const OrtOperator *op, size_t index) { return (void)op, index == 2 ? ORT_UINT8 : ORT_FLOAT; }
+static int activate_output(const OrtOperator *op, size_t index) { return (void)op, (void)index, ORT_UINT8; }
+static const char *silu_quantised(const OrtOperator *op) { return (void)op, "SiluQuantised"; }
+static const char *relu_quantised(const OrtOperator *op) { return (void)op, "ReluQuantised"; }
 
 /* ---- the best tokens ---------------------------------------------------------------------------------------------*/
 
@@ -255,20 +369,34 @@ static int none_is_optional(const OrtOperator *op, size_t index) { return (void)
 static int in_default_memory(const OrtOperator *op, size_t index) { return (void)op, (void)index, 0; }
 static int alike(const OrtOperator *op) { return (void)op, 1; }
 
-#define OPERATOR(create_, compute_, name_, input_type_, num_inputs_, output_type_, num_outputs_, input_is_optional_) \
-  {                                                                                                                \
-    .version = ORT_VERSION, .create = create_, .compute = compute_, .destroy = free, .name = name_,                \
-    .provider = on_cpus, .input_type = input_type_, .num_inputs = num_inputs_, .output_type = output_type_,        \
-    .num_outputs = num_outputs_, .input_is_optional = input_is_optional_, .output_is_optional = none_is_optional,         \
-    .input_memory = in_default_memory, .fewest_variadic_inputs = alike, .variadic_inputs_are_alike = alike,            \
-    .fewest_variadic_outputs = alike, .variadic_outputs_are_alike = alike                                              \
-  }
+#define OPERATOR(...)                                                                                       \
+  {.version = ORT_VERSION, .create = create_nothing, .destroy = free, .provider = on_cpus,                \
+   .input_is_optional = none_is_optional, .output_is_optional = none_is_optional,                         \
+   .input_memory = in_default_memory, .fewest_variadic_inputs = alike, .variadic_inputs_are_alike = alike, \
+   .fewest_variadic_outputs = alike, .variadic_outputs_are_alike = alike, __VA_ARGS__}
 
+#pragma GCC diagnostic ignored "-Woverride-init"
 static const OrtOperator operators[] = {
-    OPERATOR(create_attention, compute_attention, float_attention, attention_input, five, float_output, three, bias_is_optional),
-    OPERATOR(create_attention, compute_attention, int8_attention, attention_input, five, int8_output, three, bias_is_optional),
-    OPERATOR(create_nothing, compute_best, best_tokens, best_input, three, best_output, three, none_is_optional),
-    OPERATOR(create_nothing, compute_log_probs, all_log_probs, all_floats, one, all_floats, one, none_is_optional),
+    OPERATOR(.name = float_attention, .create = create_attention, .compute = compute_attention,
+             .input_type = attention_input, .num_inputs = five, .input_is_optional = bias_is_optional,
+             .output_type = float_output, .num_outputs = three),
+    OPERATOR(.name = int8_attention, .create = create_attention, .compute = compute_attention,
+             .input_type = attention_input, .num_inputs = five, .input_is_optional = bias_is_optional,
+             .output_type = int8_output, .num_outputs = three),
+    OPERATOR(.name = quantised_attention, .create = create_attention, .compute = compute_attention,
+             .input_type = attention_input, .num_inputs = seven, .input_is_optional = bias_is_optional,
+             .output_type = quantised_output, .num_outputs = three),
+    OPERATOR(.name = norm_quantised, .create = create_norm, .compute = compute_norm, .input_type = norm_input,
+             .num_inputs = six, .input_is_optional = norm_input_is_optional, .output_type = norm_output,
+             .num_outputs = three, .output_is_optional = norm_output_is_optional),
+    OPERATOR(.name = silu_quantised, .compute = compute_silu, .input_type = activate_input, .num_inputs = three,
+             .output_type = activate_output, .num_outputs = one),
+    OPERATOR(.name = relu_quantised, .compute = compute_relu, .input_type = activate_input, .num_inputs = three,
+             .output_type = activate_output, .num_outputs = one),
+    OPERATOR(.name = best_tokens, .compute = compute_best, .input_type = best_input, .num_inputs = three,
+             .output_type = best_output, .num_outputs = three),
+    OPERATOR(.name = all_log_probs, .compute = compute_log_probs, .input_type = all_floats, .num_inputs = one,
+             .output_type = all_floats, .num_outputs = one),
 };
 
 /* ONNX Runtime calls this by its name for each session that uses the library; the domain serves all of them. */

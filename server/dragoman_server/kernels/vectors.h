@@ -29,6 +29,17 @@ INLINE void store(float *to, floats stored) { *(floats *)to = stored; }
 
 INLINE floats all(float value) { return (floats){0} + value; }
 
+/* Where the left one is no number, it is no number. */
+INLINE floats larger(floats left, floats right) {
+  ints is_right = left < right;
+  return (floats)(((ints)right & is_right) | ((ints)left & ~is_right));
+}
+
+INLINE floats smaller(floats left, floats right) {
+  ints is_right = right < left;
+  return (floats)(((ints)right & is_right) | ((ints)left & ~is_right));
+}
+
 INLINE floats load_int8(const int8_t *from) {
 #if defined(__AVX512F__)
   return (floats)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)from)));
@@ -41,19 +52,32 @@ INLINE floats load_int8(const int8_t *from) {
 #endif
 }
 
-/* Rounded to the nearest integer, the even one of two; -128 or 127 where there is none so large. */
+/* Rounded to the nearest integer, the even one of two; the nearest of -128 and 127 where there is none so large. */
 INLINE void store_int8(int8_t *to, floats stored) {
+  stored = smaller(larger(stored, all(-128.0f)), all(127.0f));
 #if defined(__AVX512F__)
-  _mm_storeu_si128((__m128i *)to, _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32((__m512)stored)));
+  _mm_storeu_si128((__m128i *)to, _mm512_cvtepi32_epi8(_mm512_cvtps_epi32((__m512)stored)));
 #elif defined(__AVX2__)
   __m256i rounded = _mm256_cvtps_epi32((__m256)stored);
   __m128i halves = _mm_packs_epi32(_mm256_castsi256_si128(rounded), _mm256_extracti128_si256(rounded, 1));
   _mm_storel_epi64((__m128i *)to, _mm_packs_epi16(halves, halves));
 #else
-  for (int lane = 0; lane < LANES; lane++) {
-    float rounded = rintf(stored[lane]);
-    to[lane] = (int8_t)(rounded > 127.0f ? 127.0f : rounded < -128.0f ? -128.0f : rounded);
-  }
+  for (int lane = 0; lane < LANES; lane++) to[lane] = (int8_t)rintf(stored[lane]);
+#endif
+}
+
+/* round(number / scale) + zero, within 0 and 255: ONNX's QuantizeLinear. */
+INLINE void store_uint8(uint8_t *to, floats stored, float inverse_scale, float zero) {
+  stored = smaller(larger(stored * inverse_scale, all(-zero)), all(255.0f - zero));
+#if defined(__AVX512F__)
+  __m512i rounded = _mm512_add_epi32(_mm512_cvtps_epi32((__m512)stored), _mm512_set1_epi32((int)zero));
+  _mm_storeu_si128((__m128i *)to, _mm512_cvtepi32_epi8(rounded));
+#elif defined(__AVX2__)
+  __m256i rounded = _mm256_add_epi32(_mm256_cvtps_epi32((__m256)stored), _mm256_set1_epi32((int)zero));
+  __m128i halves = _mm_packs_epi32(_mm256_castsi256_si128(rounded), _mm256_extracti128_si256(rounded, 1));
+  _mm_storel_epi64((__m128i *)to, _mm_packus_epi16(halves, halves));
+#else
+  for (int lane = 0; lane < LANES; lane++) to[lane] = (uint8_t)(rintf(stored[lane]) + zero);
 #endif
 }
 
@@ -69,12 +93,6 @@ INLINE float sum(floats values) {
     for (int lane = 0; lane < width; lane++) values[lane] += values[lane + width];
   return values[0];
 #endif
-}
-
-/* Where the left one is no number, it is no number. */
-INLINE floats larger(floats left, floats right) {
-  ints is_right = left < right;
-  return (floats)(((ints)right & is_right) | ((ints)left & ~is_right));
 }
 
 INLINE float largest(floats values) {

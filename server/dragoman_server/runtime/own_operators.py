@@ -1,76 +1,172 @@
-"""Puts operators of our own in the place of ONNX Runtime's, in the graphs of a decoding step on CPUs.
+"""Puts operators of our own in the place of ONNX Runtime's, in graphs for CPUs.
 
-A bundle has ONNX Runtime's, which run anywhere and are what it was checked with. Ours compute the same, many times as
-fast; kernels/operators.c says what they are given.
+A bundle has ONNX Runtime's, which run anywhere and are what it was checked with. Ours compute the same in less time;
+kernels/operators.c says what they are given.
 
-    GroupQueryAttention with a pool of keys and values  -> RowAttention, RowAttentionInt8
-    LogSoftmax and the search for the best tokens       -> BestTokens, LogProbs
+    GroupQueryAttention with a pool of keys and values              -> RowAttention, RowAttentionInt8
+    LogSoftmax and the search for the best tokens                   -> BestTokens, LogProbs
+    Add, LayerNormalization or SimplifiedLayerNormalization, and
+      QuantizeLinear                                                -> NormQuantised
+    QuickGelu or Relu, and QuantizeLinear                           -> SiluQuantised, ReluQuantised
+    RowAttentionInt8 and QuantizeLinear                             -> RowAttentionQuantised
 """
 
-from collections.abc import Iterable
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from dragoman_server.bundle.graph import ONNX_NUMBERS, Model
 
 DOMAIN = "dragoman"
-_ATTENTION = {ONNX_NUMBERS["float32"]: "RowAttention", ONNX_NUMBERS["int8"]: "RowAttentionInt8"}
-_FOUND = ("top_ids", "top_logprobs", "score_logprobs")
-# The size of a head is a multiple of this: of the floats in the largest registers.
+# The sizes of heads, states and inner states are multiples of this: of the floats in the largest registers.
 _LANES = 16
+_ATTENTION = {ONNX_NUMBERS["float32"]: "RowAttention", ONNX_NUMBERS["int8"]: "RowAttentionInt8"}
+_NORMS = {"LayerNormalization": 1, "SimplifiedLayerNormalization": 0}  # whether they take the mean away
+_ACTIVATIONS = {"QuickGelu": "SiluQuantised", "Relu": "ReluQuantised"}
+_FOUND = ("top_ids", "top_logprobs", "score_logprobs")
 # Inputs of GroupQueryAttention: keys and values of the pool, the last positions of rows, what is added to scores.
 _KEYS, _LAST, _BIAS = 3, 5, 10
-_NUM_OUTPUTS = 3  # where it writes to the pool
+_NUM_OUTPUTS = 3  # of GroupQueryAttention where it writes to the pool
+_FLOAT, _INT = 1, 2  # of AttributeProto.type
 
 
 def with_own_operators(contents: bytes) -> bytes | None:
     """The graph with our operators; None where none has a place in it."""
     model = Model.FromString(contents)
-    replaced = _replace_attention(model.graph)
+    rewriter = _Rewriter(model.graph)
+    rewriter.replace_attention()
     if {"score_ids", "top_k"} <= {value.name for value in model.graph.input}:
-        _replace_search(model.graph)
-        replaced = True
-    if not replaced:
+        rewriter.replace_search()
+    rewriter.fuse_quantised()
+    if not rewriter.has_replaced:
         return None
     model.opset_import.add(domain=DOMAIN, version=1)
     return bytes(model.SerializeToString())
 
 
-def _replace_attention(graph: Any) -> bool:
-    """Whether there was any."""
-    pools = {value.name: value.type.tensor_type for value in graph.input}
-    replaced = False
-    for node in graph.node:
-        pool = pools.get(node.input[_KEYS]) if node.op_type == "GroupQueryAttention" else None
-        if pool is None or len(node.output) != _NUM_OUTPUTS or pool.elem_type not in _ATTENTION:
-            continue
-        if pool.shape.dim[-1].dim_value % _LANES:
-            continue
-        inputs = [node.input[0], *node.input[_KEYS : _KEYS + 2], node.input[_LAST], *node.input[_BIAS : _BIAS + 1]]
-        node.op_type, node.domain, replaced = _ATTENTION[pool.elem_type], DOMAIN, True
-        _set(node.input, inputs)
-        _set(node.attribute, [attribute for attribute in node.attribute if attribute.name == "num_heads"])
-    return replaced
+class _Rewriter:
+    def __init__(self, graph: Any) -> None:
+        self._graph = graph
+        self._constants = {tensor.name: tensor for tensor in graph.initializer}
+        self.has_replaced = False
+
+    # -- attention -----------------------------------------------------------------------------------------------
+
+    def replace_attention(self) -> None:
+        pools = {value.name: value.type.tensor_type for value in self._graph.input}
+        for node in self._graph.node:
+            if node.op_type != "GroupQueryAttention" or len(node.output) != _NUM_OUTPUTS:
+                continue
+            pool = pools.get(node.input[_KEYS])
+            if pool is None or pool.elem_type not in _ATTENTION or pool.shape.dim[-1].dim_value % _LANES:
+                continue
+            inputs = [node.input[0], *node.input[_KEYS : _KEYS + 2], node.input[_LAST], *node.input[_BIAS : _BIAS + 1]]
+            heads = {a.name: a.i for a in node.attribute}["num_heads"]
+            self._turn(node, _ATTENTION[pool.elem_type], inputs, node.output, num_heads=heads)
+
+    # -- the search ----------------------------------------------------------------------------------------------
+
+    def replace_search(self) -> None:
+        makers = {name: node for node in self._graph.node for name in node.output}
+        log_probs = makers["score_logprobs"].input[0]
+        softmax = makers[log_probs]
+        (logits,) = softmax.input
+        # Of whole rows log-probs are still wanted: those of some rows.
+        (gather,) = (node for node in self._graph.node if node.op_type == "Gather" and node.input[0] == log_probs)
+        (rows,) = gather.output
+        gather.input[0], gather.output[0] = logits, f"{rows}_logits"
+        self._turn(softmax, "LogProbs", gather.output, [rows])
+        self._turn(self._graph.node.add(), "BestTokens", [logits, "top_k", "score_ids"], _FOUND)
+        *nodes, best = (n for n in self._graph.node if n is not softmax and (n.domain or not {*n.output} & {*_FOUND}))
+        nodes.insert(nodes.index(gather) + 1, softmax)
+        self._set_nodes(_needed([*nodes, best], {output.name for output in self._graph.output}))
+
+    # -- what comes before a product of int8 ----------------------------------------------------------------------
+
+    def fuse_quantised(self) -> None:
+        makers = {name: node for node in self._graph.node for name in node.output}
+        takers = defaultdict(list)
+        for node in self._graph.node:
+            for name in node.input:
+                takers[name].append(node)
+        wanted = {output.name for output in self._graph.output}
+        gone = set[int]()
+        for node in self._graph.node:
+            if node.op_type != "QuantizeLinear" or not self._is_scalar(node.input[1:], "float32", "uint8"):
+                continue
+            (source_name, scale, zero), (quantised,) = node.input, node.output
+            source = makers.get(source_name)
+            if source is None or id(source) in gone or source_name in wanted:
+                continue
+            is_only = len(takers[source_name]) == 1
+            if source.op_type == "RowAttentionInt8" and is_only:
+                bias = source.input[4] if len(source.input) > 4 else ""
+                outputs = [quantised, *source.output[1:]]
+                heads = source.attribute[0].i
+                inputs = [*source.input[:4], bias, scale, zero]
+                self._turn(source, "RowAttentionQuantised", inputs, outputs, num_heads=heads)
+            elif source.op_type in _ACTIVATIONS and is_only and self._has_even_width(makers.get(source.input[0])):
+                if source.op_type == "QuickGelu" and source.attribute[0].f != 1.0:
+                    continue
+                self._turn(source, _ACTIVATIONS[source.op_type], [source.input[0], scale, zero], [quantised])
+            elif source.op_type in _NORMS and self._constants[source.input[1]].dims[0] % _LANES == 0:
+                added = makers.get(source.input[0])
+                left, right, total = source.input[0], "", ""
+                if added is not None and added.op_type == "Add" and not set(added.input) & set(self._constants):
+                    left, right = added.input
+                    if len(takers[source.input[0]]) > 1 or source.input[0] in wanted:
+                        total = source.input[0]
+                    gone.add(id(added))
+                weights = [*source.input[1:], ""][:2]
+                outputs = [quantised, "" if is_only else source_name, total]
+                while not outputs[-1]:
+                    outputs.pop()
+                epsilon = next(a.f for a in source.attribute if a.name == "epsilon")
+                centred = _NORMS[source.op_type]
+                inputs = [left, right, *weights, scale, zero]
+                self._turn(source, "NormQuantised", inputs, outputs, epsilon=epsilon, is_centred=centred)
+            else:
+                continue
+            gone.add(id(node))
+        if gone:
+            self._set_nodes(node for node in self._graph.node if id(node) not in gone)
+
+    def _is_scalar(self, names: Sequence[str], *dtypes: str) -> bool:
+        """Whether these are constants of these types, and single numbers."""
+        tensors = [self._constants.get(name) for name in names]
+        return len(tensors) == len(dtypes) and all(
+            tensor is not None and not tensor.dims and tensor.data_type == ONNX_NUMBERS[dtype]
+            for tensor, dtype in zip(tensors, dtypes, strict=True)
+        )
+
+    def _has_even_width(self, product: Any) -> bool:
+        weight = self._constants.get(product.input[1]) if product is not None and len(product.input) > 1 else None
+        return product.op_type == "MatMulIntegerToFloat" and weight is not None and weight.dims[-1] % _LANES == 0
+
+    # -- both ----------------------------------------------------------------------------------------------------
+
+    def _turn(
+        self, node: Any, kind: str, inputs: Iterable[str], outputs: Iterable[str], **attributes: float | int
+    ) -> None:
+        """Makes one of our operators of a node."""
+        inputs, outputs = list(inputs), list(outputs)
+        node.op_type, node.domain = kind, DOMAIN
+        node.input[:], node.output[:] = inputs, outputs
+        del node.attribute[:]
+        for name, value in attributes.items():
+            if isinstance(value, float):
+                node.attribute.add(name=name, f=value, type=_FLOAT)
+            else:
+                node.attribute.add(name=name, i=value, type=_INT)
+        self.has_replaced = True
+
+    def _set_nodes(self, nodes: Iterable[Any]) -> None:
+        kept = [type(node).FromString(node.SerializeToString()) for node in nodes]
+        del self._graph.node[:]
+        self._graph.node.extend(kept)
 
 
-def _replace_search(graph: Any) -> None:
-    makers = {name: node for node in graph.node for name in node.output}
-    log_probs = makers["score_logprobs"].input[0]
-    softmax = makers[log_probs]
-    (logits,) = softmax.input
-    # Of whole rows log-probs are still wanted: those of some rows.
-    (gather,) = (node for node in graph.node if node.op_type == "Gather" and node.input[0] == log_probs)
-    (rows,) = gather.output
-    gather.input[0], gather.output[0] = logits, f"{rows}_logits"
-    softmax.input[0], softmax.output[0] = gather.output[0], rows
-    softmax.op_type, softmax.domain = "LogProbs", DOMAIN
-    _set(softmax.attribute, [])
-    nodes = [node for node in graph.node if node is not softmax and not set(node.output) & set(_FOUND)]
-    nodes.insert(nodes.index(gather) + 1, softmax)
-    graph.node.add(op_type="BestTokens", domain=DOMAIN, input=[logits, "top_k", "score_ids"], output=_FOUND)
-    _set(graph.node, _needed([*nodes, graph.node[-1]], {output.name for output in graph.output}))
-
-
-def _needed(nodes: list[Any], wanted: set[str]) -> list[Any]:
+def _needed(nodes: Sequence[Any], wanted: set[str]) -> list[Any]:
     """Those that these values are made by, in their order."""
     needed = []
     for node in reversed(nodes):
@@ -78,10 +174,3 @@ def _needed(nodes: list[Any], wanted: set[str]) -> list[Any]:
             wanted.update(node.input)
             needed.append(node)
     return needed[::-1]
-
-
-def _set(repeated: Any, values: Iterable[Any]) -> None:
-    """Replaces what is in a repeated field."""
-    kept = [value if isinstance(value, str) else type(value).FromString(value.SerializeToString()) for value in values]
-    del repeated[:]
-    repeated.extend(kept)

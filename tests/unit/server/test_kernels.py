@@ -1,26 +1,19 @@
-"""The compiled kernels in each of their variants, against NumPy; and the operators around them, in a session."""
+"""The compiled kernels in each of their variants, against NumPy."""
 
 import ctypes
 import platform
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
-from dragoman_server.bundle.bundle import Bundle
-from dragoman_server.bundle.graph import ONNX_NUMBERS, Model
-from dragoman_server.bundle.manifest import DECODER_STEP_FILE, Precision
 from dragoman_server.kernels import LIBRARY
-from dragoman_server.runtime.list_graphs import split_step
-from dragoman_server.runtime.own_operators import with_own_operators
 
 Floats = NDArray[np.float32]
 
@@ -63,6 +56,29 @@ class BestArguments(ctypes.Structure):
         ("ids", _pointer),
         ("logprobs", _pointer),
         ("score_logprobs", _pointer),
+    )
+
+
+class NormArguments(ctypes.Structure):
+    """`Norm` of kernels.h."""
+
+    _fields_ = (
+        *((name, _pointer) for name in ("left", "right", "weight", "bias", "sums", "normed", "quantised")),
+        ("width", _size),
+        ("is_centred", ctypes.c_bool),
+        *((name, ctypes.c_float) for name in ("epsilon", "inverse_scale", "zero")),
+    )
+
+
+class ActivateArguments(ctypes.Structure):
+    """`Activate` of kernels.h."""
+
+    _fields_ = (
+        ("numbers", _pointer),
+        ("out", _pointer),
+        ("is_silu", ctypes.c_bool),
+        ("inverse_scale", ctypes.c_float),
+        ("zero", ctypes.c_float),
     )
 
 
@@ -112,12 +128,21 @@ class Case:
             self.queries = rng.normal(0, 1, (len(lasts), 3, heads, width)).astype(np.float32)
         self.bias = rng.normal(0, 1, (len(lasts), heads, self.capacity)).astype(np.float32)
 
-    def run(self, variant: str, *, appends: bool = False, has_bias: bool = False, rows: slice = slice(None)) -> Floats:
-        """[rows, heads, width]"""
+    def run(
+        self,
+        variant: str,
+        *,
+        appends: bool = False,
+        has_bias: bool = False,
+        rows: slice = slice(None),
+        scale: float = 0.0,
+        zero: int = 0,
+    ) -> NDArray[Any]:
+        """[rows, heads, width]; as integers if there is a scale."""
         queries, last, bias = self.queries[rows], self.last[rows], self.bias[rows]
         queries = np.ascontiguousarray(queries if appends else queries[:, :1])
         self.pools = [np.ascontiguousarray(pool[rows]) for pool in (self.keys, self.values)]
-        out = np.full((len(last), self.heads, self.width), np.nan, np.float32)
+        out: NDArray[Any] = np.full((len(last), self.heads, self.width), 77, np.uint8 if scale else np.float32)
         arguments = AttentionArguments(
             queries.ctypes.data,
             queries[0].size,
@@ -128,10 +153,10 @@ class Case:
             bias.ctypes.data if has_bias else None,
             bias[0].size,
             self.capacity,
-            out.ctypes.data,
-            None,
-            1.0,
-            0.0,
+            None if scale else out.ctypes.data,
+            out.ctypes.data if scale else None,
+            1 / scale if scale else 0.0,
+            zero,
             self.heads,
             self.capacity,
             self.width,
@@ -198,6 +223,59 @@ def test_no_number_stays_none(variant: str) -> None:
     assert np.isfinite(found[1, 0]).all()
 
 
+# -- norms and nonlinearities, as integers -----------------------------------------------------------------------------
+
+
+def quantised(values: NDArray[np.float64], scale: float, zero: int) -> NDArray[np.float64]:
+    """As numbers, not rounded: whoever rounds may do so either way at a half."""
+    return np.clip(values / scale + zero, 0, 255)
+
+
+@pytest.mark.parametrize("width", [16, 48, 512])
+@pytest.mark.parametrize("has_right", [False, True])
+@pytest.mark.parametrize("is_centred", [False, True])
+def test_norms_are_those_of_numpy(variant: str, width: int, has_right: bool, is_centred: bool) -> None:
+    rng = np.random.default_rng(width)
+    left, right = rng.normal(1, 3, (2, 5, width)).astype(np.float32)
+    weight, bias = rng.normal(1, 0.1, (2, width)).astype(np.float32)
+    found: list[Floats] = [np.zeros_like(left) for _ in range(2)]
+    integers = np.zeros(left.shape, np.uint8)
+    arrays = [left, right if has_right else None, weight, bias if is_centred else None, *found, integers]
+    pointers = [None if array is None else array.ctypes.data for array in arrays]
+    arguments = NormArguments(*pointers, width, is_centred, 1e-5, 1 / 0.02, 120.0)
+    call("norm", variant, arguments, 0, 5)
+    sums, normed = found
+    x = left.astype(np.float64) + (right if has_right else 0.0)
+    assert np.abs(sums - x).max() < 1e-5
+    centred = x - x.mean(1, keepdims=True) if is_centred else x
+    expected = centred / np.sqrt((centred**2).mean(1, keepdims=True) + 1e-5) * weight + (bias if is_centred else 0.0)
+    assert np.abs(normed - expected).max() < 1e-5
+    assert np.abs(integers - quantised(expected, 0.02, 120)).max() < 0.501
+    # Alone, and with nobody who wants the sums: the same bits.
+    again = np.zeros(width, np.uint8)
+    alone = [array if array is None or array.ndim == 1 else array[3] for array in arrays[:4]]
+    pointers = [None if array is None else array.ctypes.data for array in (*alone, None, None, again)]
+    call("norm", variant, NormArguments(*pointers, width, is_centred, 1e-5, 1 / 0.02, 120.0), 0, 1)
+    assert again.tolist() == integers[3].tolist()
+
+
+@pytest.mark.parametrize("is_silu", [False, True])
+def test_nonlinearities_are_those_of_numpy(variant: str, is_silu: bool) -> None:
+    numbers = np.linspace(-100, 100, 4096, dtype=np.float32)
+    numbers[:4] = [-1e30, 1e30, -0.0, 0.0]
+    out = np.zeros(4096, np.uint8)
+    call("activate", variant, ActivateArguments(numbers.ctypes.data, out.ctypes.data, is_silu, 1 / 0.03, 27.0), 0, 256)
+    wide = numbers.astype(np.float64)
+    with np.errstate(over="ignore"):
+        expected = wide / (1 + np.exp(-wide)) if is_silu else np.maximum(wide, 0)
+    assert np.abs(out - quantised(expected, 0.03, 27)).max() < 0.501
+
+
+def test_attention_gives_integers_where_they_are_wanted(variant: str) -> None:
+    case = Case([5, 9], 2, 32, np.int8)
+    assert np.abs(case.run(variant, scale=0.7, zero=127) - quantised(case.expected(), 0.7, 127)).max() < 0.51
+
+
 # -- the best tokens ---------------------------------------------------------------------------------------------------
 
 
@@ -255,111 +333,3 @@ def test_banned_tokens_come_last_and_no_number_stays_none(variant: str) -> None:
     assert logprobs[0].tolist() == [0.0, -np.inf, -np.inf]
     assert np.isnan(logprobs[1]).all()
     assert np.isfinite(logprobs[2]).all()
-
-
-# -- the operators -----------------------------------------------------------------------------------------------------
-
-
-def session(kind: str, inputs: dict[str, tuple[str, int]], outputs: Sequence[str], **attributes: int) -> Any:
-    """A session of one operator; inputs with their types and numbers of axes."""
-    model = Model(ir_version=10)
-    model.opset_import.add(domain="", version=21)
-    model.opset_import.add(domain="dragoman", version=1)
-    model.graph.name = kind
-    for name, (dtype, rank) in inputs.items():
-        tensor = model.graph.input.add(name=name).type.tensor_type
-        tensor.elem_type = ONNX_NUMBERS[dtype]
-        for axis in range(rank):
-            tensor.shape.dim.add(dim_param=f"{name}_{axis}")
-    node = model.graph.node.add(op_type=kind, domain="dragoman", input=inputs, output=outputs)
-    for name, value in attributes.items():
-        node.attribute.add(name=name, i=value, type=2)
-    for name in outputs:
-        model.graph.output.add(name=name)
-    options = ort.SessionOptions()
-    options.log_severity_level = 4
-    options.register_custom_ops_library(str(LIBRARY))
-    return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-
-
-def attention_feeds(**others: NDArray[Any]) -> dict[str, NDArray[Any]]:
-    """Two rows of two heads of 16, with room for four positions."""
-    pool = np.ones((2, 2, 4, 16), np.float32)
-    feeds = {
-        "queries": np.ones((2, 1, 32), np.float32),
-        "keys": pool,
-        "values": pool,
-        "last": np.array([3, 0], np.int32),
-        "bias": np.zeros((1, 2, 1, 4), np.float32),
-    }
-    return feeds | others
-
-
-def run_attention(**others: NDArray[Any]) -> list[NDArray[Any]]:
-    feeds = attention_feeds(**others)
-    inputs = {name: (str(array.dtype), array.ndim) for name, array in feeds.items()}
-    names = ["mixed", "grown_keys", "grown_values"]
-    found: list[NDArray[Any]] = session("RowAttention", inputs, names, num_heads=2).run(names, feeds)
-    return found
-
-
-def test_attention_without_memory_of_its_own_copies_the_pool() -> None:
-    mixed, keys, values = run_attention(queries=np.full((2, 1, 96), 2, np.float32))
-    assert mixed.shape == (2, 1, 32)
-    assert (keys[0, :, 3] == 2).all()
-    assert (values[1, :, 0] == 2).all()
-    assert (keys[1, :, 1:] == 1).all()
-
-
-@pytest.mark.parametrize(
-    "others",
-    [
-        {"queries": np.ones((2, 1, 33), np.float32)},
-        {"queries": np.ones((2, 2, 32), np.float32)},
-        {"queries": np.ones((3, 1, 32), np.float32)},
-        {"queries": np.ones((2, 32), np.float32)},
-        {"keys": np.ones((2, 3, 4, 16), np.float32)},
-        {"values": np.ones((2, 2, 5, 16), np.float32)},
-        {"last": np.array([1], np.int32)},
-        {"last": np.array([0, 4], np.int32)},
-        {"last": np.array([-1, 0], np.int32)},
-        {"bias": np.zeros((1, 2, 1, 3), np.float32)},
-        {"bias": np.zeros((1, 3, 1, 4), np.float32)},
-    ],
-)
-def test_inputs_of_attention_that_do_not_fit_are_refused(others: dict[str, NDArray[Any]]) -> None:
-    with pytest.raises(Exception, match="RowAttention: "):
-        run_attention(**others)
-
-
-@pytest.mark.parametrize(
-    ("count", "score_ids"), [([0], [[0], [0]]), ([11], [[0], [0]]), ([1], [[0], [10]]), ([1], [[0]])]
-)
-def test_tokens_that_there_are_not_are_refused(count: list[int], score_ids: list[list[int]]) -> None:
-    feeds: dict[str, NDArray[Any]] = {
-        "logits": np.zeros((2, 10), np.float32),
-        "count": np.array(count, np.int64),
-        "score_ids": np.array(score_ids, np.int64),
-    }
-    inputs = {name: (str(array.dtype), array.ndim) for name, array in feeds.items()}
-    names = ["ids", "logprobs", "score_logprobs"]
-    with pytest.raises(Exception, match="BestTokens: "):
-        session("BestTokens", inputs, names).run(names, feeds)
-
-
-@pytest.mark.parametrize("precision", ["fp32", "int8"])
-def test_a_step_has_none_of_the_operators_that_ours_replace(
-    tiny_bundles: dict[Precision, Bundle], precision: Precision
-) -> None:
-    step = tiny_bundles[precision].contents().graphs[DECODER_STEP_FILE]
-    parts = split_step(step)
-    for contents in (step, parts.layers, parts.projection, parts.list_projection, parts.wide_projection):
-        own = with_own_operators(contents)
-        assert own is not None
-        kinds = Counter(node.op_type for node in Model.FromString(own).graph.node)
-        assert not {"GroupQueryAttention", "LogSoftmax", "TopK"} & set(kinds)
-        assert kinds["BestTokens"] == kinds["LogProbs"] == (contents is not parts.layers)
-
-
-def test_a_graph_in_which_nothing_is_ours_is_left_alone() -> None:
-    assert with_own_operators(Model(ir_version=10).SerializeToString()) is None

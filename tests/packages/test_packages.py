@@ -2,6 +2,7 @@
 
 import json
 import os
+import platform
 import re
 import subprocess
 import sys
@@ -118,6 +119,13 @@ def test_the_thin_wheel_holds_the_sdk_alone(thin_wheel: Path, full_wheel: Path) 
 
     assert sdk(thin) == sdk(full)
     assert any(name.endswith("/licenses/LICENSE") for name in thin)
+
+
+def test_the_full_wheel_has_the_kernels_of_its_platform(full_wheel: Path) -> None:
+    kernels = "dragoman_server/kernels/"
+    names = {name.removeprefix(kernels) for name in zipfile.ZipFile(full_wheel).namelist() if name.startswith(kernels)}
+    assert {name for name in names if name.endswith(".so")} == {f"libkernels-{platform.machine()}.so"}
+    assert full_wheel.name.endswith(f"-py3-none-linux_{platform.machine()}.whl")
 
 
 def test_the_thin_wheel_says_what_the_full_one_says() -> None:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from dragoman_server.bundle.bundle import Contents
 from dragoman_server.bundle.graph import BFLOAT16, ONNX_NUMBERS, read_graph
-from dragoman_server.errors import BundleError
+from dragoman_server.errors import BundleError, StartError
 from dragoman_server.kernels import LIBRARY
 from dragoman_server.runtime.memory import libc
 from dragoman_server.runtime.own_operators import with_own_operators
@@ -52,6 +52,7 @@ def open_session(
 
     Raises:
         BundleError: ONNX Runtime refuses the graph.
+        StartError: the library of our operators is missing.
     """
     options = ort.SessionOptions()
     options.enable_mem_pattern = has_few_shapes
@@ -82,17 +83,24 @@ def open_session(
         signed = [key for key in weights_of(contents, name) if contents.weights[key].dtype == np.int8]
         options.add_external_initializers(signed, [values[key] for key in signed])
     name_weights_folder(options, contents)
-    graph, environment = contents.graphs[name], _float_environment()
+    graph = contents.graphs[name]
+    if own := with_own_operators(graph):
+        graph = own
+        _register_operators(options)
+    environment = _float_environment()
     try:
-        if own := with_own_operators(graph):
-            with _sharing:
-                options.register_custom_ops_library(str(LIBRARY))
-            graph = own
         return ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime's exceptions share no base class
         raise BundleError(f"{contents.folder / name} cannot be loaded: {error}") from error
     finally:
         _set_float_environment(environment)  # whoever opens the first session would flush denormals ever after
+
+
+def _register_operators(options: ort.SessionOptions) -> None:
+    if not LIBRARY.exists():
+        raise StartError(f"{LIBRARY} is missing: pip install or, in a checkout, python hatch_build.py builds it")
+    with _sharing:
+        options.register_custom_ops_library(str(LIBRARY))
 
 
 def name_weights_folder(options: ort.SessionOptions, contents: Contents) -> None:

@@ -2,6 +2,7 @@ import asyncio
 import math
 import threading
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from unittest.mock import create_autospec
 
 import numpy as np
@@ -9,7 +10,8 @@ import pytest
 
 from dragoman_server.attention.worker import AttentionWorker
 from dragoman_server.bundle.bundle import Bundle
-from dragoman_server.bundle.manifest import ENCODER_FILE, Precision
+from dragoman_server.bundle.manifest import DECODER_STEP_FILE, ENCODER_FILE, Precision
+from dragoman_server.errors import StartError
 from dragoman_server.registry.parity import replay
 from dragoman_server.runtime import session
 from dragoman_server.runtime.attention_pass import AttentionPass
@@ -96,6 +98,14 @@ def test_golden_sentences_are_replayed_as_lanes_compute(
 @pytest.mark.parametrize("run", [on_a_lane, in_the_background, on_the_thread_of_attention])
 def test_all_threads_that_run_sessions_flush_denormals(run: Callable[[], bool]) -> None:
     assert not run()
+
+
+def test_without_the_library_of_our_operators_it_is_said_how_to_build_it(
+    tiny_bundles: dict[Precision, Bundle], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(session, "LIBRARY", tmp_path / "libkernels.so")
+    with pytest.raises(StartError, match=r"libkernels\.so is missing: pip install"):
+        session.open_session(tiny_bundles["int8"].contents(), DECODER_STEP_FILE, 1)
 
 
 def test_whoever_opens_a_session_keeps_denormals(tiny_bundles: dict[Precision, Bundle]) -> None:

@@ -39,9 +39,10 @@ demo: $(RUN)/.stamp ## Start the server on the embedded model, translate, stop
 serve: $(RUN)/.stamp ## Serve the embedded model on localhost:50051
 	$(RUN)/bin/dragoman-server
 
-# A process for each CPU, but no more than 8: each takes up to 1 GB of memory with its servers.
+# A process for each CPU and one more, as they wait a good deal, but no more than 8: each takes up to 1 GB of memory.
 test: $(DEV)/.stamp ## Run the tests
-	$(DEV)/bin/pytest -m "not slow" -n logical --maxprocesses 8 --dist worksteal
+	cpus=$$(getconf _NPROCESSORS_ONLN); \
+	$(DEV)/bin/pytest -m "not slow" -n $$((cpus < 8 ? cpus + 1 : 8)) --dist worksteal
 
 test-slow: $(DEV)/.stamp ## Run the tests that take minutes: the default model at every precision
 	$(DEV)/bin/pytest -m slow

@@ -126,7 +126,8 @@ def test_inputs_of_a_norm_that_do_not_fit_are_refused(others: dict[str, NDArray[
         "bias": np.zeros(16, np.float32),
         "scale": np.array(1, np.float32),
         "zero": np.array(0, np.uint8),
-    } | others
+    }
+    feeds |= others
     inputs = {name: (str(array.dtype), array.ndim) for name, array in feeds.items()}
     names = ["quantised", "normed", "sums"]
     with pytest.raises(Exception, match="NormQuantised: "):

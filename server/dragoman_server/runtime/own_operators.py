@@ -67,6 +67,8 @@ class _Rewriter:
     # -- the search ----------------------------------------------------------------------------------------------
 
     def replace_search(self) -> None:
+        outputs = [output.name for output in self._graph.output]
+        before = _needed(self._graph.node, outputs)
         makers = {name: node for node in self._graph.node for name in node.output}
         log_probs = makers["score_logprobs"].input[0]
         softmax = makers[log_probs]
@@ -76,10 +78,14 @@ class _Rewriter:
         (rows,) = gather.output
         gather.input[0], gather.output[0] = logits, f"{rows}_logits"
         self._turn(softmax, "LogProbs", gather.output, [rows])
-        self._turn(self._graph.node.add(), "BestTokens", [logits, "top_k", "score_ids"], _FOUND)
-        *nodes, best = (n for n in self._graph.node if n is not softmax and (n.domain or not {*n.output} & {*_FOUND}))
+        searching = [makers[name] for name in _FOUND]
+        nodes = [node for node in self._graph.node if node is not softmax and node not in searching]
         nodes.insert(nodes.index(gather) + 1, softmax)
-        self._set_nodes(_needed([*nodes, best], {output.name for output in self._graph.output}))
+        best = self._graph.node.add()
+        self._turn(best, "BestTokens", [logits, "top_k", "score_ids"], _FOUND)
+        after = _needed([*nodes, best], outputs)
+        gone = {id(node) for node in before} - {id(node) for node in after}
+        self._set_nodes(node for node in (*nodes, best) if id(node) not in gone)
 
     # -- what comes before a product of int8 ----------------------------------------------------------------------
 
@@ -166,9 +172,9 @@ class _Rewriter:
         self._graph.node.extend(kept)
 
 
-def _needed(nodes: Sequence[Any], wanted: set[str]) -> list[Any]:
+def _needed(nodes: Sequence[Any], names: Iterable[str]) -> list[Any]:
     """Those that these values are made by, in their order."""
-    needed = []
+    wanted, needed = set(names), []
     for node in reversed(nodes):
         if not wanted.isdisjoint(node.output):
             wanted.update(node.input)

@@ -13,20 +13,20 @@
 /* Columns that are summed up together. */
 #define PART 1024
 
-typedef struct {
-  float logit;
-  int64_t id;
-} Token;
+/* Of two tokens, whether the first is worse: less probable, or as probable and of the higher id. */
+INLINE bool is_worse(float logit, int64_t id, float other_logit, int64_t other_id) {
+  return logit < other_logit || (logit == other_logit && id > other_id);
+}
 
-/* Puts a token among those found so far, which are sorted, where it belongs: behind those that are as good. */
-INLINE size_t insert(Token *found, size_t count, size_t wanted, Token token) {
-  size_t place = count < wanted ? count : wanted - 1;
-  while (place > 0 && found[place - 1].logit < token.logit) {
-    found[place] = found[place - 1];
-    place--;
+/* Puts a token into a heap whose worst is first, at a place whose own is to be overwritten: further down until no child
+ * is worse. */
+INLINE void sift_down(float *logits, int64_t *ids, size_t count, size_t place, float logit, int64_t id) {
+  for (size_t child; (child = 2 * place + 1) < count; place = child) {
+    if (child + 1 < count && is_worse(logits[child + 1], ids[child + 1], logits[child], ids[child])) child++;
+    if (!is_worse(logits[child], ids[child], logit, id)) break;
+    logits[place] = logits[child], ids[place] = ids[child];
   }
-  found[place] = token;
-  return count < wanted ? count + 1 : wanted;
+  logits[place] = logit, ids[place] = id;
 }
 
 INLINE float maximum_of(const float *logits, size_t count) {
@@ -80,19 +80,25 @@ PUBLIC void OF_VARIANT(find_best)(const Best *b, size_t first_row, size_t end_ro
       peak = peaks[block] > peak ? peaks[block] : peak;
     }
     float log_sum = log_sum_of_exponentials(logits, b->size, peak);
-    Token found[b->count];
-    size_t num_found = 0;
-    for (size_t block = 0; block < num_blocks; block++) {
-      if (num_found == b->count && peaks[block] <= found[num_found - 1].logit) continue;
+    /* The best so far are kept where they are to be returned, with their logits for log-probs. */
+    int64_t *ids = b->ids + row * b->count;
+    float *found = b->logprobs + row * b->count;
+    for (size_t id = 0; id < b->count; id++) found[id] = logits[id], ids[id] = (int64_t)id;
+    for (size_t place = b->count / 2; place-- > 0;)
+      sift_down(found, ids, b->count, place, found[place], ids[place]);
+    for (size_t block = b->count / BLOCK; block < num_blocks; block++) {
+      if (peaks[block] <= found[0]) continue;
       size_t end = (block + 1) * BLOCK < b->size ? (block + 1) * BLOCK : b->size;
-      for (size_t id = block * BLOCK; id < end; id++)
-        if (num_found < b->count || logits[id] > found[num_found - 1].logit)
-          num_found = insert(found, num_found, b->count, (Token){logits[id], (int64_t)id});
+      for (size_t id = block * BLOCK > b->count ? block * BLOCK : b->count; id < end; id++)
+        if (logits[id] > found[0]) sift_down(found, ids, b->count, 0, logits[id], (int64_t)id);
     }
-    for (size_t i = 0; i < b->count; i++) {
-      b->ids[row * b->count + i] = found[i].id;
-      b->logprobs[row * b->count + i] = log_prob(found[i].logit, peak, log_sum);
+    for (size_t left = b->count; left-- > 1;) { /* the worst goes to the end */
+      float logit = found[left];
+      int64_t id = ids[left];
+      found[left] = found[0], ids[left] = ids[0];
+      sift_down(found, ids, left, 0, logit, id);
     }
+    for (size_t i = 0; i < b->count; i++) found[i] = log_prob(found[i], peak, log_sum);
     b->score_logprobs[row] = log_prob(logits[b->score_ids[row]], peak, log_sum);
   }
 }

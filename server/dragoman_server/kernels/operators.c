@@ -169,7 +169,7 @@ static OrtStatus *compute_attention(void *node, OrtContext *context) {
     return ort_error("RowAttention: the inputs have the wrong number of dimensions");
   int64_t rows = queries->sizes[0], heads = self->num_heads, capacity = keys->sizes[2], width = keys->sizes[3];
   bool appends = queries->sizes[2] == 3 * heads * width;
-  if (queries->sizes[1] != 1 || (!appends && queries->sizes[2] != heads * width) || keys->sizes[0] != rows ||
+  if (width % LANES_OF_ALL != 0 || queries->sizes[1] != 1 || (!appends && queries->sizes[2] != heads * width) || keys->sizes[0] != rows ||
       keys->sizes[1] != heads || last->sizes[0] != rows || memcmp(keys->sizes, values->sizes, sizeof keys->sizes) != 0)
     return ort_error("RowAttention: the inputs do not fit together");
   int64_t longest = 0;
@@ -225,7 +225,8 @@ static OrtStatus *create_attention(const OrtOperator *op, OrtTable table, const 
 }
 
 static int attention_input(const OrtOperator *op, size_t index) {
-  return index == 3 ? ORT_INT32 : index == 6 ? ORT_UINT8 : index == 1 || index == 2 ? op->output_type(op, index) : ORT_FLOAT;
+  if (index == 1 || index == 2) return op->output_type(op, index);
+  return index == 3 ? ORT_INT32 : index == 6 ? ORT_UINT8 : ORT_FLOAT;
 }
 static int float_output(const OrtOperator *op, size_t index) { return (void)op, (void)index, ORT_FLOAT; }
 static int int8_output(const OrtOperator *op, size_t index) { return (void)op, index == 0 ? ORT_FLOAT : ORT_INT8; }
@@ -292,9 +293,8 @@ static OrtStatus *activated(OrtContext *context, bool is_silu) {
   Tensor in[3];
   TRY(read_inputs(context, in, 3));
   Activate work = {.in = in[0].data, .is_silu = is_silu};
-  size_t count = num_elements(&in[0]);
-  if (in[0].rank > MOST_SIZES || count % LANES_OF_ALL != 0 ||
-      !read_scale(&in[1], &in[2], &work.inverse_scale, &work.zero))
+  size_t count = in[0].rank > MOST_SIZES ? 1 : num_elements(&in[0]);
+  if (count % LANES_OF_ALL != 0 || !read_scale(&in[1], &in[2], &work.inverse_scale, &work.zero))
     return ort_error("the inputs of a quantised nonlinearity do not fit together");
   void *out;
   TRY(output_of(context, 0, in[0].sizes, in[0].rank, &out));
@@ -324,7 +324,8 @@ static OrtStatus *compute_best(void *node, OrtContext *context) {
   TRY(read_inputs(context, in, 3));
   if (in[0].rank != 2 || in[1].rank != 1 || in[2].rank != 2)
     return ort_error("BestTokens: the inputs have the wrong number of dimensions");
-  int64_t rows = in[0].sizes[0], size = in[0].sizes[1], count = *(const int64_t *)in[1].data;
+  int64_t rows = in[0].sizes[0], size = in[0].sizes[1];
+  int64_t count = in[1].sizes[0] == 1 ? *(const int64_t *)in[1].data : 0;
   if (count < 1 || count > size || in[2].sizes[0] != rows || in[2].sizes[1] != 1)
     return ort_error("BestTokens: the inputs do not fit together");
   for (int64_t row = 0; row < rows; row++) {

@@ -31,7 +31,11 @@ _FLOAT, _INT = 1, 2  # of AttributeProto.type
 
 
 def with_own_operators(contents: bytes) -> bytes | None:
-    """The graph with our operators; None where none has a place in it."""
+    """The graph with our operators; None where none has a place in it.
+
+    Raises:
+        LookupError, ValueError: it is not put together as the exporter does it.
+    """
     model = Model.FromString(contents)
     rewriter = _Rewriter(model.graph)
     rewriter.replace_attention()
@@ -112,7 +116,7 @@ class _Rewriter:
                 inputs = [*source.input[:4], bias, scale, zero]
                 self._turn(source, "RowAttentionQuantised", inputs, outputs, num_heads=heads)
             elif source.op_type in _ACTIVATIONS and is_only and self._has_even_width(makers.get(source.input[0])):
-                if source.op_type == "QuickGelu" and source.attribute[0].f != 1.0:
+                if source.op_type == "QuickGelu" and source.attribute[0].f != 1.0:  # its alpha
                     continue
                 self._turn(source, _ACTIVATIONS[source.op_type], [source.input[0], scale, zero], [quantised])
             elif source.op_type in _NORMS and self._constants[source.input[1]].dims[0] % _LANES == 0:
@@ -127,7 +131,7 @@ class _Rewriter:
                 outputs = [quantised, "" if is_only else source_name, total]
                 while not outputs[-1]:
                     outputs.pop()
-                epsilon = next(a.f for a in source.attribute if a.name == "epsilon")
+                epsilon = {a.name: a.f for a in source.attribute}["epsilon"]
                 centred = _NORMS[source.op_type]
                 inputs = [left, right, *weights, scale, zero]
                 self._turn(source, "NormQuantised", inputs, outputs, epsilon=epsilon, is_centred=centred)
@@ -146,8 +150,10 @@ class _Rewriter:
         )
 
     def _has_even_width(self, product: Any) -> bool:
-        weight = self._constants.get(product.input[1]) if product is not None and len(product.input) > 1 else None
-        return product.op_type == "MatMulIntegerToFloat" and weight is not None and weight.dims[-1] % _LANES == 0
+        """Whether this is a product that gives rows of such a size."""
+        if product is None or product.op_type != "MatMulIntegerToFloat":
+            return False
+        return bool(self._constants[product.input[1]].dims[-1] % _LANES == 0)
 
     # -- both ----------------------------------------------------------------------------------------------------
 

@@ -83,24 +83,19 @@ def open_session(
         signed = [key for key in weights_of(contents, name) if contents.weights[key].dtype == np.int8]
         options.add_external_initializers(signed, [values[key] for key in signed])
     name_weights_folder(options, contents)
-    graph = contents.graphs[name]
-    if own := with_own_operators(graph):
-        graph = own
-        _register_operators(options)
-    environment = _float_environment()
+    if not LIBRARY.exists():
+        raise StartError(f"{LIBRARY} is missing: pip install or, in a checkout, python hatch_build.py builds it")
+    graph, environment = contents.graphs[name], _float_environment()
     try:
+        if own := with_own_operators(graph):
+            graph = own
+            with _sharing:
+                options.register_custom_ops_library(str(LIBRARY))
         return ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime's exceptions share no base class
         raise BundleError(f"{contents.folder / name} cannot be loaded: {error}") from error
     finally:
         _set_float_environment(environment)  # whoever opens the first session would flush denormals ever after
-
-
-def _register_operators(options: ort.SessionOptions) -> None:
-    if not LIBRARY.exists():
-        raise StartError(f"{LIBRARY} is missing: pip install or, in a checkout, python hatch_build.py builds it")
-    with _sharing:
-        options.register_custom_ops_library(str(LIBRARY))
 
 
 def name_weights_folder(options: ort.SessionOptions, contents: Contents) -> None:

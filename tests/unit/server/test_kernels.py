@@ -324,6 +324,13 @@ def test_of_equal_tokens_that_of_the_lower_id_is_better(variant: str, logits: Fl
     assert ids.tolist() == np.argsort(-logits, axis=1, kind="stable")[:, :count].tolist()
 
 
+def test_all_tokens_of_a_large_vocabulary_are_sorted(variant: str) -> None:
+    logits = np.random.default_rng(0).integers(-9, 9, (1, 100_000)).astype(np.float32)
+    ids, logprobs, _ = best(variant, logits, 100_000, [0])
+    assert ids.tolist() == np.argsort(-logits, axis=1, kind="stable").tolist()
+    assert (np.diff(logprobs) <= 0).all()
+
+
 def test_banned_tokens_come_last_and_no_number_stays_none(variant: str) -> None:
     logits = np.zeros((3, 100), np.float32)
     logits[0, 1:] = -np.inf

@@ -93,7 +93,8 @@ def test_inputs_of_attention_that_do_not_fit_are_refused(others: dict[str, NDArr
 
 
 @pytest.mark.parametrize(
-    ("count", "score_ids"), [([0], [[0], [0]]), ([11], [[0], [0]]), ([1], [[0], [10]]), ([1], [[0]])]
+    ("count", "score_ids"),
+    [([0], [[0], [0]]), ([11], [[0], [0]]), ([1], [[0], [10]]), ([1], [[0]]), ([1, 1], [[0], [0]]), ([], [[0], [0]])],
 )
 def test_tokens_that_there_are_not_are_refused(count: list[int], score_ids: list[list[int]]) -> None:
     feeds: dict[str, NDArray[Any]] = {

@@ -10,8 +10,9 @@ import pytest
 
 from dragoman_server.attention.worker import AttentionWorker
 from dragoman_server.bundle.bundle import Bundle
+from dragoman_server.bundle.graph import Model
 from dragoman_server.bundle.manifest import DECODER_STEP_FILE, ENCODER_FILE, Precision
-from dragoman_server.errors import StartError
+from dragoman_server.errors import BundleError, StartError
 from dragoman_server.registry.parity import replay
 from dragoman_server.runtime import session
 from dragoman_server.runtime.attention_pass import AttentionPass
@@ -106,6 +107,17 @@ def test_without_the_library_of_our_operators_it_is_said_how_to_build_it(
     monkeypatch.setattr(session, "LIBRARY", tmp_path / "libkernels.so")
     with pytest.raises(StartError, match=r"libkernels\.so is missing: pip install"):
         session.open_session(tiny_bundles["int8"].contents(), DECODER_STEP_FILE, 1)
+
+
+def test_a_graph_in_which_our_operators_do_not_fit_is_refused(tiny_bundles: dict[Precision, Bundle]) -> None:
+    contents = tiny_bundles["int8"].contents()
+    model = Model.FromString(contents.graphs[ENCODER_FILE])
+    for node in model.graph.node:
+        if node.op_type == "LayerNormalization":
+            del node.attribute[:]
+    broken = contents._replace(graphs={ENCODER_FILE: model.SerializeToString()})
+    with pytest.raises(BundleError, match=r"encoder\.onnx cannot be loaded: 'epsilon'"):
+        session.open_session(broken, ENCODER_FILE, 1)
 
 
 def test_whoever_opens_a_session_keeps_denormals(tiny_bundles: dict[Precision, Bundle]) -> None:

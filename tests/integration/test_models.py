@@ -390,7 +390,7 @@ def test_a_bundle_that_is_exported_over_another_loses_no_call(root: Path, versio
                 shutil.copytree(versions[number % 2], partial, dirs_exist_ok=True)
             started = time.monotonic()
             while (model := translate(client, "a").model) == before:
-                assert time.monotonic() - started < 10
+                assert time.monotonic() - started < 60
             before = model
         assert [path.name for path in root.iterdir() if path.name.startswith(".")] == []
 

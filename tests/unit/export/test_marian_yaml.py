@@ -2,13 +2,13 @@
 
 import contextlib
 import random
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from dragoman_export.families.marian_yaml import parse_yaml, read_yaml
+from support.patience import ends_soon
 
 SETTINGS = """\
 # a comment
@@ -147,15 +147,13 @@ def test_it_agrees_with_yaml_itself() -> None:
 @pytest.mark.parametrize(
     "line",
     [
-        "x: [" + "a," * 500_000 + "a]",
-        "x: [" + "'a', " * 500_000 + "]",
-        "x" + " " * 500_000 + "y",
-        "x" + ":" * 500_000,
+        "x: [" + "a," * 100_000 + "a]",
+        "x: [" + "'a', " * 100_000 + "]",
+        "x" + " " * 100_000 + "y",
+        "x" + ":" * 100_000,
     ],
     ids=["a list", "a quoted list", "spaces in a key", "colons"],
 )
 def test_a_long_line_takes_time_by_its_length(line: str) -> None:
-    started = time.monotonic()
-    with contextlib.suppress(ValueError):
+    with ends_soon(), contextlib.suppress(ValueError):
         parse_yaml(line, "x")
-    assert time.monotonic() - started < 5

@@ -1,8 +1,7 @@
-import time
-
 import pytest
 
 from dragoman_server.text.sentences import sentence_spans
+from support.patience import ends_soon
 
 
 def sentences(line: str, language: str = "en") -> list[str]:
@@ -101,7 +100,6 @@ def test_white_space_around_sentences_is_in_none() -> None:
 )
 @pytest.mark.parametrize("language", ["en", "de", "el"])
 def test_no_text_takes_long(unit: str, language: str) -> None:
-    text = (unit * 20_000)[:20_000]
-    started = time.thread_time()
-    list(sentence_spans(text, language))
-    assert time.thread_time() - started < 0.3  # it takes a fifth of that; on a busy machine more
+    text = (unit * 60_000)[:60_000]
+    with ends_soon():
+        list(sentence_spans(text, language))

@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterable
 
 from dragoman_server.engine.sequence import SequenceGroup
 
-# Answered groups stay among the deadlines until these have passed or outnumber the others so many times.
+# Answered groups stay among the deadlines, with all that they hold, until these have passed, or until there are more
+# entries than this, and so many times as many as there were groups without an answer the last time.
 _MAX_ANSWERED_RATIO = 2
-_MIN_DEADLINES = 1024
+_MIN_DEADLINES = 64
 
 
 class Departures:

@@ -13,6 +13,7 @@ from dragoman_server.bundle.bundle import Contents
 from dragoman_server.bundle.manifest import DECODER_STEP_FILE, ENCODER_FILE, Manifest, present
 from dragoman_server.engine.candidates import Candidates
 from dragoman_server.engine.search import StepOutput
+from dragoman_server.runtime.bindings import Bindings
 from dragoman_server.runtime.list_graphs import BIAS, HIDDEN, LIST_SCALE, LIST_WEIGHT, PLACES, StepParts, split_step
 from dragoman_server.runtime.output_weights import CandidateUnion, LanguageSessions, OutputWeights
 from dragoman_server.runtime.runner import Graphs, OnnxRunner, Sessions, bind_array
@@ -99,7 +100,7 @@ class ListRunner(OnnxRunner):
         super().__init__(graphs, max_rows)
         self._list_graphs: ListGraphs | None = graphs
         self._union: CandidateUnion | None = None  # made at the first list
-        self._layers: dict[tuple[bool, int], tuple[ort.IOBinding, _Array]] = {}  # by whether it is alone, and rows
+        self._layers: Bindings[tuple[ort.InferenceSession, int], tuple[ort.IOBinding, _Array]] = Bindings()  # by rows
 
     def close(self) -> None:
         super().close()
@@ -168,11 +169,9 @@ class ListRunner(OnnxRunner):
     def _run_layers(self, token_ids: Sequence[int], positions: Sequence[int]) -> _Array:
         """The hidden states of the last layer, [rows, D]: a view that the next step overwrites."""
         self._place(token_ids, positions)
-        key = (self.is_alone, len(token_ids))
-        if key not in self._layers:
-            self._layers[key] = self._bind_layers(len(token_ids))
-        binding, hidden = self._layers[key]
-        self._sessions.decoder.run_with_iobinding(binding)
+        decoder, num_rows = self._sessions.decoder, len(token_ids)
+        binding, hidden = self._layers.of((decoder, num_rows), lambda: self._bind_layers(num_rows))
+        decoder.run_with_iobinding(binding)
         return hidden
 
     def _bind_layers(self, num_rows: int) -> tuple[ort.IOBinding, _Array]:

@@ -15,6 +15,7 @@ from dragoman_server.config import EngineOptions
 from dragoman_server.engine.candidates import Candidates
 from dragoman_server.engine.search import StepOutput
 from dragoman_server.engine.slots import Move
+from dragoman_server.runtime.bindings import Bindings
 from dragoman_server.runtime.kv_pool import KvPool
 from dragoman_server.runtime.machine import available_cpus
 from dragoman_server.runtime.session import open_session
@@ -71,8 +72,8 @@ class _Bound(NamedTuple):
 class OnnxRunner:
     """Decodes the rows of one lane on the CPU. Not thread-safe: the lane is the only one to call it.
 
-    A step binds the first n rows of the KV pool as input and, at the same address, as output; the bindings are kept,
-    so that a step allocates nothing.
+    A step binds the first n rows of the KV pool as input and, at the same address, as output; the latest bindings are
+    kept, so that a step allocates nothing.
 
     Args:
         graphs: shared with the runners of other lanes.
@@ -88,7 +89,7 @@ class OnnxRunner:
         self._manifest, self.max_rows = graphs.manifest, max_rows
         self._pool = KvPool(graphs.manifest, max_rows, graphs.kv_dtype)
         self.is_alone = False
-        self._bound: dict[tuple[bool, int, int], _Bound] = {}  # by whether it is alone, rows and k
+        self._bound: Bindings[tuple[ort.InferenceSession, int, int], _Bound] = Bindings()  # by rows and k
         self._bound_generation = self._pool.generation
         self._inputs: dict[str, NDArray[Any]] = {
             "input_ids": np.zeros(max_rows, np.int64),
@@ -156,13 +157,12 @@ class OnnxRunner:
         self._inputs["score_ids"][: len(score_ids), 0] = score_ids
         # Few different k, for each has its bindings.
         top_k = min(1 << (top_k - 1).bit_length(), self._manifest.architecture.vocabulary_size)
-        key = (self.is_alone, num_rows, top_k)
-        bound = None if all_rows else self._bound.get(key)
-        if bound is None:
+        decoder = self._sessions.decoder
+        if all_rows:
             bound = self._bind(num_rows, top_k, all_rows)
-            if not all_rows:
-                self._bound[key] = bound
-        self._sessions.decoder.run_with_iobinding(bound.binding)
+        else:
+            bound = self._bound.of((decoder, num_rows, top_k), lambda: self._bind(num_rows, top_k, ()))
+        decoder.run_with_iobinding(bound.binding)
         return bound.output
 
     def _place(self, token_ids: Sequence[int], positions: Sequence[int]) -> None:

@@ -11,8 +11,9 @@ kernels/operators.c says what they are given.
     RowAttentionInt8 and QuantizeLinear                             -> RowAttentionQuantised
 """
 
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from dragoman_server.bundle.graph import ONNX_NUMBERS, Model
@@ -27,6 +28,7 @@ _FOUND = ("top_ids", "top_logprobs", "score_logprobs")
 # Inputs of GroupQueryAttention: keys and values of the pool, the last positions of rows, what is added to scores.
 _KEYS, _LAST, _BIAS = 3, 5, 10
 _NUM_OUTPUTS = 3  # of GroupQueryAttention where it writes to the pool
+_BIAS_OF_OURS = 4
 _FLOAT, _INT = 1, 2  # of AttributeProto.type
 
 
@@ -94,52 +96,65 @@ class _Rewriter:
     # -- what comes before a product of int8 ----------------------------------------------------------------------
 
     def fuse_quantised(self) -> None:
-        makers = {name: node for node in self._graph.node for name in node.output}
-        takers = defaultdict(list)
-        for node in self._graph.node:
-            for name in node.input:
-                takers[name].append(node)
-        wanted = {output.name for output in self._graph.output}
+        uses = _Uses.of(self._graph)
         gone = set[int]()
         for node in self._graph.node:
             if node.op_type != "QuantizeLinear" or not self._is_scalar(node.input[1:], "float32", "uint8"):
                 continue
-            (source_name, scale, zero), (quantised,) = node.input, node.output
-            source = makers.get(source_name)
-            if source is None or id(source) in gone or source_name in wanted:
+            name = node.input[0]
+            source = uses.makers.get(name)
+            if source is None or id(source) in gone or name in uses.outputs:
                 continue
-            is_only = len(takers[source_name]) == 1
-            if source.op_type == "RowAttentionInt8" and is_only:
-                bias = source.input[4] if len(source.input) > 4 else ""
-                outputs = [quantised, *source.output[1:]]
-                heads = source.attribute[0].i
-                inputs = [*source.input[:4], bias, scale, zero]
-                self._turn(source, "RowAttentionQuantised", inputs, outputs, num_heads=heads)
-            elif source.op_type in _ACTIVATIONS and is_only and self._has_even_width(makers.get(source.input[0])):
-                if source.op_type == "QuickGelu" and source.attribute[0].f != 1.0:  # its alpha
-                    continue
-                self._turn(source, _ACTIVATIONS[source.op_type], [source.input[0], scale, zero], [quantised])
-            elif source.op_type in _NORMS and self._constants[source.input[1]].dims[0] % _LANES == 0:
-                added = makers.get(source.input[0])
-                left, right, total = source.input[0], "", ""
-                if added is not None and added.op_type == "Add" and not set(added.input) & set(self._constants):
-                    left, right = added.input
-                    if len(takers[source.input[0]]) > 1 or source.input[0] in wanted:
-                        total = source.input[0]
-                    gone.add(id(added))
-                weights = [*source.input[1:], ""][:2]
-                outputs = [quantised, "" if is_only else source_name, total]
-                while not outputs[-1]:
-                    outputs.pop()
-                epsilon = {a.name: a.f for a in source.attribute}["epsilon"]
-                centred = _NORMS[source.op_type]
-                inputs = [left, right, *weights, scale, zero]
-                self._turn(source, "NormQuantised", inputs, outputs, epsilon=epsilon, is_centred=centred)
-            else:
-                continue
-            gone.add(id(node))
+            fused: list[Any] | None = None
+            if source.op_type in _NORMS:
+                fused = self._fuse_norm(source, node, uses)
+            elif uses.num_takers[name] == 1 and source.op_type == "RowAttentionInt8":
+                fused = self._fuse_attention(source, node)
+            elif uses.num_takers[name] == 1 and source.op_type in _ACTIVATIONS:
+                fused = self._fuse_activation(source, node, uses)
+            if fused is not None:
+                gone |= {id(node), *map(id, fused)}
         if gone:
             self._set_nodes(node for node in self._graph.node if id(node) not in gone)
+
+    # Each makes one node of a source and of what quantises it, and tells which nodes beside the latter are gone with
+    # it; None where there is no place for it.
+
+    def _fuse_attention(self, source: Any, quantiser: Any) -> list[Any]:
+        _, *quantisation = quantiser.input
+        inputs = [*source.input[:_BIAS_OF_OURS], _optional(source.input, _BIAS_OF_OURS), *quantisation]
+        outputs = [*quantiser.output, *source.output[1:]]
+        self._turn(source, "RowAttentionQuantised", inputs, outputs, num_heads=source.attribute[0].i)
+        return []
+
+    def _fuse_activation(self, source: Any, quantiser: Any, uses: "_Uses") -> list[Any] | None:
+        if not self._has_even_width(uses.makers.get(source.input[0])):
+            return None
+        if source.op_type == "QuickGelu" and source.attribute[0].f != 1.0:  # its alpha
+            return None
+        _, *quantisation = quantiser.input
+        self._turn(source, _ACTIVATIONS[source.op_type], [source.input[0], *quantisation], quantiser.output)
+        return []
+
+    def _fuse_norm(self, source: Any, quantiser: Any, uses: "_Uses") -> list[Any] | None:
+        if self._constants[source.input[1]].dims[0] % _LANES:
+            return None
+        (name, weight), bias = source.input[:2], _optional(source.input, 2)
+        added = uses.makers.get(name)
+        if added is not None and added.op_type == "Add" and not set(added.input) & set(self._constants):
+            (left, right), gone = added.input, [added]
+            total = name if uses.num_takers[name] > 1 or name in uses.outputs else ""
+        else:
+            left, right, total, gone = name, "", "", []
+        (normed,), (quantised,) = source.output[:1], quantiser.output
+        outputs = [quantised, "" if uses.num_takers[normed] == 1 else normed, total]
+        while not outputs[-1]:
+            outputs.pop()
+        epsilon = {a.name: a.f for a in source.attribute}["epsilon"]
+        inputs = [left, right, weight, bias, *quantiser.input[1:]]
+        centred = _NORMS[source.op_type]
+        self._turn(source, "NormQuantised", inputs, outputs, epsilon=epsilon, is_centred=centred)
+        return gone
 
     def _is_scalar(self, names: Sequence[str], *dtypes: str) -> bool:
         """Whether these are constants of these types, and single numbers."""
@@ -176,6 +191,28 @@ class _Rewriter:
         kept = [type(node).FromString(node.SerializeToString()) for node in nodes]
         del self._graph.node[:]
         self._graph.node.extend(kept)
+
+
+@dataclass(frozen=True)
+class _Uses:
+    """Who makes and who takes the values of a graph."""
+
+    makers: dict[str, Any]
+    num_takers: Counter[str]  # inputs of nodes
+    outputs: frozenset[str]
+
+    @classmethod
+    def of(cls, graph: Any) -> "_Uses":
+        return cls(
+            {name: node for node in graph.node for name in node.output},
+            Counter(name for node in graph.node for name in node.input),
+            frozenset(output.name for output in graph.output),
+        )
+
+
+def _optional(names: Sequence[str], place: int) -> str:
+    """A name of an input that may be left out."""
+    return names[place] if len(names) > place else ""
 
 
 def _needed(nodes: Sequence[Any], names: Iterable[str]) -> list[Any]:

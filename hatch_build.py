@@ -29,7 +29,7 @@ _VARIANTS = {
         "avx512": [*_AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mprefer-vector-width=512"],
     },
 }
-_KERNELS = ("attention", "best", "norm")
+_KERNELS = ("attention", "best", "lists", "norm")
 
 
 def compiler() -> list[str]:

@@ -60,6 +60,28 @@ typedef struct {
 
 typedef void (*FindActivated)(const Activate *, size_t first, size_t end);
 
+/* The output projection of the tokens that each row may have. */
+typedef struct {
+  const float *states;      /* [rows, width], or NULL where they are `quantised` */
+  const uint8_t *quantised; /* likewise */
+  const float *scales;      /* of these: [rows], or of all rows; the state is (quantised - zero) * scale */
+  bool is_scaled_by_row;
+  uint8_t zero;
+  const float *float_weights; /* [tokens, width], of states */
+  const int8_t *int8_weights; /* likewise, of those that are quantised */
+  const float *weight_scales; /* [tokens], of these */
+  const float *bias;          /* [tokens] */
+  size_t width;
+  const int32_t *ids; /* [rows, count], tokens; negative: none, with -INFINITY for its logit */
+  size_t count;
+  float *logits; /* [rows, count] */
+} ListProduct;
+
+#define LIST_PART 64
+
+/* Computes the parts `first` to `end`, not included, of LIST_PART tokens each, counted through all rows. */
+typedef void (*FindListProduct)(const ListProduct *, size_t first, size_t end);
+
 /* The most probable tokens of each row. */
 typedef struct {
   const float *logits; /* [rows, size] */

@@ -12,6 +12,10 @@
  *   Attributes epsilon; is_centred: 1 for LayerNormalization, 0 for SimplifiedLayerNormalization.
  * SiluQuantised, ReluQuantised: see Activate in kernels.h.
  *   in float [..., D]; scale float []; zero uint8 [] -> uint8 [..., D]
+ * ListProduct, ListProductInt8: see ListProduct in kernels.h.
+ *   states float [b, D]; weights float [V, D]; bias float [>= V]; ids int32 [b, n] -> logits float [b, n]
+ *   quantised uint8 [b, D]; scales float [] or [b, 1]; zero uint8 []; weights int8 [V, D]; weight_scales, bias float
+ *   [>= V]; ids int32 [b, n] -> likewise
  * BestTokens: see Best in kernels.h.
  *   logits float [b, V]; count int64 [1]; score_ids int64 [b, 1]
  *   -> ids int64 [b, k]; logprobs float [b, k]; score_logprobs float [b, 1]
@@ -34,16 +38,18 @@
   void find_best_##variant(const Best *, size_t, size_t);  \
   void log_probs_##variant(const LogProbs *, size_t, size_t); \
   void norm_##variant(const Norm *, size_t, size_t);       \
-  void activate_##variant(const Activate *, size_t, size_t);
+  void activate_##variant(const Activate *, size_t, size_t);     \
+  void list_product_##variant(const ListProduct *, size_t, size_t);
 #define CHOOSE(variant)                                                                                \
   (attend = attend_##variant, find_best = find_best_##variant, log_probs = log_probs_##variant, norm = norm_##variant, \
-   activate = activate_##variant)
+   activate = activate_##variant, list_product = list_product_##variant)
 
 static Attend attend;
 static FindBest find_best;
 static FindLogProbs log_probs;
 static FindNorm norm;
 static FindActivated activate;
+static FindListProduct list_product;
 
 #if defined(__x86_64__)
 DECLARE(sse2)
@@ -124,6 +130,7 @@ PART_OF(find_best)
 PART_OF(log_probs)
 PART_OF(norm)
 PART_OF(activate)
+PART_OF(list_product)
 
 static OrtStatus *run(const OrtContext *context, void (*function)(void *, size_t), const void *work, size_t count,
                       size_t cost) {
@@ -316,6 +323,69 @@ static int activate_output(const OrtOperator *op, size_t index) { return (void)o
 static const char *silu_quantised(const OrtOperator *op) { return (void)op, "SiluQuantised"; }
 static const char *relu_quantised(const OrtOperator *op) { return (void)op, "ReluQuantised"; }
 
+/* ---- lists of tokens ----------------------------------------------------------------------------------------------*/
+
+static bool is_matrix(const Tensor *tensor) { return tensor->data != NULL && tensor->rank == 2; }
+
+/* A number for each token. */
+static bool is_of_tokens(const Tensor *tensor, int64_t num_tokens) {
+  return tensor->data != NULL && tensor->rank == 1 && tensor->sizes[0] >= num_tokens;
+}
+
+static OrtStatus *list_logits(OrtContext *context, ListProduct *work, const Tensor *states, const Tensor *weights,
+                              const Tensor *bias, const Tensor *ids) {
+  if (!is_matrix(states) || !is_matrix(weights) || !is_matrix(ids))
+    return ort_error("ListProduct: the inputs have the wrong number of dimensions");
+  int64_t rows = states->sizes[0], width = states->sizes[1], tokens = weights->sizes[0], count = ids->sizes[1];
+  if (weights->sizes[1] != width || ids->sizes[0] != rows || !is_of_tokens(bias, tokens))
+    return ort_error("ListProduct: the inputs do not fit together");
+  work->width = (size_t)width, work->count = (size_t)count, work->bias = bias->data, work->ids = ids->data;
+  for (int64_t i = 0; i < rows * count; i++)
+    if (work->ids[i] >= tokens) return ort_error("ListProduct: there is no such token");
+  void *logits;
+  TRY(output_of(context, 0, ids->sizes, 2, &logits));
+  work->logits = logits;
+  size_t parts = (work->count + LIST_PART - 1) / LIST_PART;
+  return run(context, list_product_part, work, (size_t)rows * parts, LIST_PART * work->width);
+}
+
+static OrtStatus *compute_list(void *node, OrtContext *context) {
+  (void)node;
+  Tensor in[4];
+  TRY(read_inputs(context, in, 4));
+  ListProduct work = {.states = in[0].data, .float_weights = in[1].data};
+  return list_logits(context, &work, &in[0], &in[1], &in[2], &in[3]);
+}
+
+static OrtStatus *compute_int8_list(void *node, OrtContext *context) {
+  (void)node;
+  Tensor in[7];
+  TRY(read_inputs(context, in, 7));
+  const Tensor *scales = &in[1], *zero = &in[2], *weights = &in[3], *weight_scales = &in[4];
+  bool is_by_row = scales->rank == 2 && in[0].rank == 2 && scales->sizes[0] == in[0].sizes[0] && scales->sizes[1] == 1;
+  if (scales->data == NULL || (scales->rank != 0 && !is_by_row) || zero->data == NULL || zero->rank != 0 ||
+      !is_of_tokens(weight_scales, weights->rank == 2 ? weights->sizes[0] : 0))
+    return ort_error("ListProductInt8: the inputs do not fit together");
+  ListProduct work = {
+      .quantised = in[0].data,
+      .scales = scales->data,
+      .is_scaled_by_row = is_by_row,
+      .zero = *(const uint8_t *)zero->data,
+      .int8_weights = weights->data,
+      .weight_scales = weight_scales->data,
+  };
+  return list_logits(context, &work, &in[0], weights, &in[5], &in[6]);
+}
+
+static int list_input(const OrtOperator *op, size_t index) { return (void)op, index == 3 ? ORT_INT32 : ORT_FLOAT; }
+static int int8_list_input(const OrtOperator *op, size_t index) {
+  (void)op;
+  return index == 0 || index == 2 ? ORT_UINT8 : index == 3 ? ORT_INT8 : index == 6 ? ORT_INT32 : ORT_FLOAT;
+}
+static size_t four(const OrtOperator *op) { return (void)op, 4; }
+static const char *list_of_floats(const OrtOperator *op) { return (void)op, "ListProduct"; }
+static const char *list_of_int8(const OrtOperator *op) { return (void)op, "ListProductInt8"; }
+
 /* ---- the best tokens ---------------------------------------------------------------------------------------------*/
 
 static OrtStatus *compute_best(void *node, OrtContext *context) {
@@ -394,6 +464,10 @@ static const OrtOperator operators[] = {
              .output_type = activate_output, .num_outputs = one),
     OPERATOR(.name = relu_quantised, .compute = compute_relu, .input_type = activate_input, .num_inputs = three,
              .output_type = activate_output, .num_outputs = one),
+    OPERATOR(.name = list_of_floats, .compute = compute_list, .input_type = list_input, .num_inputs = four,
+             .output_type = all_floats, .num_outputs = one),
+    OPERATOR(.name = list_of_int8, .compute = compute_int8_list, .input_type = int8_list_input, .num_inputs = seven,
+             .output_type = all_floats, .num_outputs = one),
     OPERATOR(.name = best_tokens, .compute = compute_best, .input_type = best_input, .num_inputs = three,
              .output_type = best_output, .num_outputs = three),
     OPERATOR(.name = all_log_probs, .compute = compute_log_probs, .input_type = all_floats, .num_inputs = one,

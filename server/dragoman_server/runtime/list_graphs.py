@@ -2,8 +2,7 @@
 
     layers            all but the output projection: hidden states, and the state
     projection        hidden states -> the best tokens of a vocabulary whose weights are in the session
-    list_projection   the same of lists: the weights of some tokens are an input, and each row has a list of its own
-    wide_projection   the same, with the weights of all tokens in the session, for lists that have many in all
+    list_projection   the same of lists: each row has one of its own, and the weights are an input, by token
 
 They are made from the graph that the exporter wrote and the server has checked, operator by operator.
 """
@@ -16,10 +15,12 @@ import numpy as np
 
 from dragoman_server.bundle.graph import ONNX_NUMBERS, Model
 from dragoman_server.bundle.graph_rules import VOCABULARY_BLOCK
+from dragoman_server.runtime.own_operators import DOMAIN
 
 HIDDEN = "hidden_states"
-# Inputs of the list projection. The bias is a weight of the other.
-LIST_WEIGHT, LIST_SCALE, BIAS, PLACES = "list_weight", "list_scale", "head_bias", "places"
+BIAS = "head_bias"  # a weight of both projections
+# Inputs of the list projection: int32 [rows, n], -1 behind the tokens of a row; and [V, D].
+LISTS, LIST_WEIGHTS = "lists", "list_weights"
 _EXTERNAL = 1  # ONNX's number of a tensor in a file
 _PRODUCTS = ("MatMulIntegerToFloat", "Gemm")
 
@@ -34,7 +35,6 @@ class StepParts:
     layers: bytes
     projection: bytes
     list_projection: bytes
-    wide_projection: bytes
     weight: str
     scale: str
     bias: str
@@ -82,9 +82,8 @@ class _Splitter:
     def parts(self) -> StepParts:
         return StepParts(
             self._layers_graph(),
-            self._projection("projection", has_lists=False, takes_weights=False),
-            self._projection("list_projection", has_lists=True, takes_weights=True),
-            self._projection("wide_projection", has_lists=True, takes_weights=False),
+            self._projection(),
+            self._list_projection(),
             weight=self._product.input[1],
             scale="" if self._is_float else self._product.input[3],
             bias=self._bias,
@@ -110,22 +109,38 @@ class _Splitter:
 
     # -- the projections -----------------------------------------------------------------------------------------
 
-    def _projection(self, name: str, *, has_lists: bool, takes_weights: bool) -> bytes:
-        graph = self._new(name, self._head)
-        writer = _Writer(graph)
-        values = graph.graph.input
-        _declare(values, HIDDEN, "float32", ["batch", self._width])
+    def _projection(self) -> bytes:
+        graph = self._new("projection", self._head)
         for node in graph.graph.node:
             _rename(node, self._hidden, HIDDEN)
-        logits = self._with_bias(graph, writer)
-        if takes_weights:
-            self._take_weights(graph)
-        if has_lists:
-            _declare(values, PLACES, "int32", ["batch", "candidates"])
-            logits = writer.op("GatherElements", logits, PLACES, axis=1)
-            if not takes_weights:  # which would have a place with this logit
-                is_none = writer.op("Less", PLACES, writer.number(0, np.int32))
-                logits = writer.op("Where", is_none, writer.number(-np.inf, np.float32), logits)
+        writer = _Writer(graph)
+        return self._finished(graph, writer, self._with_bias(graph, writer))
+
+    def _list_projection(self) -> bytes:
+        """With the product of ours that reads the weights of each row's tokens alone."""
+        if self._is_float:
+            nodes, kind, inputs = [], "ListProduct", [HIDDEN, LIST_WEIGHTS]
+        else:
+            quantised, _, scale, weight_scale, zero = self._product.input[:5]
+            (result,) = self._product.output
+            by_row = [node.input[1] for node in self._head if node.op_type == "Mul" and node.input[0] == result]
+            scales = by_row[0] if by_row else scale
+            nodes = [node for node in _needed(self._model, [quantised, scales]) if node not in self._layers]
+            kind, inputs = "ListProductInt8", [quantised, scales, zero, LIST_WEIGHTS, weight_scale]
+        graph = self._new("list_projection", nodes)
+        for node in graph.graph.node:
+            _rename(node, self._hidden, HIDDEN)
+        graph.opset_import.add(domain=DOMAIN, version=1)
+        _declare(graph.graph.input, LISTS, "int32", ["batch", "candidates"])
+        _declare(graph.graph.input, LIST_WEIGHTS, "float32" if self._is_float else "int8", ["vocabulary", self._width])
+        writer, logits = _Writer(graph), "list_logits"
+        writer.node(kind, [*inputs, BIAS, LISTS], [logits], DOMAIN)
+        return self._finished(graph, writer, logits)
+
+    def _finished(self, graph: Any, writer: "_Writer", logits: str) -> bytes:
+        """Searches the logits, and declares what the projection takes and gives."""
+        values = graph.graph.input
+        _declare(values, HIDDEN, "float32", ["batch", self._width])
         log_probs = writer.op("LogSoftmax", logits, axis=-1)
         _declare(values, "score_ids", "int64", ["batch", 1])
         _declare(values, "top_k", "int64", [1])
@@ -142,8 +157,7 @@ class _Splitter:
         ):
             _declare(graph.graph.output, name, kind, ["batch", width])
         self._add_constants(graph)
-        if not takes_weights:
-            self._add_bias(graph)
+        self._add_bias(graph)
         return bytes(graph.SerializeToString())
 
     def _with_bias(self, graph: Any, writer: "_Writer") -> str:
@@ -160,17 +174,6 @@ class _Splitter:
         else:
             return writer.op("Add", self._logits, BIAS)
         return self._logits
-
-    def _take_weights(self, graph: Any) -> None:
-        """Makes inputs of the projection's weights."""
-        product, values = _product(graph), graph.graph.input
-        product.input[1] = LIST_WEIGHT
-        shape: list[str | int] = ["tokens", self._width] if self._is_float else [self._width, "tokens"]
-        _declare(values, LIST_WEIGHT, "float32" if self._is_float else "int8", shape)
-        if not self._is_float:
-            product.input[3] = LIST_SCALE
-            _declare(values, LIST_SCALE, "float32", ["tokens"])
-        _declare(values, BIAS, "float32", ["tokens"])
 
     # -- both ----------------------------------------------------------------------------------------------------
 
@@ -213,8 +216,10 @@ class _Writer:
     def __init__(self, model: Any) -> None:
         self._graph = model.graph
 
-    def node(self, kind: str, inputs: Iterable[str], outputs: Iterable[str], **attributes: int) -> None:
-        node = self._graph.node.add(op_type=kind)
+    def node(
+        self, kind: str, inputs: Iterable[str], outputs: Iterable[str], domain: str = "", **attributes: int
+    ) -> None:
+        node = self._graph.node.add(op_type=kind, domain=domain)
         node.input.extend(inputs)
         node.output.extend(outputs)
         for name, value in attributes.items():
@@ -228,12 +233,6 @@ class _Writer:
         outputs = [f"head_{kind}_{number}_{i}" for i in range(num_outputs)]
         self.node(kind, inputs, outputs, **attributes)
         return outputs
-
-    def number(self, value: float, kind: type[np.int32 | np.float32]) -> str:
-        array = np.array(value, kind)
-        name = f"head_{array.dtype}_{value}"
-        self._graph.initializer.add(name=name, data_type=ONNX_NUMBERS[str(array.dtype)], raw_data=array.tobytes())
-        return name
 
     def constant(self, values: Sequence[int] | int) -> str:
         array = np.array(values, np.int64)

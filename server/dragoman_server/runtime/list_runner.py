@@ -1,7 +1,6 @@
 """A runner whose rows may look at a part of the vocabulary."""
 
-import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal, NamedTuple
 
@@ -14,13 +13,13 @@ from dragoman_server.bundle.manifest import DECODER_STEP_FILE, ENCODER_FILE, Man
 from dragoman_server.engine.candidates import Candidates
 from dragoman_server.engine.search import StepOutput
 from dragoman_server.runtime.bindings import Bindings
-from dragoman_server.runtime.list_graphs import BIAS, HIDDEN, LIST_SCALE, LIST_WEIGHT, PLACES, StepParts, split_step
-from dragoman_server.runtime.output_weights import CandidateUnion, LanguageSessions, OutputWeights
+from dragoman_server.runtime.list_graphs import BIAS, HIDDEN, LIST_WEIGHTS, LISTS, StepParts, split_step
+from dragoman_server.runtime.output_weights import LanguageSessions, Lists, OutputWeights
 from dragoman_server.runtime.runner import Graphs, OnnxRunner, Sessions, bind_array
-from dragoman_server.runtime.session import open_session, weights_of
+from dragoman_server.runtime.session import open_session
 
 _LAYERS, _PROJECTION = "decoder_layers.onnx", "projection.onnx"
-_LIST_PROJECTION, _WIDE_PROJECTION = "list_projection.onnx", "wide_projection.onnx"
+_LIST_PROJECTION = "list_projection.onnx"
 _OUTPUTS = ["top_ids", "top_logprobs", "score_logprobs", "all_logits", "all_logprobs"]
 _Array = NDArray[Any]
 
@@ -31,23 +30,7 @@ class Heads:
 
     full: ort.InferenceSession
     listed: ort.InferenceSession
-    wide: "Late"
     shared: LanguageSessions
-
-
-class Late:
-    """A session that is opened at its first use. Thread-safe."""
-
-    def __init__(self, open_it: Callable[[], ort.InferenceSession]) -> None:
-        self._open, self._lock = open_it, threading.Lock()
-        self._session: ort.InferenceSession | None = None
-
-    def get(self) -> ort.InferenceSession:
-        """The session."""
-        with self._lock:
-            if self._session is None:
-                self._session = self._open()
-            return self._session
 
 
 @dataclass(frozen=True)
@@ -82,12 +65,8 @@ def _open(parts: StepParts, weights: OutputWeights, contents: Contents, num_thre
     encoder = open_session(contents, ENCODER_FILE, num_threads)
     decoder, full = (open_session(contents, name, num_threads, has_few_shapes=True) for name in (_LAYERS, _PROJECTION))
     listed = open_session(contents, _LIST_PROJECTION, num_threads)
-    # What is opened later keeps what it is opened from: no weight but those of the projection.
-    of_head = {name: contents.weights[name] for name in weights_of(contents, _PROJECTION)}
-    of_wide = contents._replace(graphs={_WIDE_PROJECTION: parts.wide_projection}, weights=of_head)
-    wide = Late(lambda: open_session(of_wide, _WIDE_PROJECTION, num_threads))
     shared = LanguageSessions(parts, weights, contents._replace(graphs={}, weights={}), num_threads)
-    return Sessions(encoder, decoder), Heads(full, listed, wide, shared)
+    return Sessions(encoder, decoder), Heads(full, listed, shared)
 
 
 class ListRunner(OnnxRunner):
@@ -99,12 +78,12 @@ class ListRunner(OnnxRunner):
     def __init__(self, graphs: ListGraphs, max_rows: int) -> None:
         super().__init__(graphs, max_rows)
         self._list_graphs: ListGraphs | None = graphs
-        self._union: CandidateUnion | None = None  # made at the first list
+        self._lists = Lists()
         self._layers: Bindings[tuple[ort.InferenceSession, int], tuple[ort.IOBinding, _Array]] = Bindings()  # by rows
 
     def close(self) -> None:
         super().close()
-        self._list_graphs = self._union = None
+        self._list_graphs = None
 
     def has_list(self, candidates: Candidates) -> bool:
         """Whether `open_list` would do nothing."""
@@ -123,10 +102,6 @@ class ListRunner(OnnxRunner):
     def _all_heads(self) -> Sequence[Heads]:
         graphs = self._list_graphs
         return () if graphs is None else (graphs.shared_heads, graphs.alone_heads)
-
-    def give_back_memory(self) -> None:
-        super().give_back_memory()
-        self._union = None
 
     def _forget_bindings(self) -> None:
         super()._forget_bindings()
@@ -190,7 +165,7 @@ class ListRunner(OnnxRunner):
         self, head: "_Head", lists: Sequence[Candidates | None], hidden: _Array, question: "_Question"
     ) -> StepOutput:
         """Rows that have one head."""
-        if head is _UNION:
+        if head is _OWN:
             return self._run_lists([c for c in lists if c is not None], hidden, question)
         if isinstance(head, Candidates):
             return self._run_shared(head, hidden, question)
@@ -206,28 +181,13 @@ class ListRunner(OnnxRunner):
         return self._named(output, of_rows, question)
 
     def _run_lists(self, lists: Sequence[Candidates], hidden: _Array, question: "_Question") -> StepOutput:
-        if self._union is None:
-            self._union = CandidateUnion(self._opened.weights)
-        union = self._union
-        if union.scale is None and len(lists) == 1:
-            # One row of floats is added up in another order than several, where the weights are no constant.
-            output = self._run_lists([*lists, *lists], np.repeat(hidden, 2, axis=0), question.of([0, 0]))
-            ids, logprobs, scores, *of_all = output
-            return StepOutput(ids[:1], logprobs[:1], scores[:1], *of_all)
-        union.update(lists)
+        ids = self._lists.of(lists)
         places = question.score_ids
         if question.has_scores:
             found = [np.searchsorted(c.ids, i) for c, i in zip(lists, question.score_ids[:, 0], strict=True)]
             places = np.array(found)[:, None]
-        width = union.ids.shape[1]
-        if union.is_wide:
-            output = self._run(self._heads.wide.get(), hidden, question, places, width, {PLACES: union.ids})
-            return self._named(output, union.ids, question)
-        feeds: dict[str, _Array] = {LIST_WEIGHT: union.weight, BIAS: union.bias, PLACES: union.places}
-        if union.scale is not None:
-            feeds[LIST_SCALE] = union.scale
-        output = self._run(self._heads.listed, hidden, question, places, width, feeds)
-        return self._named(output, union.ids, question)
+        feeds: dict[str, _Array] = {LISTS: ids, LIST_WEIGHTS: self._opened.weights.rows}
+        return self._named(self._run(self._heads.listed, hidden, question, places, ids.shape[1], feeds), ids, question)
 
     def _run(
         self,
@@ -279,9 +239,9 @@ class _Question(NamedTuple):
         return _Question(self.score_ids[rows], np.array(all_rows, np.int64), self.top_k, self.has_scores)
 
 
-# The union of the lane's lists, a list that many requests share, or the whole vocabulary.
-_UNION: Final = "union"
-_Head = Literal["union"] | Candidates | None
+# Lists of the rows' own, a list that many requests share, or the whole vocabulary.
+_OWN: Final = "own"
+_Head = Literal["own"] | Candidates | None
 
 
 class _Part(NamedTuple):
@@ -294,7 +254,7 @@ class _Part(NamedTuple):
 def _by_head(lists: Sequence[Candidates | None]) -> list[_Part]:
     rows: dict[_Head, list[int]] = {}
     for row, candidates in enumerate(lists):
-        head: _Head = candidates if candidates is None or candidates.is_shared else _UNION
+        head: _Head = candidates if candidates is None or candidates.is_shared else _OWN
         rows.setdefault(head, []).append(row)
     return [_Part(head, of_head) for head, of_head in rows.items()]
 

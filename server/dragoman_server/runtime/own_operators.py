@@ -46,7 +46,8 @@ def with_own_operators(contents: bytes) -> bytes | None:
     rewriter.fuse_quantised()
     if not rewriter.has_replaced:
         return None
-    model.opset_import.add(domain=DOMAIN, version=1)
+    if all(known.domain != DOMAIN for known in model.opset_import):
+        model.opset_import.add(domain=DOMAIN, version=1)
     return bytes(model.SerializeToString())
 
 

@@ -156,7 +156,7 @@ def test_a_step_has_none_of_the_operators_that_ours_replace(
 ) -> None:
     step = tiny_bundles[precision].contents().graphs[DECODER_STEP_FILE]
     parts = split_step(step)
-    for contents in (step, parts.layers, parts.projection, parts.list_projection, parts.wide_projection):
+    for contents in (step, parts.layers, parts.projection, parts.list_projection):
         own = with_own_operators(contents)
         assert own is not None
         kinds = Counter(node.op_type for node in Model.FromString(own).graph.node)

@@ -1,0 +1,121 @@
+/* The logits of the tokens that each row of a batch may have: nothing else is read or computed.
+ *
+ * A row's result depends on nothing but its own state and tokens. Integers are summed up exactly on every processor.
+ */
+
+#include <math.h>
+
+#include "kernels.h"
+#include "vectors.h"
+
+/* Tokens whose products are computed at a time. */
+#define GROUP 4
+#define CACHE_LINE 64
+
+typedef int16_t shorts __attribute__((vector_size(4 * LANES), aligned(2), may_alias));
+
+/* The sums of the products of neighbours. */
+INLINE ints paired_products(shorts left, const int8_t *right) {
+#if defined(__AVX512F__)
+  return (ints)_mm512_madd_epi16((__m512i)left, _mm512_cvtepi8_epi16(_mm256_loadu_si256((const __m256i *)right)));
+#elif defined(__AVX2__)
+  return (ints)_mm256_madd_epi16((__m256i)left, _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)right)));
+#else
+  ints products;
+  for (int lane = 0; lane < LANES; lane++)
+    products[lane] = left[2 * lane] * right[2 * lane] + left[2 * lane + 1] * right[2 * lane + 1];
+  return products;
+#endif
+}
+
+INLINE int32_t sum_of_ints(ints values) {
+#if defined(__AVX512F__)
+  return _mm512_reduce_add_epi32((__m512i)values);
+#else
+  int32_t total = 0;
+  for (int lane = 0; lane < LANES; lane++) total += values[lane];
+  return total;
+#endif
+}
+
+INLINE void fetch(const void *memory, size_t bytes) {
+  for (size_t i = 0; i < bytes; i += CACHE_LINE) __builtin_prefetch((const char *)memory + i);
+}
+
+/* Which tokens a group has: those behind the last are the first, whose numbers nobody reads. */
+typedef struct {
+  size_t count;
+  size_t tokens[GROUP];
+} Group;
+
+INLINE Group group_at(const int32_t *ids, size_t start, size_t end) {
+  Group group = {.count = end - start < GROUP ? end - start : GROUP};
+  for (size_t i = 0; i < GROUP; i++) group.tokens[i] = i < group.count && ids[start + i] > 0 ? (size_t)ids[start + i] : 0;
+  return group;
+}
+
+INLINE void int8_group(const ListProduct *l, const int16_t *states, const Group *group, int32_t *sums) {
+  const int8_t *rows[GROUP];
+  ints totals[GROUP];
+  for (int i = 0; i < GROUP; i++) rows[i] = l->int8_weights + group->tokens[i] * l->width, totals[i] = (ints){0};
+  size_t column = 0;
+  for (; column + 2 * LANES <= l->width; column += 2 * LANES) {
+    shorts some = *(const shorts *)(states + column);
+    for (int i = 0; i < GROUP; i++) totals[i] += paired_products(some, rows[i] + column);
+  }
+  for (int i = 0; i < GROUP; i++) sums[i] = sum_of_ints(totals[i]);
+  for (; column < l->width; column++)
+    for (int i = 0; i < GROUP; i++) sums[i] += states[column] * rows[i][column];
+}
+
+INLINE void float_group(const ListProduct *l, const float *states, const Group *group, float *sums) {
+  const float *rows[GROUP];
+  floats totals[GROUP];
+  for (int i = 0; i < GROUP; i++) rows[i] = l->float_weights + group->tokens[i] * l->width, totals[i] = all(0.0f);
+  size_t column = 0;
+  for (; column + LANES <= l->width; column += LANES) {
+    floats some = load(states + column);
+    for (int i = 0; i < GROUP; i++) totals[i] += some * load(rows[i] + column);
+  }
+  for (int i = 0; i < GROUP; i++) sums[i] = sum(totals[i]);
+  for (; column < l->width; column++)
+    for (int i = 0; i < GROUP; i++) sums[i] += states[column] * rows[i][column];
+}
+
+INLINE void compute_part(const ListProduct *l, size_t row, size_t start, size_t end) {
+  const int32_t *ids = l->ids + row * l->count;
+  float *logits = l->logits + row * l->count;
+  bool is_int8 = l->quantised != NULL;
+  int16_t centred[is_int8 ? l->width : 1];
+  float scale = 1.0f;
+  if (is_int8) {
+    for (size_t i = 0; i < l->width; i++) centred[i] = (int16_t)(l->quantised[row * l->width + i] - l->zero);
+    scale = l->scales[l->is_scaled_by_row ? row : 0];
+  }
+  size_t row_bytes = l->width * (is_int8 ? sizeof(int8_t) : sizeof(float));
+  const char *weights = is_int8 ? (const char *)l->int8_weights : (const char *)l->float_weights;
+  Group group = group_at(ids, start, end);
+  for (size_t first = start; first < end; first += GROUP) {
+    Group next = group_at(ids, first + GROUP < end ? first + GROUP : first, end);
+    for (size_t i = 0; i < next.count; i++) fetch(weights + next.tokens[i] * row_bytes, row_bytes);
+    float found[GROUP];
+    if (is_int8) {
+      int32_t sums[GROUP];
+      int8_group(l, centred, &group, sums);
+      for (size_t i = 0; i < GROUP; i++) found[i] = (float)sums[i] * (scale * l->weight_scales[group.tokens[i]]);
+    } else {
+      float_group(l, l->states + row * l->width, &group, found);
+    }
+    for (size_t i = 0; i < group.count; i++)
+      logits[first + i] = ids[first + i] < 0 ? -INFINITY : found[i] + l->bias[group.tokens[i]];
+    group = next;
+  }
+}
+
+PUBLIC void OF_VARIANT(list_product)(const ListProduct *l, size_t first, size_t end) {
+  size_t parts = (l->count + LIST_PART - 1) / LIST_PART;
+  for (size_t item = first; item < end; item++) {
+    size_t start = item % parts * LIST_PART, stop = start + LIST_PART;
+    compute_part(l, item / parts, start, stop < l->count ? stop : l->count);
+  }
+}

@@ -155,7 +155,6 @@ def test_a_row_depends_on_no_other_list(bundle: Bundle, runner: ListRunner, sour
 def test_rows_that_come_and_go_leave_the_others_as_they_are(
     bundle: Bundle, runner: ListRunner, sources: list[tuple[int, ...]]
 ) -> None:
-    """The union of the lists grows, runs full, and is made anew."""
     tokens = some_tokens(bundle, 2)
     first = some_lists(bundle, 1, seed=5)[0]
     alone = decode(runner, sources[:1], [first], tokens[:1])

@@ -150,6 +150,71 @@ def test_inputs_of_a_nonlinearity_that_do_not_fit_are_refused(
         session(kind, inputs, ["out"]).run(["out"], feeds)
 
 
+def list_feeds(*, is_int8: bool) -> dict[str, NDArray[Any]]:
+    """Two rows of 16, and lists of three of five tokens."""
+    if not is_int8:
+        feeds: dict[str, NDArray[Any]] = {
+            "states": np.ones((2, 16), np.float32),
+            "weights": np.ones((5, 16), np.float32),
+        }
+    else:
+        feeds = {
+            "states": np.ones((2, 16), np.uint8),
+            "scales": np.ones((), np.float32),
+            "zero": np.zeros((), np.uint8),
+            "weights": np.ones((5, 16), np.int8),
+            "weight_scales": np.ones(5, np.float32),
+        }
+    return feeds | {"bias": np.zeros(5, np.float32), "ids": np.array([[0, 4, -1], [1, 2, 3]], np.int32)}
+
+
+def run_list(feeds: dict[str, NDArray[Any]]) -> NDArray[Any]:
+    kind = "ListProductInt8" if "zero" in feeds else "ListProduct"
+    inputs = {name: (str(array.dtype), array.ndim) for name, array in feeds.items()}
+    (logits,) = session(kind, inputs, ["logits"]).run(["logits"], feeds)
+    return np.asarray(logits)
+
+
+@pytest.mark.parametrize("is_int8", [False, True])
+def test_behind_a_list_is_no_logit(is_int8: bool) -> None:
+    assert run_list(list_feeds(is_int8=is_int8)).tolist() == [[16, 16, -np.inf], [16, 16, 16]]
+
+
+@pytest.mark.parametrize("is_int8", [False, True])
+@pytest.mark.parametrize(
+    "others",
+    [
+        {"ids": np.array([[0, 5, -1], [1, 2, 3]], np.int32)},
+        {"ids": np.zeros((3, 3), np.int32)},
+        {"ids": np.zeros(3, np.int32)},
+        {"bias": np.zeros(4, np.float32)},
+        {"bias": np.zeros((5, 1), np.float32)},
+    ],
+)
+def test_lists_that_do_not_fit_are_refused(others: dict[str, NDArray[Any]], is_int8: bool) -> None:
+    with pytest.raises(Exception, match="ListProduct"):
+        run_list(list_feeds(is_int8=is_int8) | others)
+
+
+@pytest.mark.parametrize(
+    "others",
+    [
+        {"states": np.ones((2, 17), np.uint8)},
+        {"states": np.ones(16, np.uint8)},
+        {"weights": np.ones((6, 16), np.int8)},
+        {"weights": np.ones(16, np.int8)},
+        {"weight_scales": np.ones(4, np.float32)},
+        {"scales": np.ones(2, np.float32)},
+        {"scales": np.ones((3, 1), np.float32)},
+        {"scales": np.ones((2, 2), np.float32)},
+        {"zero": np.zeros(1, np.uint8)},
+    ],
+)
+def test_lists_of_integers_that_do_not_fit_are_refused(others: dict[str, NDArray[Any]]) -> None:
+    with pytest.raises(Exception, match="ListProduct"):
+        run_list(list_feeds(is_int8=True) | others)
+
+
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
 def test_a_step_has_none_of_the_operators_that_ours_replace(
     tiny_bundles: dict[Precision, Bundle], precision: Precision

@@ -69,7 +69,7 @@ test-arm: $(ARM)/.stamp $(DEV)/.stamp ## Try the server's engine on arm64, under
 	rm -rf $(ARM)/bundles
 	PYTHONPATH=tests $(DEV)/bin/python tests/arm/bundles.py $(ARM)/bundles
 	ARM_BUNDLES=$(ARM)/bundles $(ARM)/bin/python -m pytest tests/arm $(addprefix tests/unit/server/test_,$(addsuffix .py,\
-		device dispatcher engine kernels scheduler search search_options slots submission waiting))
+		device dispatcher engine kernels list_kernels scheduler search search_options slots submission waiting))
 	QEMU_CPU=neoverse-v1 ARM_BUNDLES=$(ARM)/bundles $(ARM)/bin/python -m pytest tests/arm
 
 test-images: $(DEV)/.stamp ## Build the images with podman on a base from Debian's packages, and try them; needs apt and root

@@ -29,6 +29,7 @@ _VARIANTS = {
         "avx512": [*_AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mprefer-vector-width=512"],
     },
 }
+_OPERATORS = ("operators", "attention_operators", "product_operators", "search_operators")
 _KERNELS = ("attention", "best", "lists", "norm")
 
 
@@ -59,7 +60,8 @@ def build(command: list[str], machine: str) -> Path:
                 [*command, *_FLAGS, *flags, "-c", str(FOLDER / f"{source}.c"), "-o", objects[-1]], check=True
             )
 
-        compile_source("operators", "operators")
+        for source in _OPERATORS:
+            compile_source(source, source)
         for variant, flags in _VARIANTS.get(machine, {"base": []}).items():
             for kernel in _KERNELS:
                 compile_source(kernel, f"{kernel}_{variant}", f"-DVARIANT={variant}", *flags)

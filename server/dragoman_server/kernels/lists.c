@@ -20,6 +20,10 @@ INLINE ints paired_products(shorts left, const int8_t *right) {
   return (ints)_mm512_madd_epi16((__m512i)left, _mm512_cvtepi8_epi16(_mm256_loadu_si256((const __m256i *)right)));
 #elif defined(__AVX2__)
   return (ints)_mm256_madd_epi16((__m256i)left, _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)right)));
+#elif defined(__SSE2__)
+  shorts widened;
+  for (int lane = 0; lane < 2 * LANES; lane++) widened[lane] = right[lane];
+  return (ints)_mm_madd_epi16((__m128i)left, (__m128i)widened);
 #else
   ints products;
   for (int lane = 0; lane < LANES; lane++)
@@ -42,7 +46,7 @@ INLINE void fetch(const void *memory, size_t bytes) {
   for (size_t i = 0; i < bytes; i += CACHE_LINE) __builtin_prefetch((const char *)memory + i);
 }
 
-/* Which tokens a group has: those behind the last are the first, whose numbers nobody reads. */
+/* Which tokens a group has. Nobody reads the numbers of those behind the last, which are those of token 0. */
 typedef struct {
   size_t count;
   size_t tokens[GROUP];
@@ -50,7 +54,7 @@ typedef struct {
 
 INLINE Group group_at(const int32_t *ids, size_t start, size_t end) {
   Group group = {.count = end - start < GROUP ? end - start : GROUP};
-  for (size_t i = 0; i < GROUP; i++) group.tokens[i] = i < group.count && ids[start + i] > 0 ? (size_t)ids[start + i] : 0;
+  for (size_t i = 0; i < group.count; i++) group.tokens[i] = ids[start + i] > 0 ? (size_t)ids[start + i] : 0;
   return group;
 }
 

@@ -29,8 +29,8 @@ typedef struct {
 
 enum OrtType { ORT_FLOAT = 1, ORT_UINT8 = 2, ORT_INT8 = 3, ORT_INT32 = 6, ORT_INT64 = 7 };
 
-/* Each calls a function of the table `ort`, which whoever includes this has set. */
-static OrtTable ort;
+/* Each calls a function of this table. */
+extern OrtTable ort;
 
 #define ORT_CALL(place, result, ...) ((result(*)(__VA_ARGS__))ort[place])
 

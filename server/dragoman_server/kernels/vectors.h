@@ -15,6 +15,9 @@
 #include <immintrin.h>
 #define LANES 8
 #else
+#if defined(__SSE2__)
+#include <emmintrin.h>
+#endif
 #define LANES 4
 #endif
 

@@ -1,7 +1,7 @@
 """Puts operators of our own in the place of ONNX Runtime's, in graphs for CPUs.
 
 A bundle has ONNX Runtime's, which run anywhere and are what it was checked with. Ours compute the same in less time;
-kernels/operators.c says what they are given.
+the sources kernels/*_operators.c say what they are given.
 
     GroupQueryAttention with a pool of keys and values              -> RowAttention, RowAttentionInt8
     LogSoftmax and the search for the best tokens                   -> BestTokens, LogProbs

@@ -1,9 +1,7 @@
 """The compiled kernels in each of their variants, against NumPy."""
 
 import ctypes
-import platform
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
-from dragoman_server.kernels import LIBRARY
+from support.kernels import call, variants
 
 Floats = NDArray[np.float32]
 
@@ -82,45 +80,15 @@ class ActivateArguments(ctypes.Structure):
     )
 
 
-class ListProductArguments(ctypes.Structure):
-    """`ListProduct` of kernels.h."""
-
-    _fields_ = (
-        *((name, _pointer) for name in ("states", "quantised", "scales")),
-        ("is_scaled_by_row", ctypes.c_bool),
-        ("zero", ctypes.c_uint8),
-        *((name, _pointer) for name in ("float_weights", "int8_weights", "weight_scales", "bias")),
-        ("width", _size),
-        ("ids", _pointer),
-        ("count", _size),
-        ("logits", _pointer),
-    )
-
-
 class LogProbsArguments(ctypes.Structure):
     """`LogProbs` of kernels.h."""
 
     _fields_ = (("logits", _pointer), ("size", _size), ("logprobs", _pointer))
 
 
-def variants() -> list[str]:
-    """Those that this machine can run."""
-    if platform.machine() != "x86_64":
-        return ["base"]
-    flags = Path("/proc/cpuinfo").read_text().split()
-    needed = {"sse2": set(), "avx2": {"avx2", "fma"}, "avx512": {"avx512f", "avx512bw", "avx512dq", "avx512vl"}}
-    return [name for name, features in needed.items() if features <= set(flags)]
-
-
 @pytest.fixture(scope="module", params=variants())
 def variant(request: pytest.FixtureRequest) -> str:
     return str(request.param)
-
-
-def call(kernel: str, variant: str, arguments: ctypes.Structure, first: int, end: int) -> None:
-    function = getattr(ctypes.CDLL(str(LIBRARY)), f"{kernel}_{variant}")
-    function.argtypes, function.restype = [_pointer, _size, _size], None
-    function(ctypes.byref(arguments), first, end)
 
 
 # -- attention ---------------------------------------------------------------------------------------------------------
@@ -289,80 +257,6 @@ def test_nonlinearities_are_those_of_numpy(variant: str, is_silu: bool) -> None:
 def test_attention_gives_integers_where_they_are_wanted(variant: str) -> None:
     case = Case([5, 9], 2, 32, np.int8)
     assert np.abs(case.run(variant, scale=0.7, zero=127) - quantised(case.expected(), 0.7, 127)).max() < 0.51
-
-
-# -- lists of tokens ---------------------------------------------------------------------------------------------------
-
-
-class ListCase:
-    """Three rows of states, and lists of some of 300 tokens, of which the second is half as long."""
-
-    def __init__(self, width: int, count: int, is_int8: bool) -> None:
-        rng = np.random.default_rng(width + count)
-        self.ids = np.sort(rng.integers(0, 300, (3, count), np.int32), axis=1)
-        self.ids[1, count // 2 :] = -1
-        self.bias = rng.normal(0, 1, 300).astype(np.float32)
-        self.weight_scales = rng.uniform(0.001, 0.01, 300).astype(np.float32)
-        self.zero = 117 if is_int8 else 0
-        self.states: NDArray[Any]
-        self.weights: NDArray[Any]
-        if is_int8:
-            self.states = rng.integers(0, 256, (3, width), np.uint8)
-            self.weights = rng.integers(-127, 128, (300, width), np.int8)
-            # The largest sums that there are.
-            self.states[0], self.weights[self.ids[0, 0]] = 255, -127
-        else:
-            self.states, self.weights = (rng.normal(0, 1, (n, width)).astype(np.float32) for n in (3, 300))
-
-    def run(self, variant: str, scales: Floats, row: int | None = None) -> Floats:
-        rows = slice(None) if row is None else slice(row, row + 1)
-        states, ids = np.ascontiguousarray(self.states[rows]), np.ascontiguousarray(self.ids[rows])
-        scales = np.ascontiguousarray(scales[rows]) if len(scales) > 1 else scales
-        logits = np.zeros(ids.shape, np.float32)
-        is_int8 = states.dtype == np.uint8
-        of_kind = [states.ctypes.data, None] if not is_int8 else [None, states.ctypes.data]
-        weights = [self.weights.ctypes.data, None] if not is_int8 else [None, self.weights.ctypes.data]
-        arguments = ListProductArguments(
-            *of_kind,
-            scales.ctypes.data,
-            len(scales) > 1,
-            self.zero,
-            *weights,
-            self.weight_scales.ctypes.data,
-            self.bias.ctypes.data,
-            states.shape[1],
-            ids.ctypes.data,
-            ids.shape[1],
-            logits.ctypes.data,
-        )
-        call("list_product", variant, arguments, 0, len(ids) * -(-ids.shape[1] // 64))
-        return logits
-
-    def expected(self, scales: Floats) -> NDArray[np.float64]:
-        states, weights = self.states.astype(np.float64) - self.zero, self.weights.astype(np.float64)
-        if self.states.dtype == np.uint8:
-            states, weights = states * scales[:, None], weights * self.weight_scales[:, None]
-        found = np.take_along_axis(states @ weights.T + self.bias, np.maximum(self.ids, 0), axis=1)
-        return np.where(self.ids < 0, -np.inf, found)
-
-
-@pytest.mark.parametrize("width", [1, 16, 30, 64, 512])
-@pytest.mark.parametrize("count", [1, 5, 64, 201])
-@pytest.mark.parametrize("is_int8", [False, True])
-def test_products_with_lists_are_those_of_numpy(variant: str, width: int, count: int, is_int8: bool) -> None:
-    case = ListCase(width, count, is_int8)
-    for scales in (np.array([0.013], np.float32), np.array([0.013, 0.5, 2.0], np.float32)):
-        found = case.run(variant, scales)
-        np.testing.assert_allclose(found, case.expected(scales), rtol=2e-5, atol=2e-4)
-        for row in range(3):  # alone: the same bits
-            assert case.run(variant, scales, row).tobytes() == found[row].tobytes()
-
-
-def test_sums_of_integers_are_exact(variant: str) -> None:
-    case, one = ListCase(512, 201, is_int8=True), np.ones(1, np.float32)
-    case.bias[:], case.weight_scales[:] = 0.0, 1.0
-    assert case.run(variant, one).tolist() == case.expected(one).tolist()
-    assert case.run(variant, one)[0, 0] == 512 * (255 - 117) * -127
 
 
 # -- the best tokens ---------------------------------------------------------------------------------------------------

@@ -58,6 +58,8 @@ def test_files_that_are_overwritten_meanwhile_change_nothing(
     int8_folder: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    if is_exact and precision == "int8" and not session.sums_int8_exactly():
+        pytest.skip("sums of int8 are not exact here in the way of processors with VNNI")
     monkeypatch.setattr(session, "sums_int8_exactly", lambda: is_exact)
     folder = {"fp32": folder, "int8": int8_folder}[precision]
     bundle, contents = Bundle.load(folder)

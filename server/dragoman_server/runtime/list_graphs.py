@@ -231,7 +231,7 @@ class _Writer:
     def ops(self, kind: str, inputs: Iterable[str], num_outputs: int, **attributes: int) -> list[str]:
         number = len(self._graph.node)
         outputs = [f"head_{kind}_{number}_{i}" for i in range(num_outputs)]
-        self.node(kind, inputs, outputs, **attributes)
+        self.node(kind, inputs, outputs, "", **attributes)
         return outputs
 
     def constant(self, values: Sequence[int] | int) -> str:

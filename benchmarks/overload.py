@@ -9,8 +9,9 @@ The sustained rate is measured before and after each load, and the mean is what 
 the host does changes.
 
 The load generator needs a processor too, the same as the server: `--texts` and `--beam-size` make calls large enough
-for it, and for refusals, to be cheap beside the work that a call asks for. `--max-waiting` of the server bounds what is
-still to be done when the load ends, and so the time until it is as fast as before.
+for it, and for refusals, to be cheap beside the work that a call asks for. By default a call has as many texts as this
+machine translates in a fifth of a second, so that a second is enough for it. `--max-waiting` of the server, by default
+that of six calls, bounds what is still to be done when the load ends, and so the time until it is as fast as before.
 """
 
 import contextlib
@@ -37,6 +38,8 @@ from dragoman_server.runtime.machine import available_cpus
 
 _NUM_TEXTS = 768  # in flight: they keep the server busy
 _WARM_UP_SECONDS = 3.0
+_CALL_SECONDS = 0.2
+_WAITING_CALLS = 6
 _HEALTH_PAUSE_SECONDS = 0.05
 _MAX_RECOVERY_SECONDS = 60.0
 _RECOVERED_RATIO = 2.0  # a call alone takes no more than so many times what it took before the load
@@ -159,7 +162,9 @@ def measure(
     beam: int,
     max_waiting: int,
 ) -> Iterator[Row]:
-    """Every load, each with the sustained rate of its time."""
+    """Every load, each with the sustained rate of its time. 0 texts, and 0 that wait: by the speed of the machine."""
+    num_texts = num_texts or _texts_of_a_call(settings, beam)
+    max_waiting = max_waiting or _WAITING_CALLS * num_texts
     options = ("--max-waiting", str(max_waiting))
     with dragoman_server(default_model(), settings, *options, log=subprocess.DEVNULL) as server:
         num_callers = max(1, min(_NUM_TEXTS, max_waiting) // num_texts)
@@ -172,13 +177,26 @@ def measure(
                 yield from overload(server, job, sustained_seconds, times, deadline, alone)
 
 
+def _texts_of_a_call(settings: Settings, beam: int) -> int:
+    """As many as a server of its own translates in `_CALL_SECONDS`."""
+    with (
+        dragoman_server(default_model(), settings, log=subprocess.DEVNULL) as server,
+        Client(server.address, timeout=600.0) as client,
+    ):
+        for _ in range(2):  # the first time warms up
+            started = time.perf_counter()
+            client.translate(settings.sentences, source=SOURCE_LANGUAGE, target=TARGET_LANGUAGE, beam_size=beam)
+            seconds = time.perf_counter() - started
+    return max(1, round(_CALL_SECONDS * len(settings.sentences) / seconds))
+
+
 def main(
     seconds: Annotated[float, typer.Option(min=1, help="Length of each load.")] = 120.0,
     times: Annotated[tuple[float, float, float], typer.Option(help="How many times the sustained rate.")] = (2, 5, 10),
     deadlines: Annotated[tuple[float, float, float], typer.Option(help="Of a call, in seconds.")] = (1, 5, 30),
-    texts: Annotated[int, typer.Option(min=1, help="Texts in a call.")] = 64,
+    texts: Annotated[int, typer.Option(min=0, help="Texts in a call; 0: by the speed of the machine.")] = 0,
     beam_size: Annotated[int, typer.Option(min=1, help="Of every text.")] = 4,
-    max_waiting: Annotated[int, typer.Option(min=1, help="--max-waiting of the server.")] = 384,
+    max_waiting: Annotated[int, typer.Option(min=0, help="--max-waiting of the server; 0: of six calls.")] = 0,
     sentences: Annotated[Path, typer.Option(help="File of English sentences, one a line.")] = SENTENCES,
     results: Annotated[Path, typer.Option(help="Folder for the results.")] = RESULTS,
     quick: Annotated[bool, typer.Option("--quick", help="Run all of the code, but measure nothing.")] = False,

@@ -30,6 +30,7 @@ _VARIANTS = {
     },
 }
 _OPERATORS = ("operators", "attention_operators", "product_operators", "search_operators")
+_OTHERS = ("rows",)  # have nothing to gain from an instruction set
 _KERNELS = ("attention", "best", "lists", "norm")
 
 
@@ -60,7 +61,7 @@ def build(command: list[str], machine: str) -> Path:
                 [*command, *_FLAGS, *flags, "-c", str(FOLDER / f"{source}.c"), "-o", objects[-1]], check=True
             )
 
-        for source in _OPERATORS:
+        for source in (*_OPERATORS, *_OTHERS):
             compile_source(source, source)
         for variant, flags in _VARIANTS.get(machine, {"base": []}).items():
             for kernel in _KERNELS:

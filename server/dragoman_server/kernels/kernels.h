@@ -82,6 +82,20 @@ typedef struct {
 /* Computes the parts `first` to `end`, not included, of LIST_PART tokens each, counted through all rows. */
 typedef void (*FindListProduct)(const ListProduct *, size_t first, size_t end);
 
+/* Arrays [rows, heads, capacity, width] of one shape. */
+typedef struct {
+  char *const *first; /* [count], where each begins */
+  size_t count, heads;
+  size_t head_bytes, position_bytes; /* from a head to the next, from a position to the next */
+} RowArrays;
+
+typedef struct {
+  int64_t source, target, positions; /* copied from the first on */
+} RowMove;
+
+/* Copies rows in all of these arrays. No move reads a row that another writes. */
+void move_rows(const RowArrays *, const RowMove *, size_t num_moves);
+
 /* The most probable tokens of each row. */
 typedef struct {
   const float *logits; /* [rows, size] */

@@ -9,6 +9,7 @@ from numpy.typing import DTypeLike, NDArray
 from dragoman_server.bundle.manifest import Manifest
 from dragoman_server.engine.slots import Move
 from dragoman_server.runtime.memory import zeros
+from dragoman_server.runtime.row_arrays import RowArrays
 
 # Positions that the pool has room for at first. It grows by doubling when a longer sentence comes. The smaller it is,
 # the closer together lies what a step reads.
@@ -36,6 +37,7 @@ class KvPool:
         self._manifest, self._max_rows, self._dtype = manifest, max_rows, dtype
         self.generation = 0  # grows whenever arrays are replaced: what was bound before is no longer there
         self._arrays: dict[str, NDArray[Any]] = {}  # by the state tensor's name
+        self._rows: dict[tuple[str, ...], RowArrays] = {}  # of those of a kind, by their names
         self._self_capacity = self._cross_capacity = 0
         self.reset()
         self.bytes_per_token = sum(self._arrays[name][0, :, 0].nbytes for name in manifest.state.self_kv)
@@ -55,7 +57,7 @@ class KvPool:
 
     def close(self) -> None:
         """Gives all memory back; there are no rows any more."""
-        self._arrays = {}
+        self._arrays, self._rows = {}, {}
 
     def fill(self, first_row: int, cross_kv: NDArray[Any], lengths: Sequence[int]) -> None:
         """Puts encoded sources into consecutive rows, which start decoding afresh.
@@ -83,19 +85,18 @@ class KvPool:
     def move_rows(self, moves: Sequence[Move]) -> None:
         """Copies rows, with everything that was encoded and decoded in them so far."""
         lengths, positions, state = self.source_lengths, self.positions, self._manifest.state
+        decoded: list[tuple[int, int, int]] = []
+        encoded: list[tuple[int, int, int]] = []
         for source, target, is_sibling in moves:
-            source_length, num_positions = lengths[source], positions[source] + 1
-            lengths[target], positions[target] = source_length, positions[source]
-            for name in state.self_kv:
-                array = self._arrays[name]
-                array[target, :, :num_positions] = array[source, :, :num_positions]
-            if is_sibling:
-                continue
-            for name in state.cross_kv:
-                array = self._arrays[name]
-                array[target, :, :source_length] = array[source, :, :source_length]
+            source_length, position = int(lengths[source]), int(positions[source])
+            lengths[target], positions[target] = source_length, position
+            decoded.append((source, target, position + 1))
+            if not is_sibling:
+                encoded.append((source, target, source_length))
+        self._rows[state.self_kv].move(decoded)
+        self._rows[state.cross_kv].move(encoded)
 
-    def _grow(self, names: Sequence[str], length: int, limit: int, num_rows: int) -> int:
+    def _grow(self, names: tuple[str, ...], length: int, limit: int, num_rows: int) -> int:
         """Makes room for `length` positions, keeping what is in the first rows; returns the new capacity."""
         capacity = FIRST_CAPACITY
         while capacity < length:
@@ -111,4 +112,5 @@ class KvPool:
         # All at once, or none where memory runs out half-way: the operators want arrays of the same capacity.
         self.generation += 1
         self._arrays |= grown
+        self._rows[names] = RowArrays([*grown.values()])
         return capacity

@@ -5,6 +5,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from dragoman_server.bundle.bundle import Bundle
@@ -12,6 +14,7 @@ from dragoman_server.bundle.manifest import Golden, Precision
 from dragoman_server.registry.parity import force
 from dragoman_server.runtime import kv_pool
 from dragoman_server.runtime.kv_pool import FIRST_CAPACITY, KvPool
+from dragoman_server.runtime.row_arrays import RowArrays
 from dragoman_server.runtime.runner import OnnxRunner
 
 
@@ -70,3 +73,21 @@ def test_a_runner_that_gave_its_memory_back_gives_the_same_bits(
     assert not any(array() is not None for array in grown)
     assert force(runner, manifest.parity.golden[:1], manifest.decoder_start_token_id)
     assert force(runner, goldens, manifest.decoder_start_token_id) == expected
+
+
+@given(st.data())
+def test_rows_are_moved_with_all_that_is_in_them(data: st.DataObject) -> None:
+    rows, shape = 6, (6, 3, 5, 2)
+    dtype = data.draw(st.sampled_from([np.int8, np.float32]))
+    rng = np.random.default_rng(0)
+    arrays = [rng.integers(-100, 100, shape).astype(dtype) for _ in range(3)]
+    expected = [array.copy() for array in arrays]
+    written = data.draw(st.lists(st.integers(0, rows - 1), unique=True, max_size=rows - 1))
+    read = st.sampled_from([row for row in range(rows) if row not in written])
+    moves = [(data.draw(read), row, data.draw(st.integers(0, 5))) for row in written]
+    for source, target, number in moves:
+        for array in expected:
+            array[target, :, :number] = array[source, :, :number]
+    RowArrays(arrays).move(moves)
+    for found, wanted in zip(arrays, expected, strict=True):
+        np.testing.assert_array_equal(found, wanted)

@@ -11,7 +11,7 @@ the host does changes.
 The load generator needs a processor too, the same as the server: `--texts` and `--beam-size` make calls large enough
 for it, and for refusals, to be cheap beside the work that a call asks for. By default a call has as many texts as this
 machine translates in a fifth of a second, so that a second is enough for it. `--max-waiting` of the server, by default
-that of six calls, bounds what is still to be done when the load ends, and so the time until it is as fast as before.
+that of five calls, bounds what is still to be done when the load ends, and so the time until it is as fast as before.
 """
 
 import contextlib
@@ -39,7 +39,7 @@ from dragoman_server.runtime.machine import available_cpus
 _NUM_TEXTS = 768  # in flight: they keep the server busy
 _WARM_UP_SECONDS = 3.0
 _CALL_SECONDS = 0.2
-_WAITING_CALLS = 6
+_WAITING_CALLS = 5
 _HEALTH_PAUSE_SECONDS = 0.05
 _MAX_RECOVERY_SECONDS = 60.0
 _RECOVERED_RATIO = 2.0  # a call alone takes no more than so many times what it took before the load
@@ -196,7 +196,7 @@ def main(
     deadlines: Annotated[tuple[float, float, float], typer.Option(help="Of a call, in seconds.")] = (1, 5, 30),
     texts: Annotated[int, typer.Option(min=0, help="Texts in a call; 0: by the speed of the machine.")] = 0,
     beam_size: Annotated[int, typer.Option(min=1, help="Of every text.")] = 4,
-    max_waiting: Annotated[int, typer.Option(min=0, help="--max-waiting of the server; 0: of six calls.")] = 0,
+    max_waiting: Annotated[int, typer.Option(min=0, help="--max-waiting of the server; 0: of five calls.")] = 0,
     sentences: Annotated[Path, typer.Option(help="File of English sentences, one a line.")] = SENTENCES,
     results: Annotated[Path, typer.Option(help="Folder for the results.")] = RESULTS,
     quick: Annotated[bool, typer.Option("--quick", help="Run all of the code, but measure nothing.")] = False,

@@ -166,6 +166,20 @@ def test_rows_that_come_and_go_leave_the_others_as_they_are(
         np.testing.assert_array_equal(output.top_logprobs[0, :width], alone[step].top_logprobs[0, :width])
 
 
+def test_a_runner_that_gave_its_memory_back_keeps_no_list(
+    bundle: Bundle, runner: ListRunner, sources: list[tuple[int, ...]]
+) -> None:
+    for let_go in (runner.give_back_memory, runner.close):
+        lists = some_lists(bundle, 1)
+        kept = weakref.ref(lists[0])
+        runner.encode(sources[:1], 0)
+        runner.decode_step([2], [0], candidates=lists)
+        del lists
+        assert kept() is not None
+        let_go()
+        assert kept() is None
+
+
 # -- through the engine ------------------------------------------------------------------------------------------------
 
 

@@ -106,6 +106,7 @@ class ListRunner(OnnxRunner):
     def _forget_bindings(self) -> None:
         super()._forget_bindings()
         self._layers.clear()
+        self._lists = Lists()
 
     @property
     def _opened(self) -> ListGraphs:

@@ -11,13 +11,16 @@ def test_the_latest_are_kept_and_each_is_of_its_shape(keys: list[int]) -> None:
     bindings: Bindings[int, tuple[int]] = Bindings()
     made: list[int] = []
 
-    def bind(key: int) -> tuple[int]:
-        made.append(key)
-        return (key,)
+    def bound(key: int) -> tuple[int]:
+        def bind() -> tuple[int]:
+            made.append(key)
+            return (key,)
+
+        return bindings.of(key, bind)
 
     for place, key in enumerate(keys):
         num_made, latest = len(made), list(dict.fromkeys(reversed(keys[:place])))[:MAX_BINDINGS]
-        assert bindings.of(key, lambda key=key: bind(key)) == (key,)  # type: ignore[misc]
+        assert bound(key) == (key,)
         assert (len(made) == num_made) == (key in latest)
         assert len(bindings) <= MAX_BINDINGS
     bindings.clear()

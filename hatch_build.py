@@ -21,17 +21,19 @@ ZIGLANG = "ziglang>=0.15,<0.18"
 _WARNINGS = ["-Wall", "-Wextra", "-Wno-psabi"]
 _FLAGS = ["-std=gnu11", "-O3", "-fPIC", "-fvisibility=hidden", "-fno-math-errno", "-fno-trapping-math", *_WARNINGS]
 _AVX2 = ["-mavx2", "-mfma"]
+_AVX512 = [*_AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mprefer-vector-width=512"]
 # The sources of the kernels are compiled once for each, and the library chooses when it is loaded.
 _VARIANTS = {
     "x86_64": {
         "sse2": [],
         "avx2": _AVX2,
-        "avx512": [*_AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mprefer-vector-width=512"],
+        "avx512": _AVX512,
+        "vnni": [*_AVX512, "-mavx512vnni"],
     },
 }
 _OPERATORS = ("operators", "attention_operators", "product_operators", "search_operators")
-_OTHERS = ("rows",)  # have nothing to gain from an instruction set
-_KERNELS = ("attention", "best", "lists", "norm")
+_OTHERS = ("packing", "rows")  # have nothing to gain from an instruction set
+_KERNELS = ("attention", "best", "lists", "norm", "products")
 
 
 def compiler() -> list[str]:

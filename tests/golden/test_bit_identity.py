@@ -19,7 +19,7 @@ from dragoman_server.engine.search_options import SearchOptions
 from dragoman_server.engine.sequence import Hypothesis, Request
 from dragoman_server.engine.slots import Move
 from dragoman_server.runtime.device_runner import DeviceRunner
-from dragoman_server.runtime.runner import Graphs, OnnxRunner, Sessions
+from dragoman_server.runtime.runner import Graphs, OnnxRunner
 from dragoman_server.runtime.runners import ModelRunner
 from support.company import (
     SEARCHES,
@@ -250,7 +250,7 @@ def onnx_engine(bundle: Bundle, max_running: int, num_lanes: int = 1, **options:
         device_graphs = open_twin(random_checkpoint().model, bundle)
         runners = [DeviceRunner(device_graphs, max_running) for _ in range(num_lanes)]
     else:
-        graphs = Graphs(bundle.manifest, Sessions.open(contents, 1), Sessions.open(contents, 2))
+        graphs = Graphs.open(bundle.manifest, contents, [1, 2])
         runners = [OnnxRunner(graphs, max_running) for _ in range(num_lanes)]
     with running_engine(runners, Search.of(bundle.manifest), max_running=max_running, **options) as engine:
         yield engine

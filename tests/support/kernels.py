@@ -12,7 +12,8 @@ def variants() -> list[str]:
     if platform.machine() != "x86_64":
         return ["base"]
     flags = Path("/proc/cpuinfo").read_text().split()
-    needed = {"sse2": set(), "avx2": {"avx2", "fma"}, "avx512": {"avx512f", "avx512bw", "avx512dq", "avx512vl"}}
+    avx512 = {"avx512f", "avx512bw", "avx512dq", "avx512vl"}
+    needed = {"sse2": set(), "avx2": {"avx2", "fma"}, "avx512": avx512, "vnni": {*avx512, "avx512_vnni"}}
     return [name for name, features in needed.items() if features <= set(flags)]
 
 

@@ -17,7 +17,7 @@ from dragoman_export.shortlist.sentences import Ids, Sentences
 from dragoman_server.bundle.bundle import Bundle, Contents
 from dragoman_server.bundle.framing import Framing
 from dragoman_server.runtime.machine import available_cpus
-from dragoman_server.runtime.runner import Graphs, OnnxRunner, Sessions
+from dragoman_server.runtime.runner import Graphs, OnnxRunner
 from dragoman_server.service.options import TargetLimit
 
 # Sentences that are translated and kept at a time, and of these the rows of a batch.
@@ -57,8 +57,7 @@ class Translator:
 
     def __init__(self, bundle: Bundle, num_threads: int) -> None:
         contents = bundle.contents()
-        sessions = Sessions.open(contents, 1)
-        graphs = Graphs(bundle.manifest, sessions, sessions)
+        graphs = Graphs.open(bundle.manifest, contents, [1])
         self.vocabulary_size = bundle.manifest.architecture.vocabulary_size
         self.num_threads = num_threads or available_cpus()
         self._workers: SimpleQueue[_Worker] = SimpleQueue()

@@ -62,6 +62,7 @@ class Contents(NamedTuple):
     folder: Path
     graphs: Mapping[str, bytes]  # by file name
     weights: Mapping[str, NDArray[Any]]  # by name
+    packed: dict[str, NDArray[Any]]  # what was made of weights so far, for all sessions
     are_packed: bool = True  # whether each session packs weights anew, to be faster, in memory of its own
 
     @property
@@ -103,7 +104,7 @@ class Bundle:
                 check_tokenizer(tokenizer, bundle.manifest, sizes)
         vars(bundle)["vocabulary"] = bundle._read_vocabulary()
         vars(bundle)["tokenizer"] = tokenizer
-        return bundle, Contents(folder, files, weights)
+        return bundle, Contents(folder, files, weights, {})
 
     @classmethod
     def peek(cls, folder: Path) -> tuple["Bundle", dict[str, Graph]]:
@@ -126,7 +127,7 @@ class Bundle:
         """
         with _bundle_errors(self.folder):
             files, graphs = self._read_graphs()
-            return Contents(self.folder, files, self._read_weights(graphs))
+            return Contents(self.folder, files, self._read_weights(graphs), {})
 
     @property
     def resource_name(self) -> str:

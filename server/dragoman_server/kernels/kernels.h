@@ -71,7 +71,7 @@ typedef struct {
   const int8_t *int8_weights; /* likewise, of those that are quantised */
   const float *weight_scales; /* [tokens], of these */
   const float *bias;          /* [tokens] */
-  size_t width;
+  size_t rows, width;
   const int32_t *ids; /* [rows, count], tokens; negative: none, with -INFINITY for its logit */
   size_t count;
   float *logits; /* [rows, count] */
@@ -79,8 +79,32 @@ typedef struct {
 
 #define LIST_PART 64
 
-/* Computes the parts `first` to `end`, not included, of LIST_PART tokens each, counted through all rows. */
+/* Computes the parts `first` to `end`, not included, of LIST_PART tokens each: the first of all rows, the second, .. */
 typedef void (*FindListProduct)(const ListProduct *, size_t first, size_t end);
+
+/* A product of the states of all rows with the weights of a layer. */
+typedef struct {
+  const uint8_t *quantised; /* [rows, depth] */
+  size_t rows, depth;       /* the depth is a multiple of 4 */
+  const int8_t *weights;    /* [panels, depth / 4, PANEL, 4]: a column of a panel has four numbers side by side */
+  size_t width;             /* of all panels, a multiple of LANES_OF_ALL; zeros stand behind it in the last */
+  const int32_t *offsets;   /* [width], for each column what the zero of the states adds to its sums */
+  float scale;              /* of the states */
+  const float *weight_scales; /* [width] */
+  const float *bias;        /* [width], or NULL */
+  float *out;               /* [rows, width]: (sum + offset) * (scale * weight_scale) + bias */
+} Int8Product;
+
+#define PANEL 64
+
+/* Computes the panels `first` to `end`, not included. */
+typedef void (*FindInt8Product)(const Int8Product *, size_t first_panel, size_t end_panel);
+
+/* Packs weights [depth, width], as Int8Product has them, and sums up each column. */
+void pack_int8(const int8_t *weights, size_t depth, size_t width, int8_t *packed, int32_t *sums);
+
+/* Whether this processor has the product. */
+bool has_int8_product(void);
 
 /* Arrays [rows, heads, capacity, width] of one shape. */
 typedef struct {

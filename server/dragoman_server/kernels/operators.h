@@ -15,6 +15,7 @@ typedef struct {
   FindNorm norm;
   FindActivated activate;
   FindListProduct list_product;
+  FindInt8Product int8_product; /* NULL where the processor has none */
   FindBest find_best;
   FindLogProbs log_probs;
 } Kernels;

@@ -6,6 +6,9 @@
  *   Attributes epsilon; is_centred: 1 for LayerNormalization, 0 for SimplifiedLayerNormalization.
  * SiluQuantised, ReluQuantised: see Activate in kernels.h.
  *   in float [..., D]; scale float []; zero uint8 [] -> uint8 [..., D]
+ * Int8Product: see Int8Product in kernels.h, where this processor has it.
+ *   quantised uint8 [..., D]; weights int8 [P, D / 4, PANEL, 4]; scale float []; weight_scales float [N]; offsets int32
+ *   [N]; [bias float [N]] -> float [..., N]
  * ListProduct, ListProductInt8: see ListProduct in kernels.h.
  *   states float [b, D]; weights float [V, D]; bias float [>= V]; ids int32 [b, n] -> logits float [b, n]
  *   quantised uint8 [b, D]; scales float [] or [b, 1]; zero uint8 []; weights int8 [V, D]; weight_scales, bias float
@@ -17,6 +20,7 @@
 PART_OF(norm)
 PART_OF(activate)
 PART_OF(list_product)
+PART_OF(int8_product)
 
 /* ---- norms and nonlinearities ------------------------------------------------------------------------------------*/
 
@@ -93,6 +97,52 @@ static int activate_output(const OrtOperator *op, size_t index) { return (void)o
 static const char *silu_quantised(const OrtOperator *op) { return (void)op, "SiluQuantised"; }
 static const char *relu_quantised(const OrtOperator *op) { return (void)op, "ReluQuantised"; }
 
+/* ---- layers --------------------------------------------------------------------------------------------------------*/
+
+static OrtStatus *compute_int8_product(void *node, OrtContext *context) {
+  (void)node;
+  Tensor in[6];
+  TRY(read_inputs(context, in, 6));
+  const Tensor *states = &in[0], *weights = &in[1], *scale = &in[2], *weight_scales = &in[3], *offsets = &in[4];
+  const Tensor *bias = &in[5];
+  if (kernels.int8_product == NULL) return ort_error("Int8Product: this processor has no such instructions");
+  if (states->rank < 1 || states->rank > MOST_SIZES || weights->rank != 4 || weights->sizes[2] != PANEL ||
+      weights->sizes[3] != 4 || scale->data == NULL || scale->rank != 0 || weight_scales->rank != 1)
+    return ort_error("Int8Product: the inputs have the wrong number of dimensions");
+  size_t depth = (size_t)states->sizes[states->rank - 1], width = (size_t)weight_scales->sizes[0];
+  if (depth == 0 || (size_t)weights->sizes[1] * 4 != depth || width % LANES_OF_ALL != 0 ||
+      (size_t)weights->sizes[0] != (width + PANEL - 1) / PANEL || !have_same_shape(weight_scales, offsets) ||
+      (bias->data != NULL && !have_same_shape(weight_scales, bias)))
+    return ort_error("Int8Product: the inputs do not fit together");
+  Int8Product work = {
+      .quantised = states->data,
+      .rows = num_elements(states) / depth,
+      .depth = depth,
+      .weights = weights->data,
+      .width = width,
+      .offsets = offsets->data,
+      .scale = *(const float *)scale->data,
+      .weight_scales = weight_scales->data,
+      .bias = bias->data,
+  };
+  int64_t sizes[MOST_SIZES];
+  memcpy(sizes, states->sizes, sizeof sizes);
+  sizes[states->rank - 1] = (int64_t)width;
+  void *out;
+  TRY(output_of(context, 0, sizes, states->rank, &out));
+  work.out = out;
+  /* A few rows wait for the weights, however few they are. */
+  size_t cost = PANEL * depth / 2 * (1 + work.rows / 4);
+  return run(context, int8_product_part, &work, (size_t)weights->sizes[0], cost);
+}
+
+static int int8_product_input(const OrtOperator *op, size_t index) {
+  (void)op;
+  return index == 0 ? ORT_UINT8 : index == 1 ? ORT_INT8 : index == 4 ? ORT_INT32 : ORT_FLOAT;
+}
+static int int8_product_input_is_optional(const OrtOperator *op, size_t index) { return (void)op, index == 5; }
+static const char *int8_product(const OrtOperator *op) { return (void)op, "Int8Product"; }
+
 /* ---- lists of tokens ----------------------------------------------------------------------------------------------*/
 
 static bool is_matrix(const Tensor *tensor) { return tensor->data != NULL && tensor->rank == 2; }
@@ -109,7 +159,7 @@ static OrtStatus *list_logits(OrtContext *context, ListProduct *work, const Tens
   int64_t rows = states->sizes[0], width = states->sizes[1], tokens = weights->sizes[0], count = ids->sizes[1];
   if (weights->sizes[1] != width || ids->sizes[0] != rows || !is_of_tokens(bias, tokens))
     return ort_error("ListProduct: the inputs do not fit together");
-  work->width = (size_t)width, work->count = (size_t)count, work->bias = bias->data, work->ids = ids->data;
+  work->rows = (size_t)rows, work->width = (size_t)width, work->count = (size_t)count, work->bias = bias->data, work->ids = ids->data;
   for (int64_t i = 0; i < rows * count; i++)
     if (work->ids[i] >= tokens) return ort_error("ListProduct: there is no such token");
   void *logits;
@@ -167,6 +217,9 @@ Operators product_operators(void) {
              .output_type = activate_output, .num_outputs = one),
     OPERATOR(.name = relu_quantised, .compute = compute_relu, .input_type = activate_input, .num_inputs = three,
              .output_type = activate_output, .num_outputs = one),
+    OPERATOR(.name = int8_product, .compute = compute_int8_product, .input_type = int8_product_input,
+             .num_inputs = six, .input_is_optional = int8_product_input_is_optional, .output_type = all_floats,
+             .num_outputs = one),
     OPERATOR(.name = list_of_floats, .compute = compute_list, .input_type = list_input, .num_inputs = four,
              .output_type = all_floats, .num_outputs = one),
     OPERATOR(.name = list_of_int8, .compute = compute_int8_list, .input_type = int8_list_input, .num_inputs = seven,

@@ -14,6 +14,7 @@ from dragoman_server.bundle.framing import decoder_inputs
 from dragoman_server.bundle.manifest import ATTENTION_FILE
 from dragoman_server.runtime.background import Background
 from dragoman_server.runtime.memory import shrinking_run, zeros
+from dragoman_server.runtime.packed_products import with_packed_products
 from dragoman_server.runtime.session import open_session
 
 # Of the table of log-probs, rows by vocabulary, that is computed at a time. There are two of these.
@@ -74,7 +75,9 @@ class AttentionPass:
         self._num_layers = architecture.num_layers
         self.heads = range(architecture.num_heads)
         self._width = architecture.d_model
-        self._session = open_session(contents or bundle.contents(), ATTENTION_FILE, num_threads, saves_memory=True)
+        contents = contents or bundle.contents()
+        contents = with_packed_products(contents._replace(graphs={ATTENTION_FILE: contents.graphs[ATTENTION_FILE]}))
+        self._session = open_session(contents, ATTENTION_FILE, num_threads, saves_memory=True)
 
     def close(self) -> None:
         """Gives the memory of the graph back, whoever still refers to this; nothing may run, then or later."""

@@ -8,13 +8,15 @@ from dragoman_server.bundle.graph_rules import weight_tensors
 from dragoman_server.bundle.manifest import ATTENTION_FILE, CUDA_PRECISIONS, DECODER_STEP_FILE, VOCABULARY_FILE
 from dragoman_server.config import EngineOptions
 from dragoman_server.runtime.output_weights import INT8_EMBEDDINGS
+from dragoman_server.runtime.packed_products import has_int8_product
 from dragoman_server.runtime.runner import session_threads
 from dragoman_server.runtime.session import sums_int8_exactly
 from dragoman_server.text.tokenizer_files import TOKENIZER_FILES, TokenizerKind
 
 # The input of these, by its place, that each session copies: to pack it, or as it is folded into a constant.
-_COPIED_INPUTS = {"Gemm": 1, "MatMul": 1, "com.microsoft.MatMulIntegerToFloat": 1, "Cast": 0}
-_PRODUCTS = ("Gemm", "com.microsoft.MatMulIntegerToFloat")
+_INT8_PRODUCT = "com.microsoft.MatMulIntegerToFloat"
+_COPIED_INPUTS = {"Gemm": 1, "MatMul": 1, _INT8_PRODUCT: 1, "Cast": 0}
+_PRODUCTS = ("Gemm", _INT8_PRODUCT)
 # Measured: graphs, kernels and Python's objects; and of the files of a tokenizer, what becomes of a byte. Of the first
 # large vocabulary of a process, Python keeps a part of what parsing it took: of 256,000 pieces 17 of 110 MiB.
 _FIXED_BYTES = 4 << 20
@@ -51,23 +53,27 @@ def model_bytes(bundle: Bundle, graphs: Mapping[str, Graph], options: EngineOpti
     num_pairs = 1 if is_for_cuda else len(threads)
     # A CPU computes with float32 what it is given in 16 bits.
     growth = 2 if is_for_cuda else 1
+    # What `with_packed_products` packs, all sessions share.
+    copied_inputs = {k: v for k, v in _COPIED_INPUTS.items() if not (k == _INT8_PRODUCT and has_int8_product())}
     shared, copied, on_gpu = set[str](), 0, 0
     for file, graph in graphs.items():
         if num_gpus and file != ATTENTION_FILE:
             on_gpu += sum(tensors[name].size for name in graph.tensors if _is_weight(graph, name))
             continue
         num_sessions = 1 if file == ATTENTION_FILE else num_pairs
-        copied += growth * num_sessions * sum(tensors[name].size for name in set(_copied(graph)))
-        shared.update(_shared(graph))
+        copied += growth * num_sessions * sum(tensors[name].size for name in set(_copied(graph, copied_inputs)))
+        shared.update(_shared(graph, copied_inputs))
     if not sums_int8_exactly():  # `open_session` says why
         shared.update(name for name, tensor in tensors.items() if tensor.dtype == "int8")
     lists = 0
     if bundle.manifest.vocabulary is not None:
         lists = (bundle.folder / VOCABULARY_FILE).stat().st_size
         output = _output_weight(graphs[DECODER_STEP_FILE])
-        shared.add(output)  # for the lists that will come, beside what the sessions have packed
-        if tensors[output].dtype == "int8" and tensors.keys().isdisjoint(INT8_EMBEDDINGS):
-            lists += tensors[output].size  # a copy that is read by token
+        # By token, beside what the sessions have packed: the weights themselves, the embeddings, or a copy.
+        if tensors[output].dtype != "int8":
+            shared.add(output)
+        elif tensors.keys().isdisjoint(INT8_EMBEDDINGS):
+            lists += tensors[output].size
     kind = bundle.manifest.tokenizer
     tokenizer = _TOKENIZER_FACTORS[kind] * sum((bundle.folder / name).stat().st_size for name in TOKENIZER_FILES[kind])
     kept = sum(tensors[name].size for name in shared) + lists
@@ -80,19 +86,19 @@ def _output_weight(step: Graph) -> str:
     return products[-1]
 
 
-def _copied(graph: Graph) -> Iterator[str]:
+def _copied(graph: Graph, inputs: Mapping[str, int]) -> Iterator[str]:
     """Weights that the session has a copy of."""
     for node in graph.nodes:
-        place = _COPIED_INPUTS.get(node.operator)
+        place = inputs.get(node.operator)
         if place is not None and _is_weight(graph, node.inputs[place]):
             yield node.inputs[place]
 
 
-def _shared(graph: Graph) -> Iterator[str]:
+def _shared(graph: Graph, copied_inputs: Mapping[str, int]) -> Iterator[str]:
     """Weights that the session refers to; an embedding may be both."""
     for node in graph.nodes:
         for place, name in enumerate(node.inputs):
-            if _is_weight(graph, name) and place != _COPIED_INPUTS.get(node.operator):
+            if _is_weight(graph, name) and place != copied_inputs.get(node.operator):
                 yield name
 
 

@@ -15,6 +15,7 @@ from dragoman_server.engine.search import StepOutput
 from dragoman_server.runtime.bindings import Bindings
 from dragoman_server.runtime.list_graphs import BIAS, HIDDEN, LIST_WEIGHTS, LISTS, StepParts, split_step
 from dragoman_server.runtime.output_weights import LanguageSessions, Lists, OutputWeights
+from dragoman_server.runtime.packed_products import with_packed_products
 from dragoman_server.runtime.runner import Graphs, OnnxRunner, Sessions, bind_array
 from dragoman_server.runtime.session import open_session
 
@@ -50,22 +51,24 @@ class ListGraphs(Graphs):
         """
         parts = split_step(contents.graphs[DECODER_STEP_FILE])
         weights = OutputWeights.of(parts, contents, manifest.architecture.vocabulary_size)
+        files: dict[str, bytes] = {
+            ENCODER_FILE: contents.graphs[ENCODER_FILE],
+            _LAYERS: parts.layers,
+            _PROJECTION: parts.projection,
+            _LIST_PROJECTION: parts.list_projection,
+        }
+        contents = contents._replace(graphs=files, weights={**contents.weights, BIAS: weights.bias})
+        contents = with_packed_products(contents)
         pairs = [_open(parts, weights, contents, number) for number in numbers_of_threads]
         (sessions, heads), (alone, alone_heads) = pairs[0], pairs[-1]
         return cls(manifest, sessions, alone, weights, heads, alone_heads)
 
 
 def _open(parts: StepParts, weights: OutputWeights, contents: Contents, num_threads: int) -> tuple[Sessions, Heads]:
-    files: dict[str, bytes] = {
-        _LAYERS: parts.layers,
-        _PROJECTION: parts.projection,
-        _LIST_PROJECTION: parts.list_projection,
-    }
-    contents = contents._replace(graphs={**contents.graphs, **files}, weights={**contents.weights, BIAS: weights.bias})
     encoder = open_session(contents, ENCODER_FILE, num_threads)
     decoder, full = (open_session(contents, name, num_threads, has_few_shapes=True) for name in (_LAYERS, _PROJECTION))
     listed = open_session(contents, _LIST_PROJECTION, num_threads)
-    shared = LanguageSessions(parts, weights, contents._replace(graphs={}, weights={}), num_threads)
+    shared = LanguageSessions(parts, weights, contents._replace(graphs={}, weights={}, packed={}), num_threads)
     return Sessions(encoder, decoder), Heads(full, listed, shared)
 
 

@@ -14,6 +14,7 @@ from dragoman_server.bundle.graph import Model
 from dragoman_server.bundle.graph_rules import VOCABULARY_BLOCK
 from dragoman_server.engine.candidates import Candidates
 from dragoman_server.runtime.list_graphs import BIAS, StepParts
+from dragoman_server.runtime.packed_products import with_packed_products
 from dragoman_server.runtime.session import open_session
 
 _PROJECTION = "projection.onnx"
@@ -147,5 +148,6 @@ class LanguageSessions:
             if tensor.name in arrays:
                 del tensor.dims[:]
                 tensor.dims.extend(arrays[tensor.name].shape)
-        contents = self._contents._replace(graphs={_PROJECTION: model.SerializeToString()}, weights=arrays)
+        contents = self._contents._replace(graphs={_PROJECTION: model.SerializeToString()}, weights=arrays, packed={})
+        contents = with_packed_products(contents)
         return open_session(contents, _PROJECTION, self._num_threads, has_few_shapes=True)

@@ -27,13 +27,14 @@ _ACTIVATIONS = {"QuickGelu": "SiluQuantised", "Relu": "ReluQuantised"}
 _FOUND = ("top_ids", "top_logprobs", "score_logprobs")
 # Inputs of GroupQueryAttention: keys and values of the pool, the last positions of rows, what is added to scores.
 _KEYS, _LAST, _BIAS = 3, 5, 10
+_WEIGHT_SCALES = 3  # an input of products of int8
 _NUM_OUTPUTS = 3  # of GroupQueryAttention where it writes to the pool
 _BIAS_OF_OURS = 4
 _FLOAT, _INT = 1, 2  # of AttributeProto.type
 
 
 def with_own_operators(contents: bytes) -> bytes | None:
-    """The graph with our operators; None where none has a place in it.
+    """The graph with our operators; None where it has none and none has a place in it.
 
     Raises:
         LookupError, ValueError: it is not put together as the exporter does it.
@@ -44,11 +45,16 @@ def with_own_operators(contents: bytes) -> bytes | None:
     if {"score_ids", "top_k"} <= {value.name for value in model.graph.input}:
         rewriter.replace_search()
     rewriter.fuse_quantised()
-    if not rewriter.has_replaced:
-        return None
+    if rewriter.has_replaced:
+        import_own(model)
+    has_own = any(known.domain == DOMAIN for known in model.opset_import)
+    return bytes(model.SerializeToString()) if has_own else None
+
+
+def import_own(model: Any) -> None:
+    """Lets the model have our operators."""
     if all(known.domain != DOMAIN for known in model.opset_import):
         model.opset_import.add(domain=DOMAIN, version=1)
-    return bytes(model.SerializeToString())
 
 
 class _Rewriter:
@@ -167,9 +173,9 @@ class _Rewriter:
 
     def _has_even_width(self, product: Any) -> bool:
         """Whether this is a product that gives rows of such a size."""
-        if product is None or product.op_type != "MatMulIntegerToFloat":
+        if product is None or product.op_type not in ("MatMulIntegerToFloat", "Int8Product"):
             return False
-        return bool(self._constants[product.input[1]].dims[-1] % _LANES == 0)
+        return bool(self._constants[product.input[_WEIGHT_SCALES]].dims[-1] % _LANES == 0)
 
     # -- both ----------------------------------------------------------------------------------------------------
 

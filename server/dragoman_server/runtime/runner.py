@@ -3,7 +3,7 @@
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import onnxruntime as ort
@@ -18,6 +18,7 @@ from dragoman_server.engine.slots import Move
 from dragoman_server.runtime.bindings import Bindings
 from dragoman_server.runtime.kv_pool import KvPool
 from dragoman_server.runtime.machine import available_cpus
+from dragoman_server.runtime.packed_products import with_packed_products
 from dragoman_server.runtime.session import open_session
 
 # From this size of its weights on a model is faster on all processors than on one while a single lane computes. Smaller
@@ -54,6 +55,17 @@ class Graphs:
     manifest: Manifest
     shared: Sessions
     alone: Sessions
+
+    @classmethod
+    def open(cls, manifest: Manifest, contents: Contents, numbers_of_threads: Sequence[int]) -> Self:
+        """Opens the sessions: for lanes that compute beside others, and for one alone, if that has more threads.
+
+        Raises:
+            BundleError: ONNX Runtime cannot load the graphs.
+        """
+        contents = with_packed_products(contents)
+        pairs = [Sessions.open(contents, number) for number in numbers_of_threads]
+        return cls(manifest, pairs[0], pairs[-1])
 
     @property
     def kv_dtype(self) -> type[np.generic]:
@@ -105,10 +117,9 @@ class OnnxRunner:
         """A runner with graphs of its own, from the contents of the bundle if they are given.
 
         Raises:
-            BundleError: as `Bundle.contents` and `Sessions.open`.
+            BundleError: as `Bundle.contents` and `Graphs.open`.
         """
-        sessions = Sessions.open(contents or bundle.contents(), num_threads)
-        return cls(Graphs(bundle.manifest, sessions, sessions), max_rows)
+        return cls(Graphs.open(bundle.manifest, contents or bundle.contents(), [num_threads]), max_rows)
 
     @property
     def graphs(self) -> Graphs:

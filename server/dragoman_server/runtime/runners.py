@@ -13,7 +13,7 @@ from dragoman_server.runtime.device_runner import DeviceGraphs, DeviceRunner
 from dragoman_server.runtime.hardware import Seat
 from dragoman_server.runtime.list_runner import ListGraphs, ListRunner
 from dragoman_server.runtime.machine import available_cpus
-from dragoman_server.runtime.runner import Graphs, OnnxRunner, Sessions, session_threads
+from dragoman_server.runtime.runner import Graphs, OnnxRunner, session_threads
 
 
 class ModelRunner(Runner, Protocol):
@@ -90,6 +90,5 @@ def open_runners(
     if takes_lists:
         list_graphs = ListGraphs.open(bundle.manifest, contents, nums_threads)
         return [ListRunner(list_graphs, options.max_running) for _ in range(num_lanes)]
-    pairs = [Sessions.open(contents, number) for number in nums_threads]
-    shared = Graphs(bundle.manifest, shared=pairs[0], alone=pairs[-1])
+    shared = Graphs.open(bundle.manifest, contents, nums_threads)
     return [OnnxRunner(shared, options.max_running) for _ in range(num_lanes)]

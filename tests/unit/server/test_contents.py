@@ -22,7 +22,7 @@ from dragoman_server.runtime import session
 from dragoman_server.runtime.attention_pass import AttentionPass
 from dragoman_server.runtime.background import Background
 from dragoman_server.runtime.hardware import Hardware
-from dragoman_server.runtime.runner import Graphs, OnnxRunner, Sessions, encoder_feeds
+from dragoman_server.runtime.runner import Graphs, OnnxRunner, encoder_feeds
 
 OPTIONS = EngineOptions(max_running=8, lanes=2, num_threads=1)
 EMBEDDING = {"fp32": "shared_embedding.weight", "int8": "shared_embedding.weight_int8"}
@@ -37,8 +37,7 @@ def no_collector() -> Iterator[None]:
 
 
 def runner(bundle: Bundle, contents: Contents) -> OnnxRunner:
-    sessions = Sessions.open(contents, num_threads=1)
-    return OnnxRunner(Graphs(bundle.manifest, sessions, sessions), max_rows=4)
+    return OnnxRunner(Graphs.open(bundle.manifest, contents, [1]), max_rows=4)
 
 
 def overwrite(folder: Path) -> None:

@@ -64,10 +64,17 @@ def test_lists_take_up_what_was_expected(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
+@pytest.mark.parametrize("is_embedding", [True, False])
 def test_with_lists_the_weights_of_the_output_stay(
-    precision: Precision, tiny_bundles: dict[Precision, Bundle], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    precision: Precision,
+    is_embedding: bool,
+    tiny_bundles: dict[Precision, Bundle],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(footprint, "sums_int8_exactly", lambda: True)  # else they are kept in any case
+    if not is_embedding:
+        monkeypatch.setattr(footprint, "INT8_EMBEDDINGS", ("none",))
     folder = tmp_path / "listed"
     shutil.copytree(tiny_bundles[precision].folder, folder)
     without, graphs = Bundle.peek(folder)
@@ -76,9 +83,10 @@ def test_with_lists_the_weights_of_the_output_stay(
     more = model_bytes(bundle, graphs, ONE_LANE) - model_bytes(without, graphs, ONE_LANE)
     more -= (folder / VOCABULARY_FILE).stat().st_size
     shapes = bundle.manifest.architecture
-    # At fp32 they are the embeddings, which stay in any case.
+    # Where they are the embeddings, these stay in any case; else at int8 there is a copy by token.
     num_blocks = -(-shapes.vocabulary_size // VOCABULARY_BLOCK)
-    assert more == (num_blocks * VOCABULARY_BLOCK * shapes.d_model if precision == "int8" else 0)
+    is_copied = precision == "int8" and not is_embedding
+    assert more == (num_blocks * VOCABULARY_BLOCK * shapes.d_model if is_copied else 0)
     (folder / VOCABULARY_FILE).unlink()
     with pytest.raises(FileNotFoundError):
         model_bytes(bundle, graphs, ONE_LANE)
@@ -117,23 +125,28 @@ def test_a_tokenizer_of_many_pieces_takes_up_what_was_expected(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
+@pytest.mark.parametrize("has_product", [True, False])
 def test_what_is_expected_depends_on_the_sessions_there_will_be(
-    precision: Precision, tiny_bundles: dict[Precision, Bundle], monkeypatch: pytest.MonkeyPatch
+    precision: Precision, has_product: bool, tiny_bundles: dict[Precision, Bundle], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(footprint, "sums_int8_exactly", lambda: True)
+    monkeypatch.setattr(footprint, "has_int8_product", lambda: has_product)
     monkeypatch.setattr(runner, "available_cpus", lambda: 2)
     bundle, graphs = Bundle.peek(tiny_bundles[precision].folder)
     size = (bundle.folder / WEIGHTS_FILE).stat().st_size
     one_pair = model_bytes(bundle, graphs, TWO_LANES)
     without_attention = {name: graph for name, graph in graphs.items() if name != ATTENTION_FILE}
     attention = one_pair - model_bytes(bundle, without_attention, TWO_LANES)
-    assert 0.5 * size < attention < size
+    # All sessions share what we pack ourselves.
+    is_packed_once = has_product and precision == "int8"
+    assert attention < 0.1 * size if is_packed_once else 0.5 * size < attention < size
     monkeypatch.setattr(runner, "_ALONE_WEIGHT_BYTES", 0)
     two_pairs = model_bytes(bundle, graphs, TWO_LANES)
-    assert 0.5 * size < two_pairs - one_pair < size
+    assert two_pairs == one_pair if is_packed_once else 0.5 * size < two_pairs - one_pair < size
     assert model_bytes(bundle, graphs, replace(TWO_LANES, num_threads=2)) == one_pair
-    monkeypatch.setattr(footprint, "sums_int8_exactly", lambda: False)
-    assert (model_bytes(bundle, graphs, TWO_LANES) > two_pairs) == (precision == "int8")
+    if not has_product:
+        monkeypatch.setattr(footprint, "sums_int8_exactly", lambda: False)
+        assert (model_bytes(bundle, graphs, TWO_LANES) > two_pairs) == (precision == "int8")
 
 
 def test_a_model_on_gpus_has_its_weights_there_and_attention_here(tiny_bundles: dict[Precision, Bundle]) -> None:

@@ -15,6 +15,7 @@ from dragoman_server.bundle.manifest import DECODER_STEP_FILE, ENCODER_FILE, Pre
 from dragoman_server.kernels import LIBRARY
 from dragoman_server.runtime.list_graphs import split_step
 from dragoman_server.runtime.own_operators import with_own_operators
+from dragoman_server.runtime.packed_products import has_int8_product
 
 
 def session(kind: str, inputs: dict[str, tuple[str, int]], outputs: Sequence[str], **attributes: float) -> Any:
@@ -148,6 +149,39 @@ def test_inputs_of_a_nonlinearity_that_do_not_fit_are_refused(
     inputs = {name: (str(array.dtype), array.ndim) for name, array in feeds.items()}
     with pytest.raises(Exception, match="nonlinearity"):
         session(kind, inputs, ["out"]).run(["out"], feeds)
+
+
+@pytest.mark.parametrize(
+    "others",
+    [
+        {"states": np.ones((2, 12), np.uint8)},
+        {"states": np.ones((2, 0), np.uint8)},
+        {"weights": np.ones((1, 4, 64), np.int8)},
+        {"weights": np.ones((1, 4, 32, 4), np.int8)},
+        {"weights": np.ones((2, 4, 64, 4), np.int8)},
+        {"scale": np.ones(1, np.float32)},
+        {"weight_scales": np.ones(24, np.float32)},
+        {"weight_scales": np.ones((32, 1), np.float32)},
+        {"offsets": np.ones(16, np.int32)},
+        {"bias": np.ones(16, np.float32)},
+    ],
+)
+def test_products_that_do_not_fit_are_refused(others: dict[str, NDArray[Any]]) -> None:
+    feeds: dict[str, NDArray[Any]] = {
+        "states": np.ones((2, 16), np.uint8),
+        "weights": np.ones((1, 4, 64, 4), np.int8),
+        "scale": np.ones((), np.float32),
+        "weight_scales": np.ones(32, np.float32),
+        "offsets": np.zeros(32, np.int32),
+        "bias": np.zeros(32, np.float32),
+    }
+    inputs = {name: (str(array.dtype), array.ndim) for name, array in feeds.items()}
+    if has_int8_product():
+        assert session("Int8Product", inputs, ["out"]).run(["out"], feeds)[0].tolist() == [[16] * 32] * 2
+    feeds |= others
+    inputs = {name: (str(array.dtype), array.ndim) for name, array in feeds.items()}
+    with pytest.raises(Exception, match="Int8Product: "):
+        session("Int8Product", inputs, ["out"]).run(["out"], feeds)
 
 
 def list_feeds(*, is_int8: bool) -> dict[str, NDArray[Any]]:

@@ -1,0 +1,133 @@
+"""Gives products of int8 to our kernel, where this processor has one: `Int8Product` in kernels/product_operators.c.
+
+Its weights are packed once, for all sessions of a model, where ONNX Runtime packs them for each. The numbers are
+those of ONNX Runtime's MatMulIntegerToFloat, to the last bit: sums are exact, and are scaled in the same order.
+"""
+
+import ctypes
+import math
+import mmap
+from functools import cache
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dragoman_server.bundle.bundle import Contents
+from dragoman_server.bundle.graph import ONNX_NUMBERS, Model
+from dragoman_server.kernels import LIBRARY
+from dragoman_server.runtime.own_operators import DOMAIN, import_own
+
+PRODUCT = "MatMulIntegerToFloat"
+_PANEL = 64  # columns that are packed together
+_FOUR = 4  # products that are added at a time
+_LANES = 16
+# Inputs of MatMulIntegerToFloat.
+_QUANTISED, _WEIGHTS, _SCALE, _WEIGHT_SCALES, _ZERO, _WEIGHT_ZEROS, _BIAS = range(7)
+
+
+@cache
+def has_int8_product() -> bool:
+    """Whether this processor has the kernel; not where ONNX Runtime's are faster, as they are with AMX."""
+    if not LIBRARY.exists():
+        return False  # `open_session` says so
+    function = _library().has_int8_product
+    function.restype = ctypes.c_bool
+    return bool(function())
+
+
+def with_packed_products(contents: Contents) -> Contents:
+    """The same model with all products that can be ours in the graphs; as it is where this processor has no kernel."""
+    if not has_int8_product() or not contents.are_packed:
+        return contents
+    packer = _Packer(contents)
+    graphs = {file: packer.graph(graph) for file, graph in contents.graphs.items()}
+    return contents._replace(graphs=graphs, weights=packer.weights())
+
+
+class _Packed(NamedTuple):
+    weights: NDArray[np.int8]  # [panels, D / 4, 64, 4]
+    sums: NDArray[np.int32]  # of each column
+
+
+class _Packer:
+    def __init__(self, contents: Contents) -> None:
+        self._originals, self._packed = contents.weights, contents.packed
+        self._read: set[str] = set()
+
+    def graph(self, contents: bytes) -> bytes:
+        """With our products; notes the weights that it has."""
+        model = Model.FromString(contents)
+        constants = {tensor.name: tensor for tensor in model.graph.initializer}
+        products = [n for n in model.graph.node if n.op_type == PRODUCT and self._fits(n, constants)]
+        for product in products:
+            self._turn(product, constants)
+        if products:
+            import_own(model)
+        read = {name for node in model.graph.node for name in node.input}
+        kept = [tensor for tensor in constants.values() if tensor.name in read]
+        del model.graph.initializer[:]
+        model.graph.initializer.extend(kept)
+        self._read.update(read)
+        return bytes(model.SerializeToString())
+
+    def weights(self) -> dict[str, NDArray[Any]]:
+        """Those that the graphs read now."""
+        return {name: array for name, array in {**self._originals, **self._packed}.items() if name in self._read}
+
+    def _fits(self, node: Any, constants: dict[str, Any]) -> bool:
+        names = [*node.input, *[""] * (_BIAS + 1 - len(node.input))]
+        weights, zero, scales = (constants.get(names[place]) for place in (_WEIGHTS, _ZERO, _WEIGHT_SCALES))
+        if weights is None or zero is None or scales is None or names[_WEIGHT_ZEROS]:
+            return False
+        is_int8 = weights.data_type == ONNX_NUMBERS["int8"] and zero.data_type == ONNX_NUMBERS["uint8"]
+        if not is_int8 or weights.name not in self._originals or len(weights.dims) != 2 or len(zero.raw_data) != 1:
+            return False
+        depth, width = weights.dims
+        return bool(depth % _FOUR == 0 and width % _LANES == 0 and list(scales.dims) == [width])
+
+    def _turn(self, node: Any, constants: dict[str, Any]) -> None:
+        """Makes ours of a product of ONNX Runtime's."""
+        weights, zero = constants[node.input[_WEIGHTS]], constants[node.input[_ZERO]]
+        (zero_point,) = zero.raw_data
+        packed, offsets = f"{weights.name}_packed", f"{weights.name}_offsets_{zero_point}"
+        if offsets not in self._packed:
+            self._packed[packed], sums = _pack(self._originals[weights.name])
+            self._packed[offsets] = -zero_point * sums
+        for name in (packed, offsets):
+            if name not in constants:
+                constants[name] = _external(name, self._packed[name], weights)
+        inputs = [node.input[_QUANTISED], packed, node.input[_SCALE], node.input[_WEIGHT_SCALES], offsets]
+        inputs += node.input[_BIAS : _BIAS + 1]
+        node.op_type, node.domain = "Int8Product", DOMAIN
+        node.input[:] = inputs
+        del node.attribute[:]
+
+
+def _external(name: str, array: NDArray[Any], like: Any) -> Any:
+    """A weight, as if it stood in the file of weights; it is given from memory, as all are."""
+    tensor = type(like)(name=name, data_type=ONNX_NUMBERS[array.dtype.name], data_location=like.data_location)
+    tensor.dims.extend(array.shape)
+    (location,) = (entry.value for entry in like.external_data if entry.key == "location")
+    for key, value in (("location", location), ("offset", "0"), ("length", str(array.nbytes))):
+        tensor.external_data.add(key=key, value=value)
+    return tensor
+
+
+def _pack(weights: NDArray[np.int8]) -> _Packed:
+    """Weights [D, N] as the kernel reads them."""
+    depth, width = weights.shape
+    shape = (-(-width // _PANEL), depth // _FOUR, _PANEL, _FOUR)
+    pages = mmap.mmap(-1, math.prod(shape), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    packed, sums = np.frombuffer(pages, np.int8).reshape(shape), np.empty(width, np.int32)
+    function = _library().pack_int8
+    function.argtypes = [ctypes.c_void_p, *[ctypes.c_size_t] * 2, *[ctypes.c_void_p] * 2]
+    function.restype = None
+    weights = np.ascontiguousarray(weights)
+    function(weights.ctypes.data, depth, width, packed.ctypes.data, sums.ctypes.data)
+    return _Packed(packed, sums)
+
+
+@cache
+def _library() -> ctypes.CDLL:
+    return ctypes.CDLL(str(LIBRARY))

@@ -43,6 +43,7 @@ _NAME = "NLLB-600M"
 _NUM_PIECES, _VOCABULARY_SIZE = 256_000, 256_206
 _LIST_TOKENS = 60_000  # of a language; text in a language of Latin script uses fewer
 _FORCED_TOKENS = 20
+_MIN_SENTENCES = 4  # of one run
 _PRECISIONS: tuple[Precision, ...] = ("fp32", "int8")
 _TIMEOUT_SECONDS = 300.0
 
@@ -66,12 +67,15 @@ def run(settings: Settings) -> Iterator[Row]:
         CTranslate2System.load(folder / "ctranslate2", exact, "fp32", settings.threads)
         served = replace(exact, bundle=Bundle.open(folder / "int8"))
         texts = dict(zip(served.sentence_sources(settings.sentences), settings.sentences, strict=True))
-        yield from _served(served, texts, folder / "ctranslate2", settings)
+        num_sentences = 1 if settings.is_quick else _MIN_SENTENCES
+        workload = Workload(served, list(texts), num_sentences, _FORCED_TOKENS)
+        yield from _served(workload, texts, folder / "ctranslate2", settings)
         size, eos_id = served.bundle.manifest.architecture.vocabulary_size, served.bundle.manifest.eos_token_id
         ids = np.union1d(np.random.default_rng(0).choice(size, _LIST_TOKENS, replace=False), [eos_id])
         listed = with_lists(served, folder / "listed", [], {TARGET_LANGUAGE: ids})
         save_vmap(folder / "ctranslate2", ids, {})
-        yield from against_full(listed, "language", texts, folder / "ctranslate2", settings)
+        workload = replace(workload, model=listed)
+        yield from against_full(workload, "language", texts, folder / "ctranslate2", settings)
 
 
 def _write_model(folder: Path, *, is_quick: bool) -> None:
@@ -129,8 +133,8 @@ def _import(source: Path, folder: Path, precision: Precision, settings: Settings
     yield Row("import", subject, "peak memory over the float32 weights", "", Summary.single(peak / weights))
 
 
-def _served(model: Model, texts: Mapping[Source, str], folder: Path, settings: Settings) -> Iterator[Row]:
-    workload = Workload(model, list(texts), 1 if settings.is_quick else 4, _FORCED_TOKENS)
+def _served(workload: Workload, texts: Mapping[Source, str], folder: Path, settings: Settings) -> Iterator[Row]:
+    model = workload.model
     peer = CTranslate2System.load(folder, model, "int8", settings.threads)
     for beam, batch in SIZES:
         with dragoman_server(model, settings) as server, Client(server.address, timeout=_TIMEOUT_SECONDS) as client:

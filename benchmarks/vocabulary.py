@@ -36,6 +36,7 @@ SIZES = ((1, 1), (1, 8), (1, 32), (4, 8))  # beam size and sentences
 _PER_TOKEN, _NUM_FREQUENT = 100, 100
 _ZIPF = 1.1  # the exponent
 _FORCED_TOKENS = 20
+_MIN_SENTENCES = 32  # of one run, for runs of small batches to be long enough to be measured
 _DIRECTION = Direction(SOURCE_LANGUAGE, TARGET_LANGUAGE)
 _TIMEOUT_SECONDS = 300.0
 
@@ -55,13 +56,15 @@ def run(settings: Settings) -> Iterator[Row]:
         save_ctranslate2(model.checkpoint, folder / "ctranslate2")
         rows = {str(token_id): row_of(table, token_id) for source in texts for token_id in source}
         save_vmap(folder / "ctranslate2", table.frequent, rows)
-        yield from against_full(listed, "shortlist", texts, folder / "ctranslate2", settings)
+        num_sentences = 1 if settings.is_quick else _MIN_SENTENCES
+        workload = Workload(listed, list(texts), num_sentences, _FORCED_TOKENS)
+        yield from against_full(workload, "shortlist", texts, folder / "ctranslate2", settings)
         with dragoman_server(listed, settings) as server, dragoman_server(model, settings) as plain:
-            yield from _without_lists(server, plain, Workload(model, list(texts), 1, _FORCED_TOKENS), texts, settings)
+            yield from _without_lists(server, plain, workload, texts, settings)
 
 
 def against_full(
-    model: Model,
+    workload: Workload,
     vocabulary: Literal["language", "shortlist"],
     texts: Mapping[Source, str],
     folder: Path,
@@ -70,13 +73,13 @@ def against_full(
     """Throughput of a served bundle by its lists, against the whole vocabulary and CTranslate2 at int8 with `vmap.txt`.
 
     Args:
-        model: with lists.
+        workload: of a model with lists.
         vocabulary: of them.
         texts: by their ids.
         folder: of CTranslate2's model, with `vmap.txt`.
         settings: of the run.
     """
-    workload = Workload(model, list(texts), 1 if settings.is_quick else 4, _FORCED_TOKENS)
+    model = workload.model
     peer = replace(CTranslate2System.load(folder, model, "int8", settings.threads), uses_vmap=True)
     for beam, batch in SIZES:
         with dragoman_server(model, settings) as server, Client(server.address, timeout=_TIMEOUT_SECONDS) as client:

@@ -5,6 +5,7 @@ there is no C compiler, that of the package ziglang is taken.
 """
 
 import importlib.util
+import itertools
 import os
 import platform
 import shlex
@@ -22,18 +23,14 @@ _WARNINGS = ["-Wall", "-Wextra", "-Wno-psabi"]
 _FLAGS = ["-std=gnu11", "-O3", "-fPIC", "-fvisibility=hidden", "-fno-math-errno", "-fno-trapping-math", *_WARNINGS]
 _AVX2 = ["-mavx2", "-mfma"]
 _AVX512 = [*_AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mprefer-vector-width=512"]
+_VNNI = [*_AVX512, "-mavx512vnni"]
 # The sources of the kernels are compiled once for each, and the library chooses when it is loaded.
-_VARIANTS = {
-    "x86_64": {
-        "sse2": [],
-        "avx2": _AVX2,
-        "avx512": _AVX512,
-        "vnni": [*_AVX512, "-mavx512vnni"],
-    },
-}
+_VARIANTS = {"x86_64": {"sse2": [], "avx2": _AVX2, "avx512": _AVX512, "vnni": _VNNI}}
+_PRODUCT_VARIANTS = {"x86_64": {"vnni": _VNNI, "amx": [*_VNNI, "-mamx-tile", "-mamx-int8"]}}
 _OPERATORS = ("operators", "attention_operators", "product_operators", "search_operators")
 _OTHERS = ("packing", "rows")  # have nothing to gain from an instruction set
-_KERNELS = ("attention", "best", "lists", "norm", "products")
+_KERNELS = ("attention", "best", "lists", "norm")
+_PRODUCTS = ("products",)  # are ONNX Runtime's on other processors
 
 
 def compiler() -> list[str]:
@@ -65,8 +62,11 @@ def build(command: list[str], machine: str) -> Path:
 
         for source in (*_OPERATORS, *_OTHERS):
             compile_source(source, source)
-        for variant, flags in _VARIANTS.get(machine, {"base": []}).items():
-            for kernel in _KERNELS:
+        for kernels, variants in (
+            (_KERNELS, _VARIANTS.get(machine, {"base": []})),
+            (_PRODUCTS, _PRODUCT_VARIANTS.get(machine, {})),
+        ):
+            for kernel, (variant, flags) in itertools.product(kernels, variants.items()):
                 compile_source(kernel, f"{kernel}_{variant}", f"-DVARIANT={variant}", *flags)
         # Under another name first: whoever runs the old one goes on with it.
         library = FOLDER / f"libkernels-{machine}.so"

@@ -103,8 +103,8 @@ typedef void (*FindInt8Product)(const Int8Product *, size_t first_panel, size_t 
 /* Packs weights [depth, width], as Int8Product has them, and sums up each column. */
 void pack_int8(const int8_t *weights, size_t depth, size_t width, int8_t *packed, int32_t *sums);
 
-/* Whether this processor has the product. */
-bool has_int8_product(void);
+/* The name of its variant that is the best for this processor; NULL where it has none. */
+const char *int8_product_variant(void);
 
 /* Arrays [rows, heads, capacity, width] of one shape. */
 typedef struct {

@@ -4,6 +4,10 @@
 
 #if defined(__x86_64__)
 #include <cpuid.h>
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 #endif
 
 OrtTable ort;
@@ -29,6 +33,7 @@ DECLARE(avx2)
 DECLARE(avx512)
 DECLARE(vnni)
 void int8_product_vnni(const Int8Product *, size_t, size_t);
+void int8_product_amx(const Int8Product *, size_t, size_t);
 
 static bool has_avx512(void) {
   __builtin_cpu_init();
@@ -36,18 +41,30 @@ static bool has_avx512(void) {
          __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
 }
 
-/* With the instructions for tiles (AMX), ONNX Runtime's products of many rows are faster. */
-PUBLIC bool has_int8_product(void) {
-  const unsigned amx_int8 = 1u << 25;
+/* Tiles (AMX) are in the registers of a process that Linux has allowed to have them. */
+static bool may_use_tiles(void) {
+  const unsigned amx_tile = 1u << 24, amx_int8 = 1u << 25;
+  const int request_permission = 0x1023, tile_data = 18; /* ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA */
   unsigned a, b, c, d = 0;
   __get_cpuid_count(7, 0, &a, &b, &c, &d);
-  return has_avx512() && __builtin_cpu_supports("avx512vnni") && !(d & amx_int8);
+  if (!(d & amx_tile) || !(d & amx_int8)) return false;
+#if defined(__linux__)
+  return syscall(SYS_arch_prctl, request_permission, tile_data) == 0;
+#else
+  return false;
+#endif
+}
+
+PUBLIC const char *int8_product_variant(void) {
+  if (!has_avx512() || !__builtin_cpu_supports("avx512vnni")) return NULL;
+  return may_use_tiles() ? "amx" : "vnni";
 }
 
 static Kernels best_kernels(void) {
-  if (has_int8_product()) {
+  const char *variant = int8_product_variant();
+  if (variant != NULL) {
     Kernels found = KERNELS(vnni);
-    found.int8_product = int8_product_vnni;
+    found.int8_product = strcmp(variant, "amx") == 0 ? int8_product_amx : int8_product_vnni;
     return found;
   }
   if (has_avx512()) return KERNELS(avx512);
@@ -57,7 +74,7 @@ static Kernels best_kernels(void) {
 #else
 DECLARE(base)
 
-PUBLIC bool has_int8_product(void) { return false; }
+PUBLIC const char *int8_product_variant(void) { return NULL; }
 
 static Kernels best_kernels(void) { return KERNELS(base); }
 #endif

@@ -27,13 +27,19 @@ _QUANTISED, _WEIGHTS, _SCALE, _WEIGHT_SCALES, _ZERO, _WEIGHT_ZEROS, _BIAS = rang
 
 
 @cache
-def has_int8_product() -> bool:
-    """Whether this processor has the kernel; not where ONNX Runtime's are faster, as they are with AMX."""
+def int8_product_variant() -> str | None:
+    """The variant of the kernel that is the best for this processor; None where it has none."""
     if not LIBRARY.exists():
-        return False  # `open_session` says so
-    function = _library().has_int8_product
-    function.restype = ctypes.c_bool
-    return bool(function())
+        return None  # `open_session` says so
+    function = _library().int8_product_variant
+    function.restype = ctypes.c_char_p
+    found = function()
+    return None if found is None else str(found.decode())
+
+
+def has_int8_product() -> bool:
+    """Whether this processor has the kernel."""
+    return int8_product_variant() is not None
 
 
 def with_packed_products(contents: Contents) -> Contents:

@@ -14,10 +14,10 @@ from dragoman_server.bundle.graph import ONNX_NUMBERS, Model
 from dragoman_server.bundle.manifest import ATTENTION_FILE, DECODER_STEP_FILE, ENCODER_FILE, Precision
 from dragoman_server.runtime import packed_products
 from dragoman_server.runtime.own_operators import with_own_operators
-from dragoman_server.runtime.packed_products import has_int8_product, with_packed_products
+from dragoman_server.runtime.packed_products import int8_product_variant, with_packed_products
 from support.kernels import call, variants
 
-needs_product = pytest.mark.skipif("vnni" not in variants(), reason="the processor has no such instructions")
+VARIANTS = {None: [], "vnni": ["vnni"], "amx": ["vnni", "amx"]}[int8_product_variant()]
 _size, _pointer = ctypes.c_size_t, ctypes.c_void_p
 
 
@@ -50,7 +50,7 @@ class Product:
         self.weight_scales = rng.uniform(0.001, 0.01, width).astype(np.float32)
         self.bias = rng.normal(0, 1, width).astype(np.float32) if has_bias else None
 
-    def run(self, rows: slice = slice(None)) -> NDArray[np.float32]:
+    def run(self, variant: str, rows: slice = slice(None)) -> NDArray[np.float32]:
         states = np.ascontiguousarray(self.states[rows])
         packed, sums = packed_products._pack(self.weights)
         offsets = -self.zero * sums
@@ -68,7 +68,7 @@ class Product:
             None if self.bias is None else self.bias.ctypes.data,
             out.ctypes.data,
         )
-        call("int8_product", "vnni", arguments, 0, len(packed))
+        call("int8_product", variant, arguments, 0, len(packed))
         return out
 
     def expected(self) -> NDArray[np.float32]:
@@ -78,20 +78,20 @@ class Product:
         return found if self.bias is None else found + self.bias
 
 
-@needs_product
-@pytest.mark.parametrize("rows", range(1, 21))
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("rows", [*range(1, 21), 31, 32, 33, 50])
 @pytest.mark.parametrize(("depth", "width"), [(4, 16), (64, 64), (36, 80), (512, 208)])
-def test_products_are_those_of_numpy_to_the_last_bit(rows: int, depth: int, width: int) -> None:
+def test_products_are_those_of_numpy_to_the_last_bit(variant: str, rows: int, depth: int, width: int) -> None:
     for case in (Product(rows, depth, width), Product(rows, depth, width, zero=117, has_bias=False)):
-        found = case.run()
+        found = case.run(variant)
         np.testing.assert_array_equal(found, case.expected())
         for row in {0, rows // 2, rows - 1}:  # alone: the same bits
-            assert case.run(slice(row, row + 1)).tobytes() == found[row].tobytes()
+            assert case.run(variant, slice(row, row + 1)).tobytes() == found[row].tobytes()
 
 
-@needs_product
+@pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("has_bias", [False, True])
-def test_products_are_those_of_onnx_runtime_to_the_last_bit(has_bias: bool) -> None:
+def test_products_are_those_of_onnx_runtime_to_the_last_bit(variant: str, has_bias: bool) -> None:
     case = Product(37, 128, 192, has_bias=has_bias)
     feeds: dict[str, NDArray[Any]] = {
         "states": case.states,
@@ -114,7 +114,7 @@ def test_products_are_those_of_onnx_runtime_to_the_last_bit(has_bias: bool) -> N
     node.input.extend([*list(feeds)[:5], *(["", "bias"] if has_bias else [])])
     model.graph.output.add(name="out")
     session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    np.testing.assert_array_equal(case.run(), session.run(None, feeds)[0])
+    np.testing.assert_array_equal(case.run(variant), session.run(None, feeds)[0])
 
 
 @pytest.fixture
@@ -199,6 +199,5 @@ def test_without_the_kernel_or_with_weights_where_they_are_a_model_stays_as_it_i
     assert with_packed_products(contents) is contents
 
 
-def test_whether_a_processor_has_the_kernel_is_known() -> None:
-    assert isinstance(has_int8_product(), bool)
-    assert not has_int8_product() or "vnni" in variants()
+def test_a_processor_with_the_instructions_has_the_kernel() -> None:
+    assert (int8_product_variant() is not None) == ("vnni" in variants())

@@ -16,6 +16,7 @@ from dragoman_server.bundle.manifest import Precision
 from dragoman_server.engine.candidates import Candidates
 from dragoman_server.engine.search import Search, StepOutput
 from dragoman_server.engine.sequence import Request
+from dragoman_server.runtime import list_runner
 from dragoman_server.runtime.list_runner import ListGraphs, ListRunner
 from dragoman_server.runtime.runner import OnnxRunner
 from support.company import decode_in_company, frequent_switches, only, random_requests
@@ -96,9 +97,13 @@ def row_of(outputs: Sequence[StepOutput], row: int, width: int) -> list[tuple[ND
     return found
 
 
-def test_the_whole_vocabulary_in_two_parts_gives_the_same_bits(
-    bundle: Bundle, runner: ListRunner, sources: list[tuple[int, ...]]
+@pytest.mark.parametrize("has_product", [True, False])
+def test_the_whole_vocabulary_in_one_part_or_two_gives_the_same_bits(
+    bundle: Bundle, sources: list[tuple[int, ...]], has_product: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(list_runner, "has_int8_product", lambda: has_product)
+    runner = ListRunner(ListGraphs.open(bundle.manifest, bundle.contents(), [1, 2]), max_rows=64)
+    assert runner._opened.has_whole_step == (has_product and bundle.manifest.precision == "int8")
     tokens = some_tokens(bundle, NUM_ROWS)
     expected = decode(OnnxRunner.open(bundle, 64, 1), sources, (), tokens)
     for lists in ((), [None] * NUM_ROWS):

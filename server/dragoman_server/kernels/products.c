@@ -8,8 +8,6 @@
 #include "kernels.h"
 #include "vectors.h"
 
-#if defined(__AVX512VNNI__)
-
 #define REGISTERS (PANEL / LANES)
 #define MOST_ROWS 6
 
@@ -55,12 +53,12 @@ INLINE void multiply(const Int8Product *p, size_t first_row, size_t num_rows, si
   for (size_t row = 0; row < num_rows; row++) store_sums(p, first_row + row, panel * PANEL, sums[row]);
 }
 
-static void multiply_panel(const Int8Product *p, size_t row, size_t panel) {
-  for (; row + MOST_ROWS + 2 < p->rows || row + MOST_ROWS == p->rows; row += MOST_ROWS)
-    multiply(p, row, MOST_ROWS, panel);
-  /* Seven or eight are two times four at most, not six and a rest. */
-  for (; row + 4 <= p->rows; row += 4) multiply(p, row, 4, panel);
-  switch (p->rows - row) {
+static void multiply_panel(const Int8Product *p, size_t panel) {
+  size_t row = 0, left = p->rows;
+  /* Seven or eight are better as two times four than as six and a rest. */
+  for (; left == MOST_ROWS || left > 8; row += MOST_ROWS, left -= MOST_ROWS) multiply(p, row, MOST_ROWS, panel);
+  for (; left >= 4; row += 4, left -= 4) multiply(p, row, 4, panel);
+  switch (left) {
     case 3: multiply(p, row, 3, panel); break;
     case 2: multiply(p, row, 2, panel); break;
     case 1: multiply(p, row, 1, panel); break;
@@ -144,7 +142,5 @@ PUBLIC void OF_VARIANT(int8_product)(const Int8Product *p, size_t first, size_t 
     return;
   }
 #endif
-  for (size_t panel = first; panel < end; panel++) multiply_panel(p, 0, panel);
+  for (size_t panel = first; panel < end; panel++) multiply_panel(p, panel);
 }
-
-#endif

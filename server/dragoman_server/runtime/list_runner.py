@@ -15,7 +15,7 @@ from dragoman_server.engine.search import StepOutput
 from dragoman_server.runtime.bindings import Bindings
 from dragoman_server.runtime.list_graphs import BIAS, HIDDEN, LIST_WEIGHTS, LISTS, StepParts, split_step
 from dragoman_server.runtime.output_weights import LanguageSessions, Lists, OutputWeights
-from dragoman_server.runtime.packed_products import with_packed_products
+from dragoman_server.runtime.packed_products import has_int8_product, with_packed_products
 from dragoman_server.runtime.runner import Graphs, OnnxRunner, Sessions, bind_array
 from dragoman_server.runtime.session import open_session
 
@@ -27,8 +27,10 @@ _Array = NDArray[Any]
 
 @dataclass(frozen=True)
 class Heads:
-    """The output projection: of the whole vocabulary, of lists of rows, and of lists that many requests share."""
+    """A step in parts: its layers, and the output projection of the whole vocabulary, of lists of rows, and of lists
+    that many requests share."""
 
+    layers: ort.InferenceSession
     full: ort.InferenceSession
     listed: ort.InferenceSession
     shared: LanguageSessions
@@ -36,8 +38,14 @@ class Heads:
 
 @dataclass(frozen=True)
 class ListGraphs(Graphs):
-    """A model whose step is in two parts: the decoder of its sessions is all but the output projection."""
+    """A model whose step is in two parts.
 
+    Attributes:
+        has_whole_step: whether the decoder of its sessions is the whole step, for rows that have no lists: one run
+            takes less time than two. Where it would have another copy of all weights, it is the layers instead.
+    """
+
+    has_whole_step: bool
     weights: OutputWeights
     shared_heads: Heads
     alone_heads: Heads
@@ -52,24 +60,31 @@ class ListGraphs(Graphs):
         parts = split_step(contents.graphs[DECODER_STEP_FILE])
         weights = OutputWeights.of(parts, contents, manifest.architecture.vocabulary_size)
         files: dict[str, bytes] = {
-            ENCODER_FILE: contents.graphs[ENCODER_FILE],
+            **{name: contents.graphs[name] for name in (ENCODER_FILE, DECODER_STEP_FILE)},
             _LAYERS: parts.layers,
             _PROJECTION: parts.projection,
             _LIST_PROJECTION: parts.list_projection,
         }
         contents = contents._replace(graphs=files, weights={**contents.weights, BIAS: weights.bias})
         contents = with_packed_products(contents)
-        pairs = [_open(parts, weights, contents, number) for number in numbers_of_threads]
+        has_whole_step = manifest.precision == "int8" and has_int8_product()
+        pairs = [_open(parts, weights, contents, number, has_whole_step) for number in numbers_of_threads]
         (sessions, heads), (alone, alone_heads) = pairs[0], pairs[-1]
-        return cls(manifest, sessions, alone, weights, heads, alone_heads)
+        return cls(manifest, sessions, alone, has_whole_step, weights, heads, alone_heads)
 
 
-def _open(parts: StepParts, weights: OutputWeights, contents: Contents, num_threads: int) -> tuple[Sessions, Heads]:
+def _open(
+    parts: StepParts, weights: OutputWeights, contents: Contents, num_threads: int, has_whole_step: bool
+) -> tuple[Sessions, Heads]:
+    def open_step(name: str) -> ort.InferenceSession:
+        return open_session(contents, name, num_threads, has_few_shapes=True)
+
     encoder = open_session(contents, ENCODER_FILE, num_threads)
-    decoder, full = (open_session(contents, name, num_threads, has_few_shapes=True) for name in (_LAYERS, _PROJECTION))
+    layers, full = open_step(_LAYERS), open_step(_PROJECTION)
     listed = open_session(contents, _LIST_PROJECTION, num_threads)
     shared = LanguageSessions(parts, weights, contents._replace(graphs={}, weights={}, packed={}), num_threads)
-    return Sessions(encoder, decoder), Heads(full, listed, shared)
+    step = open_step(DECODER_STEP_FILE) if has_whole_step else layers
+    return Sessions(encoder, step), Heads(layers, full, listed, shared)
 
 
 class ListRunner(OnnxRunner):
@@ -130,6 +145,8 @@ class ListRunner(OnnxRunner):
         all_rows: Sequence[int] = (),
         candidates: Sequence[Candidates | None] = (),
     ) -> StepOutput:
+        if self._opened.has_whole_step and not any(candidates):
+            return super().decode_step(token_ids, positions, top_k, score_ids, all_rows)
         num_rows = len(token_ids)
         hidden = self._run_layers(token_ids, positions)
         question = _Question(np.zeros((num_rows, 1), np.int64), np.array(all_rows, np.int64), top_k, bool(score_ids))
@@ -148,13 +165,13 @@ class ListRunner(OnnxRunner):
     def _run_layers(self, token_ids: Sequence[int], positions: Sequence[int]) -> _Array:
         """The hidden states of the last layer, [rows, D]: a view that the next step overwrites."""
         self._place(token_ids, positions)
-        decoder, num_rows = self._sessions.decoder, len(token_ids)
-        binding, hidden = self._layers.of((decoder, num_rows), lambda: self._bind_layers(num_rows))
-        decoder.run_with_iobinding(binding)
+        layers, num_rows = self._heads.layers, len(token_ids)
+        binding, hidden = self._layers.of((layers, num_rows), lambda: self._bind_layers(num_rows))
+        layers.run_with_iobinding(binding)
         return hidden
 
     def _bind_layers(self, num_rows: int) -> tuple[ort.IOBinding, _Array]:
-        binding, pool = self._sessions.decoder.io_binding(), self._pool.arrays
+        binding, pool = self._heads.layers.io_binding(), self._pool.arrays
         names = ("input_ids", "position_ids", "source_lengths")
         hidden = np.zeros((num_rows, self._manifest.architecture.d_model), np.float32)
         for name, array in {**{name: self._inputs[name] for name in names}, **pool}.items():

@@ -37,6 +37,7 @@ _PER_TOKEN, _NUM_FREQUENT = 100, 100
 _ZIPF = 1.1  # the exponent
 _FORCED_TOKENS = 20
 _MIN_SENTENCES = 32  # of one run, for runs of small batches to be long enough to be measured
+_MORE_PAIRS = 3  # times as many, for a difference that is smaller than the noise of a run
 _DIRECTION = Direction(SOURCE_LANGUAGE, TARGET_LANGUAGE)
 _TIMEOUT_SECONDS = 300.0
 
@@ -100,6 +101,7 @@ def _without_lists(
     ):
         ours = ServedSystem(replace(server.subject, setting="full, has lists"), client, texts)
         theirs = ServedSystem(replace(plain.subject, setting="has no lists"), other, texts)
+        settings = replace(settings, num_pairs=_MORE_PAIRS * settings.num_pairs)
         for beam, batch in SIZES:
             yield from compare(ours, [theirs], workload, batch, beam, settings)
 

@@ -89,7 +89,7 @@ faults: $(DEV)/.stamp ## Kill, overload and pester servers for some minutes, and
 
 faults-long: $(DEV)/.stamp ## The same for two hours: the long forms of all commands
 	$(DEV)/bin/pytest tests/faults
-	$(DEV)/bin/python -m benchmarks.faults.kill --kills 100 --restarts 20 --hangs 3 --unary 50000 --streams 5000
+	$(DEV)/bin/python -m benchmarks.faults.kill --kills 100 --restarts 20 --hangs 3 --unary 50000 --streams 5000 --callers 16
 	$(DEV)/bin/python -m benchmarks.faults.connections
 	$(DEV)/bin/python -m benchmarks.faults.rotation
 	$(DEV)/bin/python -m benchmarks.faults.batch --lines 100000

@@ -37,6 +37,7 @@ from dragoman import Client, DragomanError
 from dragoman_server.runtime.machine import available_cpus
 
 _NUM_TEXTS = 768  # in flight: they keep the server busy
+_SUSTAINED_FACTOR = 2  # times as long as other loads, before and after each overload: all shares are of it
 _WARM_UP_SECONDS = 3.0
 _CALL_SECONDS = 0.2
 _WAITING_CALLS = 5
@@ -170,7 +171,7 @@ def measure(
         num_callers = max(1, min(_NUM_TEXTS, max_waiting) // num_texts)
         job = Job(server.address, settings.sentences, seconds, None, num_callers, num_texts, beam_size=beam, seed=1)
         alone = _alone_seconds(server.address)
-        sustained_seconds = min(seconds, settings.load_seconds)
+        sustained_seconds = min(seconds, _SUSTAINED_FACTOR * settings.load_seconds)
         drive(replace(job, seconds=min(seconds, _WARM_UP_SECONDS)))
         for times in all_times:
             for deadline in deadlines:

@@ -27,8 +27,10 @@ _Array = NDArray[Any]
 
 @dataclass(frozen=True)
 class Heads:
-    """A step in parts: its layers, and the output projection of the whole vocabulary, of lists of rows, and of lists
-    that many requests share."""
+    """A step in parts: its layers, and output projections.
+
+    Of the whole vocabulary, of lists of rows, and of lists that many requests share.
+    """
 
     layers: ort.InferenceSession
     full: ort.InferenceSession

@@ -106,6 +106,9 @@ void pack_int8(const int8_t *weights, size_t depth, size_t width, int8_t *packed
 /* The name of its variant that is the best for this processor; NULL where it has none. */
 const char *int8_product_variant(void);
 
+/* The name of the variant of all other kernels. */
+const char *kernel_variant(void);
+
 /* Arrays [rows, heads, capacity, width] of one shape. */
 typedef struct {
   char *const *first; /* [count], where each begins */

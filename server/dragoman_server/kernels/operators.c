@@ -35,45 +35,67 @@ DECLARE(vnni)
 void int8_product_vnni(const Int8Product *, size_t, size_t);
 void int8_product_amx(const Int8Product *, size_t, size_t);
 
-static bool has_avx512(void) {
-  __builtin_cpu_init();
-  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+/* Processors with more have all of those before. */
+enum Level { SSE2, AVX2, AVX512, VNNI, AMX };
+
+/* The registers that the system saves for a process when it lets another one run: XCR0. */
+static unsigned saved_registers(void) {
+  unsigned low, high;
+  __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+  return low;
 }
 
-/* Tiles (AMX) are in the registers of a process that Linux has allowed to have them. */
+static bool has_all(unsigned found, unsigned wanted) { return (found & wanted) == wanted; }
+
+/* Asked of the processor itself: with Zig, __builtin_cpu_supports knows of nothing. The numbers are Intel's. */
+static enum Level level_of_processor(void) {
+  const unsigned xsave_and_fma = 1u << 27 | 1u << 28 | 1u << 12, avx2 = 1u << 5;
+  const unsigned avx512 = 1u << 16 | 1u << 17 | 1u << 30 | 1u << 31; /* F, DQ, BW, VL */
+  const unsigned vnni = 1u << 11, amx = 1u << 24 | 1u << 25;         /* of 512 bits; tiles, and their int8 */
+  const unsigned of_avx = 6, of_avx512 = 0xe6, of_tiles = 0x600e6;
+  unsigned a, b, c, d;
+  if (!__get_cpuid(1, &a, &b, &c, &d) || !has_all(c, xsave_and_fma)) return SSE2;
+  unsigned saved = saved_registers();
+  if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || !has_all(b, avx2) || !has_all(saved, of_avx)) return SSE2;
+  if (!has_all(b, avx512) || !has_all(saved, of_avx512)) return AVX2;
+  if (!has_all(c, vnni)) return AVX512;
+  return has_all(d, amx) && has_all(saved, of_tiles) ? AMX : VNNI;
+}
+
+/* Whether Linux lets this process have tiles: it has to be asked. */
 static bool may_use_tiles(void) {
-  const unsigned amx_tile = 1u << 24, amx_int8 = 1u << 25;
-  const int request_permission = 0x1023, tile_data = 18; /* ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA */
-  unsigned a, b, c, d = 0;
-  __get_cpuid_count(7, 0, &a, &b, &c, &d);
-  if (!(d & amx_tile) || !(d & amx_int8)) return false;
 #if defined(__linux__)
+  const int request_permission = 0x1023, tile_data = 18; /* ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA */
   return syscall(SYS_arch_prctl, request_permission, tile_data) == 0;
 #else
   return false;
 #endif
 }
 
+PUBLIC const char *kernel_variant(void) {
+  const char *names[] = {"sse2", "avx2", "avx512", "vnni", "vnni"};
+  return names[level_of_processor()];
+}
+
 PUBLIC const char *int8_product_variant(void) {
-  if (!has_avx512() || !__builtin_cpu_supports("avx512vnni")) return NULL;
-  return may_use_tiles() ? "amx" : "vnni";
+  enum Level level = level_of_processor();
+  if (level < VNNI) return NULL;
+  return level == AMX && may_use_tiles() ? "amx" : "vnni";
 }
 
 static Kernels best_kernels(void) {
-  const char *variant = int8_product_variant();
-  if (variant != NULL) {
-    Kernels found = KERNELS(vnni);
-    found.int8_product = strcmp(variant, "amx") == 0 ? int8_product_amx : int8_product_vnni;
-    return found;
-  }
-  if (has_avx512()) return KERNELS(avx512);
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return KERNELS(avx2);
-  return KERNELS(sse2);
+  enum Level level = level_of_processor();
+  if (level == SSE2) return KERNELS(sse2);
+  if (level == AVX2) return KERNELS(avx2);
+  if (level == AVX512) return KERNELS(avx512);
+  Kernels found = KERNELS(vnni);
+  found.int8_product = strcmp(int8_product_variant(), "amx") == 0 ? int8_product_amx : int8_product_vnni;
+  return found;
 }
 #else
 DECLARE(base)
 
+PUBLIC const char *kernel_variant(void) { return "base"; }
 PUBLIC const char *int8_product_variant(void) { return NULL; }
 
 static Kernels best_kernels(void) { return KERNELS(base); }

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from dragoman_server.bundle.bundle import Bundle, Contents
 from dragoman_server.bundle.graph import ONNX_NUMBERS, Model
 from dragoman_server.bundle.manifest import ATTENTION_FILE, DECODER_STEP_FILE, ENCODER_FILE, Precision
+from dragoman_server.kernels import LIBRARY
 from dragoman_server.runtime import packed_products
 from dragoman_server.runtime.own_operators import with_own_operators
 from dragoman_server.runtime.packed_products import int8_product_variant, with_packed_products
@@ -199,5 +200,9 @@ def test_without_the_kernel_or_with_weights_where_they_are_a_model_stays_as_it_i
     assert with_packed_products(contents) is contents
 
 
-def test_a_processor_with_the_instructions_has_the_kernel() -> None:
+def test_the_library_takes_the_best_that_the_processor_has() -> None:
+    """Whatever compiled it."""
+    function = ctypes.CDLL(str(LIBRARY)).kernel_variant
+    function.restype = ctypes.c_char_p
+    assert function().decode() == variants()[-1]
     assert (int8_product_variant() is not None) == ("vnni" in variants())

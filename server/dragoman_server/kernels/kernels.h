@@ -100,8 +100,8 @@ typedef struct {
 /* Computes the panels `first` to `end`, not included. */
 typedef void (*FindInt8Product)(const Int8Product *, size_t first_panel, size_t end_panel);
 
-/* Packs weights [depth, width], as Int8Product has them, and sums up each column. */
-void pack_int8(const int8_t *weights, size_t depth, size_t width, int8_t *packed, int32_t *sums);
+/* Packs weights [depth, width], as Int8Product has them. */
+void pack_int8(const int8_t *weights, size_t depth, size_t width, int8_t *packed);
 
 /* The name of its variant that is the best for this processor; NULL where it has none. */
 const char *int8_product_variant(void);

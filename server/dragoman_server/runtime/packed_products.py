@@ -8,17 +8,18 @@ import ctypes
 import math
 import mmap
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dragoman_server.bundle.bundle import Contents
 from dragoman_server.bundle.graph import ONNX_NUMBERS, Model
+from dragoman_server.errors import BundleError
 from dragoman_server.kernels import LIBRARY
 from dragoman_server.runtime.own_operators import DOMAIN, import_own
 
-PRODUCT = "MatMulIntegerToFloat"
+_PRODUCT = "MatMulIntegerToFloat"
 _PANEL = 64  # columns that are packed together
 _FOUR = 4  # products that are added at a time
 _LANES = 16
@@ -43,17 +44,19 @@ def has_int8_product() -> bool:
 
 
 def with_packed_products(contents: Contents) -> Contents:
-    """The same model with all products that can be ours in the graphs; as it is where this processor has no kernel."""
+    """The same model with all products that can be ours in the graphs; as it is where this processor has no kernel.
+
+    Raises:
+        BundleError: there is no memory for the packed weights.
+    """
     if not has_int8_product() or not contents.are_packed:
         return contents
     packer = _Packer(contents)
-    graphs = {file: packer.graph(graph) for file, graph in contents.graphs.items()}
+    try:
+        graphs = {file: packer.graph(graph) for file, graph in contents.graphs.items()}
+    except OSError as error:
+        raise BundleError(f"{contents.folder} cannot be loaded: its weights cannot be packed: {error}") from error
     return contents._replace(graphs=graphs, weights=packer.weights())
-
-
-class _Packed(NamedTuple):
-    weights: NDArray[np.int8]  # [panels, D / 4, 64, 4]
-    sums: NDArray[np.int32]  # of each column
 
 
 class _Packer:
@@ -65,7 +68,7 @@ class _Packer:
         """With our products; notes the weights that it has."""
         model = Model.FromString(contents)
         constants = {tensor.name: tensor for tensor in model.graph.initializer}
-        products = [n for n in model.graph.node if n.op_type == PRODUCT and self._fits(n, constants)]
+        products = [n for n in model.graph.node if n.op_type == _PRODUCT and self._fits(n, constants)]
         for product in products:
             self._turn(product, constants)
         if products:
@@ -97,9 +100,11 @@ class _Packer:
         weights, zero = constants[node.input[_WEIGHTS]], constants[node.input[_ZERO]]
         (zero_point,) = zero.raw_data
         packed, offsets = f"{weights.name}_packed", f"{weights.name}_offsets_{zero_point}"
+        original = self._originals[weights.name]
+        if packed not in self._packed:
+            self._packed[packed] = _pack(original)
         if offsets not in self._packed:
-            self._packed[packed], sums = _pack(self._originals[weights.name])
-            self._packed[offsets] = -zero_point * sums
+            self._packed[offsets] = -zero_point * original.sum(axis=0, dtype=np.int32)
         for name in (packed, offsets):
             if name not in constants:
                 constants[name] = _external(name, self._packed[name], weights)
@@ -120,18 +125,17 @@ def _external(name: str, array: NDArray[Any], like: Any) -> Any:
     return tensor
 
 
-def _pack(weights: NDArray[np.int8]) -> _Packed:
-    """Weights [D, N] as the kernel reads them."""
+def _pack(weights: NDArray[np.int8]) -> NDArray[np.int8]:
+    """Weights [D, N] as the kernel reads them: [panels, D / 4, 64, 4]."""
     depth, width = weights.shape
     shape = (-(-width // _PANEL), depth // _FOUR, _PANEL, _FOUR)
     pages = mmap.mmap(-1, math.prod(shape), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    packed, sums = np.frombuffer(pages, np.int8).reshape(shape), np.empty(width, np.int32)
+    packed = np.frombuffer(pages, np.int8).reshape(shape)
     function = _library().pack_int8
-    function.argtypes = [ctypes.c_void_p, *[ctypes.c_size_t] * 2, *[ctypes.c_void_p] * 2]
-    function.restype = None
+    function.argtypes, function.restype = [ctypes.c_void_p, *[ctypes.c_size_t] * 2, ctypes.c_void_p], None
     weights = np.ascontiguousarray(weights)
-    function(weights.ctypes.data, depth, width, packed.ctypes.data, sums.ctypes.data)
-    return _Packed(packed, sums)
+    function(weights.ctypes.data, depth, width, packed.ctypes.data)
+    return packed
 
 
 @cache

@@ -1,6 +1,8 @@
 """The product of int8 that is ours where the processor has it: against NumPy and ONNX Runtime, and where it is put."""
 
 import ctypes
+import errno
+import mmap
 from collections import Counter
 from typing import Any
 
@@ -12,6 +14,7 @@ from numpy.typing import NDArray
 from dragoman_server.bundle.bundle import Bundle, Contents
 from dragoman_server.bundle.graph import ONNX_NUMBERS, Model
 from dragoman_server.bundle.manifest import ATTENTION_FILE, DECODER_STEP_FILE, ENCODER_FILE, Precision
+from dragoman_server.errors import BundleError
 from dragoman_server.kernels import LIBRARY
 from dragoman_server.runtime import packed_products
 from dragoman_server.runtime.own_operators import with_own_operators
@@ -53,8 +56,8 @@ class Product:
 
     def run(self, variant: str, rows: slice = slice(None)) -> NDArray[np.float32]:
         states = np.ascontiguousarray(self.states[rows])
-        packed, sums = packed_products._pack(self.weights)
-        offsets = -self.zero * sums
+        packed = packed_products._pack(self.weights)
+        offsets = -self.zero * self.weights.sum(axis=0, dtype=np.int32)
         (depth, width), num_rows = self.weights.shape, len(states)
         out = np.full((num_rows, width), np.nan, np.float32)
         arguments = ProductArguments(
@@ -149,6 +152,38 @@ def test_all_products_of_a_model_are_ours_and_their_weights_are_packed_once(
 
 def _weights(graph: bytes) -> set[str]:
     return {tensor.name for tensor in Model.FromString(graph).graph.initializer if tensor.external_data}
+
+
+@pytest.mark.usefixtures("has_product")
+def test_weights_are_packed_once_whatever_their_states_are_less(tiny_bundles: dict[Precision, Bundle]) -> None:
+    """A graph may quantise its states in another way than another one."""
+    contents = tiny_bundles["int8"].contents()
+    contents = contents._replace(graphs={ENCODER_FILE: contents.graphs[ENCODER_FILE]})
+    model = Model.FromString(contents.graphs[ENCODER_FILE])
+    for tensor in model.graph.initializer:
+        if tensor.data_type == ONNX_NUMBERS["uint8"]:
+            tensor.raw_data = b"\x07"
+    changed = contents._replace(graphs={ENCODER_FILE: model.SerializeToString()})
+    first, second = with_packed_products(contents), with_packed_products(changed)
+    of_products = [name for name in first.weights if name.endswith("_packed")]
+    assert of_products
+    for name in of_products:
+        assert second.weights[name] is first.weights[name]
+        sums = contents.weights[name.removesuffix("_packed")].sum(axis=0, dtype=np.int32)
+        np.testing.assert_array_equal(second.weights[f"{name.removesuffix('_packed')}_offsets_7"], -7 * sums)
+
+
+@pytest.mark.usefixtures("has_product")
+def test_a_model_for_whose_packed_weights_there_is_no_memory_is_refused(
+    tiny_bundles: dict[Precision, Bundle], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOMEM, "Cannot allocate memory")
+
+    contents = tiny_bundles["int8"].contents()
+    monkeypatch.setattr(mmap, "mmap", refuse)
+    with pytest.raises(BundleError, match=r"its weights cannot be packed: .*Cannot allocate memory"):
+        with_packed_products(contents)
 
 
 @pytest.mark.usefixtures("has_product")

@@ -26,7 +26,7 @@ _AVX512 = [*_AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mpre
 _VNNI = [*_AVX512, "-mavx512vnni"]
 # The sources of the kernels are compiled once for each, and the library chooses when it is loaded.
 _VARIANTS = {"x86_64": {"sse2": [], "avx2": _AVX2, "avx512": _AVX512, "vnni": _VNNI}}
-_PRODUCT_VARIANTS = {"x86_64": {"vnni": _VNNI, "amx": [*_VNNI, "-mamx-tile", "-mamx-int8"]}}
+_PRODUCT_VARIANTS = {"x86_64": {"avx2": _AVX2, "vnni": _VNNI, "amx": [*_VNNI, "-mamx-tile", "-mamx-int8"]}}
 _OPERATORS = ("operators", "attention_operators", "product_operators", "search_operators")
 _OTHERS = ("packing", "rows")  # have nothing to gain from an instruction set
 _KERNELS = ("attention", "best", "lists", "norm")

@@ -86,7 +86,7 @@ typedef void (*FindListProduct)(const ListProduct *, size_t first, size_t end);
 typedef struct {
   const uint8_t *quantised; /* [rows, depth] */
   size_t rows, depth;       /* the depth is a multiple of 4 */
-  const int8_t *weights;    /* [panels, depth / 4, PANEL, 4]: a column of a panel has four numbers side by side */
+  const int8_t *weights;    /* [panels, depth / step, panel, step]: the numbers of a step of a column stand side by side */
   size_t width;             /* of all panels, a multiple of LANES_OF_ALL; zeros stand behind it in the last */
   const int32_t *offsets;   /* [width], for each column what the zero of the states adds to its sums */
   float scale;              /* of the states */
@@ -95,13 +95,19 @@ typedef struct {
   float *out;               /* [rows, width]: (sum + offset) * (scale * weight_scale) + bias */
 } Int8Product;
 
-#define PANEL 64
+/* Columns of a panel, and products that are added at a time. */
+#define INT8_PANEL_AVX2 16
+#define INT8_STEP_AVX2 2
+#define INT8_PANEL_VNNI 64
+#define INT8_STEP_VNNI 4
 
-/* Computes the panels `first` to `end`, not included. */
-typedef void (*FindInt8Product)(const Int8Product *, size_t first_panel, size_t end_panel);
+#define INT8_BLOCK 64
+
+/* Computes the columns of the blocks `first` to `end`, not included, of INT8_BLOCK each. */
+typedef void (*FindInt8Product)(const Int8Product *, size_t first_block, size_t end_block);
 
 /* Packs weights [depth, width], as Int8Product has them. */
-void pack_int8(const int8_t *weights, size_t depth, size_t width, int8_t *packed);
+void pack_int8(const int8_t *weights, size_t depth, size_t width, size_t panel, size_t step, int8_t *packed);
 
 /* The name of its variant that is the best for this processor; NULL where it has none. */
 const char *int8_product_variant(void);

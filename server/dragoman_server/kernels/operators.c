@@ -32,6 +32,7 @@ DECLARE(sse2)
 DECLARE(avx2)
 DECLARE(avx512)
 DECLARE(vnni)
+void int8_product_avx2(const Int8Product *, size_t, size_t);
 void int8_product_vnni(const Int8Product *, size_t, size_t);
 void int8_product_amx(const Int8Product *, size_t, size_t);
 
@@ -79,17 +80,25 @@ PUBLIC const char *kernel_variant(void) {
 
 PUBLIC const char *int8_product_variant(void) {
   enum Level level = level_of_processor();
-  if (level < VNNI) return NULL;
+  if (level < AVX2) return NULL;
+  if (level < VNNI) return "avx2";
   return level == AMX && may_use_tiles() ? "amx" : "vnni";
+}
+
+static void take_int8_product(Kernels *found, FindInt8Product product, size_t panel, size_t step) {
+  found->int8_product = product, found->int8_panel = panel, found->int8_step = step;
 }
 
 static Kernels best_kernels(void) {
   enum Level level = level_of_processor();
   if (level == SSE2) return KERNELS(sse2);
-  if (level == AVX2) return KERNELS(avx2);
-  if (level == AVX512) return KERNELS(avx512);
-  Kernels found = KERNELS(vnni);
-  found.int8_product = strcmp(int8_product_variant(), "amx") == 0 ? int8_product_amx : int8_product_vnni;
+  Kernels found = level == AVX2 ? KERNELS(avx2) : level == AVX512 ? KERNELS(avx512) : KERNELS(vnni);
+  if (level < VNNI)
+    take_int8_product(&found, int8_product_avx2, INT8_PANEL_AVX2, INT8_STEP_AVX2);
+  else if (level == AMX && may_use_tiles())
+    take_int8_product(&found, int8_product_amx, INT8_PANEL_VNNI, INT8_STEP_VNNI);
+  else
+    take_int8_product(&found, int8_product_vnni, INT8_PANEL_VNNI, INT8_STEP_VNNI);
   return found;
 }
 #else

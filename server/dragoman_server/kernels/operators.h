@@ -16,6 +16,7 @@ typedef struct {
   FindActivated activate;
   FindListProduct list_product;
   FindInt8Product int8_product; /* NULL where the processor has none */
+  size_t int8_panel, int8_step; /* of its weights */
   FindBest find_best;
   FindLogProbs log_probs;
 } Kernels;

@@ -7,7 +7,7 @@
  * SiluQuantised, ReluQuantised: see Activate in kernels.h.
  *   in float [..., D]; scale float []; zero uint8 [] -> uint8 [..., D]
  * Int8Product: see Int8Product in kernels.h, where this processor has it.
- *   quantised uint8 [..., D]; weights int8 [P, D / 4, PANEL, 4]; scale float []; weight_scales float [N]; offsets int32
+ *   quantised uint8 [..., D]; weights int8 [panels, D / step, panel, step]; scale float []; weight_scales float [N]; offsets int32
  *   [N]; [bias float [N]] -> float [..., N]
  * ListProduct, ListProductInt8: see ListProduct in kernels.h.
  *   states float [b, D]; weights float [V, D]; bias float [>= V]; ids int32 [b, n] -> logits float [b, n]
@@ -106,12 +106,12 @@ static OrtStatus *compute_int8_product(void *node, OrtContext *context) {
   const Tensor *states = &in[0], *weights = &in[1], *scale = &in[2], *weight_scales = &in[3], *offsets = &in[4];
   const Tensor *bias = &in[5];
   if (kernels.int8_product == NULL) return ort_error("Int8Product: this processor has no such instructions");
-  if (states->rank < 1 || states->rank > MOST_SIZES || weights->rank != 4 || weights->sizes[2] != PANEL ||
-      weights->sizes[3] != 4 || scale->data == NULL || scale->rank != 0 || weight_scales->rank != 1)
+  if (states->rank < 1 || states->rank > MOST_SIZES || weights->rank != 4 ||
+      (size_t)weights->sizes[2] != kernels.int8_panel || (size_t)weights->sizes[3] != kernels.int8_step || scale->data == NULL || scale->rank != 0 || weight_scales->rank != 1)
     return ort_error("Int8Product: the inputs have the wrong number of dimensions");
   size_t depth = (size_t)states->sizes[states->rank - 1], width = (size_t)weight_scales->sizes[0];
-  if (depth == 0 || (size_t)weights->sizes[1] * 4 != depth || width % LANES_OF_ALL != 0 ||
-      (size_t)weights->sizes[0] != (width + PANEL - 1) / PANEL || !have_same_shape(weight_scales, offsets) ||
+  if (depth == 0 || (size_t)weights->sizes[1] * kernels.int8_step != depth || width % LANES_OF_ALL != 0 ||
+      (size_t)weights->sizes[0] != (width + kernels.int8_panel - 1) / kernels.int8_panel || !have_same_shape(weight_scales, offsets) ||
       (bias->data != NULL && !have_same_shape(weight_scales, bias)))
     return ort_error("Int8Product: the inputs do not fit together");
   Int8Product work = {
@@ -132,8 +132,8 @@ static OrtStatus *compute_int8_product(void *node, OrtContext *context) {
   TRY(output_of(context, 0, sizes, states->rank, &out));
   work.out = out;
   /* A few rows wait for the weights, however few they are. */
-  size_t cost = PANEL * depth / 2 * (1 + work.rows / 4);
-  return run(context, int8_product_part, &work, (size_t)weights->sizes[0], cost);
+  size_t cost = INT8_BLOCK * depth / 2 * (1 + work.rows / 4);
+  return run(context, int8_product_part, &work, (width + INT8_BLOCK - 1) / INT8_BLOCK, cost);
 }
 
 static int int8_product_input(const OrtOperator *op, size_t index) {

@@ -63,7 +63,7 @@ def model_bytes(bundle: Bundle, graphs: Mapping[str, Graph], options: EngineOpti
         num_sessions = 1 if file == ATTENTION_FILE else num_pairs
         copied += growth * num_sessions * sum(tensors[name].size for name in set(_copied(graph, copied_inputs)))
         shared.update(_shared(graph, copied_inputs))
-    if not sums_int8_exactly():  # `open_session` says why
+    if not sums_int8_exactly() and not has_int8_product():  # `open_session` says why
         shared.update(name for name, tensor in tensors.items() if tensor.dtype == "int8")
     lists = 0
     if bundle.manifest.vocabulary is not None:

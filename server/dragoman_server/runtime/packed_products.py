@@ -7,6 +7,7 @@ those of ONNX Runtime's MatMulIntegerToFloat, to the last bit: sums are exact, a
 import ctypes
 import math
 import mmap
+from contextlib import suppress
 from functools import cache
 from typing import Any
 
@@ -20,9 +21,8 @@ from dragoman_server.kernels import LIBRARY
 from dragoman_server.runtime.own_operators import DOMAIN, import_own
 
 _PRODUCT = "MatMulIntegerToFloat"
-_PANEL = 64  # columns that are packed together
-_FOUR = 4  # products that are added at a time
-_LANES = 16
+_LAYOUTS = {"avx2": (16, 2), "vnni": (64, 4), "amx": (64, 4)}  # columns of a panel, products that are added at a time
+_FOUR, _LANES = 4, 16  # divide the depth and the width of weights that fit
 # Inputs of MatMulIntegerToFloat.
 _QUANTISED, _WEIGHTS, _SCALE, _WEIGHT_SCALES, _ZERO, _WEIGHT_ZEROS, _BIAS = range(7)
 
@@ -49,9 +49,10 @@ def with_packed_products(contents: Contents) -> Contents:
     Raises:
         BundleError: there is no memory for the packed weights.
     """
-    if not has_int8_product() or not contents.are_packed:
+    variant = int8_product_variant()
+    if variant is None or not contents.are_packed:
         return contents
-    packer = _Packer(contents)
+    packer = _Packer(contents, variant)
     try:
         graphs = {file: packer.graph(graph) for file, graph in contents.graphs.items()}
     except OSError as error:
@@ -60,8 +61,9 @@ def with_packed_products(contents: Contents) -> Contents:
 
 
 class _Packer:
-    def __init__(self, contents: Contents) -> None:
+    def __init__(self, contents: Contents, variant: str) -> None:
         self._originals, self._packed = contents.weights, contents.packed
+        self._layout = _LAYOUTS[variant]
         self._read: set[str] = set()
 
     def graph(self, contents: bytes) -> bytes:
@@ -102,7 +104,7 @@ class _Packer:
         packed, offsets = f"{weights.name}_packed", f"{weights.name}_offsets_{zero_point}"
         original = self._originals[weights.name]
         if packed not in self._packed:
-            self._packed[packed] = _pack(original)
+            self._packed[packed] = _pack(original, *self._layout)
         if offsets not in self._packed:
             self._packed[offsets] = -zero_point * original.sum(axis=0, dtype=np.int32)
         for name in (packed, offsets):
@@ -125,16 +127,18 @@ def _external(name: str, array: NDArray[Any], like: Any) -> Any:
     return tensor
 
 
-def _pack(weights: NDArray[np.int8]) -> NDArray[np.int8]:
-    """Weights [D, N] as the kernel reads them: [panels, D / 4, 64, 4]."""
+def _pack(weights: NDArray[np.int8], panel: int, step: int) -> NDArray[np.int8]:
+    """Weights [D, N] as the kernel reads them: [panels, D / step, panel, step]."""
     depth, width = weights.shape
-    shape = (-(-width // _PANEL), depth // _FOUR, _PANEL, _FOUR)
+    shape = (-(-width // panel), depth // step, panel, step)
     pages = mmap.mmap(-1, math.prod(shape), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    with suppress(OSError):  # where the system has no large pages
+        pages.madvise(mmap.MADV_HUGEPAGE)  # a twentieth faster for a few rows, which wait for memory
     packed = np.frombuffer(pages, np.int8).reshape(shape)
     function = _library().pack_int8
-    function.argtypes, function.restype = [ctypes.c_void_p, *[ctypes.c_size_t] * 2, ctypes.c_void_p], None
+    function.argtypes, function.restype = [ctypes.c_void_p, *[ctypes.c_size_t] * 4, ctypes.c_void_p], None
     weights = np.ascontiguousarray(weights)
-    function(weights.ctypes.data, depth, width, packed.ctypes.data)
+    function(weights.ctypes.data, depth, width, panel, step, packed.ctypes.data)
     return packed
 
 

@@ -78,9 +78,10 @@ def open_session(
         options.add_initializer(key, value)
     if not sums_int8_exactly():
         # The weights are made unsigned, so that sums cannot overflow: from what is given here, not from the file. The
-        # session keeps both.
+        # session keeps both. Those that are packed for our kernel have more dimensions and stay as they are.
         options.add_session_config_entry("session.x64quantprecision", "1")
-        signed = [key for key in weights_of(contents, name) if contents.weights[key].dtype == np.int8]
+        weights = {key: contents.weights[key] for key in weights_of(contents, name)}
+        signed = [key for key, weight in weights.items() if weight.dtype == np.int8 and weight.ndim == 2]
         options.add_external_initializers(signed, [values[key] for key in signed])
     name_weights_folder(options, contents)
     if not LIBRARY.exists():

@@ -21,7 +21,9 @@ from dragoman_server.runtime.own_operators import with_own_operators
 from dragoman_server.runtime.packed_products import int8_product_variant, with_packed_products
 from support.kernels import call, variants
 
-VARIANTS = {None: [], "vnni": ["vnni"], "amx": ["vnni", "amx"]}[int8_product_variant()]
+VARIANTS = {None: [], "avx2": ["avx2"], "vnni": ["avx2", "vnni"], "amx": ["avx2", "vnni", "amx"]}[
+    int8_product_variant()
+]
 _size, _pointer = ctypes.c_size_t, ctypes.c_void_p
 
 
@@ -56,7 +58,7 @@ class Product:
 
     def run(self, variant: str, rows: slice = slice(None)) -> NDArray[np.float32]:
         states = np.ascontiguousarray(self.states[rows])
-        packed = packed_products._pack(self.weights)
+        packed = packed_products._pack(self.weights, *packed_products._LAYOUTS[variant])
         offsets = -self.zero * self.weights.sum(axis=0, dtype=np.int32)
         (depth, width), num_rows = self.weights.shape, len(states)
         out = np.full((num_rows, width), np.nan, np.float32)
@@ -72,7 +74,7 @@ class Product:
             None if self.bias is None else self.bias.ctypes.data,
             out.ctypes.data,
         )
-        call("int8_product", variant, arguments, 0, len(packed))
+        call("int8_product", variant, arguments, 0, -(-width // 64))
         return out
 
     def expected(self) -> NDArray[np.float32]:
@@ -99,7 +101,6 @@ def test_products_are_those_of_onnx_runtime_to_the_last_bit(variant: str, has_bi
     case = Product(37, 128, 192, has_bias=has_bias)
     feeds: dict[str, NDArray[Any]] = {
         "states": case.states,
-        "weights": case.weights,
         "scale": np.array(case.scale),
         "weight_scales": case.weight_scales,
         "zero": np.array(case.zero, np.uint8),
@@ -109,22 +110,28 @@ def test_products_are_those_of_onnx_runtime_to_the_last_bit(variant: str, has_bi
     model = Model(ir_version=10)
     for domain, version in (("", 21), ("com.microsoft", 1)):
         model.opset_import.add(domain=domain, version=version)
+    # Only constant weights are made exact, too, where there is no VNNI.
+    constant = model.graph.initializer.add(name="weights", data_type=ONNX_NUMBERS["int8"])
+    constant.dims.extend(case.weights.shape)
+    constant.raw_data = case.weights.tobytes()
     for name, array in feeds.items():
         tensor = model.graph.input.add(name=name).type.tensor_type
         tensor.elem_type = ONNX_NUMBERS[array.dtype.name]
         for axis in range(array.ndim):
             tensor.shape.dim.add(dim_param=f"{name}_{axis}")
     node = model.graph.node.add(op_type="MatMulIntegerToFloat", domain="com.microsoft", output=["out"])
-    node.input.extend([*list(feeds)[:5], *(["", "bias"] if has_bias else [])])
+    node.input.extend(["states", "weights", "scale", "weight_scales", "zero", *(["", "bias"] if has_bias else [])])
     model.graph.output.add(name="out")
-    session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    options = ort.SessionOptions()
+    options.add_session_config_entry("session.x64quantprecision", "1")
+    session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     np.testing.assert_array_equal(case.run(variant), session.run(None, feeds)[0])
 
 
 @pytest.fixture
 def has_product(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a processor with the kernel; graphs are made, and not run."""
-    monkeypatch.setattr(packed_products, "has_int8_product", lambda: True)
+    monkeypatch.setattr(packed_products, "int8_product_variant", lambda: "vnni")
 
 
 def operators(graph: bytes) -> Counter[str]:
@@ -231,7 +238,7 @@ def test_without_the_kernel_or_with_weights_where_they_are_a_model_stays_as_it_i
 ) -> None:
     contents = tiny_bundles["int8"].contents()
     assert with_packed_products(contents._replace(are_packed=False)).graphs == contents.graphs
-    monkeypatch.setattr(packed_products, "has_int8_product", lambda: False)
+    monkeypatch.setattr(packed_products, "int8_product_variant", lambda: None)
     assert with_packed_products(contents) is contents
 
 
@@ -240,4 +247,4 @@ def test_the_library_takes_the_best_that_the_processor_has() -> None:
     function = ctypes.CDLL(str(LIBRARY)).kernel_variant
     function.restype = ctypes.c_char_p
     assert function().decode() == variants()[-1]
-    assert (int8_product_variant() is not None) == ("vnni" in variants())
+    assert (int8_product_variant() is not None) == ("avx2" in variants())

@@ -187,7 +187,7 @@ def evaluate(
         list[str],
         typer.Option(metavar="SOURCE-TARGET=FILE,FILE", help="Sentences and their reference translations. Repeatable."),
     ],
-    num_threads: Annotated[int, typer.Option(help="0: as many as there are CPUs.")] = 0,
+    num_threads: Annotated[int, typer.Option(min=0, help="0: as many as there are CPUs.")] = 0,
 ) -> None:
     """Measure a bundle: BLEU, chrF, load time, speed, memory."""
     options = EngineOptions(num_threads=num_threads, max_waiting=1_000_000)

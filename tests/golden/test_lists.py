@@ -157,6 +157,21 @@ def test_a_row_depends_on_no_other_list(bundle: Bundle, runner: ListRunner, sour
                     np.testing.assert_array_equal(a, b, err_msg=f"row {row}, step {step}")
 
 
+@pytest.mark.parametrize("is_shared", [False, True])
+def test_a_list_of_nearly_all_tokens_stands_beside_rows_that_want_all_logits(
+    bundle: Bundle, runner: ListRunner, sources: list[tuple[int, ...]], is_shared: bool
+) -> None:
+    """Its logits come in parts of 64, which are more than the vocabulary has."""
+    tokens, size = some_tokens(bundle, 2), bundle.manifest.architecture.vocabulary_size
+    assert size % 64
+    alone = decode(runner, [sources[0]], (), tokens[:1])
+    lists = [None, Candidates(np.arange(size, dtype=np.int32), is_shared=is_shared)]
+    together = decode(runner, sources[:2], lists, tokens)  # row 0 wants all logits, row 1 none
+    for one, two in zip(alone, together, strict=True):
+        np.testing.assert_array_equal(one.all_logits[0], two.all_logits[0])
+        np.testing.assert_array_equal(one.all_logprobs[0], two.all_logprobs[0])
+
+
 def test_rows_that_come_and_go_leave_the_others_as_they_are(
     bundle: Bundle, runner: ListRunner, sources: list[tuple[int, ...]]
 ) -> None:

@@ -15,10 +15,12 @@ from dragoman_export.shortlist.making import Made, Wanted, make_lists
 from dragoman_export.text_files import CorpusFile
 from dragoman_server.bundle.bundle import Bundle
 from dragoman_server.bundle.languages import LanguageTable
-from dragoman_server.bundle.manifest import MANIFEST_FILE, VOCABULARY_FILE
+from dragoman_server.bundle.manifest import MANIFEST_FILE, VOCABULARY_FILE, ShortlistFacts
 
 _MAX_LIST_TOKENS = 1 << 16
 _MAX_NAMED_LANGUAGES = 20
+# A table of fewer, or with a smaller share of the same translations, says that more sentences are wanted.
+_MIN_MEASURED, _MIN_IDENTICAL = 200, 0.95
 
 
 def add_commands(app: typer.Typer) -> None:
@@ -71,7 +73,7 @@ def shortlist(
     held_out: Annotated[
         int, typer.Option(min=1, help="Sentences of --sources to measure on, at most a tenth of them.")
     ] = 1000,
-    num_threads: Annotated[int, typer.Option(help="0: as many as there are CPUs.")] = 0,
+    num_threads: Annotated[int, typer.Option(min=0, help="0: as many as there are CPUs.")] = 0,
     force: Force = False,
 ) -> None:
     """Make a bundle whose targets may be chosen from lists of likely tokens, which is faster.
@@ -128,6 +130,8 @@ def _print(made: Made, bundle: Bundle) -> None:
                 f"{facts.speed_ratio:.2f} x",
             )
         console.print(table)
+        for each in made.measured:
+            _warn(each.facts)
     size = bundle.manifest.architecture.vocabulary_size
     shown = sorted(made.list_lengths.items())[:_MAX_NAMED_LANGUAGES]
     for language, length in shown:
@@ -139,3 +143,14 @@ def _print(made: Made, bundle: Bundle) -> None:
     folder = made.bundle.folder
     megabytes = (folder / VOCABULARY_FILE).stat().st_size / 1e6
     console.print(f"Wrote {made.bundle.resource_name} to {folder}; {VOCABULARY_FILE} has {megabytes:.1f} MB.")
+
+
+def _warn(facts: ShortlistFacts) -> None:
+    direction = "-".join(facts.direction)
+    if facts.num_sentences < _MIN_MEASURED:
+        console.print(f"Warning: {direction} was measured on {facts.num_sentences} sentences, too few to rely on.")
+    if facts.share_identical < _MIN_IDENTICAL:
+        console.print(
+            f"Warning: of {direction}, only {facts.share_identical:.1%} of the translations are those of the full "
+            "vocabulary. Give more sentences like those that will be translated, or a larger --per-token."
+        )

@@ -5,7 +5,7 @@ import io
 import json
 import shutil
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,12 +33,14 @@ class KeptWork:
             if other != self._folder:
                 shutil.rmtree(other)
 
-    def load(self, name: str) -> dict[str, NDArray[Any]] | None:
-        """The arrays of this name; None where they were not saved, or are damaged."""
+    def load(self, name: str, keys: Collection[str]) -> dict[str, NDArray[Any]] | None:
+        """The arrays of this name, under these keys; None where they were not saved, or are damaged."""
         try:
-            with np.load(self._folder / f"{name}.npz", allow_pickle=False) as arrays:
-                return dict(arrays)
-        except (OSError, ValueError, EOFError, zipfile.BadZipFile):
+            contents = io.BytesIO((self._folder / f"{name}.npz").read_bytes())
+            with np.load(contents, allow_pickle=False) as arrays:
+                return {key: arrays[key] for key in keys}
+        # What zipfile does not read, as it takes it for encrypted, is NotImplementedError or RuntimeError.
+        except (OSError, ValueError, EOFError, KeyError, RuntimeError, zipfile.BadZipFile):
             return None
 
     def save(self, name: str, arrays: Mapping[str, NDArray[Any]]) -> None:

@@ -112,6 +112,10 @@ class _Maker:
             language: [line for path in paths for line in read_lines(path)]
             for language, paths in wanted.target_texts.items()
         }
+        for language, lines in self._texts.items():
+            if not any(map(str.strip, lines)):
+                paths = ", ".join(map(str, wanted.target_texts[language]))
+                raise ValueError(f"{paths} has no text: the list of {language} would have nothing but characters")
         directions = [*(sentences.direction for sentences in self._sentences), *self._imported]
         self._check(directions)
         self._missing_shares: dict[str, float] = {}

@@ -1,5 +1,6 @@
 """The sentences that shortlists are made of, and those that they are measured on."""
 
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -26,7 +27,7 @@ class Sentences:
 
 
 def read_sentences(bundle: Bundle, files: Sequence[CorpusFile], held_out: int) -> list[Sentences]:
-    """Reads the files, and holds out some sentences of each direction, spread evenly.
+    """Reads the files, and holds out some sentences of each direction, chosen at random with a fixed seed.
 
     Args:
         bundle: of the model.
@@ -85,6 +86,7 @@ def _parted(direction: Direction, sources: Sequence[Ids], held_out: int) -> tupl
             f"{'-'.join(direction)} has {len(sources)} different sentences; at least 2 are needed, one to be held out"
         )
     number = max(1, min(held_out, int(_MAX_HELD_OUT_SHARE * len(sources))))
-    chosen = {index * len(sources) // number for index in range(number)}
+    # At random, and the same ones each time: texts of an application repeat at regular distances.
+    chosen = {*random.Random(0).sample(range(len(sources)), number)}
     made_of = tuple(source for index, source in enumerate(sources) if index not in chosen)
     return made_of, tuple(sources[index] for index in sorted(chosen))

@@ -22,6 +22,7 @@ from dragoman_server.service.options import TargetLimit
 
 # Sentences that are translated and kept at a time, and of these the rows of a batch.
 _CHUNK, _MAX_ROWS = 512, 32
+_KEPT = ("sources", "targets", "weights", "counts")
 # Tokens that count at each step, by their probabilities. With one, a table of as many sentences finds half as many of
 # the tokens that the lists of others need.
 _NUM_LIKELY = 8
@@ -149,7 +150,7 @@ def translate_and_count(sentences: Sentences, translator: Translator, kept: Kept
     name = "-".join(sentences.direction)
     sources = sentences.made_of
     chunks = {f"{name}-{begin}": sources[begin : begin + _CHUNK] for begin in range(0, len(sources), _CHUNK)}
-    found = {key: arrays for key in chunks if (arrays := kept.load(key)) is not None}
+    found = {key: arrays for key in chunks if (arrays := kept.load(key, _KEPT)) is not None}
 
     def count(key: str) -> str:
         found[key] = translator.count(chunks[key], sentences.framing)

@@ -3,13 +3,15 @@
 import math
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import NamedTuple
 
 from dragoman_server.engine.pace import Pace
 from dragoman_server.engine.room import Usage
 from dragoman_server.engine.scheduler import Scheduler
 from dragoman_server.engine.sequence import Completion, Outline, Priority, Request, SequenceGroup
-from dragoman_server.engine.waiting import Load
+from dragoman_server.engine.waiting import Coming, Load
 from dragoman_server.errors import NotInTimeError, QueueFullError
 
 # Estimates are taken for so much longer: answers go through other threads and the network, and lengths are guesses.
@@ -40,9 +42,9 @@ class Admission:
         self._scheduler, self._limits, self._num_rows = scheduler, limits, num_rows
         self._pace = Pace()
         self._longest_ratio = _LONGEST_RATIO
-        # By identity, of calls that were not refused early: what is known of what they take, their requests not being
-        # ready yet. What it weighs is known by the size that requests have lately.
-        self._expected = defaultdict[object, Usage](Usage)
+        # By identity and priority, of calls that were not refused early: how many there are, and what is known of what
+        # they take, their requests not being ready yet. It counts when the same caller asks again, as if it waited.
+        self._expected = defaultdict[object, dict[Priority, _Expected]](dict)
 
     def check_early(self, outline: Outline) -> None:
         """Refuses a call of which only this is known, as if its requests were as long as those of others lately.
@@ -51,8 +53,7 @@ class Admission:
             QueueFullError: there is no room for so many.
             NotInTimeError: they can hardly be finished by the deadline.
         """
-        usage = _least(outline).plus(self._expected.get(outline.identity, Usage()))
-        self._check_room(usage, outline.priority, outline.identity)
+        self._check_room(_least(outline), outline.priority, outline.identity, self._expected_of(outline.identity))
         if not math.isinf(outline.deadline):
             _check_time(_EARLY_MARGIN * self.seconds(outline) + outline.seconds_after, outline.deadline)
 
@@ -60,8 +61,13 @@ class Admission:
         """A call is made ready to be checked, or is no longer where the sign is -1."""
         if outline.identity is None:  # a call of its own
             return
-        usage = self._expected[outline.identity] = self._expected[outline.identity].plus(_least(outline), sign)
-        if not usage.num_requests:
+        of_caller = self._expected[outline.identity]
+        before = of_caller.get(outline.priority, _Expected())
+        left = _Expected(before.num_calls + sign, before.usage.plus(_least(outline), sign))
+        of_caller[outline.priority] = left
+        if not left.num_calls:
+            del of_caller[outline.priority]
+        if not of_caller:
             del self._expected[outline.identity]
 
     def check(self, groups: Sequence[SequenceGroup]) -> None:
@@ -85,12 +91,10 @@ class Admission:
 
     def seconds(self, outline: Outline) -> float:
         """How long the requests of a call would take of which only this is known; 0 where the pace is unknown."""
-        size, usage = self._pace.usual_size, _least(outline)
-        longest = size * (self._longest_ratio if outline.num_requests > 1 else 1.0)
-        expected = self._expected.get(outline.identity, Usage())
-        before = self._pace.seconds_of(expected.num_rows * size, time.monotonic())
-        load = Load(usage.num_requests, usage.num_rows * size)
-        return before + self._seconds(load, usage.num_rows, longest, outline.priority, outline.identity)
+        usage, identity = _least(outline), outline.identity
+        longest = self._pace.usual_size * (self._longest_ratio if outline.num_requests > 1 else 1.0)
+        expected, load = self._expected_of(identity), self._load_of(usage)
+        return self._seconds(load, usage.num_rows, longest, outline.priority, identity, expected)
 
     def is_late(self, request: Request) -> bool:
         """Whether a request cannot be finished by its deadline, were it encoded now."""
@@ -110,25 +114,56 @@ class Admission:
         """Tells how long the target of a request has become."""
         self._pace.note_answer(request.size, max(len(hypothesis.token_ids) for hypothesis in answer.hypotheses))
 
-    def _check_room(self, usage: Usage, priority: Priority, identity: object) -> None:
-        lack = self._scheduler.room.lack(usage, self._limits, identity, priority)
+    def _expected_of(self, identity: object) -> Mapping[Priority, "_Expected"]:
+        return self._expected.get(identity, {})
+
+    def _check_room(
+        self,
+        usage: Usage,
+        priority: Priority,
+        identity: object,
+        expected: Mapping[Priority, "_Expected"] = MappingProxyType({}),
+    ) -> None:
+        coming = {of_priority: calls.usage for of_priority, calls in expected.items()}
+        lack = self._scheduler.room.lack(usage, self._limits, identity, priority, coming)
         if lack is not None:
             text, share = lack
-            seconds = self._pace.seconds_of(share * self._scheduler.waiting_weight, time.monotonic())
+            weight = sum(self._load_of(of_priority).weight for of_priority in coming.values())
+            seconds = self._pace.seconds_of(share * (self._scheduler.waiting_weight + weight), time.monotonic())
             raise QueueFullError(text, max(_LEAST_RETRY_SECONDS, seconds or _UNKNOWN_RETRY_SECONDS))
 
-    def _seconds(self, load: Load, num_rows: int, longest: float, priority: Priority, identity: object) -> float:
+    def _seconds(
+        self,
+        load: Load,
+        num_rows: int,
+        longest: float,
+        priority: Priority,
+        identity: object,
+        expected: Mapping[Priority, "_Expected"] = MappingProxyType({}),
+    ) -> float:
         """From now to the answers of a call: what comes before it, and its decoding."""
         now = time.monotonic()
         seconds = self._decoding_seconds(longest, num_rows, now)
-        if self._scheduler.num_waiting or self._scheduler.num_reserved_rows + num_rows > self._num_rows:
-            seconds += self._pace.seconds_of(self._scheduler.weight_until(load, identity, priority), now)
+        coming = {
+            of_priority: Coming(calls.num_calls, self._load_of(calls.usage)) for of_priority, calls in expected.items()
+        }
+        if coming or self._scheduler.num_waiting or self._scheduler.num_reserved_rows + num_rows > self._num_rows:
+            seconds += self._pace.seconds_of(self._scheduler.weight_until(load, identity, priority, coming), now)
         return seconds
+
+    def _load_of(self, usage: Usage) -> Load:
+        """Of requests as long as they are lately."""
+        return Load(usage.num_requests, usage.num_rows * self._pace.usual_size)
 
     def _decoding_seconds(self, size: float, num_rows: int, now: float) -> float:
         """From the encoding of a request to its answer, with so many rows beside those that are taken."""
         num_together = min(self._scheduler.num_reserved_rows + num_rows, self._num_rows)
         return self._pace.decoding_seconds(size, num_together, now)
+
+
+class _Expected(NamedTuple):
+    num_calls: int = 0
+    usage: Usage = Usage()
 
 
 def _least(outline: Outline) -> Usage:

@@ -1,7 +1,8 @@
 """How much of the queue is taken, and who may still join it: limits, and shares of callers."""
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple
 
 from dragoman_server.engine.sequence import Priority, SequenceGroup
@@ -56,7 +57,14 @@ class Room:
         """Forgets one that has left."""
         self._count(group, -1)
 
-    def lack(self, new: Usage, limits: Usage, identity: object, priority: Priority) -> tuple[str, float] | None:
+    def lack(
+        self,
+        new: Usage,
+        limits: Usage,
+        identity: object,
+        priority: Priority,
+        coming: Mapping[Priority, Usage] = MappingProxyType({}),
+    ) -> tuple[str, float] | None:
         """What there is not enough of for new requests, and the share of what waits that has to go first; or None.
 
         Args:
@@ -64,15 +72,21 @@ class Room:
             limits: of what may wait.
             identity: of the caller.
             priority: of the requests.
+            coming: what is to wait before them, of the same caller.
         """
-        of_caller = self._of_callers.get(identity, Usage())
-        for name, limit, waiting, added, own in zip(_NAMES, limits, self.usage, new, of_caller, strict=True):
+        usage, of_caller = self.usage, self._of_callers.get(identity, Usage())
+        for of_priority, own in coming.items():
+            usage = usage.plus(own)
+            if of_priority is not Priority.BULK:
+                of_caller = of_caller.plus(own)
+        for name, limit, waiting, added, own_waiting in zip(_NAMES, limits, usage, new, of_caller, strict=True):
             if waiting + added <= limit or (not waiting and name != _NAMES[0]):
                 continue
             left = limit + int(_KEPT_SHARE * limit) - waiting
-            if priority is not Priority.BULK and own + added <= left - added:
+            if priority is not Priority.BULK and own_waiting + added <= left - added:
                 continue
-            text = f"{waiting} {name} are waiting and {added} more would exceed the limit of {limit}"
+            are_waiting = "are waiting or to come" if coming else "are waiting"
+            text = f"{waiting} {name} {are_waiting} and {added} more would exceed the limit of {limit}"
             return text, min(1.0, (waiting + added - limit) / max(1, waiting))
         return None
 

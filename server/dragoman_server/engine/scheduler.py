@@ -2,14 +2,14 @@
 
 import math
 from bisect import insort
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from collections.abc import Sequence as Rows
 from operator import neg
 
 from dragoman_server.engine.room import Room, Usage
 from dragoman_server.engine.sequence import Priority, Sequence, SequenceGroup
 from dragoman_server.engine.slots import Move, Slots
-from dragoman_server.engine.waiting import Load, WaitingQueue
+from dragoman_server.engine.waiting import Coming, Load, WaitingQueue
 
 # What a run of the encoder costs beside its tokens, in tokens: two runs are better than padding beyond this.
 ENCODER_RUN_TOKENS = 48
@@ -164,9 +164,9 @@ class Scheduler:
         """Of all that waits."""
         return self._waiting.weight
 
-    def weight_until(self, new: Load, identity: object, priority: Priority) -> float:
+    def weight_until(self, new: Load, identity: object, priority: Priority, coming: Mapping[Priority, Coming]) -> float:
         """An estimate of what is dealt until the last request of a new call is, this included."""
-        return self._waiting.weight_until(new, identity, priority)
+        return self._waiting.weight_until(new, identity, priority, coming)
 
     @property
     def num_running(self) -> int:

@@ -2,7 +2,8 @@
 
 import math
 from collections import OrderedDict, deque
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
 from dragoman_server.engine.room import Room
@@ -28,6 +29,9 @@ class Load(NamedTuple):
     def mean(self) -> float:
         return self.weight / max(1, self.num_requests)
 
+    def plus(self, other: "Load") -> "Load":
+        return Load(self.num_requests + other.num_requests, self.weight + other.weight)
+
     def before(self, num_takers: int, num_requests: int, *, has_followers: bool) -> "Load":
         """What of this is done while each of so many who share it has as many requests done.
 
@@ -39,6 +43,13 @@ class Load(NamedTuple):
         most = (_WITH_FOLLOWERS if has_followers else 1.0) * self.num_requests
         done = min(num_takers * num_requests, most)
         return Load(int(done), done * self.mean)
+
+
+class Coming(NamedTuple):
+    """Calls that are to wait, and what their requests are together."""
+
+    num_calls: int = 0
+    load: Load = Load()
 
 
 class Calls:
@@ -158,13 +169,14 @@ class Turns:
         self._weight -= sum(group.weight for group in removed)
         return removed
 
-    def weight_until(self, new: Load, identity: object) -> float:
+    def weight_until(self, new: Load, identity: object, coming: Coming) -> float:
         """What is done here until the last request of a new call of this caller has had its turn, itself included."""
         calls = self._by_identity.get(identity)
-        own, num_calls = (calls.load, calls.num_calls) if calls else (Load(), 0)
+        waiting, num_calls = (calls.load, calls.num_calls + coming.num_calls) if calls else (Load(), coming.num_calls)
+        own = waiting.plus(coming.load)
         num_turns = math.ceil(new.num_requests / TURN)
         of_caller = own.before(num_calls, num_turns * TURN, has_followers=num_turns > 1)
-        others = Load(self._num_groups - own.num_requests, self._weight - own.weight)
+        others = Load(self._num_groups - waiting.num_requests, self._weight - waiting.weight)
         num_others = len(self._by_identity) - (calls is not None)
         of_others = others.before(num_others, new.num_requests + of_caller.num_requests, has_followers=True)
         return new.weight + of_caller.weight + of_others.weight
@@ -232,16 +244,23 @@ class WaitingQueue:
                 if not group.is_unlimited:
                     self.room.give(group)
 
-    def weight_until(self, new: Load, identity: object, priority: Priority) -> float:
+    def weight_until(
+        self,
+        new: Load,
+        identity: object,
+        priority: Priority,
+        coming: Mapping[Priority, Coming] = MappingProxyType({}),
+    ) -> float:
         """An estimate of what is dealt until the last request of a new call is, this included.
 
         Args:
             new: the call.
             identity: of its caller.
             priority: of its requests.
+            coming: what is to wait before it, of the same caller.
         """
-        own = self._turns[priority].weight_until(new, identity)
-        others = (other for other in Priority if other is not priority)
-        return own + sum(
-            min(self._turns[other].load.weight, own * SHARES[other] / SHARES[priority]) for other in others
-        )
+        own = self._turns[priority].weight_until(new, identity, coming.get(priority, Coming()))
+        weights = {other: turns.load.weight for other, turns in self._turns.items() if other is not priority}
+        for other in weights.keys() & coming.keys():
+            weights[other] += coming[other].load.weight
+        return own + sum(min(weight, own * SHARES[other] / SHARES[priority]) for other, weight in weights.items())

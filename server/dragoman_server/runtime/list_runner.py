@@ -287,7 +287,8 @@ def _together(parts: Sequence[_Part], outputs: Sequence[StepOutput], question: _
     num_rows, width = len(question.score_ids), max(output.top_ids.shape[1] for output in outputs)
     top_ids, top_logprobs = np.zeros((num_rows, width), np.int64), np.full((num_rows, width), -np.inf, np.float32)
     scores = np.zeros(num_rows, np.float32)
-    size = max(output.all_logits.shape[1] for output in outputs)
+    # Where a part was not asked for all, it has none, of a width of its own.
+    size = max((output.all_logits.shape[1] for output in outputs if len(output.all_logits)), default=0)
     shape = (len(question.all_rows), size)
     all_logits, all_logprobs = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
     for part, output in zip(parts, outputs, strict=True):

@@ -179,12 +179,13 @@ def test_a_run_that_was_stopped_goes_on(
 def test_work_for_another_purpose_is_deleted(tmp_path: Path) -> None:
     one = KeptWork(tmp_path / "new", ["one"])
     one.save("a", {"numbers": np.arange(3)})
-    found = KeptWork(tmp_path / "new", ["one"]).load("a")
+    found = KeptWork(tmp_path / "new", ["one"]).load("a", ["numbers"])
     assert found is not None
     assert found["numbers"].tolist() == [0, 1, 2]
-    assert one.load("b") is None
+    assert one.load("b", ["numbers"]) is None
+    assert one.load("a", ["numbers", "others"]) is None
     other = KeptWork(tmp_path / "new", ["two"])
-    assert other.load("a") is None
+    assert other.load("a", ["numbers"]) is None
     assert [*tmp_path.iterdir()] == []
     other.save("a", {})
     other.delete()
@@ -245,6 +246,28 @@ def test_a_folder_that_is_there_is_not_replaced(
 ) -> None:
     assert run("shortlist", tiny_bundles["fp32"].folder, tmp_path) == 2
     assert "exists already" in run.err
+
+
+def test_a_text_of_a_language_that_is_empty_is_refused(
+    run: ExportCommand, tiny_bundles: dict[Precision, Bundle], tmp_path: Path
+) -> None:
+    path = tmp_path / "text.fr"
+    path.write_text("\n \n", encoding="utf-8")
+    assert run("shortlist", tiny_bundles["fp32"].folder, tmp_path / "new", "--target-text", f"fr={path}") == 2
+    assert "text.fr has no text: the list of fr would have nothing but characters" in run.err
+
+
+@pytest.mark.parametrize("bit", range(8))
+def test_damaged_work_is_done_again(tmp_path: Path, bit: int) -> None:
+    """Whatever is damaged: what was read is what was kept, or nothing."""
+    kept = KeptWork(tmp_path / "new", [])
+    kept.save("a", {"numbers": np.arange(3), "others": np.arange(5)})
+    (path,) = tmp_path.glob(".new.*/a.npz")
+    contents = path.read_bytes()
+    for place in range(len(contents)):
+        path.write_bytes(contents[:place] + bytes([contents[place] ^ 1 << bit]) + contents[place + 1 :])
+        found = kept.load("a", ["numbers", "others"])
+        assert found is None or [found["numbers"].tolist(), found["others"].tolist()] == [[0, 1, 2], [0, 1, 2, 3, 4]]
 
 
 # -- the parts ---------------------------------------------------------------------------------------------------------

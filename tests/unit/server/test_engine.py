@@ -5,7 +5,7 @@ import time
 import weakref
 from collections.abc import Sequence
 from concurrent.futures import CancelledError, Future
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import replace
 from typing import Any
 
@@ -382,17 +382,37 @@ def test_what_was_answered_is_freed_without_the_garbage_collector() -> None:
 
 
 def test_what_is_made_ready_counts_for_its_caller() -> None:
-    with slow_engine(max_waiting=30_000) as engine:
+    with slow_engine(max_waiting=30_000) as engine, ExitStack() as coming:
         hypotheses(engine.submit([LONG] * 5, identity="a"))
-        deadline = time.monotonic() + 100.0
-        engine.check(Outline(5, identity="a", deadline=deadline))
-        with engine.expecting(Outline(20_000, identity="a")):  # 2,000 s
-            with pytest.raises(NotInTimeError):
-                engine.check(Outline(5, identity="a", deadline=deadline))
-            with pytest.raises(QueueFullError):
-                engine.check(Outline(20_000, identity="a"))
-            engine.check(Outline(5, identity="b", deadline=deadline))
-        engine.check(Outline(5, identity="a", deadline=deadline))
+        call = Outline(5, identity="a", deadline=time.monotonic() + 100.0)
+        engine.check(call)
+        with engine.expecting(Outline(9_000, identity="a")):  # 900 s, and calls of a caller take turns
+            engine.check(call)
+        for _ in range(300):
+            coming.enter_context(engine.expecting(Outline(30, identity="a")))
+        with pytest.raises(NotInTimeError):
+            engine.check(call)
+        with pytest.raises(QueueFullError, match=r"^9000 segments are waiting or to come and 25000 more"):
+            engine.check(Outline(25_000, identity="a"))
+        engine.check(replace(call, identity="b"))
+        coming.close()
+        engine.check(call)
+
+
+@pytest.mark.parametrize("priority", [Priority.INTERACTIVE, Priority.DEFAULT])
+def test_bulk_work_that_is_made_ready_leaves_others_their_room_and_their_share(priority: Priority) -> None:
+    with slow_engine(max_waiting=100) as engine, ExitStack() as coming:
+        hypotheses(engine.submit([LONG] * 5, identity="a"))
+        call = Outline(25, priority=Priority.BULK, identity="a")
+        for _ in range(4):
+            engine.check(call)
+            coming.enter_context(engine.expecting(call))
+        with pytest.raises(QueueFullError, match=r"^100 segments are waiting or to come and 1 more") as refused:
+            engine.check(replace(call, num_requests=1))
+        assert 0.05 < refused.value.retry_after_seconds < 0.5  # one of those 100 has to go first: 0.1 s
+        # 10 s come before it: by the shares of the priorities no more than 0.6 of what it takes itself.
+        deadline = time.monotonic() + 2.0
+        engine.check(Outline(1, priority=priority, identity="a", deadline=deadline))
 
 
 def test_before_texts_are_known_their_rows_count() -> None:

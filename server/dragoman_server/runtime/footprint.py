@@ -20,6 +20,7 @@ _PRODUCTS = ("Gemm", _INT8_PRODUCT)
 # Measured: graphs, kernels and Python's objects; and of the files of a tokenizer, what becomes of a byte. Of the first
 # large vocabulary of a process, Python keeps a part of what parsing it took: of 256,000 pieces 17 of 110 MiB.
 _FIXED_BYTES = 4 << 20
+_LIST_SESSIONS_BYTES = 2 << 20  # measured, likewise: a step in parts has sessions of its own
 _TOKENIZER_FACTORS: Mapping[TokenizerKind, int] = {
     "sentencepiece": 8,
     "marian": 9,
@@ -67,7 +68,7 @@ def model_bytes(bundle: Bundle, graphs: Mapping[str, Graph], options: EngineOpti
         shared.update(name for name, tensor in tensors.items() if tensor.dtype == "int8")
     lists = 0
     if bundle.manifest.vocabulary is not None:
-        lists = (bundle.folder / VOCABULARY_FILE).stat().st_size
+        lists = _LIST_SESSIONS_BYTES + (bundle.folder / VOCABULARY_FILE).stat().st_size
         output = _output_weight(graphs[DECODER_STEP_FILE])
         # By token, beside what the sessions have packed: the weights themselves, the embeddings, or a copy.
         if tensors[output].dtype != "int8":

@@ -128,7 +128,7 @@ class Admission:
         lack = self._scheduler.room.lack(usage, self._limits, identity, priority, coming)
         if lack is not None:
             text, share = lack
-            weight = sum(self._load_of(of_priority).weight for of_priority in coming.values())
+            weight = sum(self._load_of(expected_usage).weight for expected_usage in coming.values())
             seconds = self._pace.seconds_of(share * (self._scheduler.waiting_weight + weight), time.monotonic())
             raise QueueFullError(text, max(_LEAST_RETRY_SECONDS, seconds or _UNKNOWN_RETRY_SECONDS))
 
@@ -147,7 +147,8 @@ class Admission:
         coming = {
             of_priority: Coming(calls.num_calls, self._load_of(calls.usage)) for of_priority, calls in expected.items()
         }
-        if coming or self._scheduler.num_waiting or self._scheduler.num_reserved_rows + num_rows > self._num_rows:
+        num_rows_before = self._scheduler.num_reserved_rows + sum(calls.usage.num_rows for calls in expected.values())
+        if self._scheduler.num_waiting or num_rows_before + num_rows > self._num_rows:
             seconds += self._pace.seconds_of(self._scheduler.weight_until(load, identity, priority, coming), now)
         return seconds
 

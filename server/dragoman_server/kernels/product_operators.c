@@ -7,8 +7,8 @@
  * SiluQuantised, ReluQuantised: see Activate in kernels.h.
  *   in float [..., D]; scale float []; zero uint8 [] -> uint8 [..., D]
  * Int8Product: see Int8Product in kernels.h, where this processor has it.
- *   quantised uint8 [..., D]; weights int8 [panels, D / step, panel, step]; scale float []; weight_scales float [N]; offsets int32
- *   [N]; [bias float [N]] -> float [..., N]
+ *   quantised uint8 [..., D]; weights int8 [panels, D / step, panel, step]; scale float []; weight_scales float [N];
+ *   offsets int32 [N]; [bias float [N]] -> float [..., N]
  * ListProduct, ListProductInt8: see ListProduct in kernels.h.
  *   states float [b, D]; weights float [V, D]; bias float [>= V]; ids int32 [b, n] -> logits float [b, n]
  *   quantised uint8 [b, D]; scales float [] or [b, 1]; zero uint8 []; weights int8 [V, D]; weight_scales, bias float
@@ -106,12 +106,13 @@ static OrtStatus *compute_int8_product(void *node, OrtContext *context) {
   const Tensor *states = &in[0], *weights = &in[1], *scale = &in[2], *weight_scales = &in[3], *offsets = &in[4];
   const Tensor *bias = &in[5];
   if (kernels.int8_product == NULL) return ort_error("Int8Product: this processor has no such instructions");
-  if (states->rank < 1 || states->rank > MOST_SIZES || weights->rank != 4 ||
-      (size_t)weights->sizes[2] != kernels.int8_panel || (size_t)weights->sizes[3] != kernels.int8_step || scale->data == NULL || scale->rank != 0 || weight_scales->rank != 1)
+  const size_t panel = kernels.int8_panel, step = kernels.int8_step;
+  if (states->rank < 1 || states->rank > MOST_SIZES || weights->rank != 4 || (size_t)weights->sizes[2] != panel ||
+      (size_t)weights->sizes[3] != step || scale->data == NULL || scale->rank != 0 || weight_scales->rank != 1)
     return ort_error("Int8Product: the inputs have the wrong number of dimensions");
   size_t depth = (size_t)states->sizes[states->rank - 1], width = (size_t)weight_scales->sizes[0];
-  if (depth == 0 || (size_t)weights->sizes[1] * kernels.int8_step != depth || width % LANES_OF_ALL != 0 ||
-      (size_t)weights->sizes[0] != (width + kernels.int8_panel - 1) / kernels.int8_panel || !have_same_shape(weight_scales, offsets) ||
+  if (depth == 0 || (size_t)weights->sizes[1] * step != depth || width % LANES_OF_ALL != 0 ||
+      (size_t)weights->sizes[0] != (width + panel - 1) / panel || !have_same_shape(weight_scales, offsets) ||
       (bias->data != NULL && !have_same_shape(weight_scales, bias)))
     return ort_error("Int8Product: the inputs do not fit together");
   Int8Product work = {

@@ -132,8 +132,9 @@ def _pack(weights: NDArray[np.int8], panel: int, step: int) -> NDArray[np.int8]:
     depth, width = weights.shape
     shape = (-(-width // panel), depth // step, panel, step)
     pages = mmap.mmap(-1, math.prod(shape), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    with suppress(OSError):  # where the system has no large pages
-        pages.madvise(mmap.MADV_HUGEPAGE)  # a twentieth faster for a few rows, which wait for memory
+    if hasattr(mmap, "MADV_HUGEPAGE"):  # Linux
+        with suppress(OSError):  # where it has none
+            pages.madvise(mmap.MADV_HUGEPAGE)  # a twentieth faster for a few rows, which wait for memory
     packed = np.frombuffer(pages, np.int8).reshape(shape)
     function = _library().pack_int8
     function.argtypes, function.restype = [ctypes.c_void_p, *[ctypes.c_size_t] * 4, ctypes.c_void_p], None

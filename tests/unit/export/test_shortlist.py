@@ -93,6 +93,26 @@ def test_held_out_sentences_are_measured_without_references(
     assert "Measuring en-de" in run.err
     for shown in ("identical", "20", "30"):
         assert shown in run.out
+    said = " ".join(run.out.split())
+    assert "Warning: en-fr was measured on 6 sentences, too few to rely on." in said
+    for facts in vocabulary.shortlists:
+        is_low = f"Warning: of {'-'.join(facts.direction)}, only" in said
+        assert is_low == (facts.share_identical < 0.95)
+
+
+def test_lists_that_change_most_translations_are_warned_of(
+    run: ExportCommand, tiny_bundles: dict[Precision, Bundle], sources: Path, tmp_path: Path
+) -> None:
+    options = ("--sources", f"en-fr={sources}", "--per-token", 1, "--frequent", 1)
+    assert run("shortlist", tiny_bundles["fp32"].folder, tmp_path / "new", *options) == 0, run.err
+    assert "Warning: of en-fr, only" in " ".join(run.out.split())
+
+
+def test_a_negative_number_of_threads_is_refused_by_its_name(
+    run: ExportCommand, tiny_bundles: dict[Precision, Bundle], tmp_path: Path
+) -> None:
+    assert run("shortlist", tiny_bundles["fp32"].folder, tmp_path / "new", "--num-threads", -1) == 2
+    assert "--num-threads" in run.err
 
 
 def test_a_bundle_may_have_lists_of_languages_alone_and_later_others(

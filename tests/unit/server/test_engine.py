@@ -399,6 +399,16 @@ def test_what_is_made_ready_counts_for_its_caller() -> None:
         engine.check(call)
 
 
+def test_what_is_made_ready_costs_nobody_time_while_there_are_rows_for_all() -> None:
+    with running_engine(FakeRunner(on_decode=lambda _: time.sleep(0.005)), max_running=8) as engine:
+        hypotheses(engine.submit([LONG] * 16, identity="a"))
+        alone = engine.seconds(Outline(2, identity="a"))
+        with engine.expecting(Outline(6, identity="a")):
+            assert engine.seconds(Outline(2, identity="a")) == pytest.approx(alone, rel=0.02)
+        with engine.expecting(Outline(7, identity="a")):
+            assert engine.seconds(Outline(2, identity="a")) > 1.2 * alone
+
+
 @pytest.mark.parametrize("priority", [Priority.INTERACTIVE, Priority.DEFAULT])
 def test_bulk_work_that_is_made_ready_leaves_others_their_room_and_their_share(priority: Priority) -> None:
     with slow_engine(max_waiting=100) as engine, ExitStack() as coming:
